@@ -1,0 +1,68 @@
+// The Python module `_C`. Loading it registers the operators; what it exposes beside serves tests and bug reports.
+#include <ATen/Version.h>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/version.h>
+
+#include <string>
+#include <vector>
+
+#include "convolution.h"
+#include "taps.h"
+
+namespace py = pybind11;
+
+namespace conv2affine {
+
+namespace {
+
+py::dict build_info() {
+  py::dict info;
+  info["torch"] = TORCH_VERSION;
+  info["compiler"] = CONV2AFFINE_COMPILER;
+#ifdef _OPENMP
+  info["openmp"] = true;
+#else
+  info["openmp"] = false;
+#endif
+  info["cuda"] = false;
+  return info;
+}
+
+py::tuple axis_taps(int64_t input, int64_t output, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation,
+                    const std::string& rule) {
+  const AxisTaps taps(check_axis("axis", input, output, kernel, stride, padding, dilation, rule));
+  std::vector<int64_t> start = {0}, inputs, kernels;
+  for (int64_t o = 0; o < output; ++o) {
+    const Reads reads = taps[o];
+    for (const Tap& tap : reads) {
+      inputs.push_back(reads.shift + tap.input);
+      kernels.push_back(tap.kernel);
+    }
+    start.push_back(inputs.size());
+  }
+  const auto array = [](const std::vector<int64_t>& v) { return py::array_t<int64_t>(v.size(), v.data()); };
+  return py::make_tuple(array(start), array(inputs), array(kernels));
+}
+
+int64_t axis_entries(int64_t input, int64_t output, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation,
+                     const std::string& rule) {
+  return AxisTaps(check_axis("axis", input, output, kernel, stride, padding, dilation, rule)).entries();
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Compiled part of conv2affine; importing it registers torch.ops.conv2affine.";
+  m.def("build_info", &build_info, "What this binary was built with and for.");
+  // wrap_pybind_function keeps torch's exception types, which plain pybind11 turns into RuntimeError.
+  m.def("axis_taps", torch::wrap_pybind_function(axis_taps), py::arg("input"), py::arg("output"), py::arg("kernel"),
+        py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("rule"),
+        "(start, input, kernel): output coordinate o reads input[start[o]:start[o+1]] through those kernel taps.");
+  m.def("axis_entries", torch::wrap_pybind_function(axis_entries), py::arg("input"), py::arg("output"),
+        py::arg("kernel"), py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("rule"),
+        "Number of pairs (output coordinate, input coordinate) that meet through at least one tap.");
+}
+
+}  // namespace conv2affine

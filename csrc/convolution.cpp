@@ -1,0 +1,84 @@
+#include "convolution.h"
+
+#include <c10/util/Exception.h>
+#include <c10/util/safe_numerics.h>
+
+namespace conv2affine {
+
+namespace {
+
+Rule parse_rule(std::string_view rule) {
+  if (rule == "zeros") return Rule::zeros;
+  if (rule == "circular") return Rule::circular;
+  if (rule == "reflect") return Rule::reflect;
+  if (rule == "replicate") return Rule::replicate;
+  if (rule == "transposed") return Rule::transposed;
+  TORCH_CHECK_VALUE(false, "rule ('", rule,
+                    "') must be one of 'zeros', 'circular', 'reflect', 'replicate', 'transposed'");
+}
+
+int64_t product(at::IntArrayRef factors, const char* what) {
+  uint64_t result = 1;
+  for (const int64_t factor : factors) {
+    const bool overflows = c10::mul_overflows(result, static_cast<uint64_t>(factor), &result);
+    TORCH_CHECK_VALUE(!overflows && result <= INT64_MAX, "the number of ", what, " (product of ", factors,
+                      ") must fit into a signed 64-bit integer");
+  }
+  return static_cast<int64_t>(result);
+}
+
+}  // namespace
+
+Axis check_axis(std::string_view name, int64_t input, int64_t output, int64_t kernel, int64_t stride, int64_t padding,
+                int64_t dilation, std::string_view rule) {
+  TORCH_CHECK_VALUE(input >= 1 && output >= 1 && kernel >= 1, name, ": input size (", input, "), output size (", output,
+                    ") and kernel size (", kernel, ") must be >= 1");
+  TORCH_CHECK_VALUE(stride >= 1 && dilation >= 1, name, ": stride (", stride, ") and dilation (", dilation,
+                    ") must be >= 1");
+  TORCH_CHECK_VALUE(padding >= 0, name, ": padding (", padding, ") must be >= 0");
+  // The largest coordinate that tap() or AxisTaps can come to; twice it, so that no sum of two of them overflows.
+  int64_t reach = 0, along_output = 0, along_input = 0, largest = 0;
+  const bool overflows =
+      c10::mul_overflows(kernel, dilation, &reach) || c10::mul_overflows(output, stride, &along_output) ||
+      c10::mul_overflows(input, stride, &along_input) || c10::add_overflows(reach, along_output, &largest) ||
+      c10::add_overflows(largest, along_input, &largest) || c10::add_overflows(largest, padding, &largest) ||
+      c10::mul_overflows(largest, int64_t{2}, &largest);
+  TORCH_CHECK_VALUE(!overflows, name, ": input size (", input, "), output size (", output, "), kernel size (", kernel,
+                    "), stride (", stride, "), padding (", padding, ") and dilation (", dilation,
+                    ") give coordinates that do not fit into a signed 64-bit integer");
+  return {input, output, kernel, stride, padding, dilation, parse_rule(rule)};
+}
+
+Convolution check_convolution(const at::Tensor& weight, at::IntArrayRef input_size, at::IntArrayRef output_size,
+                              at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                              std::string_view rule, int64_t row_start, int64_t row_stop) {
+  TORCH_CHECK_VALUE(weight.layout() == at::kStrided && weight.dim() == 6,
+                    "weight must be a strided tensor of shape (groups, out/group, in/group, k1, k2, k3), got ",
+                    weight.layout(), " of shape ", weight.sizes());
+  TORCH_CHECK_VALUE(weight.size(0) >= 1 && weight.size(1) >= 1 && weight.size(2) >= 1,
+                    "weight must have at least one group, output channel and input channel, got shape ",
+                    weight.sizes());
+  for (const auto& [name, values] : {std::pair{"input_size", input_size},
+                                     {"output_size", output_size},
+                                     {"stride", stride},
+                                     {"padding", padding},
+                                     {"dilation", dilation}}) {
+    TORCH_CHECK_VALUE(values.size() == 3, name, " must have 3 values, one an axis, got ", values);
+  }
+  Convolution conv{weight.size(0), weight.size(1), weight.size(2), {}};
+  constexpr std::array<std::string_view, 3> names = {"axis 1", "axis 2", "axis 3"};
+  for (int axis = 0; axis < 3; ++axis) {
+    conv.axes[axis] = check_axis(names[axis], input_size[axis], output_size[axis], weight.size(3 + axis), stride[axis],
+                                 padding[axis], dilation[axis], rule);
+  }
+  const int64_t rows =
+      product({conv.groups, conv.out_per_group, output_size[0], output_size[1], output_size[2]}, "rows");
+  const int64_t cols =
+      product({conv.groups, conv.in_per_group, input_size[0], input_size[1], input_size[2]}, "columns");
+  TORCH_CHECK_VALUE(0 <= row_start && row_start <= row_stop && row_stop <= rows, "rows [", row_start, ", ", row_stop,
+                    ") must be a range within the ", rows, " rows of the matrix");
+  product({row_stop - row_start, cols, static_cast<int64_t>(weight.element_size())}, "bytes of the dense matrix");
+  return conv;
+}
+
+}  // namespace conv2affine

@@ -1,0 +1,10 @@
+#include "dense.h"
+
+#include <torch/library.h>
+
+TORCH_LIBRARY_FRAGMENT(conv2affine, m) {
+  m.def(
+      "dense(Tensor weight, SymInt[] input_size, SymInt[] output_size, SymInt[] stride, SymInt[] padding, "
+      "SymInt[] dilation, str rule, SymInt row_start, SymInt row_stop) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
+}

@@ -1,0 +1,83 @@
+// Axis taps: for each output coordinate, what it reads, sorted by input coordinate.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "axis.h"
+
+namespace conv2affine {
+
+// Note [Patterns]
+//
+// Away from the borders every output coordinate reads the same taps, moved along; only the margins differ. With
+// input 6, kernel 3, padding 1, stride 1 (a row an output coordinate, the tap that reads each input coordinate):
+//
+//            i = 0 1 2 3 4 5
+//     o = 0      1 2 . . . .    pattern 0   left margin
+//     o = 1      0 1 2 . . .    pattern 1   interior, shift 0
+//     o = 2      . 0 1 2 . .    pattern 1   interior, shift 1
+//     o = 3      . . 0 1 2 .    pattern 1   interior, shift 2
+//     o = 4      . . . 0 1 2    pattern 1   interior, shift 3
+//     o = 5      . . . . 0 1    pattern 2   right margin
+//
+// So the table holds one pattern for each coordinate of the margins and one for the whole interior, however long the
+// axis. A transposed convolution repeats with period `stride` instead of 1: then the interior has `stride` patterns.
+// The table depends on kernel, stride and padding; the length of the axis costs nothing.
+
+struct Tap {
+  int64_t input;   // input coordinate, before the shift
+  int64_t kernel;  // kernel tap that reads it
+};
+
+// What one output coordinate reads: input coordinate `shift + tap.input` through `tap.kernel`, for each of the taps,
+// in ascending order of (input, kernel).
+struct Reads {
+  const Tap* first;
+  const Tap* last;
+  int64_t shift;
+
+  const Tap* begin() const { return first; }
+  const Tap* end() const { return last; }
+};
+
+class AxisTaps {
+ public:
+  explicit AxisTaps(const Axis& axis);
+
+  // o must lie in [0, axis.output).
+  Reads operator[](int64_t o) const {
+    int64_t pattern = o, shift = 0;
+    if (o >= interior_end_) {
+      pattern = o - interior_end_ + interior_begin_ + interior_patterns_;
+    } else if (o >= interior_begin_) {
+      const int64_t inside = o - interior_begin_;
+      // The usual period is 1, and a division takes as long as all the rest.
+      const int64_t turn = period_ == 1 ? inside : inside / period_;
+      pattern = interior_begin_ + inside - turn * period_;
+      shift = turn * step_;
+    }
+    return {taps_.data() + start_[pattern], taps_.data() + start_[pattern + 1], shift};
+  }
+
+  // Whether some output coordinate reads one input coordinate through two taps, so that their weights add up.
+  bool overlaps() const { return overlaps_; }
+
+  // Number of pairs (o, i) such that o reads i through at least one tap.
+  int64_t entries() const;
+
+ private:
+  int64_t distinct(int64_t pattern) const;
+
+  int64_t output_;
+  int64_t interior_begin_;  // output coordinates [begin, end) are the interior
+  int64_t interior_end_;
+  int64_t period_;  // the interior repeats after `period` output coordinates,
+  int64_t step_;    // moved by `step` input coordinates
+  int64_t interior_patterns_;
+  bool overlaps_ = false;
+  std::vector<Tap> taps_;
+  std::vector<int64_t> start_;  // taps of pattern p: [start[p], start[p + 1])
+};
+
+}  // namespace conv2affine

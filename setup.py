@@ -1,0 +1,60 @@
+"""Builds the extension with CMake, and pins the torch that it was built for."""
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+
+def tool(name: str) -> str | None:
+    """The program from its PyPI package, which need not be on PATH; else the one on PATH."""
+    try:
+        scripts = importlib.metadata.files(name) or []
+    except importlib.metadata.PackageNotFoundError:
+        scripts = []
+    for script in scripts:
+        if script.parent.name in ("bin", "Scripts") and script.stem == name:
+            return str(script.locate())
+    return shutil.which(name)
+
+
+class CMakeBuild(build_ext):
+    """Configure, build and install into the place where setuptools expects the extension."""
+
+    def build_extension(self, ext: Extension) -> None:
+        cmake = tool("cmake")
+        if cmake is None:
+            raise SystemExit("conv2affine is built with CMake: run `pip install cmake ninja`")
+        build = Path(self.build_temp).resolve()
+        package = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if (ninja := tool("ninja")) else []
+        jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", "2")
+        # --fresh: an isolated build runs in a new environment each time, and a cache would point into the old one.
+        configure = ["--fresh", "-S", str(ROOT), "-B", str(build), *generator]
+        configure += [f"-DPython_EXECUTABLE={sys.executable}", "-DCMAKE_BUILD_TYPE=Release"]
+        subprocess.run([cmake, *configure], check=True)
+        subprocess.run([cmake, "--build", str(build), "--parallel", jobs], check=True)
+        subprocess.run([cmake, "--install", str(build), "--prefix", str(package.parent)], check=True)
+
+
+def torch_requirement() -> str:
+    """ATen has no stable ABI: a binary serves one minor version of torch, the one it was built for."""
+    try:
+        major, minor, *_ = importlib.metadata.version("torch").split(".")
+    except importlib.metadata.PackageNotFoundError:  # an sdist can be made without torch
+        return "torch"
+    return f"torch=={major}.{minor}.*"
+
+
+setup(
+    ext_modules=[Extension("conv2affine._C", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+    install_requires=[torch_requirement(), "numpy"],
+)
