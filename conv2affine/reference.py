@@ -1,0 +1,318 @@
+"""The pure-Python implementation that everything else is tested against: as readable as it can be, and slow.
+
+It scatters, tap by tap, along the padded input, and shares no code with the rest of the package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import product
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "dec_tuple",
+    "enc_tuple",
+    "output_size",
+    "range2d",
+    "to_bias",
+    "to_linear",
+    "to_matrix",
+    "torch_conv_layer_to_affine",
+]
+
+Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+Sizes = int | Iterable[int]
+
+
+def to_matrix(conv: Conv, input_size: Sizes) -> Tensor:
+    """The matrix of a convolution layer, written one weight at a time.
+
+        A[(co, o), (ci, i)] = sum over taps k that join o and i of  w[co, ci, k]
+
+    Args:
+        conv: One of PyTorch's six convolution layers.
+        input_size: (I_1, ..., I_D), or one int for all axes.
+
+    Returns:
+        A tensor of shape (out_channels * prod(output size), in_channels * prod(input_size)), dtype of `conv.weight`.
+        Element [r, c] tells how much input element c counts in output element r, both in C order.
+
+    Raises:
+        ValueError: If the output would be empty.
+
+    Example:
+        >>> conv = nn.Conv1d(1, 1, 2, bias=False).requires_grad_(False)
+        >>> _ = conv.weight.copy_(torch.tensor([[[1.0, 2.0]]]))
+        >>> to_matrix(conv, 3)
+        tensor([[1., 2., 0.],
+                [0., 1., 2.]])
+    """
+    inputs = _per_axis(input_size, len(conv.kernel_size))
+    outputs = output_size(conv, inputs)
+    weight = conv.weight.detach()
+    in_group, out_group = conv.in_channels // conv.groups, conv.out_channels // conv.groups
+    rows = conv.out_channels * prod(outputs)
+    cols = conv.in_channels * prod(inputs)
+    matrix = torch.zeros(rows, cols, dtype=weight.dtype)
+    joins = list(_transposed_joins(conv, inputs) if conv.transposed else _joins(conv, inputs))
+    for group, co_in_group, ci_in_group in product(range(conv.groups), range(out_group), range(in_group)):
+        co = group * out_group + co_in_group
+        ci = group * in_group + ci_in_group
+        for k, o, i in joins:
+            w = weight[(ci, co_in_group, *k) if conv.transposed else (co, ci_in_group, *k)]
+            row = enc_tuple((co, *o), (conv.out_channels, *outputs))
+            col = enc_tuple((ci, *i), (conv.in_channels, *inputs))
+            # The first weight of an entry is stored as it is: 0.0 + (-0.0) would lose a sign.
+            matrix[row, col] = matrix[row, col] + w if matrix[row, col] != 0 else w
+    return matrix
+
+
+def to_bias(conv: Conv, input_size: Sizes) -> Tensor:
+    """The bias of a convolution layer, one entry per row of the matrix.
+
+        b[(co, o)] = bias[co]
+
+    Args:
+        conv: One of PyTorch's six convolution layers.
+        input_size: (I_1, ..., I_D), or one int for all axes.
+
+    Returns:
+        A tensor of shape (out_channels * prod(output size),), zeros where the layer has no bias. Element [r] is added
+        to output element r.
+
+    Raises:
+        ValueError: If the output would be empty.
+
+    Example:
+        >>> to_bias(nn.Conv1d(1, 1, 2, bias=False), 3)
+        tensor([0., 0.])
+    """
+    outputs = output_size(conv, input_size)
+    bias = torch.zeros(conv.out_channels * prod(outputs), dtype=conv.weight.dtype)
+    if conv.bias is not None:
+        for co, *o in product(range(conv.out_channels), *map(range, outputs)):
+            bias[enc_tuple((co, *o), (conv.out_channels, *outputs))] = conv.bias.detach()[co]
+    return bias
+
+
+def to_linear(conv: Conv, input_size: Sizes) -> nn.Linear:
+    """The fully-connected layer that is equivalent to a convolution layer.
+
+        fc(x.flatten(1)) == conv(x).flatten(1)
+
+    Args:
+        conv: One of PyTorch's six convolution layers.
+        input_size: (I_1, ..., I_D), or one int for all axes.
+
+    Returns:
+        An `nn.Linear` of the layer's dtype, without a bias where the layer has none. `weight[r, c]` tells how much
+        input element c counts in output element r.
+
+    Raises:
+        ValueError: If the output would be empty.
+
+    Example:
+        >>> to_linear(nn.Conv2d(2, 5, 3, padding=1), (6, 7))
+        Linear(in_features=84, out_features=210, bias=True)
+    """
+    matrix = to_matrix(conv, input_size)
+    rows, cols = matrix.shape
+    linear = nn.Linear(cols, rows, bias=conv.bias is not None, dtype=matrix.dtype)
+    linear.weight = nn.Parameter(matrix, conv.weight.requires_grad)
+    if conv.bias is not None:
+        linear.bias = nn.Parameter(to_bias(conv, input_size), conv.bias.requires_grad)
+    return linear
+
+
+def torch_conv_layer_to_affine(conv: Conv, input_size: Sizes) -> nn.Linear:
+    """The well-known script's name for `to_linear`.
+
+        fc(x.flatten(1)) == conv(x).flatten(1)
+
+    Args:
+        conv: One of PyTorch's six convolution layers.
+        input_size: (I_1, ..., I_D), or one int for all axes.
+
+    Returns:
+        The `nn.Linear`, as in `to_linear`.
+
+    Raises:
+        ValueError: If the output would be empty.
+
+    Example:
+        >>> torch_conv_layer_to_affine(nn.Conv1d(1, 1, 2), 3)
+        Linear(in_features=3, out_features=2, bias=True)
+    """
+    return to_linear(conv, input_size)
+
+
+def output_size(conv: Conv, input_size: Sizes) -> tuple[int, ...]:
+    """Output size of a convolution layer.
+
+        O = (I + left + right - dilation * (K - 1) - 1) // stride + 1                        (convolution)
+        O = (I - 1) * stride - 2 * padding + dilation * (K - 1) + output_padding + 1         (transposed)
+
+    Args:
+        conv: One of PyTorch's six convolution layers.
+        input_size: (I_1, ..., I_D), or one int for all axes.
+
+    Returns:
+        (O_1, ..., O_D).
+
+    Raises:
+        ValueError: If the output would be empty.
+
+    Example:
+        >>> output_size(nn.Conv2d(1, 1, 3, stride=2), (6, 7))
+        (2, 3)
+    """
+    inputs = _per_axis(input_size, len(conv.kernel_size))
+    sizes = []
+    for axis, size in enumerate(inputs):
+        left, right = _padding(conv, axis)
+        reach = conv.dilation[axis] * (conv.kernel_size[axis] - 1)
+        if conv.transposed:
+            o = (size - 1) * conv.stride[axis] - left - right + reach + conv.output_padding[axis] + 1
+        else:
+            o = (size + left + right - reach - 1) // conv.stride[axis] + 1
+        if o < 1:
+            raise ValueError(f"input_size ({size}) of axis {axis} must leave an output, got size {o}")
+        sizes.append(o)
+    return tuple(sizes)
+
+
+def enc_tuple(tup: Iterable[int], shape: Iterable[int]) -> int:
+    """Place of a coordinate in C order.
+
+        enc_tuple((a, b, c), (A, B, C)) = (a * B + b) * C + c
+
+    Args:
+        tup: One coordinate per axis.
+        shape: Size of each axis.
+
+    Returns:
+        The place, from 0 to prod(shape) - 1.
+
+    Raises:
+        ValueError: If there is not one coordinate per axis, or one is out of its bounds.
+
+    Example:
+        >>> enc_tuple((1, 2), (3, 4))
+        6
+    """
+    tup, shape = tuple(tup), tuple(shape)
+    if len(tup) != len(shape):
+        raise ValueError(f"tup {tup} must have one coordinate per axis of shape {shape}")
+    x = 0
+    for coordinate, size in zip(tup, shape, strict=True):
+        if not 0 <= coordinate < size:
+            raise ValueError(f"coordinate {coordinate} of tup {tup} must lie in [0, {size}), as shape {shape} has it")
+        x = x * size + coordinate
+    return x
+
+
+def dec_tuple(x: int, shape: Iterable[int]) -> tuple[int, ...]:
+    """The coordinate at a place in C order; the inverse of `enc_tuple`.
+
+        dec_tuple((a * B + b) * C + c, (A, B, C)) = (a, b, c)
+
+    Args:
+        x: The place.
+        shape: Size of each axis.
+
+    Returns:
+        One coordinate per axis.
+
+    Raises:
+        ValueError: If the place is not from 0 to prod(shape) - 1.
+
+    Example:
+        >>> dec_tuple(6, (3, 4))
+        (1, 2)
+    """
+    shape = tuple(shape)
+    if not 0 <= x < prod(shape):
+        raise ValueError(f"x ({x}) must lie in [0, {prod(shape)}), the places of shape {shape}")
+    tup = []
+    for size in reversed(shape):
+        tup.append(x % size)
+        x //= size
+    return tuple(reversed(tup))
+
+
+def range2d(a: int, b: int) -> Iterator[tuple[int, int]]:
+    """All pairs of coordinates of an image, in C order.
+
+        (0, 0), (0, 1), ..., (0, b - 1), (1, 0), ..., (a - 1, b - 1)
+
+    Args:
+        a: Number of rows.
+        b: Number of columns.
+
+    Returns:
+        An iterator over (row, column).
+
+    Example:
+        >>> list(range2d(2, 2))
+        [(0, 0), (0, 1), (1, 0), (1, 1)]
+    """
+    for row in range(a):
+        for column in range(b):
+            yield row, column
+
+
+def _joins(conv: Conv, inputs: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], ...]]:
+    """(k, o, i): tap k of a convolution joins output position o and input position i; tap by tap."""
+    # What stands at each coordinate of the padded axis: an input coordinate, or None.
+    padded = [_padded(size, *_padding(conv, axis), conv.padding_mode) for axis, size in enumerate(inputs)]
+    for k in product(*map(range, conv.kernel_size)):
+        for o in product(*map(range, output_size(conv, inputs))):
+            i = [
+                padded[axis][o[axis] * conv.stride[axis] + k[axis] * conv.dilation[axis]] for axis in range(len(inputs))
+            ]
+            if None not in i:
+                yield k, o, tuple(i)  # type: ignore[arg-type]
+
+
+def _transposed_joins(conv: Conv, inputs: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], ...]]:
+    """(k, o, i): tap k of a transposed convolution sends input position i to output position o."""
+    outputs = output_size(conv, inputs)
+    for k in product(*map(range, conv.kernel_size)):
+        for i in product(*map(range, inputs)):
+            o = tuple(
+                i[axis] * conv.stride[axis] - _padding(conv, axis)[0] + k[axis] * conv.dilation[axis]
+                for axis in range(len(inputs))
+            )
+            if all(0 <= coordinate < size for coordinate, size in zip(o, outputs, strict=True)):
+                yield k, o, i
+
+
+def _padded(size: int, left: int, right: int, padding_mode: str) -> list[int | None]:
+    """The padded axis: for each of its coordinates the input coordinate that stands there, None for a zero."""
+    inside: list[int | None] = list(range(size))
+    if padding_mode == "zeros":
+        return [None] * left + inside + [None] * right
+    if padding_mode == "replicate":  # aaa|abcd|ddd
+        return [0] * left + inside + [size - 1] * right
+    if padding_mode == "circular":  # bcd|abcd|abc
+        return inside[size - left :] + inside + inside[:right]
+    if padding_mode == "reflect":  # dcb|abcd|cba
+        return inside[1 : left + 1][::-1] + inside + inside[size - 1 - right : size - 1][::-1]
+    raise ValueError(f"padding_mode ({padding_mode!r}) must be 'zeros', 'circular', 'reflect' or 'replicate'")
+
+
+def _padding(conv: Conv, axis: int) -> tuple[int, int]:
+    """(left, right) padding of an axis."""
+    if conv.padding == "valid":
+        return 0, 0
+    if conv.padding == "same":
+        total = conv.dilation[axis] * (conv.kernel_size[axis] - 1)
+        return total // 2, total - total // 2
+    return int(conv.padding[axis]), int(conv.padding[axis])
+
+
+def _per_axis(sizes: Sizes, dims: int) -> tuple[int, ...]:
+    return tuple(sizes) if isinstance(sizes, Iterable) else (sizes,) * dims
