@@ -1,0 +1,16 @@
+from typing import TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+class BuildInfo(TypedDict):
+    torch: str
+    compiler: str
+    openmp: bool
+    cuda: bool
+
+def build_info() -> BuildInfo: ...
+def axis_taps(
+    input: int, output: int, kernel: int, stride: int, padding: int, dilation: int, rule: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]: ...
+def axis_entries(input: int, output: int, kernel: int, stride: int, padding: int, dilation: int, rule: str) -> int: ...

@@ -1,0 +1,27 @@
+"""The matrix of a convolution: PyTorch convolution layers as equivalent linear layers."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from conv2affine import reference
+from conv2affine.geometry import Geometry
+from conv2affine.linear import to_linear, torch_conv_layer_to_affine
+from conv2affine.matrix import conv_matrix, conv_transpose_matrix, to_bias, to_matrix
+from conv2affine.plan import Plan, plan
+
+try:
+    __version__ = version("conv2affine")
+except PackageNotFoundError:  # built in place by CMake, without an installation
+    __version__ = "unknown"
+
+__all__ = [
+    "Geometry",
+    "Plan",
+    "conv_matrix",
+    "conv_transpose_matrix",
+    "plan",
+    "reference",
+    "to_bias",
+    "to_linear",
+    "to_matrix",
+    "torch_conv_layer_to_affine",
+]

@@ -1,0 +1,82 @@
+"""The linear layer that does what a convolution layer does."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from conv2affine.geometry import Conv, Geometry
+from conv2affine.matrix import Sizes, build, expand
+
+__all__ = ["to_linear", "torch_conv_layer_to_affine"]
+
+
+def to_linear(conv: Conv, input_size: Sizes, *, layout: torch.layout = torch.strided) -> nn.Linear:
+    """The fully-connected layer that is exactly equivalent to a convolution layer.
+
+        fc(x.flatten(1)) == conv(x).flatten(1)
+
+    Args:
+        conv: `nn.Conv1d`, `Conv2d`, `Conv3d`, `ConvTranspose1d`, `ConvTranspose2d` or
+            `ConvTranspose3d`, with any options.
+        input_size: (I_1, ..., I_D), as in `x.shape[-D:]`, or one int for all axes.
+        layout: Layout of the weight; only `torch.strided` so far. Default: `torch.strided`.
+
+    Returns:
+        An `nn.Linear` with parameters of its own, in the dtype and on the device of the layer's,
+        which require gradients where the layer's do, in the layer's training mode; without a bias
+        where the layer has none. `weight[r, c]` tells how much input element c counts in output
+        element r, both counted in C order over (channel, *position).
+
+    Raises:
+        TypeError: If `conv` is not one of the six layers, or a subclass that computes otherwise.
+        ValueError: If sizes do not fit; the message has the numbers.
+        NotImplementedError: If `layout` is not `torch.strided`.
+
+    Example:
+        >>> conv = torch.nn.Conv2d(3, 8, kernel_size=3, stride=2, padding=1)
+        >>> x = torch.rand(10, 3, 9, 9)
+        >>> fc = to_linear(conv, x.shape[2:])
+        >>> fc
+        Linear(in_features=243, out_features=200, bias=True)
+        >>> torch.allclose(fc(x.flatten(1)), conv(x).flatten(1), atol=1e-6)
+        True
+    """
+    geometry = Geometry.from_layer(conv, input_size)
+    with torch.enable_grad():  # otherwise a parametrised weight would not say that it requires grad
+        weight, bias = conv.weight, conv.bias
+    matrix = build(weight.detach(), geometry, layout, None)
+    # The constructor of nn.Linear is left out: it would allocate a second matrix, fill it with
+    # random numbers, and move the state of the random number generator.
+    linear = nn.Linear.__new__(nn.Linear)
+    nn.Module.__init__(linear)
+    linear.out_features, linear.in_features = geometry.shape
+    linear.weight = nn.Parameter(matrix, weight.requires_grad)
+    if bias is None:
+        linear.register_parameter("bias", None)
+    else:
+        linear.bias = nn.Parameter(expand(bias.detach(), geometry), bias.requires_grad)
+    return linear.train(conv.training)
+
+
+def torch_conv_layer_to_affine(conv: Conv, input_size: Sizes) -> nn.Linear:
+    """The well-known script's function of this name, for every convolution; same as `to_linear`.
+
+        fc(x.flatten(1)) == conv(x).flatten(1)
+
+    Args:
+        conv: A convolution layer, as in `to_linear`.
+        input_size: (I_1, ..., I_D), as in `x.shape[-D:]`, or one int for all axes.
+
+    Returns:
+        The `nn.Linear`, as in `to_linear`.
+
+    Raises:
+        TypeError: As `to_linear`.
+        ValueError: As `to_linear`.
+
+    Example:
+        >>> torch_conv_layer_to_affine(torch.nn.Conv2d(2, 5, 3, padding=1), (6, 7))
+        Linear(in_features=84, out_features=210, bias=True)
+    """
+    return to_linear(conv, input_size)

@@ -1,0 +1,232 @@
+"""The matrix of a convolution, and its bias, as tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import prod
+
+import torch
+from torch import Tensor
+
+from conv2affine import ops
+from conv2affine.geometry import Conv, Geometry, check_rows, check_weight
+
+__all__ = ["conv_matrix", "conv_transpose_matrix", "to_bias", "to_matrix"]
+
+Sizes = int | Iterable[int]
+
+
+def to_matrix(
+    conv: Conv,
+    input_size: Sizes,
+    *,
+    layout: torch.layout = torch.strided,
+    rows: range | None = None,
+) -> Tensor:
+    """The matrix A of a convolution layer.
+
+        flatten(conv(x)) == A @ flatten(x) + b
+        A[(co, o), (ci, i)] = sum over taps k with tap(o, k) == i of  w[co, ci, k]
+
+    Args:
+        conv: `nn.Conv1d`, `Conv2d`, `Conv3d`, `ConvTranspose1d`, `ConvTranspose2d` or
+            `ConvTranspose3d`, with any options; its weight is read once, as `conv.weight`.
+        input_size: (I_1, ..., I_D), as in `x.shape[-D:]`, or one int for all axes.
+        layout: Layout of the result; only `torch.strided` so far. Default: `torch.strided`.
+        rows: A block of output rows, `range(start, stop)`. Default: all of them.
+
+    Returns:
+        A tensor of shape (len(rows), in_channels * prod(input_size)), dtype and device of
+        `conv.weight`, in new memory. Element [r, c] tells how much input element c counts in output
+        element r = rows[r], both counted in C order over (channel, *position).
+
+    Raises:
+        TypeError: If `conv` is not one of the six layers, or a subclass that computes otherwise.
+        ValueError: If sizes do not fit; the message has the numbers.
+        NotImplementedError: If `layout` is not `torch.strided`; or in backward: there are no
+            gradients through the matrix so far.
+
+    Example:
+        >>> conv = torch.nn.Conv1d(1, 1, 2, bias=False).requires_grad_(False)
+        >>> _ = conv.weight.copy_(torch.tensor([[[1.0, 2.0]]]))
+        >>> to_matrix(conv, 4)
+        tensor([[1., 2., 0., 0.],
+                [0., 1., 2., 0.],
+                [0., 0., 1., 2.]])
+    """
+    geometry = Geometry.from_layer(conv, input_size)
+    return build(conv.weight, geometry, layout, rows)
+
+
+def to_bias(conv: Conv, input_size: Sizes) -> Tensor:
+    """The vector b of a convolution layer: its bias, expanded to one entry per row of the matrix.
+
+        b[(co, o)] = bias[co]
+
+    Args:
+        conv: A convolution layer, as in `to_matrix`.
+        input_size: (I_1, ..., I_D), as in `x.shape[-D:]`, or one int for all axes.
+
+    Returns:
+        A tensor of shape (rows of the matrix,), in new memory; zeros where the layer has no bias.
+        Element [r] is added to output element r. Gradients reach `conv.bias`.
+
+    Raises:
+        TypeError: As `to_matrix`.
+        ValueError: As `to_matrix`.
+
+    Example:
+        >>> conv = torch.nn.Conv1d(1, 2, 2).requires_grad_(False)
+        >>> _ = conv.bias.copy_(torch.tensor([5.0, 7.0]))
+        >>> to_bias(conv, 4)
+        tensor([5., 5., 5., 7., 7., 7.])
+    """
+    geometry = Geometry.from_layer(conv, input_size)
+    if conv.bias is None:
+        return conv.weight.new_zeros(geometry.shape[0])
+    return expand(conv.bias, geometry)
+
+
+def conv_matrix(
+    weight: Tensor,
+    input_size: Sizes,
+    stride: Sizes = 1,
+    padding: Sizes | str = 0,
+    dilation: Sizes = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    layout: torch.layout = torch.strided,
+    rows: range | None = None,
+) -> Tensor:
+    """The matrix of a convolution, from its weight; parameters as in `F.conv2d`.
+
+        A[(co, o), (ci, i)] = sum over taps k with i == o * stride - padding + k * dilation of
+                              weight[co, ci, k]
+
+    Args:
+        weight: (out_channels, in_channels / groups, K_1, ..., K_D), D from 1 to 3; floating,
+            complex or integer.
+        input_size: (I_1, ..., I_D), or one int for all axes.
+        stride: Int or one per axis. Default: 1.
+        padding: Int, one per axis, one (left, right) pair per axis, "valid" or "same". Default: 0.
+        dilation: Int or one per axis. Default: 1.
+        groups: Number of groups. Default: 1.
+        padding_mode: "zeros", "circular", "reflect" or "replicate": what lies around the input.
+            Default: "zeros".
+        layout: As in `to_matrix`.
+        rows: As in `to_matrix`.
+
+    Returns:
+        The matrix, as in `to_matrix`.
+
+    Raises:
+        TypeError: If `weight` is no tensor, or of a dtype that is no number.
+        ValueError: If sizes do not fit; the message has the numbers.
+        NotImplementedError: As `to_matrix`.
+
+    Example:
+        >>> conv_matrix(torch.tensor([[[1, 2, 3]]]), 3, padding=1, padding_mode="circular")
+        tensor([[2, 3, 1],
+                [1, 2, 3],
+                [3, 1, 2]])
+    """
+    out_channels, in_group, kernel_size = _weight_sizes(weight)
+    geometry = Geometry(
+        in_group * groups,
+        out_channels,
+        kernel_size,
+        input_size,  # type: ignore[arg-type]  # Geometry makes tuples of all of these
+        stride,  # type: ignore[arg-type]
+        padding,  # type: ignore[arg-type]
+        dilation,  # type: ignore[arg-type]
+        groups,
+        padding_mode,
+    )
+    return build(weight, geometry, layout, rows)
+
+
+def conv_transpose_matrix(
+    weight: Tensor,
+    input_size: Sizes,
+    stride: Sizes = 1,
+    padding: Sizes = 0,
+    output_padding: Sizes = 0,
+    groups: int = 1,
+    dilation: Sizes = 1,
+    *,
+    layout: torch.layout = torch.strided,
+    rows: range | None = None,
+) -> Tensor:
+    """The matrix of a transposed convolution, from its weight; parameters as in `F.conv_transpose2d`.
+
+        A[(co, o), (ci, i)] = sum over taps k with o == i * stride - padding + k * dilation of
+                              weight[ci, co, k]
+
+    Args:
+        weight: (in_channels, out_channels / groups, K_1, ..., K_D), D from 1 to 3; floating,
+            complex or integer.
+        input_size: (I_1, ..., I_D), or one int for all axes.
+        stride: Int or one per axis. Default: 1.
+        padding: Int or one per axis: how much is cut off both sides of the output. Default: 0.
+        output_padding: Int or one per axis: how much is added at the right. Default: 0.
+        groups: Number of groups. Default: 1.
+        dilation: Int or one per axis. Default: 1.
+        layout: As in `to_matrix`.
+        rows: As in `to_matrix`.
+
+    Returns:
+        The matrix, as in `to_matrix`.
+
+    Raises:
+        TypeError: If `weight` is no tensor, or of a dtype that is no number.
+        ValueError: If sizes do not fit; the message has the numbers.
+        NotImplementedError: As `to_matrix`.
+
+    Example:
+        >>> conv_transpose_matrix(torch.tensor([[[1, 2, 3]]]), 2, stride=2)
+        tensor([[1, 0],
+                [2, 0],
+                [3, 1],
+                [0, 2],
+                [0, 3]])
+    """
+    in_channels, out_group, kernel_size = _weight_sizes(weight)
+    geometry = Geometry(
+        in_channels,
+        out_group * groups,
+        kernel_size,
+        input_size,  # type: ignore[arg-type]  # Geometry makes tuples of all of these
+        stride,  # type: ignore[arg-type]
+        padding,  # type: ignore[arg-type]
+        dilation,  # type: ignore[arg-type]
+        groups,
+        output_padding=output_padding,  # type: ignore[arg-type]
+        transposed=True,
+    )
+    return build(weight, geometry, layout, rows)
+
+
+def build(weight: Tensor, geometry: Geometry, layout: torch.layout, rows: range | None) -> Tensor:
+    """The matrix of any geometry; the one way from Python to the operators."""
+    if layout is not torch.strided:
+        raise NotImplementedError(f"layout ({layout}) must be torch.strided: conv2affine 0.1 builds no sparse matrices")
+    return ops.dense(weight, geometry, *check_rows(rows, geometry))
+
+
+def expand(bias: Tensor, geometry: Geometry) -> Tensor:
+    """A bias of one entry per channel as one of an entry per row."""
+    rows = bias.unsqueeze(1).expand(-1, prod(geometry.output_size))  # (co, o)
+    return rows.clone(memory_format=torch.contiguous_format).flatten()
+
+
+def _weight_sizes(weight: Tensor) -> tuple[int, int, tuple[int, ...]]:
+    """The first two sizes, which are channels, and the kernel's."""
+    check_weight(weight)
+    if not 3 <= weight.dim() <= 5 or 0 in weight.shape:
+        raise ValueError(
+            "weight must have 3 to 5 axes of size >= 1, (channels, channels, *kernel_size), "
+            f"got shape {tuple(weight.shape)}"
+        )
+    first, second, *kernel_size = weight.shape
+    return first, second, tuple(kernel_size)
