@@ -1,0 +1,76 @@
+"""The installed package: what it says of itself, and what it refuses to be loaded with."""
+
+import subprocess
+import sys
+from importlib import resources
+
+import torch
+
+import conv2affine
+from conv2affine import _C
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_build_info():
+    info = _C.build_info()
+    assert info["torch"].split(".")[:2] == torch.__version__.split(".")[:2]
+    assert info["compiler"].split()[0] in ("GNU", "Clang", "AppleClang")
+    assert info["openmp"] is True
+    assert info["cuda"] is False
+
+
+def test_is_typed_and_versioned():
+    files = resources.files(conv2affine)
+    assert files.joinpath("py.typed").is_file()
+    assert files.joinpath("_C.pyi").is_file()
+    assert conv2affine.__version__ == "0.1.0"
+
+
+def test_every_public_name_has_a_docstring():
+    for name in conv2affine.__all__:
+        assert getattr(conv2affine, name).__doc__, name
+
+
+def test_another_torch_is_refused():
+    result = run("import torch; torch.__version__ = '2.99.1'; import conv2affine")
+    assert result.returncode == 1
+    error = result.stderr.splitlines()[-1]
+    built_for = ".".join(torch.__version__.split(".")[:2])
+    assert error.startswith(f"ImportError: conv2affine was built for torch {built_for}")
+    assert "this is torch 2.99.1" in error
+    assert "pip install --force-reinstall" in error
+
+
+def test_missing_binary_says_how_to_build_it():
+    result = run("import sys; sys.modules['conv2affine._C'] = None; import conv2affine")
+    assert result.returncode == 1
+    assert "pip install --no-build-isolation ." in result.stderr.splitlines()[-1]
+
+
+def test_gil_is_released_while_it_works():
+    """Another Python thread counts on while one long call fills a matrix."""
+    result = run(
+        """
+import sys, threading, torch, conv2affine
+sys.setswitchinterval(1e-4)
+torch.set_num_threads(1)
+weight = torch.ones(64, 64, 3, 3)
+ticks = []
+stop = threading.Event()
+def tick():
+    while not stop.wait(0.001):
+        ticks.append(1)
+thread = threading.Thread(target=tick)
+thread.start()
+before = len(ticks)
+conv2affine.conv_matrix(weight, 14, padding=1)
+during = len(ticks) - before
+stop.set()
+thread.join()
+assert during >= 5, during
+"""
+    )
+    assert result.returncode == 0, result.stderr

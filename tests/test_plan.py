@@ -1,0 +1,57 @@
+"""Plan: the sizes that the conversion then has, without having it."""
+
+import pytest
+import torch
+from cases import CASES
+from torch import nn
+
+from conv2affine import Geometry, plan, to_matrix
+from conv2affine.plan import plan_geometry, readable_bytes
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta:UserWarning")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_counts_are_those_of_the_matrix(case):
+    conv = case.conv()
+    ones = nn.utils.skip_init(type(conv), **case.args, dtype=torch.float64)
+    ones.weight.data.fill_(1)
+    with torch.no_grad():
+        matrix = to_matrix(ones, case.input_size)
+    planned = plan(conv, case.input_size)
+    assert (planned.rows, planned.cols) == matrix.shape
+    assert planned.nnz == matrix.count_nonzero()
+    assert planned.bytes["strided"] == matrix.numel() * 8
+    assert planned.density == planned.nnz / matrix.numel()
+    csr = matrix.to_sparse_csr()
+    parts = (csr.crow_indices(), csr.col_indices(), csr.values())
+    assert planned.bytes["sparse_csr, int64"] == sum(part.numel() * 8 for part in parts)
+
+
+def test_nothing_is_allocated():
+    conv = nn.Conv2d(3, 64, 7, stride=2, padding=3, device="meta")
+    assert plan(conv, 10_000).rows == 64 * 5_000**2
+
+
+def test_huge_axis():
+    size = 1_000_000_000
+    assert plan_geometry(Geometry(1, 1, (3,), size, padding=1), torch.int8).nnz == 3 * size - 2
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.00 kB"),
+        (928062468, "928.06 MB"),
+        (5e20, "500000.00 PB"),
+    ],
+)
+def test_readable_bytes(size, text):
+    assert readable_bytes(size) == text
+
+
+def test_table_names_every_layout():
+    text = str(plan(nn.ConvTranspose1d(2, 2, 3), 10))
+    assert "1-D transposed convolution" in text
+    assert all(word in text for word in ("strided", "sparse_csr, int32", "sparse_csr, int64", "%"))
