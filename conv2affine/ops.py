@@ -8,6 +8,7 @@ from math import prod
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from conv2affine.geometry import Geometry
 
@@ -48,6 +49,8 @@ _check_torch(_C.build_info()["torch"])
 
 def dense(weight: Tensor, geometry: Geometry, row_start: int, row_stop: int) -> Tensor:
     """Rows [row_start, row_stop) of the matrix, strided; see csrc/dense.h."""
+    if forward_ad.unpack_dual(weight).tangent is not None:  # type: ignore[no-untyped-call]
+        _no_gradient()  # autograd would take the missing derivative for zero
     arguments = (geometry.canonical(weight), *geometry.operator_arguments(), row_start, row_stop)
     if weight.requires_grad or torch.compiler.is_compiling():
         matrix: Tensor = torch.ops.conv2affine.dense.default(*arguments)

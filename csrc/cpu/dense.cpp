@@ -1,6 +1,5 @@
 #include "dense.h"
 
-#include <ATen/Dispatch.h>
 #include <ATen/Dispatch_v2.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/zeros.h>
