@@ -165,8 +165,7 @@ class Geometry:
             weight: (out, in/groups, *kernel_size), or (in, out/groups, *kernel_size) if transposed.
 
         Returns:
-            A view of shape (groups, out/group, in/group, k1, k2, k3); axes that a 1-D or 2-D layer
-            lacks have size 1 and come first.
+            A view of shape (groups, out/group, in/group, *kernel_size).
 
         Raises:
             TypeError: If the weight is no strided tensor of numbers.
@@ -175,7 +174,7 @@ class Geometry:
         Example:
             >>> conv = nn.Conv1d(4, 6, 3, groups=2)
             >>> Geometry.from_layer(conv, 8).canonical(conv.weight).shape
-            torch.Size([2, 3, 2, 1, 1, 3])
+            torch.Size([2, 3, 2, 3])
         """
         check_weight(weight)
         groups = self.groups
@@ -188,28 +187,22 @@ class Geometry:
                 f"channels in {groups} group(s) with kernel_size {self.kernel_size}, got "
                 f"{tuple(weight.shape)}"
             )
-        view = weight.view(groups, rows, cols, *_three(self.kernel_size, 1))
+        view = weight.view(groups, rows, cols, *self.kernel_size)
         return view.transpose(1, 2) if self.transposed else view
 
-    def operator_arguments(
-        self,
-    ) -> tuple[list[int], list[int], list[int], list[int], list[int], str]:
-        """(input_size, output_size, stride, padding, dilation, rule) as every operator takes them.
+    def operator_arguments(self) -> tuple[list[int], str]:
+        """(geometry, rule) as every operator takes them; see csrc/convolution.h.
 
-        Three axes each, and the left padding only: the right one shows in the output size.
+        The first is input_size, output_size, stride, left padding and dilation in one list; the right padding shows in
+        the output size.
 
         Example:
             >>> Geometry(1, 1, (3,), 5, padding=1).operator_arguments()
-            ([1, 1, 5], [1, 1, 5], [1, 1, 1], [0, 0, 1], [1, 1, 1], 'zeros')
+            ([5, 5, 1, 1, 1], 'zeros')
         """
-        return (
-            _three(self.input_size, 1),
-            _three(self.output_size, 1),
-            _three(self.stride, 1),
-            _three([left for left, _ in self.padding], 0),
-            _three(self.dilation, 1),
-            "transposed" if self.transposed else self.padding_mode,
-        )
+        left = (sides[0] for sides in self.padding)
+        numbers = [*self.input_size, *self.output_size, *self.stride, *left, *self.dilation]
+        return numbers, "transposed" if self.transposed else self.padding_mode
 
     def _check_channels(self) -> None:
         for name in ("in_channels", "out_channels"):
@@ -354,9 +347,3 @@ def _integers(name: str, value: object, dims: int, *, at_least: int) -> tuple[in
         if not at_least <= entry <= INT64_MAX:
             raise ValueError(f"{name} ({value}) must be >= {at_least}, and fit into 64 bits")
     return integers
-
-
-def _three(values: Iterable[int], fill: int) -> list[int]:
-    """One value per axis of the three that operators have; missing axes lead."""
-    listed = list(values)
-    return [fill] * (3 - len(listed)) + listed

@@ -63,27 +63,18 @@ def dense(weight: Tensor, geometry: Geometry, row_start: int, row_stop: int) -> 
 
 
 def axis_entries(geometry: Geometry) -> list[int]:
-    """For each of three axes, the number of pairs (o, i) that meet through at least one tap."""
-    input_size, output_size, stride, padding, dilation, rule = geometry.operator_arguments()
-    kernel_size = [1] * (3 - len(geometry.kernel_size)) + list(geometry.kernel_size)
-    axes = zip(input_size, output_size, kernel_size, stride, padding, dilation, strict=True)
-    return [_C.axis_entries(i, o, k, s, p, d, rule) for i, o, k, s, p, d in axes]
+    """For each axis, the number of pairs (o, i) that meet through at least one tap."""
+    numbers, rule = geometry.operator_arguments()
+    dims = len(geometry.kernel_size)
+    axes = zip(*(numbers[i : i + dims] for i in range(0, 5 * dims, dims)), geometry.kernel_size, strict=True)
+    return [_C.axis_entries(i, o, k, s, p, d, rule) for i, o, s, p, d, k in axes]
 
 
 @torch.library.register_fake("conv2affine::dense")  # type: ignore[untyped-decorator]
-def _dense_fake(
-    weight: Tensor,
-    input_size: list[int],
-    output_size: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    rule: str,
-    row_start: int,
-    row_stop: int,
-) -> Tensor:
+def _dense_fake(weight: Tensor, geometry: list[int], rule: str, row_start: int, row_stop: int) -> Tensor:
     groups, _, in_group = weight.shape[:3]
-    return weight.new_empty(row_stop - row_start, groups * in_group * prod(input_size))
+    dims = weight.dim() - 3
+    return weight.new_empty(row_stop - row_start, groups * in_group * prod(geometry[:dims]))
 
 
 def _no_gradient(*_: object) -> None:

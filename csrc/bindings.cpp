@@ -35,9 +35,9 @@ py::tuple axis_taps(int64_t input, int64_t output, int64_t kernel, int64_t strid
   const AxisTaps taps(check_axis("axis", input, output, kernel, stride, padding, dilation, rule));
   std::vector<int64_t> start = {0}, inputs, kernels;
   for (int64_t o = 0; o < output; ++o) {
-    const Reads reads = taps[o];
-    for (const Tap& tap : reads) {
-      inputs.push_back(reads.shift + tap.input);
+    const Place place = taps[o];
+    for (const Tap& tap : taps.taps(place.pattern)) {
+      inputs.push_back(place.shift + tap.input);
       kernels.push_back(tap.kernel);
     }
     start.push_back(inputs.size());

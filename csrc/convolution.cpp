@@ -49,32 +49,31 @@ Axis check_axis(std::string_view name, int64_t input, int64_t output, int64_t ke
   return {input, output, kernel, stride, padding, dilation, parse_rule(rule)};
 }
 
-Convolution check_convolution(const at::Tensor& weight, at::IntArrayRef input_size, at::IntArrayRef output_size,
-                              at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
-                              std::string_view rule, int64_t row_start, int64_t row_stop) {
-  TORCH_CHECK_VALUE(weight.layout() == at::kStrided && weight.dim() == 6,
-                    "weight must be a strided tensor of shape (groups, out/group, in/group, k1, k2, k3), got ",
-                    weight.layout(), " of shape ", weight.sizes());
+Convolution check_convolution(const at::Tensor& weight, at::IntArrayRef geometry, std::string_view rule,
+                              int64_t row_start, int64_t row_stop) {
+  const int64_t dims = weight.dim() - 3;
+  TORCH_CHECK_VALUE(
+      weight.layout() == at::kStrided && 1 <= dims && dims <= 3,
+      "weight must be a strided tensor of shape (groups, out/group, in/group, K_1, ..., K_D) with D from 1 "
+      "to 3, got ",
+      weight.layout(), " of shape ", weight.sizes());
   TORCH_CHECK_VALUE(weight.size(0) >= 1 && weight.size(1) >= 1 && weight.size(2) >= 1,
                     "weight must have at least one group, output channel and input channel, got shape ",
                     weight.sizes());
-  for (const auto& [name, values] : {std::pair{"input_size", input_size},
-                                     {"output_size", output_size},
-                                     {"stride", stride},
-                                     {"padding", padding},
-                                     {"dilation", dilation}}) {
-    TORCH_CHECK_VALUE(values.size() == 3, name, " must have 3 values, one an axis, got ", values);
-  }
+  TORCH_CHECK_VALUE(static_cast<int64_t>(geometry.size()) == 5 * dims, "geometry must have ", 5 * dims, " values, ",
+                    dims, " each for input_size, output_size, stride, padding and dilation, got ", geometry);
   Convolution conv{weight.size(0), weight.size(1), weight.size(2), {}};
-  constexpr std::array<std::string_view, 3> names = {"axis 1", "axis 2", "axis 3"};
-  for (int axis = 0; axis < 3; ++axis) {
-    conv.axes[axis] = check_axis(names[axis], input_size[axis], output_size[axis], weight.size(3 + axis), stride[axis],
-                                 padding[axis], dilation[axis], rule);
+  conv.axes.fill({1, 1, 1, 1, 0, 1, Rule::zeros});  // what leads in 1-D and 2-D
+  constexpr std::array<std::string_view, 3> names = {"axis 0", "axis 1", "axis 2"};
+  for (int64_t axis = 0; axis < dims; ++axis) {
+    const auto number = [&](int64_t which) { return geometry[which * dims + axis]; };
+    conv.axes[3 - dims + axis] =
+        check_axis(names[axis], number(0), number(1), weight.size(3 + axis), number(2), number(3), number(4), rule);
   }
   const int64_t rows =
-      product({conv.groups, conv.out_per_group, output_size[0], output_size[1], output_size[2]}, "rows");
+      product({conv.groups, conv.out_per_group, conv.axes[0].output, conv.axes[1].output, conv.axes[2].output}, "rows");
   const int64_t cols =
-      product({conv.groups, conv.in_per_group, input_size[0], input_size[1], input_size[2]}, "columns");
+      product({conv.groups, conv.in_per_group, conv.axes[0].input, conv.axes[1].input, conv.axes[2].input}, "columns");
   TORCH_CHECK_VALUE(0 <= row_start && row_start <= row_stop && row_stop <= rows, "rows [", row_start, ", ", row_stop,
                     ") must be a range within the ", rows, " rows of the matrix");
   product({row_stop - row_start, cols, static_cast<int64_t>(weight.element_size())}, "bytes of the dense matrix");

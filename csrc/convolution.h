@@ -27,18 +27,17 @@ struct Convolution {
   int64_t cols() const { return groups * in_per_group * inputs(); }
 };
 
-// weight           (groups, out/group, in/group, k1, k2, k3), any strides; no size may be 0
-// input_size       3 sizes, at least 1
-// output_size      3 sizes, at least 1
-// stride, dilation 3 steps, at least 1
-// padding          3 left paddings, at least 0
+// weight           (groups, out/group, in/group, K_1, ..., K_D), D from 1 to 3, any strides; no size may be 0
+// geometry         5 D numbers: input_size (D sizes, at least 1), output_size (D sizes, at least 1), stride (D steps,
+// at
+//                  least 1), padding (D left paddings, at least 0), dilation (D steps, at least 1). One list, since
+//                  PyTorch takes longer to read five of them than a kernel takes for a small matrix.
 // rule             "zeros", "circular", "reflect", "replicate" or "transposed"
 // row_start/_stop  0 <= row_start <= row_stop <= rows
 // Throws ValueError where a constraint does not hold, or where a product of sizes overflows 64 bits; whatever passes
 // cannot make a kernel read or write out of bounds, sensible or not.
-Convolution check_convolution(const at::Tensor& weight, at::IntArrayRef input_size, at::IntArrayRef output_size,
-                              at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
-                              std::string_view rule, int64_t row_start, int64_t row_stop);
+Convolution check_convolution(const at::Tensor& weight, at::IntArrayRef geometry, std::string_view rule,
+                              int64_t row_start, int64_t row_stop);
 
 // The same for a single axis. `name` tells in messages which one it is.
 Axis check_axis(std::string_view name, int64_t input, int64_t output, int64_t kernel, int64_t stride, int64_t padding,

@@ -3,8 +3,6 @@
 #include <torch/library.h>
 
 TORCH_LIBRARY_FRAGMENT(conv2affine, m) {
-  m.def(
-      "dense(Tensor weight, SymInt[] input_size, SymInt[] output_size, SymInt[] stride, SymInt[] padding, "
-      "SymInt[] dilation, str rule, SymInt row_start, SymInt row_stop) -> Tensor",
-      {at::Tag::pt2_compliant_tag});
+  m.def("dense(Tensor weight, SymInt[] geometry, str rule, SymInt row_start, SymInt row_stop) -> Tensor",
+        {at::Tag::pt2_compliant_tag});
 }

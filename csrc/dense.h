@@ -14,8 +14,7 @@ namespace conv2affine {
 //     A[(co, o), (ci, i)] = sum over taps k with tap(o, k) == i of  weight[g, co, ci, k]
 //
 // where taps add up in ascending order of k. The result is new memory.
-using Dense = at::Tensor(const at::Tensor& weight, at::IntArrayRef input_size, at::IntArrayRef output_size,
-                         at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
-                         std::string_view rule, int64_t row_start, int64_t row_stop);
+using Dense = at::Tensor(const at::Tensor& weight, at::IntArrayRef geometry, std::string_view rule, int64_t row_start,
+                         int64_t row_stop);
 
 }  // namespace conv2affine

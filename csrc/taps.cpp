@@ -32,6 +32,9 @@ AxisTaps::AxisTaps(const Axis& axis) : output_(axis.output) {
   const int64_t patterns = interior_begin_ + interior_patterns_ + (output_ - interior_end_);
   start_.reserve(patterns + 1);
   start_.push_back(0);
+  entries_.reserve(patterns + 1);
+  entries_.push_back(0);
+  taps_.reserve(patterns * axis.kernel);
   for (int64_t p = 0; p < patterns; ++p) {
     const bool behind = p >= interior_begin_ + interior_patterns_;
     const int64_t o = behind ? p - interior_patterns_ + (interior_end_ - interior_begin_) : p;
@@ -43,27 +46,24 @@ AxisTaps::AxisTaps(const Axis& axis) : output_(axis.output) {
     std::sort(taps_.begin() + first, taps_.end(),
               [](const Tap& a, const Tap& b) { return a.input != b.input ? a.input < b.input : a.kernel < b.kernel; });
     start_.push_back(taps_.size());
-    overlaps_ = overlaps_ || distinct(p) < start_[p + 1] - start_[p];
+    int64_t entries = 0;
+    for (size_t t = first; t < taps_.size(); ++t) {
+      if (t == first || taps_[t].input != taps_[t - 1].input) ++entries;
+    }
+    entries_.push_back(entries_.back() + entries);
+    overlaps_ = overlaps_ || entries < static_cast<int64_t>(taps_.size() - first);
   }
 }
 
-int64_t AxisTaps::distinct(int64_t pattern) const {
-  int64_t count = 0;
-  for (int64_t t = start_[pattern]; t < start_[pattern + 1]; ++t) {
-    if (t == start_[pattern] || taps_[t].input != taps_[t - 1].input) ++count;
-  }
-  return count;
-}
-
-int64_t AxisTaps::entries() const {
-  int64_t total = 0;
-  for (int64_t p = 0; p + 1 < static_cast<int64_t>(start_.size()); ++p) {
-    const int64_t nth = p - interior_begin_;  // place among the patterns of the interior
-    const bool inside = 0 <= nth && nth < interior_patterns_;
-    const int64_t repeats = inside ? ceil_div(interior_end_ - interior_begin_ - nth, period_) : 1;
-    total += repeats * distinct(p);
-  }
-  return total;
+int64_t AxisTaps::entries_before(int64_t o) const {
+  const int64_t* left = entries_.data();
+  const int64_t* interior = left + interior_begin_;
+  const int64_t* right = interior + interior_patterns_;
+  const int64_t inside = std::clamp(o, interior_begin_, interior_end_) - interior_begin_;
+  const int64_t turns = inside / period_, begun = inside % period_;
+  const int64_t behind = std::max<int64_t>(0, o - interior_end_);
+  return left[std::min(o, interior_begin_)] + turns * (*right - *interior) + (interior[begun] - *interior) +
+         (right[behind] - *right);
 }
 
 }  // namespace conv2affine

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "axis.h"
@@ -30,15 +31,11 @@ struct Tap {
   int64_t kernel;  // kernel tap that reads it
 };
 
-// What one output coordinate reads: input coordinate `shift + tap.input` through `tap.kernel`, for each of the taps,
-// in ascending order of (input, kernel).
-struct Reads {
-  const Tap* first;
-  const Tap* last;
+// Where in the table an output coordinate is: it reads input coordinate `shift + tap.input` through `tap.kernel`, for
+// each of the taps of its pattern.
+struct Place {
+  int64_t pattern;
   int64_t shift;
-
-  const Tap* begin() const { return first; }
-  const Tap* end() const { return last; }
 };
 
 class AxisTaps {
@@ -46,29 +43,35 @@ class AxisTaps {
   explicit AxisTaps(const Axis& axis);
 
   // o must lie in [0, axis.output).
-  Reads operator[](int64_t o) const {
-    int64_t pattern = o, shift = 0;
-    if (o >= interior_end_) {
-      pattern = o - interior_end_ + interior_begin_ + interior_patterns_;
-    } else if (o >= interior_begin_) {
-      const int64_t inside = o - interior_begin_;
-      // The usual period is 1, and a division takes as long as all the rest.
-      const int64_t turn = period_ == 1 ? inside : inside / period_;
-      pattern = interior_begin_ + inside - turn * period_;
-      shift = turn * step_;
-    }
-    return {taps_.data() + start_[pattern], taps_.data() + start_[pattern + 1], shift};
+  Place operator[](int64_t o) const {
+    if (o < interior_begin_) return {o, 0};
+    if (o >= interior_end_) return {o - interior_end_ + interior_begin_ + interior_patterns_, 0};
+    const int64_t inside = o - interior_begin_;
+    // The usual period is 1, and a division takes as long as all the rest.
+    const int64_t turn = period_ == 1 ? inside : inside / period_;
+    return {interior_begin_ + inside - turn * period_, turn * step_};
   }
+
+  // In ascending order of (input, kernel).
+  std::span<const Tap> taps(int64_t pattern) const {
+    return {taps_.data() + start_[pattern], taps_.data() + start_[pattern + 1]};
+  }
+
+  int64_t patterns() const { return start_.size() - 1; }
 
   // Whether some output coordinate reads one input coordinate through two taps, so that their weights add up.
   bool overlaps() const { return overlaps_; }
 
-  // Number of pairs (o, i) such that o reads i through at least one tap.
-  int64_t entries() const;
+  // Number of input coordinates that o reads through at least one tap.
+  int64_t entries_at(int64_t o) const { return entries_before(o + 1) - entries_before(o); }
+
+  // The same, summed over the output coordinates before o, which must lie in [0, axis.output].
+  int64_t entries_before(int64_t o) const;
+
+  // The same, summed over all output coordinates.
+  int64_t entries() const { return entries_before(output_); }
 
  private:
-  int64_t distinct(int64_t pattern) const;
-
   int64_t output_;
   int64_t interior_begin_;  // output coordinates [begin, end) are the interior
   int64_t interior_end_;
@@ -77,7 +80,8 @@ class AxisTaps {
   int64_t interior_patterns_;
   bool overlaps_ = false;
   std::vector<Tap> taps_;
-  std::vector<int64_t> start_;  // taps of pattern p: [start[p], start[p + 1])
+  std::vector<int64_t> start_;    // taps of pattern p: [start[p], start[p + 1])
+  std::vector<int64_t> entries_;  // input coordinates that the patterns before p read, each once
 };
 
 }  // namespace conv2affine
