@@ -3,6 +3,9 @@
 #include <c10/util/Exception.h>
 #include <c10/util/safe_numerics.h>
 
+#include <algorithm>
+#include <utility>
+
 namespace conv2affine {
 
 namespace {
@@ -17,7 +20,9 @@ Rule parse_rule(std::string_view rule) {
                     "') must be one of 'zeros', 'circular', 'reflect', 'replicate', 'transposed'");
 }
 
-int64_t product(at::IntArrayRef factors, const char* what) {
+}  // namespace
+
+int64_t checked_product(at::IntArrayRef factors, const char* what) {
   uint64_t result = 1;
   for (const int64_t factor : factors) {
     const bool overflows = c10::mul_overflows(result, static_cast<uint64_t>(factor), &result);
@@ -26,8 +31,6 @@ int64_t product(at::IntArrayRef factors, const char* what) {
   }
   return static_cast<int64_t>(result);
 }
-
-}  // namespace
 
 Axis check_axis(std::string_view name, int64_t input, int64_t output, int64_t kernel, int64_t stride, int64_t padding,
                 int64_t dilation, std::string_view rule) {
@@ -49,35 +52,54 @@ Axis check_axis(std::string_view name, int64_t input, int64_t output, int64_t ke
   return {input, output, kernel, stride, padding, dilation, parse_rule(rule)};
 }
 
-Convolution check_convolution(const at::Tensor& weight, at::IntArrayRef geometry, std::string_view rule,
-                              int64_t row_start, int64_t row_stop) {
-  const int64_t dims = weight.dim() - 3;
-  TORCH_CHECK_VALUE(
-      weight.layout() == at::kStrided && 1 <= dims && dims <= 3,
-      "weight must be a strided tensor of shape (groups, out/group, in/group, K_1, ..., K_D) with D from 1 "
-      "to 3, got ",
-      weight.layout(), " of shape ", weight.sizes());
-  TORCH_CHECK_VALUE(weight.size(0) >= 1 && weight.size(1) >= 1 && weight.size(2) >= 1,
-                    "weight must have at least one group, output channel and input channel, got shape ",
-                    weight.sizes());
+Convolution check_convolution(const at::Tensor& weight, at::IntArrayRef geometry, std::string_view rule) {
+  TORCH_CHECK_VALUE(weight.layout() == at::kStrided, "weight must be a strided tensor, got ", weight.layout());
+  return check_convolution(weight.sizes(), geometry, rule);
+}
+
+Convolution check_convolution(at::IntArrayRef weight_size, at::IntArrayRef geometry, std::string_view rule) {
+  const int64_t dims = static_cast<int64_t>(weight_size.size()) - 3;
+  TORCH_CHECK_VALUE(1 <= dims && dims <= 3,
+                    "weight must have the shape (groups, out/group, in/group, K_1, ..., K_D) with D from 1 to 3, got ",
+                    weight_size);
+  TORCH_CHECK_VALUE(weight_size[0] >= 1 && weight_size[1] >= 1 && weight_size[2] >= 1,
+                    "weight must have at least one group, output channel and input channel, got shape ", weight_size);
   TORCH_CHECK_VALUE(static_cast<int64_t>(geometry.size()) == 5 * dims, "geometry must have ", 5 * dims, " values, ",
                     dims, " each for input_size, output_size, stride, padding and dilation, got ", geometry);
-  Convolution conv{weight.size(0), weight.size(1), weight.size(2), {}};
+  Convolution conv{weight_size[0], weight_size[1], weight_size[2], {}};
   conv.axes.fill({1, 1, 1, 1, 0, 1, Rule::zeros});  // what leads in 1-D and 2-D
   constexpr std::array<std::string_view, 3> names = {"axis 0", "axis 1", "axis 2"};
   for (int64_t axis = 0; axis < dims; ++axis) {
     const auto number = [&](int64_t which) { return geometry[which * dims + axis]; };
     conv.axes[3 - dims + axis] =
-        check_axis(names[axis], number(0), number(1), weight.size(3 + axis), number(2), number(3), number(4), rule);
+        check_axis(names[axis], number(0), number(1), weight_size[3 + axis], number(2), number(3), number(4), rule);
   }
-  const int64_t rows =
-      product({conv.groups, conv.out_per_group, conv.axes[0].output, conv.axes[1].output, conv.axes[2].output}, "rows");
-  const int64_t cols =
-      product({conv.groups, conv.in_per_group, conv.axes[0].input, conv.axes[1].input, conv.axes[2].input}, "columns");
+  const int64_t rows = checked_product(
+      {conv.groups, conv.out_per_group, conv.axes[0].output, conv.axes[1].output, conv.axes[2].output}, "rows");
+  const int64_t cols = checked_product(
+      {conv.groups, conv.in_per_group, conv.axes[0].input, conv.axes[1].input, conv.axes[2].input}, "columns");
+  checked_product({rows, cols}, "elements of the matrix");
+  return conv;
+}
+
+Convolution Convolution::transposed() const {
+  Convolution result = *this;
+  std::swap(result.out_per_group, result.in_per_group);
+  for (Axis& axis : result.axes) std::swap(axis.input, axis.output);
+  return result;
+}
+
+void check_rows(int64_t row_start, int64_t row_stop, int64_t rows) {
   TORCH_CHECK_VALUE(0 <= row_start && row_start <= row_stop && row_stop <= rows, "rows [", row_start, ", ", row_stop,
                     ") must be a range within the ", rows, " rows of the matrix");
-  product({row_stop - row_start, cols, static_cast<int64_t>(weight.element_size())}, "bytes of the dense matrix");
-  return conv;
+}
+
+void check_index_dtype(at::ScalarType index_dtype, int64_t nnz, int64_t rows, int64_t cols) {
+  TORCH_CHECK_VALUE(index_dtype == at::kInt || index_dtype == at::kLong, "index_dtype (", index_dtype,
+                    ") must be int32 or int64");
+  TORCH_CHECK_VALUE(index_dtype == at::kLong || std::max({nnz, rows, cols}) <= INT32_MAX,
+                    "index_dtype int32 counts to ", INT32_MAX, ", too few for ", nnz, " entries in ", rows,
+                    " rows and ", cols, " columns; use int64, or a block of rows");
 }
 
 }  // namespace conv2affine

@@ -21,7 +21,8 @@ namespace conv2affine {
 //
 // So the sequence is made once for each combination of patterns, of which there are few (27 for a padded 3-D
 // convolution, however large), and a row is one flat loop over it: a scatter for a dense matrix, an addition and a copy
-// for a sparse one, a gather for the adjoint.
+// for a sparse one, a gather for the adjoint. Along the last axis, the rows between the margins are one run: they have
+// the same sequence and the same weights, each moved by `stride` columns.
 
 // The entries of a row. Usually entry e is the weight taps[e]; where taps overlap it is the sum over
 // taps[ends[e - 1]] ... taps[ends[e] - 1], in ascending order, and `ends` has one element an entry.
@@ -55,9 +56,38 @@ struct RowPattern {
   }
 };
 
+// One table an axis.
 using Taps = std::array<AxisTaps, 3>;
 
-// Walks along rows; every thread has one of its own.
+inline Taps make_taps(const Convolution& conv) {
+  return {AxisTaps(conv.axes[0]), AxisTaps(conv.axes[1]), AxisTaps(conv.axes[2])};
+}
+
+// Entries of the matrix in the rows before `row`, from 0 to rows: closed-form, so that every thread knows where its
+// part of a sparse matrix begins.
+inline int64_t entries_before(const Convolution& conv, const Taps& taps, int64_t row) {
+  const int64_t o3 = row % conv.axes[2].output;
+  const int64_t o2 = row / conv.axes[2].output % conv.axes[1].output;
+  const int64_t o1 = row / (conv.axes[2].output * conv.axes[1].output) % conv.axes[0].output;
+  const int64_t co = row / conv.outputs();
+  const int64_t all3 = taps[2].entries(), all2 = taps[1].entries() * all3, all1 = taps[0].entries() * all2;
+  const int64_t line = taps[0].entries_at(o1) * taps[1].entries_at(o2);
+  const int64_t plane = taps[0].entries_at(o1) * taps[1].entries_before(o2);
+  const int64_t before = taps[0].entries_before(o1) * all2 + plane * all3 + line * taps[2].entries_before(o3);
+  return conv.in_per_group * (co * all1 + before);
+}
+
+// Rows that follow each other: row number n of them has the columns shift + n * step + pattern.columns[e].
+template <typename index_t>
+struct Run {
+  const RowPattern<index_t>& pattern;
+  int64_t rows;
+  int64_t co;
+  int64_t shift;
+  int64_t step;
+};
+
+// Walks along rows, run by run; every thread has one of its own.
 template <typename index_t>
 class Rows {
  public:
@@ -72,28 +102,18 @@ class Rows {
     o2_ = row / conv.axes[2].output % conv.axes[1].output;
     o1_ = row / (conv.axes[2].output * conv.axes[1].output) % conv.axes[0].output;
     find_line();
-    find();
   }
 
-  int64_t co() const { return co_; }
-  // To be added to the columns of the pattern.
-  int64_t shift() const { return shift_; }
-  const RowPattern<index_t>& pattern() const { return *pattern_; }
-
-  // The next row.
-  void step() {
-    if (++o3_ == conv_.axes[2].output) {
-      o3_ = 0;
-      if (++o2_ == conv_.axes[1].output) {
-        o2_ = 0;
-        if (++o1_ == conv_.axes[0].output) {
-          o1_ = 0;
-          ++co_;
-        }
-      }
-      find_line();
-    }
-    find();
+  // The next run, of no more than `most` rows; there must be a row left.
+  Run<index_t> next(int64_t most) {
+    const Place place3 = taps_[2][o3_];
+    const int64_t id = line_id_ + place3.pattern;
+    RowPattern<index_t>& pattern = patterns_[id < slots_ ? id : id % slots_];
+    if (pattern.id != id) make(pattern, id);
+    const Run<index_t> run{pattern, std::min(most, taps_[2].run(o3_)), co_, line_shift_ + place3.shift,
+                           taps_[2].step()};
+    step(run.rows);
+    return run;
   }
 
  private:
@@ -110,12 +130,19 @@ class Rows {
     line_id_ = (place1.pattern * taps_[1].patterns() + place2.pattern) * taps_[2].patterns();
   }
 
-  void find() {
-    const Place place3 = taps_[2][o3_];
-    shift_ = line_shift_ + place3.shift;
-    const int64_t id = line_id_ + place3.pattern;
-    pattern_ = patterns_.data() + (id < slots_ ? id : id % slots_);
-    if (pattern_->id != id) make(*pattern_, id);
+  // `rows` rows further, at most to the beginning of the next line.
+  void step(int64_t rows) {
+    o3_ += rows;
+    if (o3_ < conv_.axes[2].output) return;
+    o3_ = 0;
+    if (++o2_ == conv_.axes[1].output) {
+      o2_ = 0;
+      if (++o1_ == conv_.axes[0].output) {
+        o1_ = 0;
+        ++co_;
+      }
+    }
+    find_line();
   }
 
   void make(RowPattern<index_t>& pattern, int64_t id) {
@@ -159,8 +186,6 @@ class Rows {
   bool overlaps_;
   int64_t co_, o1_, o2_, o3_;
   int64_t line_shift_, line_id_;
-  int64_t shift_;
-  RowPattern<index_t>* pattern_;
   int64_t slots_;
   std::vector<RowPattern<index_t>> patterns_;  // the pattern of identity `id` is in slot id % slots, if anywhere
   std::vector<Tap> channel_;                   // of the pattern being made: (column, weight) within one input channel

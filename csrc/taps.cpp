@@ -34,7 +34,7 @@ AxisTaps::AxisTaps(const Axis& axis) : output_(axis.output) {
   start_.push_back(0);
   entries_.reserve(patterns + 1);
   entries_.push_back(0);
-  taps_.reserve(patterns * axis.kernel);
+  taps_.reserve(axis.kernel);
   for (int64_t p = 0; p < patterns; ++p) {
     const bool behind = p >= interior_begin_ + interior_patterns_;
     const int64_t o = behind ? p - interior_patterns_ + (interior_end_ - interior_begin_) : p;
@@ -45,14 +45,36 @@ AxisTaps::AxisTaps(const Axis& axis) : output_(axis.output) {
     }
     std::sort(taps_.begin() + first, taps_.end(),
               [](const Tap& a, const Tap& b) { return a.input != b.input ? a.input < b.input : a.kernel < b.kernel; });
-    start_.push_back(taps_.size());
-    int64_t entries = 0;
-    for (size_t t = first; t < taps_.size(); ++t) {
-      if (t == first || taps_[t].input != taps_[t - 1].input) ++entries;
-    }
-    entries_.push_back(entries_.back() + entries);
-    overlaps_ = overlaps_ || entries < static_cast<int64_t>(taps_.size() - first);
+    close_pattern();
   }
+}
+
+AxisTaps::AxisTaps(int64_t outputs)
+    : output_(outputs), interior_begin_(outputs), interior_end_(outputs), start_{0}, entries_{0} {}
+
+AxisTaps AxisTaps::transposed(int64_t inputs) const {
+  // Padding modes send the margins back into the middle: no interior is left that could be counted on.
+  std::vector<std::vector<Tap>> read_by(inputs);
+  for (int64_t o = 0; o < output_; ++o) {
+    const Place place = (*this)[o];
+    for (const Tap& tap : taps(place.pattern)) read_by[place.shift + tap.input].push_back({o, tap.kernel});
+  }
+  AxisTaps result(inputs);
+  for (const std::vector<Tap>& pattern : read_by) {
+    result.taps_.insert(result.taps_.end(), pattern.begin(), pattern.end());
+    result.close_pattern();
+  }
+  return result;
+}
+
+void AxisTaps::close_pattern() {
+  int64_t entries = 0;
+  for (size_t t = start_.back(); t < taps_.size(); ++t) {
+    if (static_cast<int64_t>(t) == start_.back() || taps_[t].input != taps_[t - 1].input) ++entries;
+  }
+  overlaps_ = overlaps_ || entries < static_cast<int64_t>(taps_.size()) - start_.back();
+  start_.push_back(taps_.size());
+  entries_.push_back(entries_.back() + entries);
 }
 
 int64_t AxisTaps::entries_before(int64_t o) const {

@@ -42,6 +42,10 @@ class AxisTaps {
  public:
   explicit AxisTaps(const Axis& axis);
 
+  // The same pairs from the other side: for each of the axis' input coordinates, the output coordinates that read it,
+  // as taps of (output, kernel). Takes memory for each coordinate of the axis.
+  AxisTaps transposed(int64_t inputs) const;
+
   // o must lie in [0, axis.output).
   Place operator[](int64_t o) const {
     if (o < interior_begin_) return {o, 0};
@@ -51,6 +55,12 @@ class AxisTaps {
     const int64_t turn = period_ == 1 ? inside : inside / period_;
     return {interior_begin_ + inside - turn * period_, turn * step_};
   }
+
+  // How many output coordinates from o on have its pattern, each moved by step() more than the one before.
+  int64_t run(int64_t o) const {
+    return interior_patterns_ == 1 && interior_begin_ <= o && o < interior_end_ ? interior_end_ - o : 1;
+  }
+  int64_t step() const { return step_; }
 
   // In ascending order of (input, kernel).
   std::span<const Tap> taps(int64_t pattern) const {
@@ -72,12 +82,17 @@ class AxisTaps {
   int64_t entries() const { return entries_before(output_); }
 
  private:
+  explicit AxisTaps(int64_t outputs);  // without an interior, its patterns still to come
+
+  // Makes a pattern of the taps that were added since the last one.
+  void close_pattern();
+
   int64_t output_;
   int64_t interior_begin_;  // output coordinates [begin, end) are the interior
   int64_t interior_end_;
-  int64_t period_;  // the interior repeats after `period` output coordinates,
-  int64_t step_;    // moved by `step` input coordinates
-  int64_t interior_patterns_;
+  int64_t period_ = 1;  // the interior repeats after `period` output coordinates,
+  int64_t step_ = 0;    // moved by `step` input coordinates
+  int64_t interior_patterns_ = 0;
   bool overlaps_ = false;
   std::vector<Tap> taps_;
   std::vector<int64_t> start_;    // taps of pattern p: [start[p], start[p + 1])

@@ -36,8 +36,8 @@ def test_valid_call_is_valid():
 @pytest.mark.parametrize(
     ("argument", "value", "message"),
     [
-        ("weight", torch.ones(6, 2, 2), r"weight must be a strided tensor of shape"),
-        ("weight", torch.ones(6, 2, 2, 1, 1, 2, 3), r"weight must be a strided tensor of shape"),
+        ("weight", torch.ones(6, 2, 2), "weight must have the shape"),
+        ("weight", torch.ones(6, 2, 2, 1, 1, 2, 3), "weight must have the shape"),
         ("weight", torch.ones(2, 3, 2, 1, 2, 3), "geometry must have 15 values, 3 each for input_size"),
         ("weight", torch.ones(0, 3, 2, 2, 3), "at least one group"),
         ("weight", torch.ones(2, 3, 2, 0, 3), r"kernel size \(0\)"),
@@ -65,9 +65,9 @@ def test_nonsense_is_refused(argument, value, message):
 
 
 def test_more_bytes_than_64_bits_count_are_refused():
-    spoilt = {"input_size": [2**30, 2**18], "output_size": [2**10, 25]}
+    spoilt = {"input_size": [2**30, 2**18], "output_size": [28, 25]}
     with pytest.raises(ValueError, match="number of bytes of the dense matrix"):
-        dense(**spoilt, row_stop=2**10 * 150)
+        dense(**spoilt, row_stop=6 * 700)
 
 
 @pytest.mark.parametrize("rule", ["zeros", "circular", "reflect", "replicate", "transposed"])

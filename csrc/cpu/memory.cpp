@@ -1,6 +1,7 @@
 #include "memory.h"
 
 #include <ATen/EmptyTensor.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/CPUAllocator.h>
 
@@ -18,8 +19,9 @@ namespace {
 
 constexpr int64_t kPage = int64_t{4} << 10;
 constexpr int64_t kHugePage = int64_t{2} << 20;
-// Below this, torch's allocator mostly has memory at hand that is in place already.
-constexpr int64_t kLarge = int64_t{4} << 20;
+// Up to this, malloc mostly has memory at hand that is in place already: glibc keeps freed blocks of up to 32 MiB,
+// unless they come to twice as much together.
+constexpr int64_t kLarge = int64_t{16} << 20;
 // With two threads, huge pages take as long as a tenth of the small ones do, and unmap far sooner.
 constexpr double kHugePageShare = 0.1;
 
@@ -57,13 +59,11 @@ c10::DataPtr map(int64_t, bool) { return {}; }
 
 #endif
 
-}  // namespace
-
-at::Tensor zeros(at::IntArrayRef sizes, const at::TensorOptions& options, bool huge_pages) {
+// A tensor of fresh memory, or an undefined one where small results or the system make torch's own the better choice.
+at::Tensor fresh(at::IntArrayRef sizes, const at::TensorOptions& options, bool huge_pages) {
   const int64_t bytes = c10::multiply_integers(sizes) * static_cast<int64_t>(options.dtype().itemsize());
-  if (bytes < kLarge) return at::zeros(sizes, options);
-  c10::DataPtr data = map(bytes, huge_pages);
-  if (!data) return at::zeros(sizes, options);
+  c10::DataPtr data = bytes <= kLarge ? c10::DataPtr() : map(bytes, huge_pages);
+  if (!data) return {};
   // With torch's allocator for resize_, which moves what is here to memory of its own.
   auto storage = c10::make_intrusive<c10::StorageImpl>(c10::StorageImpl::use_byte_size_t(), bytes, std::move(data),
                                                        c10::GetCPUAllocator(), /*resizable=*/true);
@@ -71,6 +71,18 @@ at::Tensor zeros(at::IntArrayRef sizes, const at::TensorOptions& options, bool h
       c10::Storage(std::move(storage)), c10::DispatchKeySet(c10::DispatchKey::CPU), options.dtype());
   tensor.unsafeGetTensorImpl()->set_sizes_contiguous(sizes);
   return tensor;
+}
+
+}  // namespace
+
+at::Tensor zeros(at::IntArrayRef sizes, const at::TensorOptions& options, bool huge_pages) {
+  const at::Tensor tensor = fresh(sizes, options, huge_pages);
+  return tensor.defined() ? tensor : at::zeros(sizes, options);
+}
+
+at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  const at::Tensor tensor = fresh(sizes, options, /*huge_pages=*/true);
+  return tensor.defined() ? tensor : at::empty(sizes, options);
 }
 
 double touched_share(const Convolution& conv, int64_t itemsize) {

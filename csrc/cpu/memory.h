@@ -13,6 +13,9 @@ namespace conv2affine {
 // MiB of memory for each touched byte. Where the system has or grants no such memory, at::zeros serves.
 at::Tensor zeros(at::IntArrayRef sizes, const at::TensorOptions& options, bool huge_pages);
 
+// The same for memory that will be written from end to end: its content is undefined.
+at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options);
+
 // Share of the small pages (4 KiB) of a dense matrix in which weights lie, from 0 to 1; an estimate.
 double touched_share(const Convolution& conv, int64_t itemsize);
 

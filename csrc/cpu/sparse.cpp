@@ -1,0 +1,155 @@
+#include "sparse.h"
+
+#include <ATen/Dispatch_v2.h>
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "convolution.h"
+#include "cpu/memory.h"
+#include "rows.h"
+
+namespace conv2affine {
+
+namespace {
+
+constexpr int64_t kGrainEntries = 32768;  // as in dense.cpp
+
+// Where the parts of a sparse matrix go; what is null is left out. A CSR matrix has `crow`, a COO matrix the `row` of
+// each entry.
+template <typename scalar_t, typename index_t>
+struct Entries {
+  index_t* crow;
+  index_t* row;
+  index_t* col;
+  scalar_t* values;
+};
+
+// Rows of n entries each, from the first one, which is in place: an entry is moved(the one r rows above, r). In blocks
+// that double up to what stays in the first-level cache: long loops, however short a row is.
+template <typename T, typename F>
+void repeat(T* first, int64_t n, int64_t rows, const F& moved) {
+  constexpr int64_t kBlock = 2048;
+  if (n == 0) return;
+  for (int64_t done = 1; done < rows;) {
+    const int64_t block = std::min({done, std::max<int64_t>(1, kBlock / n), rows - done});
+    T* to = first + done * n;
+    const T* from = to - block * n;
+    for (int64_t e = 0; e < block * n; ++e) to[e] = moved(from[e], block);
+    done += block;
+  }
+}
+
+// Writes rows [begin, end) of the matrix; `to` points at where they begin, `weight` is contiguous.
+template <typename scalar_t, typename index_t>
+void fill_rows(const Convolution& conv, const Taps& taps, const scalar_t* weight, Entries<scalar_t, index_t> to,
+               int64_t begin, int64_t end, int64_t row_start) {
+  const int64_t kernel = conv.in_per_group * conv.taps();
+  int64_t entry = entries_before(conv, taps, begin) - entries_before(conv, taps, row_start);
+  Rows<index_t> rows(conv, taps, begin);
+  for (int64_t r = begin; r < end;) {
+    const Run run = rows.next(end - r);
+    const int64_t entries = run.pattern.size();
+    for (int64_t n = 0; n < run.rows; ++n) {
+      if (to.crow) to.crow[r - row_start + n] = static_cast<index_t>(entry + n * entries);
+      if (to.row) std::fill_n(to.row + entry + n * entries, entries, static_cast<index_t>(r - row_start + n));
+    }
+    if (to.col) {
+      const index_t shift = static_cast<index_t>(run.shift);
+      const index_t* columns = run.pattern.columns.data();
+      index_t* col = to.col + entry;
+      for (int64_t e = 0; e < entries; ++e) col[e] = columns[e] + shift;
+      repeat(col, entries, run.rows, [step = static_cast<index_t>(run.step)](index_t column, int64_t rows_below) {
+        return static_cast<index_t>(column + step * static_cast<index_t>(rows_below));
+      });
+    }
+    scalar_t* values = to.values + entry;
+    run.pattern.for_each(weight + run.co * kernel, [=](int64_t e, scalar_t value) { values[e] = value; });
+    repeat(values, entries, run.rows, [](scalar_t value, int64_t) { return value; });
+    entry += run.rows * entries;
+    r += run.rows;
+  }
+}
+
+template <typename index_t>
+void fill(const Convolution& conv, const Taps& taps, const at::Tensor& weight, index_t* crow, index_t* row,
+          index_t* col, const at::Tensor& values, int64_t row_start, int64_t row_stop) {
+  const at::Tensor weights = weight.contiguous();  // (groups, out/group, in/group, K_1, ..., K_D)
+  const int64_t grain = std::max<int64_t>(1, kGrainEntries / (conv.in_per_group * conv.taps()));
+  AT_DISPATCH_V2(weight.scalar_type(), "conv2affine::sparse", AT_WRAP([&] {
+                   const scalar_t* from = weights.const_data_ptr<scalar_t>();
+                   const Entries<scalar_t, index_t> to{crow, row, col, values.mutable_data_ptr<scalar_t>()};
+                   at::parallel_for(row_start, row_stop, grain, [&](int64_t begin, int64_t end) {
+                     fill_rows(conv, taps, from, to, begin, end, row_start);
+                   });
+                 }),
+                 AT_EXPAND(AT_ALL_TYPES), AT_EXPAND(AT_COMPLEX_TYPES), at::kHalf, at::kBFloat16);
+}
+
+// The checked arguments of an operator: the matrix or its transpose, as rows see it.
+struct Checked {
+  Convolution conv;
+  Taps taps;
+  at::Tensor weight;
+  int64_t nnz;
+};
+
+Checked check(const at::Tensor& weight, at::IntArrayRef geometry, std::string_view rule, int64_t row_start,
+              int64_t row_stop, bool transpose) {
+  Convolution conv = check_convolution(weight, geometry, rule);
+  Taps taps = make_taps(conv);
+  if (transpose) {
+    for (int axis = 0; axis < 3; ++axis) taps[axis] = taps[axis].transposed(conv.axes[axis].input);
+    conv = conv.transposed();
+  }
+  check_rows(row_start, row_stop, conv.rows());
+  const int64_t nnz = entries_before(conv, taps, row_stop) - entries_before(conv, taps, row_start);
+  return {conv, taps, transpose ? weight.transpose(1, 2) : weight, nnz};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> csr_cpu(const at::Tensor& weight, at::IntArrayRef geometry,
+                                                       std::string_view rule, int64_t row_start, int64_t row_stop,
+                                                       at::ScalarType index_dtype, bool transpose) {
+  const Checked c = check(weight, geometry, rule, row_start, row_stop, transpose);
+  check_index_dtype(index_dtype, c.nnz, row_stop - row_start, c.conv.cols());
+  const at::TensorOptions indices = weight.options().dtype(index_dtype);
+  const at::Tensor crow = empty({row_stop - row_start + 1}, indices), col = empty({c.nnz}, indices);
+  const at::Tensor values = empty({c.nnz}, weight.options());
+  AT_DISPATCH_INDEX_TYPES(index_dtype, "conv2affine::csr", [&] {
+    index_t* starts = crow.mutable_data_ptr<index_t>();
+    fill<index_t>(c.conv, c.taps, c.weight, starts, nullptr, col.mutable_data_ptr<index_t>(), values, row_start,
+                  row_stop);
+    starts[row_stop - row_start] = static_cast<index_t>(c.nnz);
+  });
+  return {crow, col, values};
+}
+
+std::tuple<at::Tensor, at::Tensor> coo_cpu(const at::Tensor& weight, at::IntArrayRef geometry, std::string_view rule,
+                                           int64_t row_start, int64_t row_stop) {
+  const Checked c = check(weight, geometry, rule, row_start, row_stop, /*transpose=*/false);
+  const at::Tensor indices = empty({2, c.nnz}, weight.options().dtype(at::kLong));
+  const at::Tensor values = empty({c.nnz}, weight.options());
+  int64_t* rows = indices.mutable_data_ptr<int64_t>();
+  fill<int64_t>(c.conv, c.taps, weight, nullptr, rows, rows + c.nnz, values, row_start, row_stop);
+  return {indices, values};
+}
+
+at::Tensor values_cpu(const at::Tensor& weight, at::IntArrayRef geometry, std::string_view rule, int64_t row_start,
+                      int64_t row_stop, bool transpose) {
+  const Checked c = check(weight, geometry, rule, row_start, row_stop, transpose);
+  const at::Tensor values = empty({c.nnz}, weight.options());
+  fill<int64_t>(c.conv, c.taps, c.weight, nullptr, nullptr, nullptr, values, row_start, row_stop);
+  return values;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(conv2affine, CPU, m) {
+  m.impl("csr", static_cast<Csr*>(&csr_cpu));
+  m.impl("coo", static_cast<Coo*>(&coo_cpu));
+  m.impl("values", static_cast<Values*>(&values_cpu));
+}
+
+}  // namespace conv2affine
