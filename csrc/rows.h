@@ -63,6 +63,19 @@ inline Taps make_taps(const Convolution& conv) {
   return {AxisTaps(conv.axes[0]), AxisTaps(conv.axes[1]), AxisTaps(conv.axes[2])};
 }
 
+// The matrix as its rows see it: as it is, or transposed.
+struct Sides {
+  Convolution conv;
+  Taps taps;
+};
+
+inline Sides make_sides(const Convolution& conv, bool transpose) {
+  Taps taps = make_taps(conv);
+  if (!transpose) return {conv, taps};
+  for (int axis = 0; axis < 3; ++axis) taps[axis] = taps[axis].transposed(conv.axes[axis].input);
+  return {conv.transposed(), taps};
+}
+
 // Entries of the matrix in the rows before `row`, from 0 to rows: closed-form, so that every thread knows where its
 // part of a sparse matrix begins.
 inline int64_t entries_before(const Convolution& conv, const Taps& taps, int64_t row) {

@@ -88,22 +88,17 @@ void fill(const Convolution& conv, const Taps& taps, const at::Tensor& weight, i
                  AT_EXPAND(AT_ALL_TYPES), AT_EXPAND(AT_COMPLEX_TYPES), at::kHalf, at::kBFloat16);
 }
 
-// The checked arguments of an operator: the matrix or its transpose, as rows see it.
+// The checked arguments of an operator.
 struct Checked {
   Convolution conv;
   Taps taps;
-  at::Tensor weight;
+  at::Tensor weight;  // that of the transposed matrix, where it is transposed
   int64_t nnz;
 };
 
 Checked check(const at::Tensor& weight, at::IntArrayRef geometry, std::string_view rule, int64_t row_start,
               int64_t row_stop, bool transpose) {
-  Convolution conv = check_convolution(weight, geometry, rule);
-  Taps taps = make_taps(conv);
-  if (transpose) {
-    for (int axis = 0; axis < 3; ++axis) taps[axis] = taps[axis].transposed(conv.axes[axis].input);
-    conv = conv.transposed();
-  }
+  const auto [conv, taps] = make_sides(check_convolution(weight, geometry, rule), transpose);
   check_rows(row_start, row_stop, conv.rows());
   const int64_t nnz = entries_before(conv, taps, row_stop) - entries_before(conv, taps, row_start);
   return {conv, taps, transpose ? weight.transpose(1, 2) : weight, nnz};
