@@ -200,7 +200,7 @@ class _Convolution:
         batch = torch.from_numpy(samples).to(self.weight.device).view(len(samples), *shape)
         with torch.no_grad(), torch.autocast(batch.device.type, enabled=False):
             results = [function(block).flatten(1) for block in torch.split(batch, self.block)]
-        return torch.cat(results).cpu().resolve_conj().numpy().T
+        return torch.cat(results).cpu().numpy().T
 
     @property
     def block(self) -> int:
