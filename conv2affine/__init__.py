@@ -7,6 +7,7 @@ from conv2affine.geometry import Geometry
 from conv2affine.linear import to_linear, torch_conv_layer_to_affine
 from conv2affine.matrix import conv_matrix, conv_transpose_matrix, to_bias, to_matrix
 from conv2affine.plan import Plan, plan
+from conv2affine.scipy_interop import as_linear_operator, to_scipy
 
 try:
     __version__ = version("conv2affine")
@@ -16,6 +17,7 @@ except PackageNotFoundError:  # built in place by CMake, without an installation
 __all__ = [
     "Geometry",
     "Plan",
+    "as_linear_operator",
     "conv_matrix",
     "conv_transpose_matrix",
     "plan",
@@ -23,5 +25,6 @@ __all__ = [
     "to_bias",
     "to_linear",
     "to_matrix",
+    "to_scipy",
     "torch_conv_layer_to_affine",
 ]
