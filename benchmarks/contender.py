@@ -25,7 +25,7 @@ class Contender:
         prepare: Does what is not timed, and returns the call that is.
         peak: Estimated bytes at the peak; above the limit the contender sits a case out.
         lacks: Options that it cannot do, as in `Case.needs`.
-        most: Largest number of non-zeros for which it is worth the wait.
+        too_slow: Whether a case is not worth the wait.
     """
 
     id: str
@@ -34,13 +34,13 @@ class Contender:
     prepare: Callable[[Case], Callable[[], Any]]
     peak: Callable[[Case], float]
     lacks: frozenset[str] = frozenset()
-    most: float = float("inf")
+    too_slow: Callable[[Case], bool] = lambda case: False
 
     def reason_against(self, case: Case, limit: float) -> str:
         """Why it sits a case out, given a limit in bytes; empty if it takes part."""
         if missing := self.lacks & case.needs:
             return f"no {', '.join(sorted(missing))}"
-        if case.plan.nnz > self.most:
+        if self.too_slow(case):
             return "would take too long"
         if (peak := self.peak(case)) > limit:
             return f"would need {peak / 1e9:.0f} GB"

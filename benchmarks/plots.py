@@ -20,13 +20,16 @@ FLOORS: dict[str, dict[str, Any]] = {
     FRESH: {"color": FAINT, "linewidth": 1.6, "linestyle": (0, (5, 2)), "zorder": 3},
     WARM: {"color": FAINT, "linewidth": 1.6, "linestyle": (0, (1, 1.2)), "zorder": 3},
 }
-PEERS = ["#c2571a", "#8a3ffc", "#00796b", "#b0275f"]
+PEERS = {"conv(eye)": "#c2571a", "unfold + scatter": "#8a3ffc", "scipy.sparse.kron, toarray": "#00796b"}
+OTHER = "#b0275f"
+TIMES = "\N{MULTIPLICATION SIGN}"
 LABELS = {
     "conv2affine.to_matrix": "conv2affine",
     FRESH: "torch.zeros (fresh memory)",
     WARM: "zero_() (warm memory)",
     "scipy.sparse.kron, toarray": "scipy.sparse.kron",
 }
+BYTES, SECONDS = ("B", "kB", "MB", "GB"), ("µs", "ms", "s")
 Curves = dict[str, list[Result]]
 X = Callable[[Result], float]
 
@@ -49,7 +52,7 @@ def draw_scaling(results: list[Result]) -> Figure:
         f"Conv2d(8, 8, 3, padding=1) at growing input size, float32, {results[0].threads} threads",
     )
     axes.set(xscale="log", yscale="log", xlabel="size of the matrix")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: unit(x, ("B", "kB", "MB", "GB"))))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: unit(x, BYTES)))
     draw_curves(axes, curves(results), lambda r: r.bytes)
     return figure
 
@@ -59,7 +62,7 @@ def draw_filling(results: list[Result]) -> Figure:
     first = results[0]
     figure, (axes,) = page(
         "Time to build matrices of one size, from nearly empty to full",
-        f"Conv2d(32, 32) at 16×16: {first.rows:,} × {first.cols:,} float32, {unit(first.bytes, ('B', 'kB', 'MB'))}; "
+        f"Conv2d(32, 32) at 16{TIMES}16: {first.rows:,} {TIMES} {first.cols:,} float32, {unit(first.bytes, BYTES)}; "
         f"fewer groups, then larger kernels; {first.threads} threads",
     )
     axes.set(xscale="log", yscale="log", xlabel="entries that are not zero")
@@ -72,10 +75,10 @@ def draw_threads(results: list[Result]) -> Figure:
     """Time against threads, a panel per case."""
     panels = [list(group) for _, group in groupby(results, key=lambda r: (r.layout, r.case))]
     panels = [panel for panel in panels if any(r.kind == "ours" for r in panel)]
-    figure, all_axes = page("Time by number of threads", "float32", len(panels))
+    figure, all_axes = page("Time by number of threads", "float32, sparse matrices with 32-bit indices", len(panels))
     for axes, panel in zip(all_axes, panels, strict=True):
         first = panel[0]
-        axes.set_title(f"{first.layer}\n{first.layout}, {unit(first.bytes, ('B', 'kB', 'MB', 'GB'))}", **TITLE)
+        axes.set_title(f"{first.layer}\n{first.layout}, {unit(first.bytes, BYTES)}", **TITLE)
         axes.set(xlabel="threads", xscale="log", xticks=sorted({r.threads for r in panel}))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         draw_curves(axes, curves(panel), lambda r: r.threads)
@@ -94,11 +97,11 @@ TITLE: dict[str, Any] = {"loc": "left", "fontsize": 10, "color": INK}
 
 def page(title: str, subtitle: str, panels: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure with its headline and bare axes, room for labels at the right of each."""
-    width, height = (9, 5.4) if panels == 1 else (4.9 * panels, 4.6)
+    width, height = (9, 5.4) if panels == 1 else (5.3 * panels, 4.4)
     figure = Figure((width, height), facecolor="white")
     figure.text(0.28 / width, 1 - 0.34 / height, title, size=14, color=INK, weight="bold", va="center")
     figure.text(0.28 / width, 1 - 0.64 / height, subtitle, size=10, color=FAINT, va="center")
-    left, right, bottom, top = 0.8, 1.95, 0.62, 0.95 if panels == 1 else 1.45
+    left, right, bottom, top = 0.8, 2.15, 0.62, 0.95 if panels == 1 else 1.45
     all_axes = []
     for panel in range(panels):
         start = panel * width / panels
@@ -108,7 +111,6 @@ def page(title: str, subtitle: str, panels: int = 1) -> tuple[Figure, list[Axes]
         axes.spines[["left", "bottom"]].set_color(LINE)
         axes.grid(color=LINE, linewidth=0.6)
         axes.tick_params(colors=FAINT, length=0, labelsize=9)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: unit(1e6 * y, ("µs", "ms", "s"))))
         axes.xaxis.label.set(color=FAINT, size=10)
         all_axes.append(axes)
     return figure, all_axes
@@ -116,11 +118,11 @@ def page(title: str, subtitle: str, panels: int = 1) -> tuple[Figure, list[Axes]
 
 def draw_curves(axes: Axes, all_curves: Curves, x: X) -> None:
     """The median of each point, its range from the fastest to the slowest round, and names at the ends."""
-    colours = iter(PEERS)
     ends = []
     for name, points in all_curves.items():
         kind = points[0].kind
-        style = OURS if kind == "ours" else FLOORS.get(name) or {"color": next(colours), "linewidth": 1.5}
+        peer = {"color": PEERS.get(name, OTHER), "linewidth": 1.5}
+        style = OURS if kind == "ours" else FLOORS.get(name, peer)
         points = sorted(points, key=x)
         xs, ys = [x(r) for r in points], [r.median for r in points]
         axes.plot(xs, ys, marker="o", markersize=3.5 if kind != "floor" else 0, **style)
@@ -130,6 +132,7 @@ def draw_curves(axes: Axes, all_curves: Curves, x: X) -> None:
     if axes.get_yscale() == "log":
         for axis in axes.xaxis, axes.yaxis:
             axis.set_major_locator(LogLocator(10, numticks=12))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: unit(1e6 * y, SECONDS)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_minor_locator(NullLocator())
     label_ends(axes, ends)
@@ -155,6 +158,8 @@ def label_ends(axes: Axes, ends: list[tuple[float, Any, str, str, str]]) -> None
 
 def unit(value: float, units: tuple[str, ...]) -> str:
     """A round number with the unit that keeps it short."""
+    if not value:
+        return "0"
     power = 0
     while value >= 999.5 and power < len(units) - 1:
         value, power = value / 1000, power + 1
