@@ -23,7 +23,7 @@ from benchmarks.contender import Contender
 from benchmarks.contenders import BY_KEY
 
 SHORTEST = 0.02  # seconds of one round: calls are repeated until they fill it
-PATIENCE = 5.0  # seconds for all rounds of a peer
+PATIENCE = 4.0  # seconds for all rounds of a peer
 TINY = case("tiny", nn.Conv2d, 3, 1, 1, 2)
 UNITS = 1 if sys.platform == "darwin" else 1024  # bytes, and kilobytes, of ru_maxrss
 

@@ -11,8 +11,11 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import torch
 from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from benchmarks.measure import Result
 from benchmarks.ours import FRESH, WARM
@@ -24,22 +27,20 @@ PACKAGES = ("conv2affine", "torch", "numpy", "scipy", "einconv")
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
 
 
-def table(results: list[Result]) -> Table:
+def table(results: list[Result]) -> Group:
     """One case in one layout, fastest first."""
     first = results[0]
-    title = (
-        f"{first.case}  {first.layer}, {first.layout}: {first.rows:,} x {first.cols:,}, "
-        f"{first.nnz:,} non-zeros, {readable_bytes(first.bytes)}, {first.threads} threads"
-    )
-    result = Table("contender", title=title, title_justify="left", box=SIMPLE_HEAD)
-    for heading in ("ms, median", "min .. max", "rounds", "/ zeros", "/ zero_()", "peak MB"):
-        result.add_column(heading, justify="right")
+    size = f"{first.rows:,} x {first.cols:,}, {first.nnz:,} non-zeros, {readable_bytes(first.bytes)}"
+    heading = Text(f"{first.case}  {first.layer}, {first.layout}, {first.threads} threads\n   {size}", "bold")
+    rows = Table("contender", box=SIMPLE_HEAD)
+    for column in ("ms, median", "min .. max", "rounds", "/ zeros", "/ zero_()", "peak MB"):
+        rows.add_column(column, justify="right")
     floors = {r.contender: r.median for r in results}
     for r in sorted(results, key=lambda r: r.median or float("inf")):
         if r.kind == "floor" and r.median is None:
             continue
-        result.add_row(r.contender, *cells(r, floors.get(FRESH), floors.get(WARM)), style=STYLES[r.kind])
-    return result
+        rows.add_row(r.contender, *cells(r, floors.get(FRESH), floors.get(WARM)), style=STYLES[r.kind])
+    return Group(heading, rows)
 
 
 def cells(r: Result, fresh: float | None, warm: float | None) -> list[str]:
@@ -71,6 +72,7 @@ def machine() -> dict[str, object]:
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "load": os.getloadavg(),
         "system": platform.platform(),
         "huge pages": {name: chosen(HUGE_PAGES / name) for name in ("enabled", "defrag")},

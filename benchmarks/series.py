@@ -44,6 +44,7 @@ THREADS = [
     Series("threads", [BY_ID["E"]], torch.strided, []),
     Series("threads", [BY_ID["F"]], torch.sparse_csr, []),
 ]
+PLOT_ROUNDS = 3  # many points take the place of many rounds
 LEFT_OUT = {"conv2affine.to_linear", "nn.Linear()"}  # of the plots
 
 
@@ -91,6 +92,7 @@ def new_result(series: str, case: Case, contender: Contender, settings: Settings
 def run_plots(settings: Settings) -> list[Result]:
     """All points of all plots."""
     results = []
+    settings = replace(settings, rounds=min(settings.rounds, PLOT_ROUNDS))
     for series in SCALE, FILL:
         for case in series.cases:
             results += measure(series.name, case, series.layout, settings, series.peers)
