@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -46,7 +47,7 @@ def draw(results: list[Result], folder: Path) -> list[Path]:
 
 
 def draw_scaling(results: list[Result]) -> Figure:
-    """Time against bytes; on both axes a decade has the same length, so that proportional is 45 degrees."""
+    """Time against bytes."""
     figure, (axes,) = page(
         "Time to build the dense matrix of a convolution",
         f"Conv2d(8, 8, 3, padding=1) at growing input size, float32, {results[0].threads} threads",
@@ -75,7 +76,9 @@ def draw_threads(results: list[Result]) -> Figure:
     """Time against threads, a panel per case."""
     panels = [list(group) for _, group in groupby(results, key=lambda r: (r.layout, r.case))]
     panels = [panel for panel in panels if any(r.kind == "ours" for r in panel)]
-    figure, all_axes = page("Time by number of threads", "float32, sparse matrices with 32-bit indices", len(panels))
+    figure, all_axes = page(
+        "Time by number of threads", "float32, sparse matrices with 32-bit indices", len(panels), top=1.45
+    )
     for axes, panel in zip(all_axes, panels, strict=True):
         first = panel[0]
         axes.set_title(f"{first.layer}\n{first.layout}, {unit(first.bytes, BYTES)}", **TITLE)
@@ -95,13 +98,13 @@ def curves(results: list[Result]) -> Curves:
 TITLE: dict[str, Any] = {"loc": "left", "fontsize": 10, "color": INK}
 
 
-def page(title: str, subtitle: str, panels: int = 1) -> tuple[Figure, list[Axes]]:
+def page(title: str, subtitle: str, panels: int = 1, top: float = 0.95) -> tuple[Figure, list[Axes]]:
     """A figure with its headline and bare axes, room for labels at the right of each."""
     width, height = (9, 5.4) if panels == 1 else (5.3 * panels, 4.4)
     figure = Figure((width, height), facecolor="white")
     figure.text(0.28 / width, 1 - 0.34 / height, title, size=14, color=INK, weight="bold", va="center")
     figure.text(0.28 / width, 1 - 0.64 / height, subtitle, size=10, color=FAINT, va="center")
-    left, right, bottom, top = 0.8, 2.15, 0.62, 0.95 if panels == 1 else 1.45
+    left, right, bottom = 0.8, 2.15, 0.62  # inches, as `top`
     all_axes = []
     for panel in range(panels):
         start = panel * width / panels
@@ -143,17 +146,26 @@ def label_ends(axes: Axes, ends: list[tuple[float, Any, str, str, str]]) -> None
     last = max(x for x, *_ in ends)
     if axes.get_yscale() != "log":
         axes.set_ylim(0, 1.08 * max(y for _, y, *_ in ends))
-    spacing, floor = 14.0, float("-inf")  # points
-    scale = 72 / axes.figure.dpi
-    for x, y, name, colour, weight in sorted(ends, key=lambda end: end[1]):
-        _, height = axes.transData.transform((x, y)) * scale
+    style: dict[str, Any] = {"textcoords": "offset points", "size": 9.5, "annotation_clip": False}
+    for x, y, name, colour, _ in ends:
         if x < last:  # it gave up earlier: its name goes to its last point
-            axes.annotate(name, (x, y), (0, 7), textcoords="offset points", size=9.5, color=colour, ha="right")
-            continue
-        shift = max(0.0, floor + spacing - height)
-        floor = height + shift
-        axes.annotate(name, (x, y), (9, shift), textcoords="offset points", size=9.5, color=colour,
-                      weight=weight, va="center", annotation_clip=False)  # fmt: skip
+            axes.annotate(name, (x, y), (0, 7), color=colour, ha="right", **style)
+    ends = sorted((end for end in ends if end[0] == last), key=lambda end: end[1])
+    points = 72 / axes.get_figure().dpi  # a pixel
+    heights = [points * axes.transData.transform((x, y))[1] for x, y, *_ in ends]
+    for (x, y, name, colour, weight), height, place in zip(ends, heights, spread(heights, 14), strict=True):
+        axes.annotate(name, (x, y), (9, place - height), color=colour, weight=weight, va="center", **style)
+
+
+def spread(heights: list[float], spacing: float) -> list[float]:
+    """The nearest places, in ascending order, with that spacing: neighbours that touch are centred as one block."""
+    blocks: list[list[float]] = []
+    for number, height in enumerate(heights):
+        blocks.append([height - number * spacing])
+        while len(blocks) > 1 and mean(blocks[-2]) > mean(blocks[-1]):
+            blocks[-2:] = [blocks[-2] + blocks[-1]]
+    places = [mean(block) for block in blocks for _ in block]
+    return [place + number * spacing for number, place in enumerate(places)]
 
 
 def unit(value: float, units: tuple[str, ...]) -> str:
