@@ -4,9 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?= 2.13.0
 SOURCES := $(shell git ls-files csrc) CMakeLists.txt setup.py pyproject.toml
-PYTHON_FILES := conv2affine tests examples setup.py
+PYTHON_FILES := conv2affine tests examples benchmarks setup.py
 
-.PHONY: test demo lint format clean
+.PHONY: test demo bench lint format clean
 .DELETE_ON_ERROR:
 
 test: $(VENV)/installed
@@ -14,6 +14,9 @@ test: $(VENV)/installed
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/digits.py --output build/demo
+
+bench: $(VENV)/installed
+	$(BIN)/python -m benchmarks --output build/bench
 
 lint: $(VENV)/tools
 	$(BIN)/ruff check $(PYTHON_FILES)
@@ -38,8 +41,9 @@ $(VENV)/torch:
 
 $(VENV)/tools: $(VENV)/torch pyproject.toml
 	$(BIN)/pip install --quiet 'setuptools>=77' cmake ninja 'pybind11>=3' build
-	$(BIN)/python -c "import tomllib; extras = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; print(*(r for e in ('test', 'lint', 'demo') for r in extras[e]), sep='\n')" > $(VENV)/tools.txt
+	$(BIN)/python -c "import tomllib; extras = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; print(*(r for e in ('test', 'lint', 'demo', 'bench') for r in extras[e]), sep='\n')" > $(VENV)/tools.txt
 	$(BIN)/pip install --quiet -r $(VENV)/tools.txt
+	$(BIN)/pip install --quiet --no-deps einconv
 	touch $@
 
 # Editable: Python changes are there at once, C++ changes at the next make.
