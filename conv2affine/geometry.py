@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedTensorMixin
 
-__all__ = ["Conv", "Geometry"]
+__all__ = ["Conv", "Geometry", "Sizes"]
 
+Sizes = int | Iterable[int]
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 LAYERS = (
     nn.Conv1d,
@@ -177,18 +178,42 @@ class Geometry:
             torch.Size([2, 3, 2, 3])
         """
         check_weight(weight)
-        groups = self.groups
-        out_group, in_group = self.out_channels // groups, self.in_channels // groups
-        rows, cols = (in_group, out_group) if self.transposed else (out_group, in_group)
-        expected = (groups * rows, cols, *self.kernel_size)
-        if weight.shape != expected:
+        if weight.shape != self.weight_size:
             raise ValueError(
-                f"weight must have shape {expected} for {self.in_channels} -> {self.out_channels} "
-                f"channels in {groups} group(s) with kernel_size {self.kernel_size}, got "
+                f"weight must have shape {self.weight_size} for {self.in_channels} -> {self.out_channels} "
+                f"channels in {self.groups} group(s) with kernel_size {self.kernel_size}, got "
                 f"{tuple(weight.shape)}"
             )
-        view = weight.view(groups, rows, cols, *self.kernel_size)
+        view = weight.unflatten(0, (self.groups, -1))  # the first axis of a weight counts over all groups
         return view.transpose(1, 2) if self.transposed else view
+
+    def from_canonical(self, weight: Tensor) -> Tensor:
+        """The inverse of `canonical`; a copy for a transposed convolution of several groups, else a view.
+
+        Example:
+            >>> geometry = Geometry(4, 6, (3,), 8, groups=2)
+            >>> geometry.from_canonical(torch.zeros(geometry.canonical_size)).shape
+            torch.Size([6, 2, 3])
+        """
+        return (weight.transpose(1, 2) if self.transposed else weight).flatten(0, 1)
+
+    @property
+    def weight_size(self) -> tuple[int, ...]:
+        """(out, in/groups, *kernel_size), or (in, out/groups, *kernel_size) if transposed."""
+        first, second = self.out_channels, self.in_channels
+        if self.transposed:
+            first, second = second, first
+        return (first, second // self.groups, *self.kernel_size)
+
+    @property
+    def canonical_size(self) -> tuple[int, ...]:
+        """(groups, out/group, in/group, *kernel_size)."""
+        return (
+            self.groups,
+            self.out_channels // self.groups,
+            self.in_channels // self.groups,
+            *self.kernel_size,
+        )
 
     def operator_arguments(self) -> tuple[list[int], str]:
         """(geometry, rule) as every operator takes them; see csrc/convolution.h.
@@ -308,7 +333,8 @@ def check_layer(conv: object) -> None:
                 f"{base.__name__}; pass a plain {base.__name__} with the same weights, or call "
                 f"conv_matrix or conv_transpose_matrix with the weight that it applies"
             )
-    if any(is_lazy(parameter) for parameter in vars(conv)["_parameters"].values()):
+    # Not by is_lazy(): that would break the graph of torch.compile.
+    if any(isinstance(parameter, UninitializedTensorMixin) for parameter in vars(conv)["_parameters"].values()):
         raise ValueError(f"conv ({name}) is lazy and has no weights yet; run a batch through it first")
 
 
@@ -320,18 +346,6 @@ def check_weight(weight: object) -> None:
         raise TypeError(f"weight must be a strided tensor, got layout {weight.layout}; pass weight.to_dense()")
     if weight.dtype not in DTYPES:
         raise TypeError(f"weight must have a dtype of {', '.join(map(str, DTYPES))}, got {weight.dtype}")
-
-
-def check_rows(rows: range | None, geometry: Geometry) -> tuple[int, int]:
-    """(start, stop) of a block of output rows; all of them for None."""
-    total = geometry.shape[0]
-    if rows is None:
-        return 0, total
-    if not isinstance(rows, range) or rows.step != 1:
-        raise TypeError(f"rows ({rows!r}) must be None or a range(start, stop) with step 1")
-    if not 0 <= rows.start <= rows.stop <= total:
-        raise ValueError(f"rows ({rows}) must lie within the {total} rows of the matrix")
-    return rows.start, rows.stop
 
 
 def _integers(name: str, value: object, dims: int, *, at_least: int) -> tuple[int, ...]:

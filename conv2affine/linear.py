@@ -5,13 +5,20 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from conv2affine.geometry import Conv, Geometry
-from conv2affine.matrix import Sizes, build, expand
+from conv2affine.geometry import Conv, Geometry, Sizes
+from conv2affine.matrix import build, expand
 
 __all__ = ["to_linear", "torch_conv_layer_to_affine"]
 
 
-def to_linear(conv: Conv, input_size: Sizes, *, layout: torch.layout = torch.strided) -> nn.Linear:
+def to_linear(
+    conv: Conv,
+    input_size: Sizes,
+    *,
+    layout: torch.layout = torch.strided,
+    index_dtype: torch.dtype | None = None,
+    drop_zeros: bool = False,
+) -> nn.Linear:
     """The fully-connected layer that is exactly equivalent to a convolution layer.
 
         fc(x.flatten(1)) == conv(x).flatten(1)
@@ -20,7 +27,11 @@ def to_linear(conv: Conv, input_size: Sizes, *, layout: torch.layout = torch.str
         conv: `nn.Conv1d`, `Conv2d`, `Conv3d`, `ConvTranspose1d`, `ConvTranspose2d` or
             `ConvTranspose3d`, with any options.
         input_size: (I_1, ..., I_D), as in `x.shape[-D:]`, or one int for all axes.
-        layout: Layout of the weight; only `torch.strided` so far. Default: `torch.strided`.
+        layout: Layout of the weight; with `torch.sparse_csr`, `forward` takes the same inputs, and
+            only entries that a weight of the convolution goes to take memory. Default:
+            `torch.strided`.
+        index_dtype: As in `to_matrix`.
+        drop_zeros: As in `to_matrix`.
 
     Returns:
         An `nn.Linear` with parameters of its own, in the dtype and on the device of the layer's,
@@ -28,10 +39,14 @@ def to_linear(conv: Conv, input_size: Sizes, *, layout: torch.layout = torch.str
         where the layer has none. `weight[r, c]` tells how much input element c counts in output
         element r, both counted in C order over (channel, *position).
 
+        PyTorch makes the gradient of a sparse weight a strided matrix: before a backward pass
+        through a large layer, freeze it, `fc.weight.requires_grad_(False)`.
+
     Raises:
         TypeError: If `conv` is not one of the six layers, or a subclass that computes otherwise.
-        ValueError: If sizes do not fit; the message has the numbers.
-        NotImplementedError: If `layout` is not `torch.strided`.
+        ValueError: If sizes do not fit, or the layout cannot be as asked for; the message has the
+            numbers.
+        MemoryError: If there is not enough memory left; the message has the bytes of each layout.
 
     Example:
         >>> conv = torch.nn.Conv2d(3, 8, kernel_size=3, stride=2, padding=1)
@@ -45,7 +60,7 @@ def to_linear(conv: Conv, input_size: Sizes, *, layout: torch.layout = torch.str
     geometry = Geometry.from_layer(conv, input_size)
     with torch.enable_grad():  # otherwise a parametrised weight would not say that it requires grad
         weight, bias = conv.weight, conv.bias
-    matrix = build(weight.detach(), geometry, layout, None)
+    matrix = build(weight.detach(), geometry, layout, None, index_dtype, drop_zeros)
     # The constructor of nn.Linear is left out: it would allocate a second matrix, fill it with
     # random numbers, and move the state of the random number generator.
     linear = nn.Linear.__new__(nn.Linear)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from math import prod
 
 import torch
 from torch import Tensor
 
-from conv2affine import ops
-from conv2affine.geometry import Conv, Geometry, check_rows, check_weight
+from conv2affine.geometry import Conv, Geometry, Sizes, check_weight
+from conv2affine.layouts import LAYOUTS, check_request
+from conv2affine.memory import check_memory
 
 __all__ = ["conv_matrix", "conv_transpose_matrix", "to_bias", "to_matrix"]
-
-Sizes = int | Iterable[int]
 
 
 def to_matrix(
@@ -22,6 +20,8 @@ def to_matrix(
     *,
     layout: torch.layout = torch.strided,
     rows: range | None = None,
+    index_dtype: torch.dtype | None = None,
+    drop_zeros: bool = False,
 ) -> Tensor:
     """The matrix A of a convolution layer.
 
@@ -32,19 +32,27 @@ def to_matrix(
         conv: `nn.Conv1d`, `Conv2d`, `Conv3d`, `ConvTranspose1d`, `ConvTranspose2d` or
             `ConvTranspose3d`, with any options; its weight is read once, as `conv.weight`.
         input_size: (I_1, ..., I_D), as in `x.shape[-D:]`, or one int for all axes.
-        layout: Layout of the result; only `torch.strided` so far. Default: `torch.strided`.
-        rows: A block of output rows, `range(start, stop)`. Default: all of them.
+        layout: `torch.strided`, or `torch.sparse_csr`, `torch.sparse_csc` or `torch.sparse_coo`:
+            then only entries that a weight goes to are there, even where the weight is 0, in order
+            and each once. Default: `torch.strided`.
+        rows: A block of output rows, `range(start, stop)`; not with `torch.sparse_csc`. Default:
+            all of them.
+        index_dtype: `torch.int32` or `torch.int64`, of the indices of a CSR or CSC matrix. Default:
+            int32 where it can count the entries, else int64.
+        drop_zeros: Whether entries that are 0 are left out of a sparse matrix. Default: False.
 
     Returns:
         A tensor of shape (len(rows), in_channels * prod(input_size)), dtype and device of
         `conv.weight`, in new memory. Element [r, c] tells how much input element c counts in output
-        element r = rows[r], both counted in C order over (channel, *position).
+        element rows[r], both counted in C order over (channel, *position). It is differentiable in
+        `conv.weight`, any number of times; PyTorch's products keep the gradient of a sparse matrix
+        sparse.
 
     Raises:
         TypeError: If `conv` is not one of the six layers, or a subclass that computes otherwise.
-        ValueError: If sizes do not fit; the message has the numbers.
-        NotImplementedError: If `layout` is not `torch.strided`; or in backward: there are no
-            gradients through the matrix so far.
+        ValueError: If sizes do not fit, or the layout cannot be as asked for; the message has the
+            numbers.
+        MemoryError: If there is not enough memory left; the message has the bytes of each layout.
 
     Example:
         >>> conv = torch.nn.Conv1d(1, 1, 2, bias=False).requires_grad_(False)
@@ -55,7 +63,7 @@ def to_matrix(
                 [0., 0., 1., 2.]])
     """
     geometry = Geometry.from_layer(conv, input_size)
-    return build(conv.weight, geometry, layout, rows)
+    return build(conv.weight, geometry, layout, rows, index_dtype, drop_zeros)
 
 
 def to_bias(conv: Conv, input_size: Sizes) -> Tensor:
@@ -98,6 +106,8 @@ def conv_matrix(
     padding_mode: str = "zeros",
     layout: torch.layout = torch.strided,
     rows: range | None = None,
+    index_dtype: torch.dtype | None = None,
+    drop_zeros: bool = False,
 ) -> Tensor:
     """The matrix of a convolution, from its weight; parameters as in `F.conv2d`.
 
@@ -116,6 +126,8 @@ def conv_matrix(
             Default: "zeros".
         layout: As in `to_matrix`.
         rows: As in `to_matrix`.
+        index_dtype: As in `to_matrix`.
+        drop_zeros: As in `to_matrix`.
 
     Returns:
         The matrix, as in `to_matrix`.
@@ -123,7 +135,7 @@ def conv_matrix(
     Raises:
         TypeError: If `weight` is no tensor, or of a dtype that is no number.
         ValueError: If sizes do not fit; the message has the numbers.
-        NotImplementedError: As `to_matrix`.
+        MemoryError: As `to_matrix`.
 
     Example:
         >>> conv_matrix(torch.tensor([[[1, 2, 3]]]), 3, padding=1, padding_mode="circular")
@@ -143,7 +155,7 @@ def conv_matrix(
         groups,
         padding_mode,
     )
-    return build(weight, geometry, layout, rows)
+    return build(weight, geometry, layout, rows, index_dtype, drop_zeros)
 
 
 def conv_transpose_matrix(
@@ -157,6 +169,8 @@ def conv_transpose_matrix(
     *,
     layout: torch.layout = torch.strided,
     rows: range | None = None,
+    index_dtype: torch.dtype | None = None,
+    drop_zeros: bool = False,
 ) -> Tensor:
     """The matrix of a transposed convolution, from its weight; parameters as in `F.conv_transpose2d`.
 
@@ -174,6 +188,8 @@ def conv_transpose_matrix(
         dilation: Int or one per axis. Default: 1.
         layout: As in `to_matrix`.
         rows: As in `to_matrix`.
+        index_dtype: As in `to_matrix`.
+        drop_zeros: As in `to_matrix`.
 
     Returns:
         The matrix, as in `to_matrix`.
@@ -181,7 +197,7 @@ def conv_transpose_matrix(
     Raises:
         TypeError: If `weight` is no tensor, or of a dtype that is no number.
         ValueError: If sizes do not fit; the message has the numbers.
-        NotImplementedError: As `to_matrix`.
+        MemoryError: As `to_matrix`.
 
     Example:
         >>> conv_transpose_matrix(torch.tensor([[[1, 2, 3]]]), 2, stride=2)
@@ -204,14 +220,21 @@ def conv_transpose_matrix(
         output_padding=output_padding,  # type: ignore[arg-type]
         transposed=True,
     )
-    return build(weight, geometry, layout, rows)
+    return build(weight, geometry, layout, rows, index_dtype, drop_zeros)
 
 
-def build(weight: Tensor, geometry: Geometry, layout: torch.layout, rows: range | None) -> Tensor:
+def build(
+    weight: Tensor,
+    geometry: Geometry,
+    layout: torch.layout = torch.strided,
+    rows: range | None = None,
+    index_dtype: torch.dtype | None = None,
+    drop_zeros: bool = False,
+) -> Tensor:
     """The matrix of any geometry; the one way from Python to the operators."""
-    if layout is not torch.strided:
-        raise NotImplementedError(f"layout ({layout}) must be torch.strided: conv2affine 0.1 builds no sparse matrices")
-    return ops.dense(weight, geometry, *check_rows(rows, geometry))
+    request = check_request(geometry, layout, rows, index_dtype, drop_zeros)
+    check_memory(geometry, weight.dtype, weight.device, request)
+    return LAYOUTS[layout](weight, geometry, request)
 
 
 def expand(bias: Tensor, geometry: Geometry) -> Tensor:

@@ -1,86 +1,68 @@
-"""The compiled operators, `torch.ops.conv2affine.*`: loading, shapes without data, and derivatives."""
+"""The compiled operators, `torch.ops.conv2affine.*`, in terms of a `Geometry`."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import re
-from math import prod
-
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from conv2affine.derivatives import is_transformed, linear
+from conv2affine.extension import _C
 from conv2affine.geometry import Geometry
 
-__all__ = ["axis_entries", "dense"]
-
-
-def _check_torch(built_for: str) -> None:
-    """Refuse a binary that was built for another minor version of torch: ATen has no stable ABI."""
-    if torch.__version__.split(".")[:2] != built_for.split(".")[:2]:
-        raise ImportError(
-            f"conv2affine was built for torch {built_for} and this is torch {torch.__version__}; "
-            "rebuild it with: pip install --force-reinstall --no-deps --no-build-isolation "
-            "--no-cache-dir conv2affine (or the path of its source), or install that torch"
-        )
-
-
-def _check_installation() -> None:
-    """The same from the package's metadata, before a binary that may not even load is touched."""
-    try:
-        requirements = importlib.metadata.requires("conv2affine") or []
-    except importlib.metadata.PackageNotFoundError:
-        return  # built in place by CMake, without an installation
-    for requirement in requirements:
-        if pin := re.match(r"torch==(\d+\.\d+)", requirement):
-            _check_torch(pin[1])
-
-
-_check_installation()
-try:
-    from conv2affine import _C
-except ImportError as error:
-    raise ImportError(
-        f"conv2affine's compiled part could not be loaded ({error}); build it with: "
-        "pip install --no-build-isolation . (in the source tree), and run outside of that tree"
-    ) from error
-_check_torch(_C.build_info()["torch"])
+__all__ = ["coo", "csr", "dense", "dense_adjoint", "dense_resident_bytes", "entries", "sparse_adjoint"]
 
 
 def dense(weight: Tensor, geometry: Geometry, row_start: int, row_stop: int) -> Tensor:
     """Rows [row_start, row_stop) of the matrix, strided; see csrc/dense.h."""
-    if forward_ad.unpack_dual(weight).tangent is not None:  # type: ignore[no-untyped-call]
-        _no_gradient()  # autograd would take the missing derivative for zero
     arguments = (geometry.canonical(weight), *geometry.operator_arguments(), row_start, row_stop)
-    if weight.requires_grad or torch.compiler.is_compiling():
-        matrix: Tensor = torch.ops.conv2affine.dense.default(*arguments)
-        return matrix
-    # Nothing to differentiate: without the step through autograd, which is written in Python, a small matrix takes
-    # half of the time.
+    if weight.requires_grad or torch.compiler.is_compiling() or is_transformed():
+        return linear("dense", *arguments)
+    # Without the step through autograd, which is written in Python, a small matrix takes half of the time.
     with torch._C._AutoDispatchBelowAutograd():
-        matrix = torch.ops.conv2affine.dense.default(*arguments)
+        matrix: Tensor = torch.ops.conv2affine.dense.default(*arguments)
     return matrix
 
 
-def axis_entries(geometry: Geometry) -> list[int]:
-    """For each axis, the number of pairs (o, i) that meet through at least one tap."""
-    numbers, rule = geometry.operator_arguments()
-    dims = len(geometry.kernel_size)
-    axes = zip(*(numbers[i : i + dims] for i in range(0, 5 * dims, dims)), geometry.kernel_size, strict=True)
-    return [_C.axis_entries(i, o, k, s, p, d, rule) for i, o, s, p, d, k in axes]
+def csr(
+    weight: Tensor, geometry: Geometry, row_start: int, row_stop: int, index_dtype: torch.dtype, *, transpose: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(crow, col, values) of rows [row_start, row_stop) of the matrix or its transpose; see csrc/sparse.h."""
+    arguments = (*geometry.operator_arguments(), row_start, row_stop)
+    canonical = geometry.canonical(weight)
+    crow, col, values = torch.ops.conv2affine.csr.default(_plain(canonical), *arguments, index_dtype, transpose)
+    return crow, col, linear("values", canonical, *arguments, transpose) if is_transformed() else values
 
 
-@torch.library.register_fake("conv2affine::dense")  # type: ignore[untyped-decorator]
-def _dense_fake(weight: Tensor, geometry: list[int], rule: str, row_start: int, row_stop: int) -> Tensor:
-    groups, _, in_group = weight.shape[:3]
-    dims = weight.dim() - 3
-    return weight.new_empty(row_stop - row_start, groups * in_group * prod(geometry[:dims]))
+def coo(weight: Tensor, geometry: Geometry, row_start: int, row_stop: int) -> tuple[Tensor, Tensor]:
+    """(indices, values) of rows [row_start, row_stop) of the matrix; see csrc/sparse.h."""
+    arguments = (*geometry.operator_arguments(), row_start, row_stop)
+    canonical = geometry.canonical(weight)
+    indices, values = torch.ops.conv2affine.coo.default(_plain(canonical), *arguments)
+    return indices, linear("values", canonical, *arguments, False) if is_transformed() else values
 
 
-def _no_gradient(*_: object) -> None:
-    raise NotImplementedError(
-        "conv2affine 0.1 gives no gradients through the matrix; build it under torch.no_grad(), or from weight.detach()"
-    )
+def _plain(weight: Tensor) -> Tensor:
+    """The weight; under a transform, which concerns values only, any tensor like it: for the pattern."""
+    return torch.empty(weight.shape, dtype=weight.dtype, device=weight.device) if is_transformed() else weight
 
 
-torch.library.register_autograd("conv2affine::dense", _no_gradient)
+def dense_adjoint(matrix: Tensor, geometry: Geometry) -> Tensor:
+    """The weight, each element the sum of the entries of a strided matrix that it fills; see csrc/adjoint.h."""
+    arguments = (geometry.canonical_size, *geometry.operator_arguments(), 0, geometry.shape[0])
+    return geometry.from_canonical(linear("dense_adjoint", matrix, *arguments))
+
+
+def sparse_adjoint(values: Tensor, geometry: Geometry) -> Tensor:
+    """The same of the values of a CSR matrix that has the geometry's pattern."""
+    arguments = (geometry.canonical_size, *geometry.operator_arguments(), 0, geometry.shape[0], False)
+    return geometry.from_canonical(linear("sparse_adjoint", values, *arguments))
+
+
+def entries(geometry: Geometry, rows: range) -> int:
+    """Number of entries in these rows of the matrix that a weight goes to."""
+    return _C.entries(geometry.canonical_size, *geometry.operator_arguments(), rows.start, rows.stop, False)
+
+
+def dense_resident_bytes(geometry: Geometry, dtype: torch.dtype, rows: range) -> int:
+    """Bytes that these rows, strided, have in memory on the CPU, once they are filled."""
+    return _C.dense_resident_bytes(geometry.canonical_size, *geometry.operator_arguments(), len(rows), dtype.itemsize)

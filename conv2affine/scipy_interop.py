@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from conv2affine.geometry import Conv, Geometry
-from conv2affine.matrix import Sizes, to_matrix
+from conv2affine.geometry import Conv, Geometry, Sizes
+from conv2affine.matrix import to_matrix
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -2,6 +2,7 @@
 #include <ATen/Version.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/version.h>
 
@@ -9,7 +10,8 @@
 #include <vector>
 
 #include "convolution.h"
-#include "taps.h"
+#include "cpu/memory.h"
+#include "rows.h"
 
 namespace py = pybind11;
 
@@ -46,9 +48,16 @@ py::tuple axis_taps(int64_t input, int64_t output, int64_t kernel, int64_t strid
   return py::make_tuple(array(start), array(inputs), array(kernels));
 }
 
-int64_t axis_entries(int64_t input, int64_t output, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation,
-                     const std::string& rule) {
-  return AxisTaps(check_axis("axis", input, output, kernel, stride, padding, dilation, rule)).entries();
+int64_t entries(const std::vector<int64_t>& weight_size, const std::vector<int64_t>& geometry, const std::string& rule,
+                int64_t row_start, int64_t row_stop, bool transpose) {
+  const auto [conv, taps] = make_sides(check_convolution(weight_size, geometry, rule), transpose);
+  check_rows(row_start, row_stop, conv.rows());
+  return entries_before(conv, taps, row_stop) - entries_before(conv, taps, row_start);
+}
+
+int64_t dense_resident_bytes(const std::vector<int64_t>& weight_size, const std::vector<int64_t>& geometry,
+                             const std::string& rule, int64_t rows, int64_t itemsize) {
+  return resident_bytes(check_convolution(weight_size, geometry, rule), rows, itemsize);
 }
 
 }  // namespace
@@ -60,9 +69,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("axis_taps", torch::wrap_pybind_function(axis_taps), py::arg("input"), py::arg("output"), py::arg("kernel"),
         py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("rule"),
         "(start, input, kernel): output coordinate o reads input[start[o]:start[o+1]] through those kernel taps.");
-  m.def("axis_entries", torch::wrap_pybind_function(axis_entries), py::arg("input"), py::arg("output"),
-        py::arg("kernel"), py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("rule"),
-        "Number of pairs (output coordinate, input coordinate) that meet through at least one tap.");
+  m.def("entries", torch::wrap_pybind_function(entries), py::arg("weight_size"), py::arg("geometry"), py::arg("rule"),
+        py::arg("row_start"), py::arg("row_stop"), py::arg("transpose"),
+        "Number of entries in rows of the matrix, or of its transpose, that a weight goes to.");
+  m.def("dense_resident_bytes", torch::wrap_pybind_function(dense_resident_bytes), py::arg("weight_size"),
+        py::arg("geometry"), py::arg("rule"), py::arg("rows"), py::arg("itemsize"),
+        "Bytes that `dense` has in memory for that many rows, once they are filled; on the CPU.");
 }
 
 }  // namespace conv2affine

@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 from cases import CASES
 from torch import nn
-from torch.autograd import forward_ad
 
 from conv2affine import conv_matrix, conv_transpose_matrix, reference, to_bias, to_matrix
 
@@ -188,28 +187,6 @@ def test_bad_weights_are_refused(function, weight, error, message):
 def test_groups_that_do_not_divide_are_refused(function):
     with pytest.raises(ValueError, match=r"channels \(\d\) must be divisible by groups \(3\)"):
         function(torch.ones(4, 2, 3), 8, groups=3)
-
-
-def test_sparse_layout_is_refused_and_not_ignored():
-    with pytest.raises(NotImplementedError, match=r"layout \(torch.sparse_csr\) must be torch.strided"):
-        conv_matrix(torch.ones(1, 1, 3), 4, layout=torch.sparse_csr)
-
-
-def test_gradient_is_refused_and_not_ignored():
-    matrix = conv_matrix(torch.ones(1, 1, 3, requires_grad=True), 4)
-    with pytest.raises(NotImplementedError, match="no gradients through the matrix"):
-        matrix.sum().backward()
-
-
-# torch itself compiles its forward derivatives with torch.jit.script, which it deprecates.
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script. is deprecated:DeprecationWarning")
-def test_forward_mode_gradient_is_refused_and_not_taken_for_zero():
-    weight, tangent = torch.ones(1, 1, 3), torch.ones(1, 1, 3)
-    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="no gradients through the matrix"):
-        conv_matrix(forward_ad.make_dual(weight, tangent), 4)
-    for transform in (torch.func.jacfwd, lambda f: lambda w: torch.func.jvp(f, (w,), (tangent,))):
-        with pytest.raises(NotImplementedError, match="no gradients through the matrix"):
-            transform(lambda w: conv_matrix(w, 4))(weight)
 
 
 def test_bias_has_gradient():

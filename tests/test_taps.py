@@ -66,11 +66,17 @@ def test_taps_are_what_the_definition_reads(axis_and_rule):
     assert taps_of(axis, rule) == oracle(*axis, rule)
 
 
+def entries(axis, rule):
+    """The number that the compiled part gives for a 1-D convolution of one channel."""
+    input, output, kernel, *rest = axis
+    return _C.entries((1, 1, 1, kernel), (input, output, *rest), rule, 0, output, False)
+
+
 @given(axes())
 def test_entries_counts_distinct_pairs(axis_and_rule):
     axis, rule = axis_and_rule
     pairs = {(o, i) for o, reads in enumerate(taps_of(axis, rule)) for i, _ in reads}
-    assert _C.axis_entries(*axis, rule) == len(pairs)
+    assert entries(axis, rule) == len(pairs)
 
 
 def test_taps_are_numpy_arrays():
@@ -82,8 +88,8 @@ def test_taps_are_numpy_arrays():
 
 
 def test_entries_of_a_long_axis_take_no_memory():
-    length = 10**15
-    assert _C.axis_entries(length, length, 3, 1, 1, 1, "zeros") == 3 * length - 2
+    length = 10**9
+    assert entries((length, length, 3, 1, 1, 1), "zeros") == 3 * length - 2
 
 
 @pytest.mark.parametrize(

@@ -73,18 +73,7 @@ at::Tensor fresh(at::IntArrayRef sizes, const at::TensorOptions& options, bool h
   return tensor;
 }
 
-}  // namespace
-
-at::Tensor zeros(at::IntArrayRef sizes, const at::TensorOptions& options, bool huge_pages) {
-  const at::Tensor tensor = fresh(sizes, options, huge_pages);
-  return tensor.defined() ? tensor : at::zeros(sizes, options);
-}
-
-at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  const at::Tensor tensor = fresh(sizes, options, /*huge_pages=*/true);
-  return tensor.defined() ? tensor : at::empty(sizes, options);
-}
-
+// Share of the small pages of a dense matrix in which weights lie, from 0 to 1.
 double touched_share(const Convolution& conv, int64_t itemsize) {
   // From the weights of a kernel line outwards. What lies less than a page apart shares pages: it counts by the bytes
   // it spans, an unaligned span of n bytes being in 1 + n / page of them; what lies farther apart counts each for
@@ -114,8 +103,26 @@ double touched_share(const Convolution& conv, int64_t itemsize) {
   return std::min(1.0, pages * kPage / (static_cast<double>(conv.rows()) * static_cast<double>(row)));
 }
 
+}  // namespace
+
+at::Tensor zeros(at::IntArrayRef sizes, const at::TensorOptions& options, bool huge_pages) {
+  const at::Tensor tensor = fresh(sizes, options, huge_pages);
+  return tensor.defined() ? tensor : at::zeros(sizes, options);
+}
+
+at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  const at::Tensor tensor = fresh(sizes, options, /*huge_pages=*/true);
+  return tensor.defined() ? tensor : at::empty(sizes, options);
+}
+
 bool wants_huge_pages(const Convolution& conv, int64_t itemsize) {
   return touched_share(conv, itemsize) > kHugePageShare;
+}
+
+int64_t resident_bytes(const Convolution& conv, int64_t rows, int64_t itemsize) {
+  const int64_t bytes = checked_product({rows, conv.cols(), itemsize}, "bytes of the dense matrix");
+  if (bytes <= kLarge || wants_huge_pages(conv, itemsize)) return bytes;
+  return static_cast<int64_t>(touched_share(conv, itemsize) * static_cast<double>(bytes));
 }
 
 }  // namespace conv2affine

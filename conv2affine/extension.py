@@ -1,0 +1,42 @@
+"""Loading of the compiled part, and the refusal of one that was built for another torch."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+
+import torch
+
+__all__ = ["_C"]
+
+
+def _check_torch(built_for: str) -> None:
+    """Refuse a binary that was built for another minor version of torch: ATen has no stable ABI."""
+    if torch.__version__.split(".")[:2] != built_for.split(".")[:2]:
+        raise ImportError(
+            f"conv2affine was built for torch {built_for} and this is torch {torch.__version__}; "
+            "rebuild it with: pip install --force-reinstall --no-deps --no-build-isolation "
+            "--no-cache-dir conv2affine (or the path of its source), or install that torch"
+        )
+
+
+def _check_installation() -> None:
+    """The same from the package's metadata, before a binary that may not even load is touched."""
+    try:
+        requirements = importlib.metadata.requires("conv2affine") or []
+    except importlib.metadata.PackageNotFoundError:
+        return  # built in place by CMake, without an installation
+    for requirement in requirements:
+        if pin := re.match(r"torch==(\d+\.\d+)", requirement):
+            _check_torch(pin[1])
+
+
+_check_installation()
+try:
+    from conv2affine import _C
+except ImportError as error:
+    raise ImportError(
+        f"conv2affine's compiled part could not be loaded ({error}); build it with: "
+        "pip install --no-build-isolation . (in the source tree), and run outside of that tree"
+    ) from error
+_check_torch(_C.build_info()["torch"])
