@@ -56,5 +56,5 @@ def torch_requirement() -> str:
 setup(
     ext_modules=[Extension("conv2affine._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
-    install_requires=[torch_requirement(), "numpy"],
+    install_requires=[torch_requirement(), "numpy", "psutil"],
 )

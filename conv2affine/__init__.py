@@ -4,7 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from conv2affine import reference
 from conv2affine.geometry import Geometry
-from conv2affine.linear import to_linear, torch_conv_layer_to_affine
+from conv2affine.linear import SparseLinear, to_linear, torch_conv_layer_to_affine
 from conv2affine.matrix import conv_matrix, conv_transpose_matrix, to_bias, to_matrix
 from conv2affine.plan import Plan, plan
 from conv2affine.scipy_interop import as_linear_operator, to_scipy
@@ -17,6 +17,7 @@ except PackageNotFoundError:  # built in place by CMake, without an installation
 __all__ = [
     "Geometry",
     "Plan",
+    "SparseLinear",
     "as_linear_operator",
     "conv_matrix",
     "conv_transpose_matrix",

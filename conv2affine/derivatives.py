@@ -1,12 +1,12 @@
 """What PyTorch knows of the operators beside their kernels: shapes without data, derivatives, batches.
 
-Each operator is linear in its first argument, and the adjoint of another one: so each is the other's gradient, is its own
-derivative in forward mode, and takes a batch of weights as more output channels.
+Each operator is linear in its first argument, and the adjoint of another one: so each is the other's gradient, and its
+own derivative in forward mode, and it takes a batch of weights as more output channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -41,7 +41,12 @@ def linear(name: str, x: Tensor, *arguments: Any) -> Tensor:
     if is_transformed():
         result: Tensor = _Linear.apply(x, name, arguments)  # type: ignore[no-untyped-call]
         return result
-    result = getattr(OPERATORS, name).default(x, *arguments)
+    return call(name, x, *arguments)
+
+
+def call(name: str, x: Tensor, *arguments: Any) -> Tensor:
+    """An operator, as the dispatcher has it."""
+    result: Tensor = getattr(OPERATORS, name).default(x, *arguments)
     return result
 
 
@@ -57,8 +62,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, name: str, arguments: Arguments) -> Tensor:
-        result: Tensor = getattr(OPERATORS, name).default(x, *arguments)
-        return result
+        return call(name, x, *arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, str, Arguments], output: Tensor) -> None:
@@ -66,23 +70,21 @@ class _Linear(torch.autograd.Function):
         ctx.x_size = x.shape
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         name, arguments = adjoint(ctx.name, ctx.x_size, ctx.arguments)
         return linear(name, gradient, *arguments), None, None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:  # type: ignore[override]
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
         return linear(ctx.name, tangent, *ctx.arguments)
 
     @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[int | None, ...], x: Tensor, name: str, arguments: Arguments
-    ) -> tuple[Tensor, int]:
-        return batched(name, x.movedim(in_dims[0], 0), arguments), 0
+    def vmap(info: Any, in_dims: tuple[int, ...], x: Tensor, name: str, arguments: Arguments) -> tuple[Tensor, int]:
+        return batched(linear, name, x.movedim(in_dims[0], 0), arguments), 0
 
 
-def batched(name: str, x: Tensor, arguments: Arguments) -> Tensor:
-    """name(x[b], *arguments) for each b, in one call.
+def batched(apply: Callable[..., Tensor], name: str, x: Tensor, arguments: Arguments) -> Tensor:
+    """name(x[b], *arguments) for each b, in one call: apply(name, ...).
 
     The batch counts as more of the channels that rows are counted over. Those lie within their group, so that the rows
     of one b are together only where there is one group; else they are copied.
@@ -100,13 +102,15 @@ def batched(name: str, x: Tensor, arguments: Arguments) -> Tensor:
         start, stop, total = (_entries(weight_size, geometry, rule, 0, row, transpose) for row in (start, stop, total))
     if not is_adjoint:
         weight = x.movedim(0, channels).flatten(channels, channels + 1)
-        result = linear(name, weight, *whole).unflatten(0, (groups, batch, total // groups))
+        result = apply(name, weight, *whole)
+        result = result.view(groups, batch, total // groups, *result.shape[1:])
         return result.transpose(0, 1).flatten(1, 2)[:, start:stop]
     padding = (0, 0) * (x.dim() - 2) + (start, total - stop)
-    matrix = torch.nn.functional.pad(x, padding).unflatten(1, (groups, total // groups))
-    weight_size = [size * batch if axis == channels else size for axis, size in enumerate(weight_size)]
-    weight = linear(name, matrix.transpose(0, 1).flatten(0, 2), weight_size, *whole)
-    return weight.unflatten(channels, (batch, weight_size[channels] // batch)).movedim(channels, 0)
+    matrix = torch.nn.functional.pad(x, padding)
+    matrix = matrix.reshape(batch, groups, total // groups, *matrix.shape[2:])
+    more_channels = [size * batch if axis == channels else size for axis, size in enumerate(weight_size)]
+    weight = apply(name, matrix.transpose(0, 1).flatten(0, 2), more_channels, *whole)
+    return weight.view(*weight_size[:channels], batch, *weight_size[channels:]).movedim(channels, 0)
 
 
 def _entries(
@@ -115,8 +119,7 @@ def _entries(
     """Entries in rows [row_start, row_stop); a number without a value where a size is one."""
     numbers = (*weight_size, *geometry, row_start, row_stop)
     if any(isinstance(number, torch.SymInt) for number in numbers):
-        size: int = torch.library.get_ctx().new_dynamic_size()
-        return size
+        return torch.library.get_ctx().new_dynamic_size()  # type: ignore[return-value]
     return _C.entries(weight_size, geometry, rule, row_start, row_stop, transpose)
 
 
@@ -132,7 +135,7 @@ def _register(name: str) -> None:
         return linear(adjoint_name, gradient, *arguments), *(None,) * ctx.others
 
     def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, *arguments: Any) -> tuple[Tensor, int]:
-        return batched(name, x.movedim(in_dims[0], 0), arguments), 0
+        return batched(call, name, x.movedim(in_dims[0], 0), arguments), 0
 
     torch.library.register_autograd(f"conv2affine::{name}", backward, setup_context=setup_context)
     torch.library.register_vmap(f"conv2affine::{name}", vmap)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedParameter
 
 __all__ = ["Conv", "Geometry", "Sizes"]
 
@@ -184,7 +184,7 @@ class Geometry:
                 f"channels in {self.groups} group(s) with kernel_size {self.kernel_size}, got "
                 f"{tuple(weight.shape)}"
             )
-        view = weight.unflatten(0, (self.groups, -1))  # the first axis of a weight counts over all groups
+        view = weight.view(self.groups, -1, *weight.shape[1:])  # the first axis counts over all groups
         return view.transpose(1, 2) if self.transposed else view
 
     def from_canonical(self, weight: Tensor) -> Tensor:
@@ -334,7 +334,7 @@ def check_layer(conv: object) -> None:
                 f"conv_matrix or conv_transpose_matrix with the weight that it applies"
             )
     # Not by is_lazy(): that would break the graph of torch.compile.
-    if any(isinstance(parameter, UninitializedTensorMixin) for parameter in vars(conv)["_parameters"].values()):
+    if any(isinstance(parameter, UninitializedParameter) for parameter in vars(conv)["_parameters"].values()):
         raise ValueError(f"conv ({name}) is lazy and has no weights yet; run a batch through it first")
 
 

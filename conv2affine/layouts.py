@@ -70,7 +70,7 @@ def _compressed(weight: Tensor, geometry: Geometry, request: Request, *, transpo
         starts, indices, values = kept[starts].to(request.index_dtype), indices[keep], values[keep]
     size = (len(request.rows), geometry.shape[1])
     make = torch.sparse_csc_tensor if transpose else torch.sparse_csr_tensor
-    matrix: Tensor = make(starts, indices, values, size, check_invariants=False)  # type: ignore[operator]
+    matrix: Tensor = make(starts, indices, values, size, check_invariants=False)
     return matrix
 
 

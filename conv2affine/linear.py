@@ -2,13 +2,54 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from conv2affine.geometry import Conv, Geometry, Sizes
 from conv2affine.matrix import build, expand
 
-__all__ = ["to_linear", "torch_conv_layer_to_affine"]
+__all__ = ["SparseLinear", "to_linear", "torch_conv_layer_to_affine"]
+
+
+class SparseLinear(nn.Linear):
+    """An `nn.Linear` whose weight is a sparse CSR matrix.
+
+        y = x @ W.T + b
+
+    `forward` takes the inputs that `nn.Linear` takes, and gradients reach them. PyTorch makes the gradient of a sparse
+    weight a strided matrix: before a backward pass through a large layer, freeze it,
+    `fc.weight.requires_grad_(False)`. What PyTorch 2.13 lacks for such a weight is here: another dtype or device, and
+    `copy.deepcopy`.
+
+    Example:
+        >>> to_linear(nn.Conv2d(3, 8, 3), 9, layout=torch.sparse_csr).double()
+        SparseLinear(in_features=243, out_features=392, bias=True)
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLinear:
+        # nn.Module assigns to `weight.data`, which changes the dtype of a CSR tensor, but not that of its values.
+        overwrite = torch.__future__.get_overwrite_module_params_on_conversion()
+        torch.__future__.set_overwrite_module_params_on_conversion(True)
+        try:
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        finally:
+            torch.__future__.set_overwrite_module_params_on_conversion(overwrite)
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SparseLinear:
+        # A parameter copies itself with a memory format, which CSR tensors refuse.
+        memo[id(self.weight)] = nn.Parameter(self.weight.detach().clone(), self.weight.requires_grad)
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
+
+
+LAYERS: dict[torch.layout, type[nn.Linear]] = {torch.strided: nn.Linear, torch.sparse_csr: SparseLinear}
 
 
 def to_linear(
@@ -39,8 +80,7 @@ def to_linear(
         where the layer has none. `weight[r, c]` tells how much input element c counts in output
         element r, both counted in C order over (channel, *position).
 
-        PyTorch makes the gradient of a sparse weight a strided matrix: before a backward pass
-        through a large layer, freeze it, `fc.weight.requires_grad_(False)`.
+        With `torch.sparse_csr` it is a `SparseLinear`.
 
     Raises:
         TypeError: If `conv` is not one of the six layers, or a subclass that computes otherwise.
@@ -58,12 +98,14 @@ def to_linear(
         True
     """
     geometry = Geometry.from_layer(conv, input_size)
+    if layout not in LAYERS:
+        raise ValueError(f"layout ({layout}) must be torch.strided or torch.sparse_csr in a linear layer")
     with torch.enable_grad():  # otherwise a parametrised weight would not say that it requires grad
         weight, bias = conv.weight, conv.bias
     matrix = build(weight.detach(), geometry, layout, None, index_dtype, drop_zeros)
     # The constructor of nn.Linear is left out: it would allocate a second matrix, fill it with
     # random numbers, and move the state of the random number generator.
-    linear = nn.Linear.__new__(nn.Linear)
+    linear = LAYERS[layout].__new__(LAYERS[layout])
     nn.Module.__init__(linear)
     linear.out_features, linear.in_features = geometry.shape
     linear.weight = nn.Parameter(matrix, weight.requires_grad)

@@ -233,7 +233,7 @@ def build(
 ) -> Tensor:
     """The matrix of any geometry; the one way from Python to the operators."""
     request = check_request(geometry, layout, rows, index_dtype, drop_zeros)
-    check_memory(geometry, weight.dtype, weight.device, request)
+    check_memory(geometry, weight, request)
     return LAYOUTS[layout](weight, geometry, request)
 
 

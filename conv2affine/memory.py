@@ -7,6 +7,8 @@ from pathlib import Path
 
 import psutil
 import torch
+from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from conv2affine import ops
 from conv2affine.geometry import Geometry
@@ -19,19 +21,22 @@ __all__ = ["address_space_left", "check_memory", "memory_left"]
 UNCHECKED_BYTES = 2**24
 
 
-def check_memory(geometry: Geometry, dtype: torch.dtype, device: torch.device, request: Request) -> None:
+def check_memory(geometry: Geometry, weight: Tensor, request: Request) -> None:
     """Raise MemoryError if the matrix needs more memory than is left.
 
     Args:
         geometry: The conversion.
-        dtype: Of the matrix.
-        device: Of the matrix; only the CPU's memory is looked at.
+        weight: Of the matrix's dtype and device. Only the CPU's memory is looked at, and not while
+            torch.compile traces, when nothing is allocated.
         request: The layout, and which rows.
 
     Raises:
         MemoryError: With the bytes of every layout, and which of them would fit.
     """
-    if device.type != "cpu" or len(request.rows) * geometry.shape[1] * dtype.itemsize <= UNCHECKED_BYTES:
+    if torch.compiler.is_compiling() or weight.device.type != "cpu" or isinstance(weight, FakeTensor):
+        return
+    dtype = weight.dtype
+    if len(request.rows) * geometry.shape[1] * dtype.itemsize <= UNCHECKED_BYTES:
         return
     sizes = layout_bytes(geometry, dtype, request.rows)
     needed = sizes[layout_name(request.layout, request.index_dtype)]
@@ -59,7 +64,9 @@ def check_memory(geometry: Geometry, dtype: torch.dtype, device: torch.device, r
 
 def memory_left() -> int:
     """Bytes that this process may still use: what the machine has, or a control group allows, whichever is less."""
-    return min([psutil.virtual_memory().available, *_cgroups_left(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+    return min(
+        [int(psutil.virtual_memory().available), *_cgroups_left(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))]
+    )
 
 
 def address_space_left() -> int:
@@ -67,8 +74,8 @@ def address_space_left() -> int:
     if not hasattr(psutil, "RLIMIT_AS"):  # only Linux tells
         return 2**63 - 1
     process = psutil.Process()
-    limit: int = process.rlimit(psutil.RLIMIT_AS)[0]
-    return 2**63 - 1 if limit == psutil.RLIM_INFINITY else limit - process.memory_info().vms
+    limit = int(process.rlimit(psutil.RLIMIT_AS)[0])
+    return 2**63 - 1 if limit == psutil.RLIM_INFINITY else limit - int(process.memory_info().vms)
 
 
 def _cgroups_left(membership: Path, root: Path) -> Iterator[int]:

@@ -9,7 +9,6 @@ from conv2affine import Geometry, plan, to_matrix
 from conv2affine.plan import plan_geometry, readable_bytes
 
 
-@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta:UserWarning")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_counts_are_those_of_the_matrix(case):
     conv = case.conv()

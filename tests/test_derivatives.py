@@ -1,0 +1,360 @@
+"""What PyTorch knows of the operators: opcheck on each, derivatives of every order and kind, batches, compilation."""
+
+import pytest
+import torch
+from cases import CASES
+from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.nn.utils import parametrizations
+
+from conv2affine import Geometry, conv_matrix, conv_transpose_matrix, to_bias, to_matrix
+
+OPERATORS = torch.ops.conv2affine
+by_id = {"ids": lambda case: case.id}
+# One of each kind, small: finite differences take a call an element.
+SMALL = [
+    case
+    for case in CASES
+    if case.id
+    in (
+        "Conv1d-groups",
+        "Conv1d-stride",
+        "Conv1d-circular-whole-input",
+        "Conv1d-replicate-far",
+        "Conv1d-reflect-to-the-end",
+        "Conv2d-circular-overlap",
+        "Conv2d-depthwise-multiplier",
+        "Conv3d-plain",
+        "ConvTranspose1d-stride-and-dilation",
+        "ConvTranspose1d-output-padding",
+        "ConvTranspose2d-groups",
+        "ConvTranspose3d-plain",
+    )
+]
+
+
+def calls(case, dtype=torch.float64, rows=None):
+    """Each operator with the arguments of a case: (name, arguments)."""
+    conv = case.conv(dtype).requires_grad_(False)
+    geometry = Geometry.from_layer(conv, case.input_size)
+    weight = geometry.canonical(conv.weight)
+    total, cols = geometry.shape
+    block = rows or (0, total)
+    common = (*geometry.operator_arguments(), *block)
+    size = list(weight.shape)
+    nnz = len(OPERATORS.values(weight, *common, False))
+    yield "dense", (weight, *common)
+    yield "csr", (weight, *common, torch.int32, False)
+    yield "coo", (weight, *common)
+    yield "values", (weight, *common, False)
+    yield "dense_adjoint", (torch.randn(block[1] - block[0], cols, dtype=dtype), size, *common)
+    yield "sparse_adjoint", (torch.randn(nnz, dtype=dtype), size, *common, False)
+    yield "values", (weight, *geometry.operator_arguments(), 0, cols, True)
+
+
+def test_small_cases_are_all_there():
+    assert len(SMALL) == 12
+
+
+@pytest.mark.parametrize("case", CASES, **by_id)
+def test_opcheck(case):
+    for name, (x, *arguments) in calls(case):
+        # opcheck adds up all outputs before it differentiates: that does not work for indices.
+        differentiable = name not in ("csr", "coo")
+        torch.library.opcheck(getattr(OPERATORS, name).default, (x.clone().requires_grad_(differentiable), *arguments))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+@pytest.mark.parametrize("case", SMALL, **by_id)
+def test_gradients_of_the_operators(case, dtype):
+    for name, (x, *arguments) in calls(case, dtype, rows=(1, 4) if case.id == "Conv2d-circular-overlap" else None):
+
+        def function(x, name=name, arguments=arguments):
+            outputs = getattr(OPERATORS, name)(x, *arguments)
+            return outputs[-1] if isinstance(outputs, tuple) else outputs
+
+        x = x.clone().requires_grad_()
+        assert gradcheck(function, x, fast_mode=True)
+        assert gradgradcheck(lambda x, function=function: function(x) ** 2, x, fast_mode=True)
+
+
+@pytest.mark.parametrize("case", CASES, **by_id)
+def test_adjoint_is_the_adjoint(case):
+    """<A(w), M> == <w, A'(M)>, for every operator that has one and its rows in blocks."""
+    for rows in (None, (0, 0), (1, 2)):
+        named = dict(calls(case, rows=rows if rows != (1, 2) or to_rows(case) > 1 else None))
+        pairs = (("dense", "dense_adjoint", slice(1, None)), ("values", "sparse_adjoint", slice(1, None)))
+        for name, adjoint, _ in pairs:
+            weight = named["dense"][0]
+            x, *arguments = named[adjoint]
+            image = getattr(OPERATORS, name)(weight, *arguments[1:])
+            back = getattr(OPERATORS, adjoint)(x, *arguments)
+            torch.testing.assert_close((image * x).sum(), (weight * back).sum())
+
+
+def to_rows(case):
+    return Geometry.from_layer(case.conv(), case.input_size).shape[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.int32], ids=str)
+def test_adjoint_of_ones_counts_in_every_dtype(dtype):
+    """4096 entries a weight: halves could not count so far by themselves."""
+    geometry = Geometry(2, 3, (1, 1), 64)
+    arguments = (geometry.canonical_size, *geometry.operator_arguments(), 0, geometry.shape[0])
+    weight = OPERATORS.dense_adjoint(torch.ones((), dtype=dtype).expand(geometry.shape), *arguments)
+    assert (weight == 4096).all()
+    values = torch.ones(6 * 4096, dtype=dtype)
+    assert torch.equal(OPERATORS.sparse_adjoint(values, *arguments, False), weight)
+
+
+def test_adjoint_does_not_depend_on_threads():
+    geometry = Geometry(3, 2, (3, 3), 40, padding=1)
+    arguments = (geometry.canonical_size, *geometry.operator_arguments(), 0, geometry.shape[0])
+    matrix = torch.randn(geometry.shape)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 7):
+            torch.set_num_threads(threads)
+            results.append(OPERATORS.dense_adjoint(matrix, *arguments))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("stride", [(1, 50), (0, 0), (28, -1)], ids=str)
+def test_adjoint_of_a_matrix_with_any_strides(stride):
+    geometry = Geometry(1, 2, (2,), 14, padding=1)
+    arguments = (geometry.canonical_size, *geometry.operator_arguments(), 0, geometry.shape[0])
+    matrix = torch.randn(28, 50, dtype=torch.float64)[:, :14].T if stride == (1, 50) else torch.randn(30, 14)
+    matrix = {
+        (1, 50): torch.randn(14, 30).T,
+        (0, 0): torch.randn(()).expand(30, 14),
+        (28, -1): torch.randn(30, 28)[:, ::2],
+    }[stride]
+    expected = OPERATORS.dense_adjoint(matrix.contiguous(), *arguments)
+    assert torch.equal(OPERATORS.dense_adjoint(matrix, *arguments), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("dense_adjoint", torch.ones(149, 80), r"matrix must have shape \(150, 80\), got \[149, 80\]"),
+        ("dense_adjoint", torch.ones(150 * 80), r"matrix must have shape"),
+        ("sparse_adjoint", torch.ones(7), r"values must have shape \(\d+\), got \[7\]"),
+        ("sparse_adjoint", torch.ones(1, 7), r"values must have shape"),
+    ],
+)
+def test_adjoint_of_another_shape_is_refused(name, change, message):
+    geometry = Geometry(4, 6, (2, 3), (4, 5), padding=1, groups=2)
+    arguments = (geometry.canonical_size, *geometry.operator_arguments(), 0, 150)
+    with pytest.raises(ValueError, match=message):
+        getattr(OPERATORS, name)(change, *arguments, *[False] * (name == "sparse_adjoint"))
+
+
+# The public functions
+
+WEIGHT = torch.randn(4, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+FUNCTIONS = {
+    "groups": lambda w: conv_matrix(w, 7, padding=1, groups=2),
+    "one-group": lambda w: conv_matrix(w, 7, stride=2),
+    "circular-rows": lambda w: conv_matrix(w, 7, padding=3, groups=2, padding_mode="circular", rows=range(3, 17)),
+    "transposed": lambda w: conv_transpose_matrix(w, 5, stride=2, groups=2),
+    "csr-values": lambda w: conv_matrix(w, 7, padding=1, groups=2, layout=torch.sparse_csr).values(),
+}
+by_name = pytest.mark.parametrize("name", FUNCTIONS)
+dense_by_name = pytest.mark.parametrize("name", [name for name in FUNCTIONS if name != "csr-values"])
+
+
+@by_name
+def test_gradcheck(name):
+    assert gradcheck(FUNCTIONS[name], WEIGHT.clone().requires_grad_())
+
+
+# torch itself compiles its forward derivatives with torch.jit.script, which it deprecates.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script. is deprecated:DeprecationWarning")
+@dense_by_name
+def test_gradcheck_in_every_mode(name):
+    function, weight = FUNCTIONS[name], WEIGHT.clone().requires_grad_()
+    assert gradcheck(function, weight, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True)
+    assert gradgradcheck(lambda w: function(w) ** 2, weight, check_fwd_over_rev=True, check_rev_over_rev=True)
+
+
+@dense_by_name
+def test_functional_transforms(name):
+    function = FUNCTIONS[name]
+
+    def loss(w):
+        return (function(w) ** 3).sum()
+
+    weight = WEIGHT.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(loss(weight), weight)
+    torch.testing.assert_close(torch.func.grad(loss)(WEIGHT), expected)
+    jacobian = torch.autograd.functional.jacobian(function, WEIGHT)
+    assert torch.equal(torch.func.jacrev(function)(WEIGHT), jacobian)
+    assert torch.equal(torch.func.jacfwd(function)(WEIGHT), jacobian)
+    assert torch.equal(torch.func.jvp(function, (WEIGHT,), (2 * WEIGHT,))[1], 2 * function(WEIGHT))
+    hessian = torch.autograd.functional.hessian(loss, WEIGHT)
+    torch.testing.assert_close(torch.func.hessian(loss)(WEIGHT), hessian)
+
+
+@pytest.mark.parametrize("in_dim", [0, 2])
+@dense_by_name
+def test_vmap_over_weights(name, in_dim):
+    function = FUNCTIONS[name]
+    weights = torch.stack([WEIGHT, -WEIGHT, 2 * WEIGHT])
+    expected = torch.stack([function(w) for w in weights])
+    batch = weights.movedim(0, in_dim)
+    assert torch.equal(torch.func.vmap(function, in_dims=in_dim)(batch), expected)
+    twice = torch.func.vmap(torch.func.vmap(function, in_dims=in_dim))(torch.stack([batch, batch]))
+    assert torch.equal(twice, torch.stack([expected, expected]))
+    gradient = torch.func.grad(lambda w: (function(w) ** 2).sum())
+    gradients = torch.func.vmap(gradient, in_dims=in_dim)(batch)
+    torch.testing.assert_close(gradients, torch.stack([gradient(w) for w in weights]))
+
+
+@pytest.mark.parametrize("case", SMALL, **by_id)
+def test_vmap_of_the_operators_is_a_loop_over_the_batch(case):
+    total = to_rows(case)
+    for rows in (None, (total // 3, total - total // 4)):
+        for name, (x, *arguments) in calls(case, rows=rows):
+            if name in ("csr", "coo"):
+                continue
+            operator = getattr(OPERATORS, name)
+            batch = torch.stack([x, 3 * x])
+
+            def function(x, operator=operator, arguments=arguments):
+                return operator(x, *arguments)
+
+            expected = torch.stack([function(x), function(3 * x)])
+            torch.testing.assert_close(torch.func.vmap(function)(batch), expected)
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_csr, torch.sparse_csc, torch.sparse_coo], ids=str)
+def test_gradients_through_sparse_products(layout):
+    x = torch.randn(28, 3, dtype=torch.float64)
+
+    def product(w):
+        return conv_matrix(w, 7, padding=2, groups=2, padding_mode="replicate", layout=layout) @ x
+
+    assert gradcheck(product, WEIGHT.clone().requires_grad_())
+    gradient = torch.func.grad(lambda w: (product(w) ** 2).sum())
+    if layout is torch.sparse_coo:  # of torch.func, PyTorch 2.13 knows no other layout
+        assert gradient(WEIGHT).shape == WEIGHT.shape
+    else:
+        with pytest.raises(RuntimeError, match="do not have strides"):
+            gradient(WEIGHT)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script. is deprecated:DeprecationWarning")
+def test_forward_mode_through_sparse_layouts_is_refused_and_not_taken_for_zero():
+    for layout in (torch.sparse_csr, torch.sparse_coo):
+        with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward AD"):
+            conv_matrix(forward_ad.make_dual(WEIGHT, WEIGHT), 7, groups=2, layout=layout)
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d, nn.ConvTranspose2d])
+def test_gradients_reach_the_layer(layer):
+    conv = layer(2, 3, 3, padding=1).double()
+    x = torch.randn(2, 5, 6, dtype=torch.float64)
+    parameters = (conv.weight, conv.bias)
+    expected = torch.autograd.grad((conv(x) ** 2).sum(), parameters)
+    y = to_matrix(conv, (5, 6)) @ x.flatten() + to_bias(conv, (5, 6))
+    for ours, theirs in zip(torch.autograd.grad((y**2).sum(), parameters), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_gradients_reach_parametrised_weights():
+    conv = parametrizations.weight_norm(nn.Conv1d(2, 3, 3)).double()
+    x = torch.randn(2, 6, dtype=torch.float64)
+    parameters = list(conv.parametrizations.weight.parameters())
+    expected = torch.autograd.grad((conv(x) ** 2).sum(), parameters)
+    y = to_matrix(conv, 6) @ x.flatten() + to_bias(conv, 6)
+    for ours, theirs in zip(torch.autograd.grad((y**2).sum(), parameters), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.fixture
+def fresh_dynamo():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_into_one_graph(dynamic, fresh_dynamo):
+    def product(weight, x):
+        return conv_matrix(weight, x.shape[1:], padding="same", padding_mode="circular") @ x.flatten()
+
+    compiled = torch.compile(product, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for size in (5, 6, 9):
+        weight = torch.randn(3, 2, 3, dtype=torch.float64, requires_grad=True)
+        x = torch.randn(2, size, dtype=torch.float64)
+        assert torch.equal(compiled(weight, x), product(weight, x))
+        (ours,) = torch.autograd.grad((compiled(weight, x) ** 2).sum(), weight)
+        (expected,) = torch.autograd.grad((product(weight, x) ** 2).sum(), weight)
+        torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_layers_and_export(fresh_dynamo):
+    class Penalty(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(2, 3, 3, padding=1)
+
+        def forward(self, x):
+            return self.conv(x), to_matrix(self.conv, (6, 7)).square().sum() + to_bias(self.conv, (6, 7)).sum()
+
+    module, x = Penalty(), torch.randn(1, 2, 6, 7)
+    expected = module(x)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    exported = torch.export.export(module, (x,)).module()
+    for made in (compiled, exported):
+        torch.testing.assert_close(made(x), expected)
+
+
+def test_meta_and_fake_tensors_have_shape_dtype_and_device():
+    conv = nn.Conv2d(3, 64, 7, stride=2, padding=3, device="meta", dtype=torch.bfloat16)
+    matrix = to_matrix(conv, 224)
+    assert (matrix.shape, matrix.dtype, matrix.device.type) == ((802_816, 150_528), torch.bfloat16, "meta")
+    with FakeTensorMode():
+        for device in ("cpu", "cuda"):
+            weight = torch.empty(64, 3, 7, 7, device=device, dtype=torch.float16)
+            geometry = Geometry(3, 64, (7, 7), 224, stride=2, padding=3)
+            arguments = (geometry.canonical(weight), *geometry.operator_arguments(), 0, geometry.shape[0])
+            outputs = [
+                conv_matrix(weight, 224, stride=2, padding=3),
+                *OPERATORS.csr(*arguments, torch.int32, False),
+                *OPERATORS.coo(*arguments),
+                OPERATORS.values(*arguments, False),
+            ]
+            assert {output.device.type for output in outputs} == {device}
+            shapes = [tuple(output.shape) for output in outputs]
+            nnz = 116_214_528
+            assert shapes == [(802_816, 150_528), (802_817,), (nnz,), (nnz,), (2, nnz), (nnz,), (nnz,)]
+            dtypes = [output.dtype for output in outputs]
+            half = torch.float16
+            assert dtypes == [half, torch.int32, torch.int32, half, torch.int64, half, half]
+            back = OPERATORS.dense_adjoint(outputs[0], geometry.canonical_size, *arguments[1:])
+            assert (back.shape, back.device.type) == (geometry.canonical_size, device)
+
+
+def test_autocast_leaves_the_dtype_alone():
+    conv = nn.Conv1d(1, 1, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert to_matrix(conv, 5).dtype == torch.float32
+        assert (to_matrix(conv, 5) @ torch.randn(5, 2)).dtype == torch.bfloat16
+
+
+def test_deterministic_algorithms_are_what_there_is():
+    torch.use_deterministic_algorithms(True)
+    try:
+        w = WEIGHT.clone().requires_grad_()
+        conv_matrix(w, 7, groups=2, padding=1).sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert w.grad[0, 0].tolist() == [6, 7, 6]
