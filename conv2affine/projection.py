@@ -35,7 +35,8 @@ def from_matrix(matrix: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
     small system of equations along each axis. Of several minima it is the one of the least norm: a weight that fills no
     entry is 0.
 
-    For the matrix of a convolution it is the weight, exactly, where no taps overlap, and up to rounding where they do.
+    For the matrix of a convolution with finite weights it is the weight: exactly where no taps overlap, though -0.0 comes
+    back as 0.0, and up to rounding where they do.
 
     Args:
         matrix: The matrix, of shape `geometry.shape`, floating or complex; strided, or sparse with layout
@@ -48,8 +49,8 @@ def from_matrix(matrix: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
         the Frobenius norm of what no convolution of this geometry can express, and of the rounding of the weight.
         Neither has a gradient. All is computed in float64 or complex128.
 
-        Beside the result, a strided matrix takes a few MB, and the weight a few times in float64. A sparse one, which
-        is never made dense, takes 25 (COO), 42 (CSR) or 60 (CSC) bytes for each entry.
+        Beside the result, a strided matrix takes a few MB, and the weight a few times in float64. A sparse one is never
+        made dense; it takes 25 (COO), 42 (CSR) or 60 (CSC) bytes for each entry.
 
     Raises:
         TypeError: If `matrix` is no tensor of such a dtype and layout, or `geometry` no `Geometry`.
@@ -309,6 +310,8 @@ def _check_linear(linear: object) -> None:
 
 def _check_residual(claim: str, residual: Tensor, tensor: Tensor, tolerance: float) -> None:
     """Refuse what is further from the convolution than `tolerance` allows."""
+    if residual == 0:
+        return
     tensor = tensor.detach()
     if tensor.layout is not torch.strided:
         tensor = tensor.to_sparse(layout=torch.sparse_coo).coalesce().values()
