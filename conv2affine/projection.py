@@ -35,8 +35,8 @@ def from_matrix(matrix: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
     small system of equations along each axis. Of several minima it is the one of the least norm: a weight that fills no
     entry is 0.
 
-    For the matrix of a convolution with finite weights it is the weight: exactly where no taps overlap, though -0.0 comes
-    back as 0.0, and up to rounding where they do.
+    For the matrix of a convolution with finite weights it is the weight: exactly where no taps overlap, though -0.0
+    comes back as 0.0, and up to rounding where they do.
 
     Args:
         matrix: The matrix, of shape `geometry.shape`, floating or complex; strided, or sparse with layout
