@@ -9,7 +9,7 @@ from conv2affine.derivatives import is_transformed, linear
 from conv2affine.extension import _C
 from conv2affine.geometry import Geometry
 
-__all__ = ["coo", "csr", "dense", "dense_adjoint", "dense_resident_bytes", "entries", "sparse_adjoint"]
+__all__ = ["coo", "csr", "dense", "dense_adjoint", "dense_resident_bytes", "entries", "sparse_adjoint", "values"]
 
 
 def dense(weight: Tensor, geometry: Geometry, row_start: int, row_stop: int) -> Tensor:
@@ -46,9 +46,18 @@ def _plain(weight: Tensor) -> Tensor:
     return torch.empty(weight.shape, dtype=weight.dtype, device=weight.device) if is_transformed() else weight
 
 
-def dense_adjoint(matrix: Tensor, geometry: Geometry) -> Tensor:
-    """The weight, each element the sum of the entries of a strided matrix that it fills; see csrc/adjoint.h."""
-    arguments = (geometry.canonical_size, *geometry.operator_arguments(), 0, geometry.shape[0])
+def values(weight: Tensor, geometry: Geometry) -> Tensor:
+    """The values of `csr` and of `coo` alone, for all rows; see csrc/sparse.h."""
+    arguments = (*geometry.operator_arguments(), 0, geometry.shape[0], False)
+    return linear("values", geometry.canonical(weight), *arguments)
+
+
+def dense_adjoint(matrix: Tensor, geometry: Geometry, row_start: int = 0) -> Tensor:
+    """The weight, each element the sum of the entries that it fills in a strided matrix; see csrc/adjoint.h.
+
+    The matrix is the whole one, or a block of its rows from `row_start` on.
+    """
+    arguments = (geometry.canonical_size, *geometry.operator_arguments(), row_start, row_start + len(matrix))
     return geometry.from_canonical(linear("dense_adjoint", matrix, *arguments))
 
 
