@@ -158,11 +158,11 @@ def test_adjoint_of_another_shape_is_refused(name, change, message):
 
 WEIGHT = torch.randn(4, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 FUNCTIONS = {
-    "groups": lambda w: conv_matrix(w, 7, padding=1, groups=2),
-    "one-group": lambda w: conv_matrix(w, 7, stride=2),
-    "circular-rows": lambda w: conv_matrix(w, 7, padding=3, groups=2, padding_mode="circular", rows=range(3, 17)),
-    "transposed": lambda w: conv_transpose_matrix(w, 5, stride=2, groups=2),
-    "csr-values": lambda w: conv_matrix(w, 7, padding=1, groups=2, layout=torch.sparse_csr).values(),
+    "groups": lambda w: conv_matrix(w, 4, padding=1, groups=2),
+    "one-group": lambda w: conv_matrix(w, 6, stride=2),
+    "circular-rows": lambda w: conv_matrix(w, 3, padding=2, groups=2, padding_mode="circular", rows=range(3, 13)),
+    "transposed": lambda w: conv_transpose_matrix(w, 2, stride=2, groups=2),
+    "csr-values": lambda w: conv_matrix(w, 4, padding=1, groups=2, layout=torch.sparse_csr).values(),
 }
 by_name = pytest.mark.parametrize("name", FUNCTIONS)
 dense_by_name = pytest.mark.parametrize("name", [name for name in FUNCTIONS if name != "csr-values"])

@@ -272,7 +272,9 @@ def test_bad_geometry_is_refused():
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_layer_from_a_sparse_linear(layout):
     conv = nn.Conv2d(2, 3, 3, padding=1)
-    back = to_conv(to_linear(conv, 6, layout=layout), Geometry.from_layer(conv, 6))
+    fc = to_linear(conv, 6)
+    fc.weight = nn.Parameter(to_matrix(conv, 6, layout=layout).detach())
+    back = to_conv(fc, Geometry.from_layer(conv, 6))
     assert torch.equal(back.weight, conv.weight)
     assert torch.equal(back.bias, conv.bias)
 
