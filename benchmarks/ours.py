@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks.cases import Case
 from benchmarks.contender import Contender, calling, result_bytes
-from conv2affine import to_linear, to_matrix
+from conv2affine import Geometry, to_linear, to_matrix
 
 DENSE, CSR = torch.strided, torch.sparse_csr
 FRESH, WARM = "torch.zeros", "warm zero_()"  # the floors that every table has ratios to
@@ -18,7 +19,7 @@ FRESH, WARM = "torch.zeros", "warm zero_()"  # the floors that every table has r
 
 def csr_matrix(conv: Any, input_size: tuple[int, int]) -> Tensor:
     """Ours, sparse."""
-    return to_matrix(conv, input_size, layout=CSR, index_dtype=torch.int32)  # type: ignore[call-arg]
+    return to_matrix(conv, input_size, layout=CSR, index_dtype=torch.int32)
 
 
 def zeros(case: Case, layout: torch.layout) -> partial[Tensor]:
@@ -42,15 +43,30 @@ def constructor(case: Case) -> partial[nn.Linear]:
     return partial(nn.Linear, case.plan.cols, case.plan.rows)
 
 
+def operator(case: Case) -> Callable[[], Tensor]:
+    """The dense operator as `to_matrix` calls it, without the checks of a layer: those show in small matrices."""
+    conv = case.conv()
+    geometry = Geometry.from_layer(conv, case.input_size)
+    arguments = (geometry.canonical(conv.weight), *geometry.operator_arguments(), 0, geometry.shape[0])
+
+    def build() -> Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            result: Tensor = torch.ops.conv2affine.dense.default(*arguments)
+        return result
+
+    return build
+
+
+SMALL: dict[str, Any] = {"too_slow": lambda case: case.plan.nnz > 1e4}
+
 OURS = [
     Contender("conv2affine.to_matrix", DENSE, "ours", calling(to_matrix), result_bytes(DENSE)),
     Contender("conv2affine.to_linear", DENSE, "ours", calling(to_linear), result_bytes(DENSE)),
+    Contender("the operator alone", DENSE, "ours", operator, result_bytes(DENSE), **SMALL),
     Contender("conv2affine.to_matrix", CSR, "ours", calling(csr_matrix), result_bytes(CSR)),
 ]
 FLOORS = [
     *floors(DENSE),
-    Contender(
-        "nn.Linear()", DENSE, "floor", constructor, result_bytes(DENSE), too_slow=lambda case: case.plan.nnz > 1e4
-    ),
+    Contender("nn.Linear()", DENSE, "floor", constructor, result_bytes(DENSE), **SMALL),
     *floors(CSR),
 ]

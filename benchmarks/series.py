@@ -45,7 +45,7 @@ THREADS = [
     Series("threads", [BY_ID["F"]], torch.sparse_csr, []),
 ]
 PLOT_ROUNDS = 3  # many points take the place of many rounds
-LEFT_OUT = {"conv2affine.to_linear", "nn.Linear()"}  # of the plots
+LEFT_OUT = {"conv2affine.to_linear", "the operator alone", "nn.Linear()"}  # of the plots
 
 
 def measure(

@@ -56,6 +56,9 @@ struct RowPattern {
   }
 };
 
+// The entries that a thread should at least have to write or read: below this, waking it costs more than it gains.
+inline constexpr int64_t kGrainEntries = 32768;
+
 // One table an axis.
 using Taps = std::array<AxisTaps, 3>;
 

@@ -10,8 +10,6 @@ from benchmarks.cases import BY_ID, case
 from benchmarks.check import is_right
 from benchmarks.contenders import CONTENDERS
 
-pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
-
 UNEVEN = {"stride": (2, 1), "padding": (2, 1)}
 CASES = [
     BY_ID["A"],

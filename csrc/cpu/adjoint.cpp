@@ -154,7 +154,9 @@ at::Tensor adjoint(const Convolution& conv, const Taps& taps, const at::TensorOp
   const std::vector<int64_t> starts = parts_of(conv, row_start, row_stop);
   const int64_t parts = row_start < row_stop ? starts.size() - 1 : 0;
   std::vector<acc> partial(parts * kernel);
-  at::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
+  const int64_t rows_of_a_part = parts == 0 ? 1 : (row_stop - row_start + parts - 1) / parts;
+  const int64_t grain = std::max<int64_t>(1, kGrainEntries / (rows_of_a_part * kernel));
+  at::parallel_for(0, parts, grain, [&](int64_t first, int64_t last) {
     Rows<int64_t> rows(conv, taps, starts[first]);
     auto source = source_at(starts[first]);
     std::vector<acc> sums;

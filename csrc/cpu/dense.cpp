@@ -14,9 +14,6 @@ namespace conv2affine {
 
 namespace {
 
-// The entries that a thread should at least have to write: below this, waking it costs more than it gains.
-constexpr int64_t kGrainEntries = 32768;
-
 // Writes rows [begin, end) of the matrix into memory that holds zeros; `matrix` points at row `begin`, `weight` is
 // contiguous.
 template <typename scalar_t>

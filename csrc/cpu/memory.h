@@ -19,8 +19,8 @@ at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options);
 // Whether huge pages are worth it for a dense matrix: so many small pages would be touched that they cost more time.
 bool wants_huge_pages(const Convolution& conv, int64_t itemsize);
 
-// Bytes of a dense matrix of that many rows that are in memory once it is filled: with small pages, those of the pages in
-// which weights lie (an estimate), else all.
+// Bytes of a dense matrix of that many rows that are in memory once it is filled: with small pages, those of the pages
+// in which weights lie (an estimate), else all.
 int64_t resident_bytes(const Convolution& conv, int64_t rows, int64_t itemsize);
 
 }  // namespace conv2affine

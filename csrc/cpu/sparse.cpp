@@ -15,8 +15,6 @@ namespace conv2affine {
 
 namespace {
 
-constexpr int64_t kGrainEntries = 32768;  // as in dense.cpp
-
 // Where the parts of a sparse matrix go; what is null is left out. A CSR matrix has `crow`, a COO matrix the `row` of
 // each entry.
 template <typename scalar_t, typename index_t>
