@@ -45,7 +45,7 @@ def test_message_tells_what_would_fit(monkeypatch):
         to_linear(conv, 64)
     assert to_linear(conv, 64, layout=torch.sparse_csr).weight.shape == (262144, 65536)
     assert to_matrix(conv, 64, rows=range(100)).shape == (100, 65536)
-    with pytest.raises(MemoryError, match="needs 964"):
+    with pytest.raises(MemoryError, match=r"needs 926.26 MB .926257160 bytes."):
         to_matrix(conv, 64, layout=torch.sparse_csr, drop_zeros=True)
 
 

@@ -74,6 +74,32 @@ def test_matrix_is_the_references_and_the_layers(drawn):
     assert plan(conv, input_size).nnz == matrix.count_nonzero()
 
 
+@given(layers())
+@settings(max_examples=200, deadline=None)
+def test_sparse_layouts_are_the_matrix(drawn):
+    layer, arguments, input_size = drawn
+    conv = made(layer, arguments)
+    matrix = to_matrix(conv, input_size)
+    for layout in (torch.sparse_csr, torch.sparse_csc, torch.sparse_coo):
+        sparse = to_matrix(conv, input_size, layout=layout)
+        assert torch.equal(sparse.to_dense(), matrix)
+        assert sparse.values().numel() == plan(conv, input_size).nnz
+
+
+@given(layers())
+@settings(max_examples=100, deadline=None)
+def test_gradient_is_the_adjoint(drawn):
+    layer, arguments, input_size = drawn
+    conv = made(layer, arguments).requires_grad_()
+    gradient = torch.randn_like(to_matrix(conv, input_size))
+    for layout in (torch.strided, torch.sparse_csr, torch.sparse_csc):
+        conv.weight.grad = None
+        (to_matrix(conv, input_size, layout=layout).to_dense() * gradient).sum().backward()
+        # The matrix is linear in the weight: <A(w), G> == <w, A'(G)>
+        inner = (conv.weight.grad * conv.weight).sum()
+        torch.testing.assert_close(inner, (to_matrix(conv, input_size) * gradient).sum())
+
+
 @given(layers(), st.data())
 @settings(max_examples=100, deadline=None)
 def test_row_blocks_make_up_the_matrix(drawn, data):
