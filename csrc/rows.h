@@ -192,9 +192,9 @@ class Rows {
       }
     }
     pattern.columns.resize(entries);
-    pattern.whole = channel == kernel && !overlaps_ &&
-                    std::is_sorted(channel_.begin(), channel_.end(),
-                                   [](const Tap& a, const Tap& b) { return a.kernel < b.kernel; });
+    // Compared one by one: in a transposed matrix, several entries of a row may be the same weight.
+    pattern.whole = channel == kernel && !overlaps_;
+    for (int64_t c = 0; pattern.whole && c < channel; ++c) pattern.whole = channel_[c].kernel == c;
   }
 
   const Convolution& conv_;

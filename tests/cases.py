@@ -75,6 +75,7 @@ CASES = [
     case("circular-stride", C2, (5, 6), 2, 2, 3, padding=(2, 3), stride=2, **CIRCULAR),
     case("circular-overlap", C2, (3, 2), 2, 2, (5, 4), padding=(2, 2), **CIRCULAR),
     case("circular-dilated-overlap", C1, 3, 1, 1, 3, padding=3, dilation=3, **CIRCULAR),
+    case("circular-padding-beyond-kernel", C2, (3, 2), 1, 1, (3, 1), padding=(0, 2), **CIRCULAR),
     case("circular-groups", C2, (4, 3), 4, 2, 3, padding=1, groups=2, **CIRCULAR),
     case("circular", C3, (2, 3, 4), 1, 2, 3, padding=(1, 2, 1), **CIRCULAR),
     case("reflect", C1, 6, 2, 2, 3, padding=2, **REFLECT),
