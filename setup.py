@@ -39,9 +39,16 @@ class CMakeBuild(build_ext):
         # --fresh: an isolated build runs in a new environment each time, and a cache would point into the old one.
         configure = ["--fresh", "-S", str(ROOT), "-B", str(build), *generator]
         configure += [f"-DPython_EXECUTABLE={sys.executable}", "-DCMAKE_BUILD_TYPE=Release"]
+        configure += [f"-DCONV2AFFINE_CUDA={os.environ.get('CONV2AFFINE_CUDA', 'AUTO')}"]
         subprocess.run([cmake, *configure], check=True)
         subprocess.run([cmake, "--build", str(build), "--parallel", jobs], check=True)
         subprocess.run([cmake, "--install", str(build), "--prefix", str(package.parent)], check=True)
+
+    def copy_extensions_to_source(self) -> None:
+        """An editable installation has the extension in the source tree, and what is beside it."""
+        super().copy_extensions_to_source()
+        for library in Path(self.build_lib, "conv2affine").glob("lib*.so"):
+            shutil.copy(library, ROOT / "conv2affine")
 
 
 def torch_requirement() -> str:

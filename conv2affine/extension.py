@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -40,3 +42,21 @@ except ImportError as error:
         "pip install --no-build-isolation . (in the source tree), and run outside of that tree"
     ) from error
 _check_torch(_C.build_info()["torch"])
+
+
+def _no_cuda(*_: object) -> NoReturn:
+    raise NotImplementedError(
+        "this conv2affine was built without CUDA: rebuild it with CONV2AFFINE_CUDA=ON in the environment, "
+        "or move the layer to the CPU with .cpu()"
+    )
+
+
+def _refuse_cuda() -> None:
+    for name in ("dense", "csr", "coo", "values", "dense_adjoint", "sparse_adjoint"):
+        torch.library.impl(f"conv2affine::{name}", "CUDA", _no_cuda)
+
+
+if _C.build_info()["cuda"] and torch.version.cuda:
+    torch.ops.load_library(Path(_C.__file__).with_name("libconv2affine_cuda.so"))  # type: ignore[no-untyped-call]
+elif torch.version.cuda:
+    _refuse_cuda()

@@ -28,7 +28,7 @@ py::dict build_info() {
 #else
   info["openmp"] = false;
 #endif
-  info["cuda"] = false;
+  info["cuda"] = CONV2AFFINE_CUDA;
   return info;
 }
 

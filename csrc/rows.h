@@ -86,11 +86,10 @@ inline int64_t entries_before(const Convolution& conv, const Taps& taps, int64_t
   const int64_t o2 = row / conv.axes[2].output % conv.axes[1].output;
   const int64_t o1 = row / (conv.axes[2].output * conv.axes[1].output) % conv.axes[0].output;
   const int64_t co = row / conv.outputs();
-  const int64_t all3 = taps[2].entries(), all2 = taps[1].entries() * all3, all1 = taps[0].entries() * all2;
-  const int64_t line = taps[0].entries_at(o1) * taps[1].entries_at(o2);
-  const int64_t plane = taps[0].entries_at(o1) * taps[1].entries_before(o2);
-  const int64_t before = taps[0].entries_before(o1) * all2 + plane * all3 + line * taps[2].entries_before(o3);
-  return conv.in_per_group * (co * all1 + before);
+  const auto along = [&](int axis, int64_t o) {
+    return Counts{taps[axis].entries_before(o), taps[axis].entries_at(o), taps[axis].entries()};
+  };
+  return conv.in_per_group * entries_before(co, along(0, o1), along(1, o2), along(2, o3));
 }
 
 // Rows that follow each other: row number n of them has the columns shift + n * step + pattern.columns[e].

@@ -14,30 +14,29 @@ AxisTaps::AxisTaps(const Axis& axis) : output_(axis.output) {
   const int64_t reach = (axis.kernel - 1) * axis.dilation;
   int64_t begin, end;  // the interior: no tap reads outside of the input
   if (axis.rule == Rule::transposed) {
-    period_ = axis.stride;
-    step_ = 1;
+    interior_.period = axis.stride;
+    interior_.step = 1;
     begin = reach - axis.padding;
     end = (axis.input - 1) * axis.stride - axis.padding + 1;
   } else {
-    period_ = 1;
-    step_ = axis.stride;
+    interior_.step = axis.stride;
     begin = ceil_div(axis.padding, axis.stride);
     const int64_t last = axis.input - 1 + axis.padding - reach;
     end = last < 0 ? 0 : last / axis.stride + 1;
   }
-  interior_begin_ = std::clamp<int64_t>(begin, 0, output_);
-  interior_end_ = std::clamp(end, interior_begin_, output_);
-  interior_patterns_ = std::min(period_, interior_end_ - interior_begin_);
+  interior_.begin = std::clamp<int64_t>(begin, 0, output_);
+  interior_.end = std::clamp(end, interior_.begin, output_);
+  interior_.patterns = std::min(interior_.period, interior_.end - interior_.begin);
 
-  const int64_t patterns = interior_begin_ + interior_patterns_ + (output_ - interior_end_);
+  const int64_t patterns = interior_.begin + interior_.patterns + (output_ - interior_.end);
   start_.reserve(patterns + 1);
   start_.push_back(0);
   entries_.reserve(patterns + 1);
   entries_.push_back(0);
   taps_.reserve(axis.kernel);
   for (int64_t p = 0; p < patterns; ++p) {
-    const bool behind = p >= interior_begin_ + interior_patterns_;
-    const int64_t o = behind ? p - interior_patterns_ + (interior_end_ - interior_begin_) : p;
+    const bool behind = p >= interior_.begin + interior_.patterns;
+    const int64_t o = behind ? p - interior_.patterns + (interior_.end - interior_.begin) : p;
     const size_t first = taps_.size();
     for (int64_t k = 0; k < axis.kernel; ++k) {
       const int64_t i = tap(axis, o, k);
@@ -49,8 +48,7 @@ AxisTaps::AxisTaps(const Axis& axis) : output_(axis.output) {
   }
 }
 
-AxisTaps::AxisTaps(int64_t outputs)
-    : output_(outputs), interior_begin_(outputs), interior_end_(outputs), start_{0}, entries_{0} {}
+AxisTaps::AxisTaps(int64_t outputs) : output_(outputs), interior_{outputs, outputs}, start_{0}, entries_{0} {}
 
 AxisTaps AxisTaps::transposed(int64_t inputs) const {
   // Padding modes send the margins back into the middle: no interior is left that could be counted on.
@@ -75,17 +73,6 @@ void AxisTaps::close_pattern() {
   overlaps_ = overlaps_ || entries < static_cast<int64_t>(taps_.size()) - start_.back();
   start_.push_back(taps_.size());
   entries_.push_back(entries_.back() + entries);
-}
-
-int64_t AxisTaps::entries_before(int64_t o) const {
-  const int64_t* left = entries_.data();
-  const int64_t* interior = left + interior_begin_;
-  const int64_t* right = interior + interior_patterns_;
-  const int64_t inside = std::clamp(o, interior_begin_, interior_end_) - interior_begin_;
-  const int64_t turns = inside / period_, begun = inside % period_;
-  const int64_t behind = std::max<int64_t>(0, o - interior_end_);
-  return left[std::min(o, interior_begin_)] + turns * (*right - *interior) + (interior[begun] - *interior) +
-         (right[behind] - *right);
 }
 
 }  // namespace conv2affine

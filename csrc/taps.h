@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "axis.h"
+#include "interior.h"
 
 namespace conv2affine {
 
@@ -31,13 +32,6 @@ struct Tap {
   int64_t kernel;  // kernel tap that reads it
 };
 
-// Where in the table an output coordinate is: it reads input coordinate `shift + tap.input` through `tap.kernel`, for
-// each of the taps of its pattern.
-struct Place {
-  int64_t pattern;
-  int64_t shift;
-};
-
 class AxisTaps {
  public:
   explicit AxisTaps(const Axis& axis);
@@ -47,20 +41,14 @@ class AxisTaps {
   AxisTaps transposed(int64_t inputs) const;
 
   // o must lie in [0, axis.output).
-  Place operator[](int64_t o) const {
-    if (o < interior_begin_) return {o, 0};
-    if (o >= interior_end_) return {o - interior_end_ + interior_begin_ + interior_patterns_, 0};
-    const int64_t inside = o - interior_begin_;
-    // The usual period is 1, and a division takes as long as all the rest.
-    const int64_t turn = period_ == 1 ? inside : inside / period_;
-    return {interior_begin_ + inside - turn * period_, turn * step_};
-  }
+  Place operator[](int64_t o) const { return interior_.place(o); }
 
   // How many output coordinates from o on have its pattern, each moved by step() more than the one before.
   int64_t run(int64_t o) const {
-    return interior_patterns_ == 1 && interior_begin_ <= o && o < interior_end_ ? interior_end_ - o : 1;
+    return interior_.patterns == 1 && interior_.begin <= o && o < interior_.end ? interior_.end - o : 1;
   }
-  int64_t step() const { return step_; }
+  int64_t step() const { return interior_.step; }
+  const Interior& interior() const { return interior_; }
 
   // In ascending order of (input, kernel).
   std::span<const Tap> taps(int64_t pattern) const {
@@ -76,7 +64,7 @@ class AxisTaps {
   int64_t entries_at(int64_t o) const { return entries_before(o + 1) - entries_before(o); }
 
   // The same, summed over the output coordinates before o, which must lie in [0, axis.output].
-  int64_t entries_before(int64_t o) const;
+  int64_t entries_before(int64_t o) const { return interior_.total_before(entries_.data(), o); }
 
   // The same, summed over all output coordinates.
   int64_t entries() const { return entries_before(output_); }
@@ -88,11 +76,7 @@ class AxisTaps {
   void close_pattern();
 
   int64_t output_;
-  int64_t interior_begin_;  // output coordinates [begin, end) are the interior
-  int64_t interior_end_;
-  int64_t period_ = 1;  // the interior repeats after `period` output coordinates,
-  int64_t step_ = 0;    // moved by `step` input coordinates
-  int64_t interior_patterns_ = 0;
+  Interior interior_;
   bool overlaps_ = false;
   std::vector<Tap> taps_;
   std::vector<int64_t> start_;    // taps of pattern p: [start[p], start[p + 1])

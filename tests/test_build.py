@@ -19,7 +19,29 @@ def test_build_info():
     assert info["torch"].split(".")[:2] == torch.__version__.split(".")[:2]
     assert info["compiler"].split()[0] in ("GNU", "Clang", "AppleClang")
     assert info["openmp"] is True
-    assert info["cuda"] is False
+    assert info["cuda"] is False or torch.version.cuda
+
+
+def test_cuda_kernels_are_there_or_refused():
+    """In a process of its own: the emulation in tests registers CUDA kernels as well."""
+    result = run(
+        """
+import torch
+from conv2affine import _C, extension
+OPS = ["dense", "csr", "coo", "values", "dense_adjoint", "sparse_adjoint"]
+has = [torch._C._dispatch_has_kernel_for_dispatch_key(f"conv2affine::{op}", "CUDA") for op in OPS]
+assert has == [torch.version.cuda is not None] * 6, has
+if not _C.build_info()["cuda"]:
+    extension._refuse_cuda()
+cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+torch.ops.conv2affine.dense.default.redispatch(cuda, torch.ones(1, 1, 1, 1), [1, 1, 1, 0, 1], "zeros", 0, 1)
+"""
+    )
+    assert result.returncode == 1
+    if _C.build_info()["cuda"]:
+        assert "non-CUDA DeviceType: cpu" in result.stderr  # the guard's: no memory of the CPU is touched
+    else:
+        assert "NotImplementedError: this conv2affine was built without CUDA: rebuild it with" in result.stderr
 
 
 def test_is_typed_and_versioned():

@@ -1,0 +1,27 @@
+// From checked arguments to what a kernel takes.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "cuda/kernels.h"
+#include "rows.h"
+
+namespace conv2affine {
+
+// The stream that PyTorch works on now, as kernels.h takes it.
+void* current_stream();
+
+// Throws NotImplementedError for what is no number; `op` is named in the message.
+Dtype dtype_of(at::ScalarType type, const char* op);
+
+// A RowTable, and the memory that it points to: to be kept until the kernel is launched. PyTorch gives freed memory out
+// again in the order of the stream, so that the kernel need not have run.
+struct UploadedTable {
+  RowTable rows;
+  at::Tensor memory;
+};
+
+// `options` have the device; the current stream must be one of it.
+UploadedTable upload(const Convolution& conv, const Taps& taps, const at::TensorOptions& options);
+
+}  // namespace conv2affine

@@ -1,0 +1,57 @@
+"""Calls of all operators for one layer, and the comparison of their results between two backends."""
+
+import torch
+
+from conv2affine import Geometry
+
+OPS = torch.ops.conv2affine
+DTYPES = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.half, torch.bfloat16]
+DTYPES += [torch.float32, torch.float64, torch.complex64, torch.complex128]
+
+
+def arguments_of(conv, input_size, dtype=torch.float64):
+    """(weight, geometry, rule) as the operators take them."""
+    geometry = Geometry.from_layer(conv, input_size)
+    weight = geometry.canonical(conv.weight.detach().clone())
+    weight[(0,) * weight.dim()] = -0.0  # a sum with 0.0 would lose the sign
+    weight = weight.to(dtype) if dtype.is_floating_point else (weight * 50).short().to(dtype)
+    return weight, *geometry.operator_arguments()
+
+
+def calls(weight, geometry, rule, rows, cols):
+    """(operator, arguments) of all of them, for a range of rows and, where they transpose, of columns.
+
+    The entries that go into the adjoints are whole numbers: their sums are exact in any order, also those of half
+    types, unless they are rounded on the way.
+    """
+    size = list(weight.shape)
+
+    def entries_like(matrix):
+        return torch.randint(1000, matrix.shape).to(matrix.dtype)
+
+    dense = entries_like(OPS.dense(weight, geometry, rule, *rows))
+    yield "dense", (weight, geometry, rule, *rows)
+    yield "dense_adjoint", (dense, size, geometry, rule, *rows)
+    yield "dense_adjoint", (dense.t().contiguous().t(), size, geometry, rule, *rows)
+    yield "coo", (weight, geometry, rule, *rows)
+    for transpose, (start, stop) in ((False, rows), (True, cols)):
+        values = (weight, geometry, rule, start, stop, transpose)
+        yield "csr", (*values[:-1], torch.int32, transpose)
+        yield "csr", (*values[:-1], torch.int64, transpose)
+        yield "values", values
+        yield "sparse_adjoint", (entries_like(OPS.values(*values)), size, *values[1:])
+
+
+def assert_same(run, op, arguments):
+    """run(op, *arguments) is what the CPU gives, bit by bit."""
+    expected, results = getattr(OPS, op)(*arguments), run(op, *arguments)
+    for cpu, result in zip(*((r if isinstance(r, tuple) else (r,)) for r in (expected, results)), strict=True):
+        assert (result.shape, result.dtype) == (cpu.shape, cpu.dtype)
+        assert result.is_contiguous()
+        assert bits(result.cpu()).equal(bits(cpu)), (op, arguments[1:])
+
+
+def bits(tensor):
+    """The tensor as integers, so that NaN equals itself and -0.0 is not 0.0."""
+    real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return real.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[real.element_size()])
