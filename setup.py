@@ -11,6 +11,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+TESTED_WITH = "torch>=2.13,<2.15"
 
 
 def tool(name: str) -> str | None:
@@ -56,7 +57,7 @@ def torch_requirement() -> str:
     try:
         major, minor, *_ = importlib.metadata.version("torch").split(".")
     except importlib.metadata.PackageNotFoundError:  # an sdist can be made without torch
-        return "torch"
+        return TESTED_WITH
     return f"torch=={major}.{minor}.*"
 
 
