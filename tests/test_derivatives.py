@@ -174,7 +174,7 @@ def test_gradcheck(name):
 
 
 # torch itself compiles its forward derivatives with torch.jit.script, which it deprecates.
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script. is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script. is deprecated")
 @dense_by_name
 def test_gradcheck_in_every_mode(name):
     function, weight = FUNCTIONS[name], WEIGHT.clone().requires_grad_()
@@ -248,7 +248,7 @@ def test_gradients_through_sparse_products(layout):
             gradient(WEIGHT)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script. is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script. is deprecated")
 def test_forward_mode_through_sparse_layouts_is_refused_and_not_taken_for_zero():
     for layout in (torch.sparse_csr, torch.sparse_coo):
         with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward AD"):
