@@ -45,28 +45,43 @@ def constructor(case: Case) -> partial[nn.Linear]:
 
 def operator(case: Case) -> Callable[[], Tensor]:
     """The dense operator as `to_matrix` calls it, without the checks of a layer: those show in small matrices."""
+    return below_autograd(torch.ops.conv2affine.dense.default, *arguments(case))
+
+
+def csr_operator(case: Case) -> Callable[[], Tensor]:
+    """The same of CSR: the parts of the matrix, not yet a tensor."""
+    return below_autograd(torch.ops.conv2affine.csr.default, *arguments(case), torch.int32, False)
+
+
+def arguments(case: Case) -> tuple[Any, ...]:
+    """What every operator takes."""
     conv = case.conv()
     geometry = Geometry.from_layer(conv, case.input_size)
-    arguments = (geometry.canonical(conv.weight), *geometry.operator_arguments(), 0, geometry.shape[0])
+    return (geometry.canonical(conv.weight), *geometry.operator_arguments(), 0, geometry.shape[0])
 
-    def build() -> Tensor:
+
+def below_autograd(operator: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
+    """A call of an operator as a layer with frozen weights has it."""
+
+    def call() -> Any:
         with torch._C._AutoDispatchBelowAutograd():
-            result: Tensor = torch.ops.conv2affine.dense.default(*arguments)
-        return result
+            return operator(*arguments)
 
-    return build
+    return call
 
 
-SMALL: dict[str, Any] = {"too_slow": lambda case: case.plan.nnz > 1e4}
+TINY: dict[str, Any] = {"too_slow": lambda case: case.plan.nnz > 1e4}
+SMALL: dict[str, Any] = {"too_slow": lambda case: case.plan.nnz > 1e6}
 
 OURS = [
     Contender("conv2affine.to_matrix", DENSE, "ours", calling(to_matrix), result_bytes(DENSE)),
     Contender("conv2affine.to_linear", DENSE, "ours", calling(to_linear), result_bytes(DENSE)),
-    Contender("the operator alone", DENSE, "ours", operator, result_bytes(DENSE), **SMALL),
+    Contender("the operator alone", DENSE, "ours", operator, result_bytes(DENSE), **TINY),
+    Contender("the operator alone", CSR, "ours", csr_operator, result_bytes(CSR), **SMALL),
     Contender("conv2affine.to_matrix", CSR, "ours", calling(csr_matrix), result_bytes(CSR)),
 ]
 FLOORS = [
     *floors(DENSE),
-    Contender("nn.Linear()", DENSE, "floor", constructor, result_bytes(DENSE), **SMALL),
+    Contender("nn.Linear()", DENSE, "floor", constructor, result_bytes(DENSE), **TINY),
     *floors(CSR),
 ]

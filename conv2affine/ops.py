@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,12 +16,10 @@ __all__ = ["coo", "csr", "dense", "dense_adjoint", "dense_resident_bytes", "entr
 
 def dense(weight: Tensor, geometry: Geometry, row_start: int, row_stop: int) -> Tensor:
     """Rows [row_start, row_stop) of the matrix, strided; see csrc/dense.h."""
-    arguments = (geometry.canonical(weight), *geometry.operator_arguments(), row_start, row_stop)
-    if weight.requires_grad or torch.compiler.is_compiling() or is_transformed():
-        return linear("dense", *arguments)
-    # Without the step through autograd, which is written in Python, a small matrix takes half of the time.
-    with torch._C._AutoDispatchBelowAutograd():
-        matrix: Tensor = torch.ops.conv2affine.dense.default(*arguments)
+    canonical, arguments = geometry.canonical(weight), (*geometry.operator_arguments(), row_start, row_stop)
+    if is_transformed():
+        return linear("dense", canonical, *arguments)
+    matrix: Tensor = _call("dense", canonical, *arguments)
     return matrix
 
 
@@ -27,18 +27,25 @@ def csr(
     weight: Tensor, geometry: Geometry, row_start: int, row_stop: int, index_dtype: torch.dtype, *, transpose: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(crow, col, values) of rows [row_start, row_stop) of the matrix or its transpose; see csrc/sparse.h."""
-    arguments = (*geometry.operator_arguments(), row_start, row_stop)
-    canonical = geometry.canonical(weight)
-    crow, col, values = torch.ops.conv2affine.csr.default(_plain(canonical), *arguments, index_dtype, transpose)
+    canonical, arguments = geometry.canonical(weight), (*geometry.operator_arguments(), row_start, row_stop)
+    crow, col, values = _call("csr", _plain(canonical), *arguments, index_dtype, transpose)
     return crow, col, linear("values", canonical, *arguments, transpose) if is_transformed() else values
 
 
 def coo(weight: Tensor, geometry: Geometry, row_start: int, row_stop: int) -> tuple[Tensor, Tensor]:
     """(indices, values) of rows [row_start, row_stop) of the matrix; see csrc/sparse.h."""
-    arguments = (*geometry.operator_arguments(), row_start, row_stop)
-    canonical = geometry.canonical(weight)
-    indices, values = torch.ops.conv2affine.coo.default(_plain(canonical), *arguments)
+    canonical, arguments = geometry.canonical(weight), (*geometry.operator_arguments(), row_start, row_stop)
+    indices, values = _call("coo", _plain(canonical), *arguments)
     return indices, linear("values", canonical, *arguments, False) if is_transformed() else values
+
+
+def _call(name: str, weight: Tensor, *arguments: Any) -> Any:
+    operator = getattr(torch.ops.conv2affine, name).default
+    if weight.requires_grad or torch.compiler.is_compiling():
+        return operator(weight, *arguments)
+    # Without the step through autograd, which is written in Python, a small matrix takes half of the time.
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator(weight, *arguments)
 
 
 def _plain(weight: Tensor) -> Tensor:

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "convolution.h"
+#include "cpu/wide.h"
 #include "rows.h"
 
 namespace conv2affine {
@@ -20,14 +21,6 @@ namespace {
 // What weights are summed in: half types in float32, integers in 64 bits.
 template <typename scalar_t>
 using acc_t = std::conditional_t<std::is_integral_v<scalar_t>, int64_t, at::opmath_type<scalar_t>>;
-
-// The baseline of x86-64 adds four floats at a time; the clones, which the loader chooses among, 8 or 16: that is a
-// fifth of the time of a large matrix. All sum in the same order.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define CONV2AFFINE_WIDE __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define CONV2AFFINE_WIDE
-#endif
 
 // sums[e] += entry e of each row.
 template <typename acc_t, typename scalar_t>

@@ -9,6 +9,7 @@
 
 #include "convolution.h"
 #include "cpu/memory.h"
+#include "cpu/wide.h"
 #include "rows.h"
 
 namespace conv2affine {
@@ -25,19 +26,25 @@ struct Entries {
   scalar_t* values;
 };
 
-// Rows of n entries each, from the first one, which is in place: an entry is moved(the one r rows above, r). In blocks
-// that double up to what stays in the first-level cache: long loops, however short a row is.
-template <typename T, typename F>
-void repeat(T* first, int64_t n, int64_t rows, const F& moved) {
+// Rows of n entries each, from the first one, which is in place: copy(to, from, count, r) writes what is r rows below
+// `from`. In blocks that double up to what stays in the first-level cache: long copies, however short a row is.
+template <typename T, typename Copy>
+void repeat(T* first, int64_t n, int64_t rows, const Copy& copy) {
   constexpr int64_t kBlock = 2048;
   if (n == 0) return;
   for (int64_t done = 1; done < rows;) {
     const int64_t block = std::min({done, std::max<int64_t>(1, kBlock / n), rows - done});
-    T* to = first + done * n;
-    const T* from = to - block * n;
-    for (int64_t e = 0; e < block * n; ++e) to[e] = moved(from[e], block);
+    copy(first + done * n, first + (done - block) * n, block * n, block);
     done += block;
   }
+}
+
+CONV2AFFINE_WIDE void add(int32_t* to, const int32_t* from, int64_t count, int32_t shift) {
+  for (int64_t e = 0; e < count; ++e) to[e] = from[e] + shift;
+}
+
+CONV2AFFINE_WIDE void add(int64_t* to, const int64_t* from, int64_t count, int64_t shift) {
+  for (int64_t e = 0; e < count; ++e) to[e] = from[e] + shift;
 }
 
 // Writes rows [begin, end) of the matrix; `to` points at where they begin, `weight` is contiguous.
@@ -55,17 +62,16 @@ void fill_rows(const Convolution& conv, const Taps& taps, const scalar_t* weight
       if (to.row) std::fill_n(to.row + entry + n * entries, entries, static_cast<index_t>(r - row_start + n));
     }
     if (to.col) {
-      const index_t shift = static_cast<index_t>(run.shift);
-      const index_t* columns = run.pattern.columns.data();
       index_t* col = to.col + entry;
-      for (int64_t e = 0; e < entries; ++e) col[e] = columns[e] + shift;
-      repeat(col, entries, run.rows, [step = static_cast<index_t>(run.step)](index_t column, int64_t rows_below) {
-        return static_cast<index_t>(column + step * static_cast<index_t>(rows_below));
+      add(col, run.pattern.columns.data(), entries, static_cast<index_t>(run.shift));
+      repeat(col, entries, run.rows, [&](index_t* below, const index_t* from, int64_t count, int64_t rows_below) {
+        add(below, from, count, static_cast<index_t>(rows_below * run.step));
       });
     }
     scalar_t* values = to.values + entry;
     run.pattern.for_each(weight + run.co * kernel, [=](int64_t e, scalar_t value) { values[e] = value; });
-    repeat(values, entries, run.rows, [](scalar_t value, int64_t) { return value; });
+    repeat(values, entries, run.rows,
+           [](scalar_t* below, const scalar_t* from, int64_t count, int64_t) { std::copy_n(from, count, below); });
     entry += run.rows * entries;
     r += run.rows;
   }
