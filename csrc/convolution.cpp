@@ -74,6 +74,7 @@ Convolution check_convolution(at::IntArrayRef weight_size, at::IntArrayRef geome
     conv.axes[3 - dims + axis] =
         check_axis(names[axis], number(0), number(1), weight_size[3 + axis], number(2), number(3), number(4), rule);
   }
+  checked_product(weight_size, "weights");
   const int64_t rows = checked_product(
       {conv.groups, conv.out_per_group, conv.axes[0].output, conv.axes[1].output, conv.axes[2].output}, "rows");
   const int64_t cols = checked_product(

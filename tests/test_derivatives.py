@@ -154,6 +154,16 @@ def test_adjoint_of_another_shape_is_refused(name, change, message):
         getattr(OPERATORS, name)(change, *arguments, *[False] * (name == "sparse_adjoint"))
 
 
+@pytest.mark.parametrize(
+    ("kernel_size", "error"), [([2**22, 2**21, 2**21], ValueError), ([2**20, 2**20, 2**20], MemoryError)], ids=str
+)
+def test_adjoint_for_more_weights_than_there_can_be_is_refused(kernel_size, error):
+    one = [1, 1, 1]
+    geometry = [*one, *one, *one, *(size // 2 for size in kernel_size), *one]
+    with pytest.raises(error):
+        OPERATORS.dense_adjoint(torch.ones(1, 1), [*one, *kernel_size], geometry, "zeros", 0, 1)
+
+
 # The public functions
 
 WEIGHT = torch.randn(4, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -146,6 +146,7 @@ at::Tensor adjoint(const Convolution& conv, const Taps& taps, const at::TensorOp
   const int64_t kernel = conv.in_per_group * conv.taps(), channels = conv.groups * conv.out_per_group;
   const std::vector<int64_t> starts = parts_of(conv, row_start, row_stop);
   const int64_t parts = row_start < row_stop ? starts.size() - 1 : 0;
+  checked_product({parts, kernel, static_cast<int64_t>(sizeof(acc))}, "bytes of the sums");
   std::vector<acc> partial(parts * kernel);
   const int64_t rows_of_a_part = parts == 0 ? 1 : (row_stop - row_start + parts - 1) / parts;
   const int64_t grain = std::max<int64_t>(1, kGrainEntries / (rows_of_a_part * kernel));
