@@ -73,10 +73,9 @@ struct Sides {
 };
 
 inline Sides make_sides(const Convolution& conv, bool transpose) {
-  Taps taps = make_taps(conv);
-  if (!transpose) return {conv, taps};
-  for (int axis = 0; axis < 3; ++axis) taps[axis] = taps[axis].transposed(conv.axes[axis].input);
-  return {conv.transposed(), taps};
+  if (!transpose) return {conv, make_taps(conv)};
+  const auto& [axis1, axis2, axis3] = conv.axes;
+  return {conv.transposed(), {AxisTaps::transposed(axis1), AxisTaps::transposed(axis2), AxisTaps::transposed(axis3)}};
 }
 
 // Entries of the matrix in the rows before `row`, from 0 to rows: closed-form, so that every thread knows where its

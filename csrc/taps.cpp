@@ -1,6 +1,7 @@
 #include "taps.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace conv2affine {
 
@@ -50,14 +51,21 @@ AxisTaps::AxisTaps(const Axis& axis) : output_(axis.output) {
 
 AxisTaps::AxisTaps(int64_t outputs) : output_(outputs), interior_{outputs, outputs}, start_{0}, entries_{0} {}
 
-AxisTaps AxisTaps::transposed(int64_t inputs) const {
-  // Padding modes send the margins back into the middle: no interior is left that could be counted on.
-  std::vector<std::vector<Tap>> read_by(inputs);
-  for (int64_t o = 0; o < output_; ++o) {
-    const Place place = (*this)[o];
-    for (const Tap& tap : taps(place.pattern)) read_by[place.shift + tap.input].push_back({o, tap.kernel});
+AxisTaps AxisTaps::transposed(const Axis& axis) {
+  Axis other = axis;
+  std::swap(other.input, other.output);
+  if (axis.rule == Rule::zeros || axis.rule == Rule::transposed) {  // each is the other one from the other side
+    other.rule = axis.rule == Rule::zeros ? Rule::transposed : Rule::zeros;
+    return AxisTaps(other);
   }
-  AxisTaps result(inputs);
+  // The other modes send the margins back into the middle: no interior is left that could be counted on.
+  const AxisTaps taps(axis);
+  std::vector<std::vector<Tap>> read_by(axis.input);
+  for (int64_t o = 0; o < axis.output; ++o) {
+    const Place place = taps[o];
+    for (const Tap& tap : taps.taps(place.pattern)) read_by[place.shift + tap.input].push_back({o, tap.kernel});
+  }
+  AxisTaps result(axis.input);
   for (const std::vector<Tap>& pattern : read_by) {
     result.taps_.insert(result.taps_.end(), pattern.begin(), pattern.end());
     result.close_pattern();

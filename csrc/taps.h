@@ -36,9 +36,9 @@ class AxisTaps {
  public:
   explicit AxisTaps(const Axis& axis);
 
-  // The same pairs from the other side: for each of the axis' input coordinates, the output coordinates that read it,
-  // as taps of (output, kernel). Takes memory for each coordinate of the axis.
-  AxisTaps transposed(int64_t inputs) const;
+  // The pairs of an axis from the other side: for each of its input coordinates, the output coordinates that read it,
+  // as taps of (output, kernel). With circular, reflect and replicate it takes memory for each coordinate of the axis.
+  static AxisTaps transposed(const Axis& axis);
 
   // o must lie in [0, axis.output).
   Place operator[](int64_t o) const { return interior_.place(o); }
