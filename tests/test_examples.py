@@ -1,0 +1,22 @@
+"""The examples run; what they print is for the eye."""
+
+import pytest
+
+pytest.importorskip("sklearn", reason="the examples need what the extra `demo` brings")
+from examples import spectral_norm
+
+
+def test_spectral_norm(capsys):
+    spectral_norm.main(["--epochs", "1"])
+    table = capsys.readouterr().out
+    assert all(name in table for name in ("left alone", "torch's spectral_norm", "matrix_norm", "power iteration"))
+
+
+@pytest.mark.parametrize("size", [1, 8])
+def test_power_iteration_finds_the_norm(size):
+    conv = spectral_norm.nn.Conv2d(1, 8, 3, padding=1)
+    estimate = spectral_norm.PowerIteration()
+    for _ in range(200):
+        found = estimate(conv, size)
+    expected = spectral_norm.exact_norm(conv, size)
+    spectral_norm.torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
