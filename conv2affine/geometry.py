@@ -101,7 +101,7 @@ class Geometry:
             object.__setattr__(self, name, value)
 
         for name in ("in_channels", "out_channels", "groups"):
-            store(name, _integers(name, (getattr(self, name),), 1, at_least=1)[0])
+            store(name, _integers(name, getattr(self, name), 1, at_least=1)[0])
         for name in ("kernel_size", "input_size", "stride", "dilation"):
             store(name, _integers(name, getattr(self, name), dims, at_least=1))
         store("output_padding", _integers("output_padding", self.output_padding, dims, at_least=0))
@@ -338,6 +338,11 @@ def check_layer(conv: object) -> None:
         raise ValueError(f"conv ({name}) is lazy and has no weights yet; run a batch through it first")
 
 
+def check_groups(groups: object) -> int:
+    """Refuse what is no number of groups."""
+    return _integers("groups", groups, 1, at_least=1)[0]
+
+
 def check_weight(weight: object) -> None:
     """Refuse what has no numbers to copy."""
     if not isinstance(weight, Tensor):
@@ -345,20 +350,25 @@ def check_weight(weight: object) -> None:
     if weight.layout is not torch.strided:
         raise TypeError(f"weight must be a strided tensor, got layout {weight.layout}; pass weight.to_dense()")
     if weight.dtype not in DTYPES:
-        raise TypeError(f"weight must have a dtype of {', '.join(map(str, DTYPES))}, got {weight.dtype}")
+        raise TypeError(
+            f"weight must have a dtype of {', '.join(map(str, DTYPES))}, got {weight.dtype}; pass weight.float()"
+        )
 
 
 def _integers(name: str, value: object, dims: int, *, at_least: int) -> tuple[int, ...]:
     """`value` as `dims` integers; a single one stands for all axes."""
     # A layer has tuples: to ask for those first saves a small matrix a tenth of its time.
     is_many = type(value) is tuple or isinstance(value, Iterable)
-    values: tuple[Any, ...] = tuple(value) if is_many else (value,) * dims  # type: ignore[arg-type]
+    try:
+        values: tuple[Any, ...] = tuple(value) if is_many else (value,) * dims  # type: ignore[arg-type]
+    except TypeError:  # a tensor of no dimensions, which calls itself iterable
+        values = (value,) * dims
     if len(values) != dims:
         raise ValueError(f"{name} ({values}) must have one entry per axis, that is {dims}, or be an int")
     try:
         integers = tuple(map(operator.index, values))
     except TypeError:
-        raise TypeError(f"{name} ({value!r}) must be integers") from None
+        raise TypeError(f"{name} ({value!r}) must be integers; pass an int, or one per axis") from None
     if min(integers) < at_least or max(integers) > INT64_MAX:
         raise ValueError(f"{name} ({value}) must be >= {at_least}, and fit into 64 bits")
     return integers

@@ -50,7 +50,10 @@ def sparse_coo(weight: Tensor, geometry: Geometry, request: Request) -> Tensor:
         indices, values = indices[:, keep], values[keep]
     size = (len(request.rows), geometry.shape[1])
     # In order and each once: coalesced, without the sort that would find it out.
-    return torch.sparse_coo_tensor(indices, values, size, is_coalesced=True, check_invariants=False)
+    # The device is said: otherwise it would be torch's default one.
+    return torch.sparse_coo_tensor(
+        indices, values, size, device=values.device, is_coalesced=True, check_invariants=False
+    )
 
 
 LAYOUTS: dict[torch.layout, Callable[[Tensor, Geometry, Request], Tensor]] = {
@@ -64,13 +67,18 @@ LAYOUTS: dict[torch.layout, Callable[[Tensor, Geometry, Request], Tensor]] = {
 def _compressed(weight: Tensor, geometry: Geometry, request: Request, *, transpose: bool) -> Tensor:
     bounds = (0, geometry.shape[1]) if transpose else (request.rows.start, request.rows.stop)
     starts, indices, values = ops.csr(weight, geometry, *bounds, request.index_dtype, transpose=transpose)
+    if values.is_complex() and values.requires_grad:
+        raise ValueError(
+            f"layout ({request.layout}) must be torch.strided or torch.sparse_coo for complex weights that require "
+            "gradients, which PyTorch does not send through others; or build it under torch.no_grad()"
+        )
     if request.drop_zeros:
         keep = values != 0
         kept = torch.nn.functional.pad(keep.cumsum(0), (1, 0))  # before each entry
         starts, indices, values = kept[starts].to(request.index_dtype), indices[keep], values[keep]
     size = (len(request.rows), geometry.shape[1])
     make = torch.sparse_csc_tensor if transpose else torch.sparse_csr_tensor
-    matrix: Tensor = make(starts, indices, values, size, check_invariants=False)
+    matrix: Tensor = make(starts, indices, values, size, device=values.device, check_invariants=False)
     return matrix
 
 

@@ -23,7 +23,8 @@ class SparseLinear(nn.Linear):
     `forward` takes the inputs that `nn.Linear` takes, and gradients reach them. PyTorch makes the gradient of a sparse
     weight a strided matrix: before a backward pass through a large layer, freeze it,
     `fc.weight.requires_grad_(False)`. What PyTorch 2.13 lacks for such a weight is here: another dtype or device, and
-    `copy.deepcopy`.
+    `copy.deepcopy`. What it does not have at all: products in float16 and bfloat16 on the CPU, optimizers for a sparse
+    weight, and `share_memory`.
 
     Example:
         >>> to_linear(nn.Conv2d(3, 8, 3), 9, layout=torch.sparse_csr).double()
@@ -31,13 +32,20 @@ class SparseLinear(nn.Linear):
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLinear:
-        # nn.Module assigns to `weight.data`, which changes the dtype of a CSR tensor, but not that of its values.
-        overwrite = torch.__future__.get_overwrite_module_params_on_conversion()
-        torch.__future__.set_overwrite_module_params_on_conversion(True)
+        # nn.Module assigns to `weight.data`, which changes the dtype of a CSR tensor, but not that of its values: the
+        # weight is left out there, and replaced where it changes.
+        weight: Any = self.weight
+        self._parameters["weight"] = None
         try:
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         finally:
-            torch.__future__.set_overwrite_module_params_on_conversion(overwrite)
+            self._parameters["weight"] = weight
+        with torch.no_grad():
+            applied = fn(weight)
+        if applied is not weight:
+            self.weight = nn.Parameter(applied.detach(), weight.requires_grad)
+            if weight.grad is not None:
+                self.weight.grad = fn(weight.grad)
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SparseLinear:

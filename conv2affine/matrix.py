@@ -7,7 +7,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from conv2affine.geometry import Conv, Geometry, Sizes, check_weight
+from conv2affine.geometry import Conv, Geometry, Sizes, check_groups, check_weight
 from conv2affine.layouts import LAYOUTS, check_request
 from conv2affine.memory import check_memory
 
@@ -144,6 +144,7 @@ def conv_matrix(
                 [3, 1, 2]])
     """
     out_channels, in_group, kernel_size = _weight_sizes(weight)
+    groups = check_groups(groups)
     geometry = Geometry(
         in_group * groups,
         out_channels,
@@ -208,6 +209,7 @@ def conv_transpose_matrix(
                 [0, 3]])
     """
     in_channels, out_group, kernel_size = _weight_sizes(weight)
+    groups = check_groups(groups)
     geometry = Geometry(
         in_channels,
         out_group * groups,

@@ -38,20 +38,21 @@ def check_memory(geometry: Geometry, weight: Tensor, request: Request) -> None:
     dtype = weight.dtype
     if len(request.rows) * geometry.shape[1] * dtype.itemsize <= UNCHECKED_BYTES:
         return
+    wanted = layout_name(request.layout, request.index_dtype)
     sizes = layout_bytes(geometry, dtype, request.rows)
-    needed = sizes[layout_name(request.layout, request.index_dtype)]
-    if needed <= UNCHECKED_BYTES:
+    if sizes[wanted] <= UNCHECKED_BYTES:
         return
+    # Address space and memory at the peak. Pages of a strided matrix in which no weight lies take address space only;
+    # to drop zeros takes the entries twice, and for each of them a flag and a count.
+    mapped, entries = dict(sizes), ops.entries(geometry, request.rows)
+    if request.drop_zeros:
+        mapped = {name: size if name == "strided" else 2 * size + 9 * entries for name, size in sizes.items()}
+    resident = {**mapped, "strided": ops.dense_resident_bytes(geometry, dtype, request.rows)}
     left, space = memory_left(), address_space_left()
-    # Pages of a strided matrix in which no weight lies take address space only.
-    resident = {**sizes, "strided": ops.dense_resident_bytes(geometry, dtype, request.rows)}
-    fits = {name: size <= space and resident[name] <= left for name, size in sizes.items()}
-    if request.drop_zeros:  # the entries twice, and for each a flag and a count
-        needed = 2 * needed + 9 * ops.entries(geometry, request.rows)
-    elif fits[layout_name(request.layout, request.index_dtype)]:
+    fits = {name: mapped[name] <= space and resident[name] <= left for name in sizes}
+    if fits[wanted]:
         return
-    if needed <= min(left, space):
-        return
+    needed = mapped[wanted]
     listed = "; ".join(
         f"{name}: {readable_bytes(size)}, {'fits' if fits[name] else 'does not fit'}" for name, size in sizes.items()
     )

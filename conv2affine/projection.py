@@ -160,7 +160,7 @@ def _inverse_grams(geometry: Geometry) -> Iterator[Tensor]:
         axis = (input, output, kernel, stride, padding, dilation)
         start, inputs, taps = map(torch.from_numpy, _C.axis_taps(*axis, rule))
         outputs = torch.repeat_interleave(start.diff())
-        key, gram = outputs * input + inputs, torch.zeros(kernel, kernel, dtype=torch.float64)
+        key, gram = outputs * input + inputs, torch.zeros(kernel, kernel, dtype=torch.float64, device="cpu")
         # Taps through which an output reads the same input lie one behind the other, in ascending order.
         for distance in range(kernel):
             first, second = slice(0, max(0, len(key) - distance)), slice(distance, None)

@@ -69,10 +69,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("axis_taps", torch::wrap_pybind_function(axis_taps), py::arg("input"), py::arg("output"), py::arg("kernel"),
         py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("rule"),
         "(start, input, kernel): output coordinate o reads input[start[o]:start[o+1]] through those kernel taps.");
-  m.def("entries", torch::wrap_pybind_function(entries), py::arg("weight_size"), py::arg("geometry"), py::arg("rule"),
-        py::arg("row_start"), py::arg("row_stop"), py::arg("transpose"),
+  m.def("entries", torch::wrap_pybind_function_no_gil(entries), py::arg("weight_size"), py::arg("geometry"),
+        py::arg("rule"), py::arg("row_start"), py::arg("row_stop"), py::arg("transpose"),
         "Number of entries in rows of the matrix, or of its transpose, that a weight goes to.");
-  m.def("dense_resident_bytes", torch::wrap_pybind_function(dense_resident_bytes), py::arg("weight_size"),
+  m.def("dense_resident_bytes", torch::wrap_pybind_function_no_gil(dense_resident_bytes), py::arg("weight_size"),
         py::arg("geometry"), py::arg("rule"), py::arg("rows"), py::arg("itemsize"),
         "Bytes that `dense` has in memory for that many rows, once they are filled; on the CPU.");
 }

@@ -31,10 +31,9 @@ struct Convolution {
 };
 
 // weight           (groups, out/group, in/group, K_1, ..., K_D), D from 1 to 3, any strides; no size may be 0
-// geometry         5 D numbers: input_size (D sizes, at least 1), output_size (D sizes, at least 1), stride (D steps,
-// at
-//                  least 1), padding (D left paddings, at least 0), dilation (D steps, at least 1). One list, since
-//                  PyTorch takes longer to read five of them than a kernel takes for a small matrix.
+// geometry         5 D numbers: input_size (D sizes, at least 1), output_size (D sizes, at least 1),
+//                  stride (D steps, at least 1), padding (D left paddings, at least 0), dilation (D steps, at least 1).
+//                  One list: PyTorch takes longer to read five of them than a kernel takes for a small matrix.
 // rule             "zeros", "circular", "reflect", "replicate" or "transposed"
 // Throws ValueError where a constraint does not hold, or where a product of sizes overflows 64 bits, the elements of
 // the whole matrix included; whatever passes cannot make a kernel read or write out of bounds, sensible or not.

@@ -59,6 +59,11 @@ struct RowPattern {
 // The entries that a thread should at least have to write or read: below this, waking it costs more than it gains.
 inline constexpr int64_t kGrainEntries = 32768;
 
+// The rows that this makes, at the most.
+inline int64_t grain_rows(const Convolution& conv) {
+  return std::max<int64_t>(1, kGrainEntries / (conv.in_per_group * conv.taps()));
+}
+
 // One table an axis.
 using Taps = std::array<AxisTaps, 3>;
 

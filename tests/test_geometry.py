@@ -27,7 +27,9 @@ def test_is_immutable_and_hashable():
         one.stride = (2, 2)
 
 
-@pytest.mark.parametrize("size", [5, (5, 5), [5, 5], torch.Size([5, 5]), torch.tensor([5, 5]), np.int64(5)], ids=repr)
+@pytest.mark.parametrize(
+    "size", [5, (5, 5), [5, 5], torch.Size([5, 5]), torch.tensor([5, 5]), torch.tensor(5), np.int64(5)], ids=repr
+)
 def test_input_size_in_any_form(size):
     assert Geometry(1, 1, (3, 3), size).input_size == (5, 5)
 

@@ -256,3 +256,31 @@ def test_sparse_layer_requires_grad_as_the_layer(frozen):
 def test_layer_of_another_layout_is_refused(layout):
     with pytest.raises(ValueError, match=r"must be torch.strided or torch.sparse_csr in a linear layer"):
         to_linear(nn.Conv1d(1, 1, 3), 4, layout=layout)
+
+
+@pytest.mark.parametrize("layout", [torch.strided, *LAYOUTS], ids=str)
+def test_device_is_the_weights_and_not_the_default_one(layout):
+    weight = torch.ones(1, 1, 3)
+    with torch.device("meta"):
+        assert conv_matrix(weight, 5, layout=layout).device.type == "cpu"
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_csr, torch.sparse_csc], ids=str)
+def test_gradient_of_complex_weights_is_refused_where_pytorch_has_none(layout):
+    conv = nn.Conv1d(1, 1, 3, dtype=torch.complex64)
+    with pytest.raises(ValueError, match=r"torch.sparse_coo for complex weights that require gradients"):
+        to_matrix(conv, 8, layout=layout)
+    with torch.no_grad():
+        assert to_matrix(conv, 8, layout=layout).shape == (6, 8)
+    to_matrix(conv, 8, layout=torch.sparse_coo).to_dense().abs().sum().backward()
+    assert conv.weight.grad is not None
+
+
+def test_sparse_layer_keeps_its_parameters_where_nothing_changes():
+    _, fc = sparse_layer()
+    weight, bias = fc.weight, fc.bias
+    assert fc.float() is fc
+    assert fc.weight is weight
+    assert fc.bias is bias
+    assert [name for name, _ in fc.double().named_parameters()] == ["weight", "bias"]
+    assert fc.bias is bias  # as nn.Linear has it: an optimizer goes on with it

@@ -189,6 +189,13 @@ def test_groups_that_do_not_divide_are_refused(function):
         function(torch.ones(4, 2, 3), 8, groups=3)
 
 
+@pytest.mark.parametrize("groups", [0, -1, "1", None])
+@pytest.mark.parametrize("function", [conv_matrix, conv_transpose_matrix])
+def test_what_is_no_number_of_groups_is_refused(function, groups):
+    with pytest.raises((TypeError, ValueError), match=r"groups \("):
+        function(torch.ones(4, 2, 3), 8, groups=groups)
+
+
 def test_bias_has_gradient():
     conv = nn.Conv2d(1, 2, 3)
     to_bias(conv, 5).sum().backward()

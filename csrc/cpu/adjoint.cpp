@@ -7,6 +7,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <array>
 #include <type_traits>
 #include <vector>
 
@@ -199,7 +200,7 @@ at::Tensor sparse_adjoint_cpu(const at::Tensor& values, at::IntArrayRef weight_s
   const int64_t nnz = entries_before(conv, taps, row_stop) - before;
   TORCH_CHECK_VALUE(values.dim() == 1 && values.size(0) == nnz, "values must have shape (", nnz, "), got ",
                     values.sizes());
-  const at::Tensor contiguous = values.contiguous();
+  const at::Tensor contiguous = values.resolve_conj().resolve_neg().contiguous();
   at::Tensor weight;
   AT_DISPATCH_V2(values.scalar_type(), "conv2affine::sparse_adjoint", AT_WRAP([&] {
                    const scalar_t* from = contiguous.const_data_ptr<scalar_t>();

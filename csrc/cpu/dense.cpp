@@ -42,11 +42,10 @@ at::Tensor dense_cpu(const at::Tensor& weight, at::IntArrayRef geometry, std::st
   const at::Tensor weights = weight.contiguous();  // (groups, out/group, in/group, k1, k2, k3)
   const at::Tensor matrix =
       zeros({row_stop - row_start, conv.cols()}, weight.options(), wants_huge_pages(conv, itemsize));
-  const int64_t grain = std::max<int64_t>(1, kGrainEntries / (conv.in_per_group * conv.taps()));
   AT_DISPATCH_V2(weight.scalar_type(), "conv2affine::dense", AT_WRAP([&] {
                    const scalar_t* from = weights.const_data_ptr<scalar_t>();
                    scalar_t* to = matrix.mutable_data_ptr<scalar_t>();
-                   at::parallel_for(row_start, row_stop, grain, [&](int64_t begin, int64_t end) {
+                   at::parallel_for(row_start, row_stop, grain_rows(conv), [&](int64_t begin, int64_t end) {
                      fill_rows(conv, taps, from, to + (begin - row_start) * conv.cols(), begin, end);
                    });
                  }),

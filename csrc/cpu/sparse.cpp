@@ -81,11 +81,10 @@ template <typename index_t>
 void fill(const Convolution& conv, const Taps& taps, const at::Tensor& weight, index_t* crow, index_t* row,
           index_t* col, const at::Tensor& values, int64_t row_start, int64_t row_stop) {
   const at::Tensor weights = weight.contiguous();  // (groups, out/group, in/group, K_1, ..., K_D)
-  const int64_t grain = std::max<int64_t>(1, kGrainEntries / (conv.in_per_group * conv.taps()));
   AT_DISPATCH_V2(weight.scalar_type(), "conv2affine::sparse", AT_WRAP([&] {
                    const scalar_t* from = weights.const_data_ptr<scalar_t>();
                    const Entries<scalar_t, index_t> to{crow, row, col, values.mutable_data_ptr<scalar_t>()};
-                   at::parallel_for(row_start, row_stop, grain, [&](int64_t begin, int64_t end) {
+                   at::parallel_for(row_start, row_stop, grain_rows(conv), [&](int64_t begin, int64_t end) {
                      fill_rows(conv, taps, from, to, begin, end, row_start);
                    });
                  }),
@@ -105,6 +104,7 @@ Checked check(const at::Tensor& weight, at::IntArrayRef geometry, std::string_vi
   const auto [conv, taps] = make_sides(check_convolution(weight, geometry, rule), transpose);
   check_rows(row_start, row_stop, conv.rows());
   const int64_t nnz = entries_before(conv, taps, row_stop) - entries_before(conv, taps, row_start);
+  checked_product({nnz, 2, std::max<int64_t>(8, weight.element_size())}, "bytes of the sparse matrix");
   return {conv, taps, transpose ? weight.transpose(1, 2) : weight, nnz};
 }
 
