@@ -115,6 +115,7 @@ class Rows {
     const int64_t most = conv.in_per_group * conv.taps();  // entries of a pattern
     const int64_t combinations = taps[0].patterns() * taps[1].patterns() * taps[2].patterns();
     slots_ = std::clamp<int64_t>(kCachedEntries / most, 1, combinations);
+    keeps_all_ = slots_ == combinations;
     patterns_.resize(slots_);
     co_ = row / conv.outputs();
     o3_ = row % conv.axes[2].output;
@@ -122,6 +123,10 @@ class Rows {
     o1_ = row / (conv.axes[2].output * conv.axes[1].output) % conv.axes[0].output;
     find_line();
   }
+
+  // How many patterns are kept, and whether these are all, which then keep their places and have ids below slots().
+  int64_t slots() const { return slots_; }
+  bool keeps_all() const { return keeps_all_; }
 
   // The next run, of no more than `most` rows; there must be a row left.
   Run<index_t> next(int64_t most) {
@@ -206,6 +211,7 @@ class Rows {
   int64_t co_, o1_, o2_, o3_;
   int64_t line_shift_, line_id_;
   int64_t slots_;
+  bool keeps_all_;
   std::vector<RowPattern<index_t>> patterns_;  // the pattern of identity `id` is in slot id % slots, if anywhere
   std::vector<Tap> channel_;                   // of the pattern being made: (column, weight) within one input channel
 };

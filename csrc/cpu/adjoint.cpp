@@ -51,19 +51,13 @@ struct DenseSource {
   const scalar_t* row;
   int64_t row_stride, column_stride;
 
-  // sum(e) += entry e of each row of the run
-  template <typename Sum>
-  void add(const Run<int64_t>& run, const Sum& sum) {
+  void add(const Run<int64_t>& run, acc_t<scalar_t>* sums) {
     const int64_t* columns = run.pattern.columns.data();
     const int64_t entries = run.pattern.size();
     for (int64_t n = 0; n < run.rows; ++n, row += row_stride) {
       const scalar_t* from = row + (run.shift + n * run.step) * column_stride;
-      for (int64_t e = 0; e < entries; ++e) sum(e) += static_cast<acc_t<scalar_t>>(from[columns[e] * column_stride]);
+      for (int64_t e = 0; e < entries; ++e) sums[e] += static_cast<acc_t<scalar_t>>(from[columns[e] * column_stride]);
     }
-  }
-
-  void add(const Run<int64_t>& run, acc_t<scalar_t>* sums) {
-    add(run, [=](int64_t e) -> acc_t<scalar_t>& { return sums[e]; });
   }
 };
 
@@ -71,14 +65,6 @@ struct DenseSource {
 template <typename scalar_t>
 struct SparseSource {
   const scalar_t* values;
-
-  template <typename Sum>
-  void add(const Run<int64_t>& run, const Sum& sum) {
-    const int64_t entries = run.pattern.size();
-    for (int64_t n = 0; n < run.rows; ++n, values += entries) {
-      for (int64_t e = 0; e < entries; ++e) sum(e) += static_cast<acc_t<scalar_t>>(values[e]);
-    }
-  }
 
   void add(const Run<int64_t>& run, acc_t<scalar_t>* sums) {
     constexpr int64_t kLanes = 64;
@@ -98,29 +84,50 @@ struct SparseSource {
   }
 };
 
-// Adds rows [begin, end), all of one output channel, to the weights of that channel.
-template <typename Source, typename acc_t>
-void add_channel(Rows<int64_t>& rows, Source& source, int64_t begin, int64_t end, std::vector<acc_t>& sums,
-                 acc_t* weights) {
-  for (int64_t r = begin; r < end;) {
-    const Run run = rows.next(end - r);
-    const RowPattern<int64_t>& pattern = run.pattern;
-    const int64_t* taps = pattern.taps.data();
-    if (pattern.whole) {
-      source.add(run, weights);
-    } else if (pattern.ends.empty() && run.rows == 1) {
-      source.add(run, [=](int64_t e) -> acc_t& { return weights[taps[e]]; });
-    } else {
-      sums.assign(pattern.size(), acc_t(0));
-      source.add(run, sums.data());
-      for (int64_t e = 0, t = 0; e < pattern.size(); ++e) {
-        const int64_t end_of_entry = pattern.ends.empty() ? e + 1 : pattern.ends[e];
-        while (t < end_of_entry) weights[taps[t++]] += sums[e];
+// Sums by entry of a pattern, which go to the weights when all rows of the pattern are in: whether rows of one pattern
+// follow each other or not, as in a transposed convolution, each is one long loop.
+template <typename acc_t>
+class PatternSums {
+ public:
+  explicit PatternSums(const Rows<int64_t>& rows)
+      : keeps_all_(rows.keeps_all()), sums_(keeps_all_ ? rows.slots() : 1) {}
+
+  // Adds rows [begin, end), all of one output channel, to the weights of that channel.
+  template <typename Source>
+  void add_channel(Rows<int64_t>& rows, Source& source, int64_t begin, int64_t end, acc_t* weights) {
+    for (int64_t r = begin; r < end;) {
+      const Run run = rows.next(end - r);
+      const RowPattern<int64_t>& pattern = run.pattern;
+      std::vector<acc_t>& sums = sums_[keeps_all_ ? pattern.id : 0];
+      if (!pattern.whole && pattern.size() > 0 && sums.empty()) {
+        sums.assign(pattern.size(), acc_t(0));
+        open_.push_back(&pattern);
       }
+      source.add(run, pattern.whole ? weights : sums.data());
+      if (!keeps_all_) close(weights);
+      r += run.rows;
     }
-    r += run.rows;
+    close(weights);
   }
-}
+
+ private:
+  void close(acc_t* weights) {
+    for (const RowPattern<int64_t>* pattern : open_) {
+      std::vector<acc_t>& sums = sums_[keeps_all_ ? pattern->id : 0];
+      const int64_t* taps = pattern->taps.data();
+      for (int64_t e = 0, t = 0; e < pattern->size(); ++e) {
+        const int64_t end = pattern->ends.empty() ? e + 1 : pattern->ends[e];
+        while (t < end) weights[taps[t++]] += sums[e];
+      }
+      sums.clear();
+    }
+    open_.clear();
+  }
+
+  bool keeps_all_;
+  std::vector<std::vector<acc_t>> sums_;
+  std::vector<const RowPattern<int64_t>*> open_;  // those with sums
+};
 
 // Where the parts begin that are summed for themselves, and then in order: the parts of an output channel follow from
 // the sizes alone, so that the sum does not depend on the number of threads. Only few channels are divided.
@@ -154,9 +161,9 @@ at::Tensor adjoint(const Convolution& conv, const Taps& taps, const at::TensorOp
   at::parallel_for(0, parts, grain, [&](int64_t first, int64_t last) {
     Rows<int64_t> rows(conv, taps, starts[first]);
     auto source = source_at(starts[first]);
-    std::vector<acc> sums;
+    PatternSums<acc> sums(rows);
     for (int64_t part = first; part < last; ++part) {
-      add_channel(rows, source, starts[part], starts[part + 1], sums, partial.data() + part * kernel);
+      sums.add_channel(rows, source, starts[part], starts[part + 1], partial.data() + part * kernel);
     }
   });
   const at::Tensor weight = at::empty({channels, kernel}, options);
