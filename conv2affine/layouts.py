@@ -94,7 +94,7 @@ def check_request(
         names = ", ".join(map(str, LAYOUTS))
         reason = ""
         if layout is torch.sparse_bsr or layout is torch.sparse_bsc:
-            reason = ": the entries of a convolution make no dense blocks, see docs/sparse.md"
+            reason = ": few convolutions have entries in dense blocks, see docs/sparse.md"
         raise ValueError(f"layout ({layout}) must be one of {names}{reason}")
     if layout is torch.strided and (index_dtype is not None or drop_zeros):
         raise ValueError(
@@ -140,5 +140,5 @@ def _index_dtype(geometry: Geometry, layout: torch.layout, rows: range, index_dt
             f"index_dtype torch.int32 counts to {INT32_MAX}, too few for {nnz} entries in {len(rows)} rows and "
             f"{geometry.shape[1]} columns; leave it out, or build a block of rows"
         )
-    # PyTorch's product with a vector takes up to six times as long with int64, SciPy's as long with both.
+    # PyTorch's product with a vector takes up to seven times as long with int64, which it converts each time.
     return torch.int32 if fits else torch.int64

@@ -165,7 +165,7 @@ def test_entries_across_threads_and_runs():
     ("options", "message"),
     [
         ({"layout": "csr"}, r"layout \(csr\) must be one of torch.strided, torch.sparse_csr"),
-        ({"layout": torch.sparse_bsr}, "make no dense blocks, see docs/sparse.md"),
+        ({"layout": torch.sparse_bsr}, "few convolutions have entries in dense blocks, see docs/sparse.md"),
         ({"layout": torch.sparse_csr, "index_dtype": torch.int16}, r"index_dtype \(torch.int16\) must be torch.int32"),
         ({"layout": torch.sparse_coo, "index_dtype": torch.int32}, "must be torch.int64 with layout torch.sparse_coo"),
         ({"index_dtype": torch.int32}, "must be left out with layout torch.strided"),
