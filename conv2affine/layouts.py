@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from conv2affine import ops
+from conv2affine.derivatives import is_transformed
 from conv2affine.geometry import Geometry
 
 __all__ = ["INDEX_DTYPES", "LAYOUTS", "Request", "check_request"]
@@ -77,9 +80,40 @@ def _compressed(weight: Tensor, geometry: Geometry, request: Request, *, transpo
         kept = torch.nn.functional.pad(keep.cumsum(0), (1, 0))  # before each entry
         starts, indices, values = kept[starts].to(request.index_dtype), indices[keep], values[keep]
     size = (len(request.rows), geometry.shape[1])
+    if values.requires_grad and not is_transformed() and not torch.compiler.is_compiling():
+        assembled: Tensor = _Assembled.apply(starts, indices, values, size, transpose)  # type: ignore[no-untyped-call]
+        return assembled
+    return _assemble(starts, indices, values, size, transpose)
+
+
+def _assemble(starts: Tensor, indices: Tensor, values: Tensor, size: tuple[int, int], transpose: bool) -> Tensor:
     make = torch.sparse_csc_tensor if transpose else torch.sparse_csr_tensor
     matrix: Tensor = make(starts, indices, values, size, device=values.device, check_invariants=False)
     return matrix
+
+
+class _Assembled(torch.autograd.Function):
+    """The same, with a gradient that keeps to the pattern: PyTorch's own makes a strided matrix on the way."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, starts: Tensor, indices: Tensor, values: Tensor, size: tuple[int, int], transpose: bool
+    ) -> Tensor:
+        ctx.save_for_backward(starts, indices)
+        ctx.transpose = transpose
+        return _assemble(starts, indices, values, size, transpose)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor, None, None]:
+        starts, indices = ctx.saved_tensors
+        if gradient.layout is (torch.sparse_csc if ctx.transpose else torch.sparse_csr):
+            transposed = gradient.transpose(0, 1) if ctx.transpose else gradient
+            if torch.equal(transposed.crow_indices(), starts) and torch.equal(transposed.col_indices(), indices):
+                return None, None, gradient.values(), None, None
+        lines = torch.repeat_interleave(starts.diff())
+        rows, cols = (indices, lines) if ctx.transpose else (lines, indices)
+        return None, None, gradient.to_dense()[rows, cols], None, None
 
 
 def check_request(

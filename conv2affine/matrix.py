@@ -45,8 +45,8 @@ def to_matrix(
         A tensor of shape (len(rows), in_channels * prod(input_size)), dtype and device of
         `conv.weight`, in new memory. Element [r, c] tells how much input element c counts in output
         element rows[r], both counted in C order over (channel, *position). It is differentiable in
-        `conv.weight`: any number of times if strided; once if sparse, and PyTorch's backward through
-        a sparse matrix makes strided ones of its size.
+        `conv.weight`: any number of times if strided, once if sparse; PyTorch's backward through `@`
+        makes a strided gradient of a sparse matrix, through `.values()` and `torch.sparse.mm` not.
 
     Raises:
         TypeError: If `conv` is not one of the six layers, or a subclass that computes otherwise.
