@@ -34,6 +34,12 @@ struct Interior {
     return {begin + inside - turn * period, turn * step};
   }
 
+  // How many output coordinates have a pattern, at the most.
+  CONV2AFFINE_HOST_DEVICE int64_t count(int64_t pattern) const {
+    const bool inside = begin <= pattern && pattern < begin + patterns;
+    return inside ? (end - begin + patterns - 1) / patterns : 1;
+  }
+
   // What the output coordinates before o have, where pattern p has `before[p + 1] - before[p]`.
   CONV2AFFINE_HOST_DEVICE int64_t total_before(const int64_t* before, int64_t o) const {
     const int64_t* interior = before + begin;

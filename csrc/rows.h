@@ -24,6 +24,46 @@ namespace conv2affine {
 // for a sparse one, a gather for the adjoint. Along the last axis, the rows between the margins are one run: they have
 // the same sequence and the same weights, each moved by `stride` columns.
 
+// The entries of a row within one input channel, of which the others are repetitions: entry e is in the column
+// taps[end(e) - 1].input, and is the sum of the weights taps[end(e - 1)].kernel to taps[end(e) - 1].kernel.
+struct ChannelPattern {
+  std::vector<Tap> taps;      // (column, weight), both counted from the first of the channel
+  std::vector<int64_t> ends;  // empty where each entry is one weight
+  bool whole = false;         // the weights are 0, 1, 2, ...: all of the channel, as they lie
+
+  int64_t size() const { return ends.empty() ? taps.size() : ends.size(); }
+  int64_t end(int64_t e) const { return ends.empty() ? e + 1 : ends[e]; }
+
+  // Of the rows with these patterns along the axes.
+  void make(const Convolution& conv, const std::array<AxisTaps, 3>& axes, int64_t pattern1, int64_t pattern2,
+            int64_t pattern3) {
+    const auto& [axis1, axis2, axis3] = conv.axes;
+    taps.clear();
+    taps.reserve(conv.taps());
+    ends.clear();
+    for (const Tap& t1 : axes[0].taps(pattern1)) {
+      for (const Tap& t2 : axes[1].taps(pattern2)) {
+        for (const Tap& t3 : axes[2].taps(pattern3)) {
+          taps.push_back({(t1.input * axis2.input + t2.input) * axis3.input + t3.input,
+                          (t1.kernel * axis2.kernel + t2.kernel) * axis3.kernel + t3.kernel});
+        }
+      }
+    }
+    if (std::any_of(axes.begin(), axes.end(), [](const AxisTaps& t) { return t.overlaps(); })) {
+      // Only then is the product out of order.
+      std::stable_sort(taps.begin(), taps.end(), [](const Tap& a, const Tap& b) { return a.input < b.input; });
+      for (size_t t = 0; t < taps.size(); ++t) {
+        if (t + 1 == taps.size() || taps[t + 1].input != taps[t].input) ends.push_back(t + 1);
+      }
+      whole = false;
+      return;
+    }
+    // Compared one by one: in a transposed matrix, several entries of a row may be the same weight.
+    whole = static_cast<int64_t>(taps.size()) == conv.taps();
+    for (size_t t = 0; whole && t < taps.size(); ++t) whole = taps[t].kernel == static_cast<int64_t>(t);
+  }
+};
+
 // The entries of a row. Usually entry e is the weight taps[e]; where taps overlap it is the sum over
 // taps[ends[e - 1]] ... taps[ends[e] - 1], in ascending order, and `ends` has one element an entry.
 template <typename index_t>
@@ -64,6 +104,17 @@ inline int64_t grain_rows(const Convolution& conv) {
   return std::max<int64_t>(1, kGrainEntries / (conv.in_per_group * conv.taps()));
 }
 
+// A row by its output channel and its output coordinates.
+struct Position {
+  int64_t co, o1, o2, o3;
+};
+
+inline Position position(const Convolution& conv, int64_t row) {
+  const auto& [axis1, axis2, axis3] = conv.axes;
+  return {row / conv.outputs(), row / (axis3.output * axis2.output) % axis1.output, row / axis3.output % axis2.output,
+          row % axis3.output};
+}
+
 // One table an axis.
 using Taps = std::array<AxisTaps, 3>;
 
@@ -86,10 +137,7 @@ inline Sides make_sides(const Convolution& conv, bool transpose) {
 // Entries of the matrix in the rows before `row`, from 0 to rows: closed-form, so that every thread knows where its
 // part of a sparse matrix begins.
 inline int64_t entries_before(const Convolution& conv, const Taps& taps, int64_t row) {
-  const int64_t o3 = row % conv.axes[2].output;
-  const int64_t o2 = row / conv.axes[2].output % conv.axes[1].output;
-  const int64_t o1 = row / (conv.axes[2].output * conv.axes[1].output) % conv.axes[0].output;
-  const int64_t co = row / conv.outputs();
+  const auto [co, o1, o2, o3] = position(conv, row);
   const auto along = [&](int axis, int64_t o) {
     return Counts{taps[axis].entries_before(o), taps[axis].entries_at(o), taps[axis].entries()};
   };
@@ -110,31 +158,21 @@ struct Run {
 template <typename index_t>
 class Rows {
  public:
-  Rows(const Convolution& conv, const Taps& taps, int64_t row) : conv_(conv), taps_(taps) {
-    overlaps_ = std::any_of(taps.begin(), taps.end(), [](const AxisTaps& t) { return t.overlaps(); });
+  Rows(const Convolution& conv, const Taps& taps, int64_t row) : conv_(conv), taps_(taps), at_(position(conv, row)) {
     const int64_t most = conv.in_per_group * conv.taps();  // entries of a pattern
     const int64_t combinations = taps[0].patterns() * taps[1].patterns() * taps[2].patterns();
     slots_ = std::clamp<int64_t>(kCachedEntries / most, 1, combinations);
-    keeps_all_ = slots_ == combinations;
     patterns_.resize(slots_);
-    co_ = row / conv.outputs();
-    o3_ = row % conv.axes[2].output;
-    o2_ = row / conv.axes[2].output % conv.axes[1].output;
-    o1_ = row / (conv.axes[2].output * conv.axes[1].output) % conv.axes[0].output;
     find_line();
   }
 
-  // How many patterns are kept, and whether these are all, which then keep their places and have ids below slots().
-  int64_t slots() const { return slots_; }
-  bool keeps_all() const { return keeps_all_; }
-
   // The next run, of no more than `most` rows; there must be a row left.
   Run<index_t> next(int64_t most) {
-    const Place place3 = taps_[2][o3_];
+    const Place place3 = taps_[2][at_.o3];
     const int64_t id = line_id_ + place3.pattern;
     RowPattern<index_t>& pattern = patterns_[id < slots_ ? id : id % slots_];
     if (pattern.id != id) make(pattern, id);
-    const Run<index_t> run{pattern, std::min(most, taps_[2].run(o3_)), co_, line_shift_ + place3.shift,
+    const Run<index_t> run{pattern, std::min(most, taps_[2].run(at_.o3)), at_.co, line_shift_ + place3.shift,
                            taps_[2].step()};
     step(run.rows);
     return run;
@@ -148,72 +186,53 @@ class Rows {
   // What all rows of one output line share.
   void find_line() {
     const auto& [axis1, axis2, axis3] = conv_.axes;
-    const Place place1 = taps_[0][o1_], place2 = taps_[1][o2_];
-    const int64_t ci = co_ / conv_.out_per_group * conv_.in_per_group;
+    const Place place1 = taps_[0][at_.o1], place2 = taps_[1][at_.o2];
+    const int64_t ci = at_.co / conv_.out_per_group * conv_.in_per_group;
     line_shift_ = ci * conv_.inputs() + (place1.shift * axis2.input + place2.shift) * axis3.input;
     line_id_ = (place1.pattern * taps_[1].patterns() + place2.pattern) * taps_[2].patterns();
   }
 
   // `rows` rows further, at most to the beginning of the next line.
   void step(int64_t rows) {
-    o3_ += rows;
-    if (o3_ < conv_.axes[2].output) return;
-    o3_ = 0;
-    if (++o2_ == conv_.axes[1].output) {
-      o2_ = 0;
-      if (++o1_ == conv_.axes[0].output) {
-        o1_ = 0;
-        ++co_;
+    at_.o3 += rows;
+    if (at_.o3 < conv_.axes[2].output) return;
+    at_.o3 = 0;
+    if (++at_.o2 == conv_.axes[1].output) {
+      at_.o2 = 0;
+      if (++at_.o1 == conv_.axes[0].output) {
+        at_.o1 = 0;
+        ++at_.co;
       }
     }
     find_line();
   }
 
   void make(RowPattern<index_t>& pattern, int64_t id) {
-    const auto& [axis1, axis2, axis3] = conv_.axes;
-    channel_.clear();
-    for (const Tap& t1 : taps_[0].taps(taps_[0][o1_].pattern)) {
-      for (const Tap& t2 : taps_[1].taps(taps_[1][o2_].pattern)) {
-        for (const Tap& t3 : taps_[2].taps(taps_[2][o3_].pattern)) {
-          channel_.push_back({(t1.input * axis2.input + t2.input) * axis3.input + t3.input,
-                              (t1.kernel * axis2.kernel + t2.kernel) * axis3.kernel + t3.kernel});
-        }
-      }
-    }
-    if (overlaps_) {  // only then is the product out of order
-      std::stable_sort(channel_.begin(), channel_.end(), [](const Tap& a, const Tap& b) { return a.input < b.input; });
-    }
-    const int64_t inputs = conv_.inputs(), kernel = conv_.taps(), channel = channel_.size();
+    channel_.make(conv_, taps_, taps_[0][at_.o1].pattern, taps_[1][at_.o2].pattern, taps_[2][at_.o3].pattern);
+    const int64_t inputs = conv_.inputs(), kernel = conv_.taps(), entries = channel_.size();
     pattern.id = id;
-    pattern.columns.resize(conv_.in_per_group * channel);
-    pattern.taps.resize(conv_.in_per_group * channel);
-    pattern.ends.clear();
-    int64_t entries = 0, t = 0;
-    for (int64_t ci = 0; ci < conv_.in_per_group; ++ci) {
-      for (int64_t c = 0; c < channel; ++c) {
-        pattern.taps[t++] = ci * kernel + channel_[c].kernel;
-        const bool joins = overlaps_ && c > 0 && channel_[c].input == channel_[c - 1].input;
-        if (!joins) pattern.columns[entries++] = static_cast<index_t>(ci * inputs + channel_[c].input);
-        if (!overlaps_) continue;
-        pattern.ends.resize(entries);
-        pattern.ends.back() = t;
+    pattern.whole = channel_.whole;
+    pattern.columns.resize(conv_.in_per_group * entries);
+    pattern.taps.resize(conv_.in_per_group * channel_.taps.size());
+    pattern.ends.resize(conv_.in_per_group * channel_.ends.size());
+    for (int64_t ci = 0, e = 0, t = 0; ci < conv_.in_per_group; ++ci) {
+      for (const Tap& tap : channel_.taps) pattern.taps[t++] = ci * kernel + tap.kernel;
+      for (int64_t c = 0; c < entries; ++c) {
+        pattern.columns[e++] = static_cast<index_t>(ci * inputs + channel_.taps[channel_.end(c) - 1].input);
       }
     }
-    pattern.columns.resize(entries);
-    // Compared one by one: in a transposed matrix, several entries of a row may be the same weight.
-    pattern.whole = channel == kernel && !overlaps_;
-    for (int64_t c = 0; pattern.whole && c < channel; ++c) pattern.whole = channel_[c].kernel == c;
+    for (int64_t e = 0; e < static_cast<int64_t>(pattern.ends.size()); ++e) {
+      pattern.ends[e] = e / entries * channel_.taps.size() + channel_.end(e % entries);
+    }
   }
 
   const Convolution& conv_;
   const Taps& taps_;
-  bool overlaps_;
-  int64_t co_, o1_, o2_, o3_;
+  Position at_;
   int64_t line_shift_, line_id_;
   int64_t slots_;
-  bool keeps_all_;
   std::vector<RowPattern<index_t>> patterns_;  // the pattern of identity `id` is in slot id % slots, if anywhere
-  std::vector<Tap> channel_;                   // of the pattern being made: (column, weight) within one input channel
+  ChannelPattern channel_;                     // of the pattern being made
 };
 
 }  // namespace conv2affine

@@ -79,6 +79,7 @@ void AxisTaps::close_pattern() {
     if (static_cast<int64_t>(t) == start_.back() || taps_[t].input != taps_[t - 1].input) ++entries;
   }
   overlaps_ = overlaps_ || entries < static_cast<int64_t>(taps_.size()) - start_.back();
+  most_entries_ = std::max(most_entries_, entries);
   start_.push_back(taps_.size());
   entries_.push_back(entries_.back() + entries);
 }

@@ -60,7 +60,13 @@ class AxisTaps {
   // Whether some output coordinate reads one input coordinate through two taps, so that their weights add up.
   bool overlaps() const { return overlaps_; }
 
-  // Number of input coordinates that o reads through at least one tap.
+  // Number of input coordinates that an output coordinate with this pattern reads through at least one tap.
+  int64_t entries_of(int64_t pattern) const { return entries_[pattern + 1] - entries_[pattern]; }
+
+  // The largest of them; in a transposed table, more than the kernel has taps where margins fold back.
+  int64_t most_entries() const { return most_entries_; }
+
+  // The same of output coordinate o.
   int64_t entries_at(int64_t o) const { return entries_before(o + 1) - entries_before(o); }
 
   // The same, summed over the output coordinates before o, which must lie in [0, axis.output].
@@ -78,6 +84,7 @@ class AxisTaps {
   int64_t output_;
   Interior interior_;
   bool overlaps_ = false;
+  int64_t most_entries_ = 0;
   std::vector<Tap> taps_;
   std::vector<int64_t> start_;    // taps of pattern p: [start[p], start[p + 1])
   std::vector<int64_t> entries_;  // input coordinates that the patterns before p read, each once

@@ -4,15 +4,15 @@
 #include <ATen/OpMathType.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
-#include <array>
 #include <type_traits>
 #include <vector>
 
 #include "convolution.h"
-#include "cpu/wide.h"
+#include "cpu/line_sums.h"
 #include "rows.h"
 
 namespace conv2affine {
@@ -23,118 +23,48 @@ namespace {
 template <typename scalar_t>
 using acc_t = std::conditional_t<std::is_integral_v<scalar_t>, int64_t, at::opmath_type<scalar_t>>;
 
-// sums[e] += entry e of each row.
-template <typename acc_t, typename scalar_t>
-[[gnu::always_inline]] inline void add_rows_inline(acc_t* __restrict sums, const scalar_t* __restrict row,
-                                                   int64_t entries, int64_t rows) {
-  for (; rows > 0; --rows, row += entries) {
-    for (int64_t e = 0; e < entries; ++e) sums[e] += static_cast<acc_t>(row[e]);
-  }
-}
-
-template <typename acc_t, typename scalar_t>
-void add_rows(acc_t* sums, const scalar_t* row, int64_t entries, int64_t rows) {
-  add_rows_inline(sums, row, entries, rows);
-}
-
-CONV2AFFINE_WIDE void add_rows(float* sums, const float* row, int64_t entries, int64_t rows) {
-  add_rows_inline(sums, row, entries, rows);
-}
-
-CONV2AFFINE_WIDE void add_rows(double* sums, const double* row, int64_t entries, int64_t rows) {
-  add_rows_inline(sums, row, entries, rows);
-}
-
-// The entries of a dense matrix, from one row on.
+// The rows of a dense matrix from one on, gathered to lie as in a sparse one.
 template <typename scalar_t>
 struct DenseSource {
+  Rows<int64_t> rows;
   const scalar_t* row;
   int64_t row_stride, column_stride;
+  std::vector<scalar_t> gathered = {};
 
-  void add(const Run<int64_t>& run, acc_t<scalar_t>* sums) {
+  // Adds the next rows, at most `most`, which begin at `at`; returns their number.
+  int64_t add(const Position& at, int64_t most, LineSums<acc_t<scalar_t>>& sums, acc_t<scalar_t>* weights) {
+    constexpr int64_t kRows = 16;
+    const Run run = rows.next(std::min(most, kRows));
     const int64_t* columns = run.pattern.columns.data();
     const int64_t entries = run.pattern.size();
-    for (int64_t n = 0; n < run.rows; ++n, row += row_stride) {
+    gathered.resize(run.rows * entries);
+    scalar_t* to = gathered.data();
+    for (int64_t n = 0; n < run.rows; ++n, row += row_stride, to += entries) {
       const scalar_t* from = row + (run.shift + n * run.step) * column_stride;
-      for (int64_t e = 0; e < entries; ++e) sums[e] += static_cast<acc_t<scalar_t>>(from[columns[e] * column_stride]);
+      for (int64_t e = 0; e < entries; ++e) to[e] = from[columns[e] * column_stride];
     }
+    const scalar_t* values = gathered.data();
+    return sums.add(at, run.rows, values, weights);
   }
 };
 
-// The entries of a sparse matrix, which lie one behind the other.
+// The rows of a sparse matrix from one on, whose values lie one behind the other.
 template <typename scalar_t>
 struct SparseSource {
   const scalar_t* values;
 
-  void add(const Run<int64_t>& run, acc_t<scalar_t>* sums) {
-    constexpr int64_t kLanes = 64;
-    const int64_t entries = run.pattern.size();
-    int64_t rows = run.rows;
-    if (entries > 0 && 2 * entries <= kLanes && rows >= 8) {
-      // Short rows: several side by side as if they were one, in lanes of their own.
-      const int64_t side = kLanes / entries, lines = rows / side;
-      std::array<acc_t<scalar_t>, kLanes> lanes{};
-      add_rows(lanes.data(), values, side * entries, lines);
-      add_rows(sums, lanes.data(), entries, side);
-      values += lines * side * entries;
-      rows -= lines * side;
-    }
-    add_rows(sums, values, entries, rows);
-    values += rows * entries;
+  int64_t add(const Position& at, int64_t most, LineSums<acc_t<scalar_t>>& sums, acc_t<scalar_t>* weights) {
+    return sums.add(at, most, values, weights);
   }
-};
-
-// Sums by entry of a pattern, which go to the weights when all rows of the pattern are in: whether rows of one pattern
-// follow each other or not, as in a transposed convolution, each is one long loop.
-template <typename acc_t>
-class PatternSums {
- public:
-  explicit PatternSums(const Rows<int64_t>& rows)
-      : keeps_all_(rows.keeps_all()), sums_(keeps_all_ ? rows.slots() : 1) {}
-
-  // Adds rows [begin, end), all of one output channel, to the weights of that channel.
-  template <typename Source>
-  void add_channel(Rows<int64_t>& rows, Source& source, int64_t begin, int64_t end, acc_t* weights) {
-    for (int64_t r = begin; r < end;) {
-      const Run run = rows.next(end - r);
-      const RowPattern<int64_t>& pattern = run.pattern;
-      std::vector<acc_t>& sums = sums_[keeps_all_ ? pattern.id : 0];
-      if (!pattern.whole && pattern.size() > 0 && sums.empty()) {
-        sums.assign(pattern.size(), acc_t(0));
-        open_.push_back(&pattern);
-      }
-      source.add(run, pattern.whole ? weights : sums.data());
-      if (!keeps_all_) close(weights);
-      r += run.rows;
-    }
-    close(weights);
-  }
-
- private:
-  void close(acc_t* weights) {
-    for (const RowPattern<int64_t>* pattern : open_) {
-      std::vector<acc_t>& sums = sums_[keeps_all_ ? pattern->id : 0];
-      const int64_t* taps = pattern->taps.data();
-      for (int64_t e = 0, t = 0; e < pattern->size(); ++e) {
-        const int64_t end = pattern->ends.empty() ? e + 1 : pattern->ends[e];
-        while (t < end) weights[taps[t++]] += sums[e];
-      }
-      sums.clear();
-    }
-    open_.clear();
-  }
-
-  bool keeps_all_;
-  std::vector<std::vector<acc_t>> sums_;
-  std::vector<const RowPattern<int64_t>*> open_;  // those with sums
 };
 
 // Where the parts begin that are summed for themselves, and then in order: the parts of an output channel follow from
-// the sizes alone, so that the sum does not depend on the number of threads. Only few channels are divided.
-std::vector<int64_t> parts_of(const Convolution& conv, int64_t row_start, int64_t row_stop) {
+// the sizes alone, so that the sum does not depend on the number of threads. Only few and long channels are divided.
+std::vector<int64_t> parts_of(const Convolution& conv, const Taps& taps, int64_t row_start, int64_t row_stop) {
   constexpr int64_t kParts = 32;
   const int64_t channels = conv.groups * conv.out_per_group, outputs = conv.outputs();
-  const int64_t parts = std::min((kParts + channels - 1) / channels, outputs);
+  const int64_t most = std::clamp<int64_t>(entries_before(conv, taps, outputs) / kGrainEntries, 1, outputs);
+  const int64_t parts = std::min((kParts + channels - 1) / channels, most);
   std::vector<int64_t> starts = {row_start};
   for (int64_t co = row_start / outputs; co * outputs < row_stop; ++co) {
     for (int64_t part = 0; part < parts; ++part) {
@@ -142,7 +72,7 @@ std::vector<int64_t> parts_of(const Convolution& conv, int64_t row_start, int64_
       if (start > row_start && start < row_stop) starts.push_back(start);
     }
   }
-  starts.push_back(row_stop);
+  if (row_start < row_stop) starts.push_back(row_stop);
   return starts;
 }
 
@@ -152,31 +82,33 @@ at::Tensor adjoint(const Convolution& conv, const Taps& taps, const at::TensorOp
                    int64_t row_stop, const SourceAt& source_at) {
   using acc = acc_t<scalar_t>;
   const int64_t kernel = conv.in_per_group * conv.taps(), channels = conv.groups * conv.out_per_group;
-  const std::vector<int64_t> starts = parts_of(conv, row_start, row_stop);
-  const int64_t parts = row_start < row_stop ? starts.size() - 1 : 0;
+  const std::vector<int64_t> starts = parts_of(conv, taps, row_start, row_stop);
+  const int64_t parts = starts.size() - 1;
   checked_product({parts, kernel, static_cast<int64_t>(sizeof(acc))}, "bytes of the sums");
-  std::vector<acc> partial(parts * kernel);
+  const at::Tensor partial = at::empty({parts, kernel}, options.dtype(c10::CppTypeToScalarType<acc>::value));
+  acc* const sums_of_parts = partial.mutable_data_ptr<acc>();
   const int64_t rows_of_a_part = parts == 0 ? 1 : (row_stop - row_start + parts - 1) / parts;
   const int64_t grain = std::max<int64_t>(1, kGrainEntries / (rows_of_a_part * kernel));
   at::parallel_for(0, parts, grain, [&](int64_t first, int64_t last) {
-    Rows<int64_t> rows(conv, taps, starts[first]);
+    LineSums<acc> sums(conv, taps);
     auto source = source_at(starts[first]);
-    PatternSums<acc> sums(rows);
     for (int64_t part = first; part < last; ++part) {
-      sums.add_channel(rows, source, starts[part], starts[part + 1], partial.data() + part * kernel);
+      acc* weights = sums_of_parts + part * kernel;
+      std::fill_n(weights, kernel, acc(0));
+      for (int64_t r = starts[part]; r < starts[part + 1];) {
+        r += source.add(position(conv, r), starts[part + 1] - r, sums, weights);
+      }
+      sums.close(weights);
     }
   });
-  const at::Tensor weight = at::empty({channels, kernel}, options);
-  scalar_t* to = weight.mutable_data_ptr<scalar_t>();
-  std::vector<acc> sum(kernel);
-  for (int64_t co = 0, part = 0; co < channels; ++co) {
-    sum.assign(kernel, acc(0));
-    for (; part < parts && starts[part] < (co + 1) * conv.outputs(); ++part) {
-      for (int64_t k = 0; k < kernel; ++k) sum[k] += partial[part * kernel + k];
-    }
-    for (int64_t k = 0; k < kernel; ++k) to[co * kernel + k] = static_cast<scalar_t>(sum[k]);
+  const at::ScalarType dtype = c10::CppTypeToScalarType<scalar_t>::value;
+  if (parts == channels && row_stop - row_start == conv.rows()) return partial.to(dtype);  // a part is a channel
+  const at::Tensor weight = at::zeros({channels, kernel}, partial.options());
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t co = starts[part] / conv.outputs();
+    add_rows(weight.mutable_data_ptr<acc>() + co * kernel, sums_of_parts + part * kernel, kernel, 1);
   }
-  return weight;
+  return weight.to(dtype);
 }
 
 at::Tensor dense_adjoint_cpu(const at::Tensor& matrix, at::IntArrayRef weight_size, at::IntArrayRef geometry,
@@ -192,7 +124,8 @@ at::Tensor dense_adjoint_cpu(const at::Tensor& matrix, at::IntArrayRef weight_si
                    const scalar_t* from = resolved.const_data_ptr<scalar_t>();
                    const int64_t row_stride = resolved.stride(0), column_stride = resolved.stride(1);
                    weight = adjoint<scalar_t>(conv, taps, matrix.options(), row_start, row_stop, [&](int64_t row) {
-                     return DenseSource<scalar_t>{from + (row - row_start) * row_stride, row_stride, column_stride};
+                     return DenseSource<scalar_t>{
+                         {conv, taps, row}, from + (row - row_start) * row_stride, row_stride, column_stride};
                    });
                  }),
                  AT_EXPAND(AT_ALL_TYPES), AT_EXPAND(AT_COMPLEX_TYPES), at::kHalf, at::kBFloat16);
