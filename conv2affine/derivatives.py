@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 
 from conv2affine.extension import _C
 
-__all__ = ["is_transformed", "linear"]
+__all__ = ["call", "is_transformed", "linear"]
 
 Arguments = tuple[Any, ...]
 
@@ -40,14 +40,19 @@ def linear(name: str, x: Tensor, *arguments: Any) -> Tensor:
     """An operator, differentiable under every transform of PyTorch."""
     if is_transformed():
         result: Tensor = _Linear.apply(x, name, arguments)  # type: ignore[no-untyped-call]
-        return result
-    return call(name, x, *arguments)
-
-
-def call(name: str, x: Tensor, *arguments: Any) -> Tensor:
-    """An operator, as the dispatcher has it."""
-    result: Tensor = getattr(OPERATORS, name).default(x, *arguments)
+    else:
+        result = call(name, x, *arguments)
     return result
+
+
+def call(name: str, x: Tensor, *arguments: Any) -> Any:
+    """An operator, as the dispatcher has it."""
+    operator = getattr(OPERATORS, name).default
+    if x.requires_grad or torch.compiler.is_compiling():
+        return operator(x, *arguments)
+    # Without the step through autograd, which is written in Python, a small matrix takes half of the time.
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator(x, *arguments)
 
 
 def adjoint(name: str, x_size: torch.Size, arguments: Arguments) -> tuple[str, Arguments]:
@@ -62,7 +67,8 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, name: str, arguments: Arguments) -> Tensor:
-        return call(name, x, *arguments)
+        result: Tensor = call(name, x, *arguments)
+        return result
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, str, Arguments], output: Tensor) -> None:

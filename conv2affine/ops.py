@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from conv2affine.derivatives import is_transformed, linear
+from conv2affine.derivatives import call, is_transformed, linear
 from conv2affine.extension import _C
 from conv2affine.geometry import Geometry
 
@@ -16,11 +14,7 @@ __all__ = ["coo", "csr", "dense", "dense_adjoint", "dense_resident_bytes", "entr
 
 def dense(weight: Tensor, geometry: Geometry, row_start: int, row_stop: int) -> Tensor:
     """Rows [row_start, row_stop) of the matrix, strided; see csrc/dense.h."""
-    canonical, arguments = geometry.canonical(weight), (*geometry.operator_arguments(), row_start, row_stop)
-    if is_transformed():
-        return linear("dense", canonical, *arguments)
-    matrix: Tensor = _call("dense", canonical, *arguments)
-    return matrix
+    return linear("dense", geometry.canonical(weight), *geometry.operator_arguments(), row_start, row_stop)
 
 
 def csr(
@@ -28,24 +22,15 @@ def csr(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(crow, col, values) of rows [row_start, row_stop) of the matrix or its transpose; see csrc/sparse.h."""
     canonical, arguments = geometry.canonical(weight), (*geometry.operator_arguments(), row_start, row_stop)
-    crow, col, values = _call("csr", _plain(canonical), *arguments, index_dtype, transpose)
+    crow, col, values = call("csr", _plain(canonical), *arguments, index_dtype, transpose)
     return crow, col, linear("values", canonical, *arguments, transpose) if is_transformed() else values
 
 
 def coo(weight: Tensor, geometry: Geometry, row_start: int, row_stop: int) -> tuple[Tensor, Tensor]:
     """(indices, values) of rows [row_start, row_stop) of the matrix; see csrc/sparse.h."""
     canonical, arguments = geometry.canonical(weight), (*geometry.operator_arguments(), row_start, row_stop)
-    indices, values = _call("coo", _plain(canonical), *arguments)
+    indices, values = call("coo", _plain(canonical), *arguments)
     return indices, linear("values", canonical, *arguments, False) if is_transformed() else values
-
-
-def _call(name: str, weight: Tensor, *arguments: Any) -> Any:
-    operator = getattr(torch.ops.conv2affine, name).default
-    if weight.requires_grad or torch.compiler.is_compiling():
-        return operator(weight, *arguments)
-    # Without the step through autograd, which is written in Python, a small matrix takes half of the time.
-    with torch._C._AutoDispatchBelowAutograd():
-        return operator(weight, *arguments)
 
 
 def _plain(weight: Tensor) -> Tensor:
