@@ -1,8 +1,8 @@
 """Speed of the adjoint, from a matrix back to weights, next to a plain sum and to backward passes through peers.
 
-For each layer, in interleaved rounds: `sparse_adjoint` of the values of a CSR matrix beside `values.sum()`, which reads
-as many numbers and does nothing with them; `dense_adjoint` of a strided matrix beside what PyTorch takes to go back
-from such a matrix to the weights where a peer has built it.
+For each layer, in interleaved rounds: `sparse_adjoint` of the values of a CSR matrix, and its operator alone as a
+backward pass calls it, beside `values.sum()`, which reads as many numbers and does nothing with them; `dense_adjoint`
+of a strided matrix beside what PyTorch takes to go back from such a matrix to the weights where a peer has built it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from benchmarks import peers
 from benchmarks.cases import BY_ID, CASES, Case
 from benchmarks.report import digits
 from conv2affine import Geometry, ops
+from conv2affine.derivatives import call
 
 Call = Callable[[], Any]
 PEERS = (peers.conv_of_eye, peers.unfold_scatter, peers.einconv_einsum)
@@ -63,6 +64,8 @@ def contenders(case: Case, limit: float) -> Iterator[tuple[str, Call]]:
     expected = ops.sparse_adjoint(values, geometry)
     yield "values.sum()", values.sum
     yield "sparse_adjoint", partial(ops.sparse_adjoint, values, geometry)
+    arguments = (geometry.canonical_size, *geometry.operator_arguments(), 0, geometry.shape[0], False)
+    yield "its operator", partial(call, "sparse_adjoint", values, *arguments)
     if COPIES * case.bytes(torch.strided) > limit:
         return
     starts, columns, _ = ops.csr(conv.weight, geometry, 0, geometry.shape[0], torch.int32, transpose=False)
