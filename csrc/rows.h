@@ -107,6 +107,19 @@ inline int64_t grain_rows(const Convolution& conv) {
 // A row by its output channel and its output coordinates.
 struct Position {
   int64_t co, o1, o2, o3;
+
+  // So many rows further, at most to the first row of the next plane.
+  void advance(const Convolution& conv, int64_t rows) {
+    o3 += rows;
+    if (o3 < conv.axes[2].output) return;
+    o2 += o3 / conv.axes[2].output;
+    o3 %= conv.axes[2].output;
+    if (o2 < conv.axes[1].output) return;
+    o2 = 0;
+    if (++o1 < conv.axes[0].output) return;
+    o1 = 0;
+    ++co;
+  }
 };
 
 inline Position position(const Convolution& conv, int64_t row) {
@@ -174,7 +187,8 @@ class Rows {
     if (pattern.id != id) make(pattern, id);
     const Run<index_t> run{pattern, std::min(most, taps_[2].run(at_.o3)), at_.co, line_shift_ + place3.shift,
                            taps_[2].step()};
-    step(run.rows);
+    at_.advance(conv_, run.rows);
+    if (at_.o3 == 0) find_line();
     return run;
   }
 
@@ -190,21 +204,6 @@ class Rows {
     const int64_t ci = at_.co / conv_.out_per_group * conv_.in_per_group;
     line_shift_ = ci * conv_.inputs() + (place1.shift * axis2.input + place2.shift) * axis3.input;
     line_id_ = (place1.pattern * taps_[1].patterns() + place2.pattern) * taps_[2].patterns();
-  }
-
-  // `rows` rows further, at most to the beginning of the next line.
-  void step(int64_t rows) {
-    at_.o3 += rows;
-    if (at_.o3 < conv_.axes[2].output) return;
-    at_.o3 = 0;
-    if (++at_.o2 == conv_.axes[1].output) {
-      at_.o2 = 0;
-      if (++at_.o1 == conv_.axes[0].output) {
-        at_.o1 = 0;
-        ++at_.co;
-      }
-    }
-    find_line();
   }
 
   void make(RowPattern<index_t>& pattern, int64_t id) {

@@ -101,8 +101,11 @@ at::Tensor adjoint(const Convolution& conv, const Taps& taps, const at::TensorOp
     for (int64_t part = first; part < last; ++part) {
       acc* weights = sums_of_parts + part * kernel;
       std::fill_n(weights, kernel, acc(0));
-      for (int64_t r = starts[part]; r < starts[part + 1];) {
-        r += source.add(position(conv, r), starts[part + 1] - r, sums, weights);
+      Position at = position(conv, starts[part]);
+      for (int64_t left = starts[part + 1] - starts[part]; left > 0;) {
+        const int64_t rows = source.add(at, left, sums, weights);
+        at.advance(conv, rows);
+        left -= rows;
       }
       sums.close(weights);
     }
