@@ -99,7 +99,11 @@ struct RowPattern {
 // The entries that a thread should at least have to write or read: below this, waking it costs more than it gains.
 inline constexpr int64_t kGrainEntries = 32768;
 
-// The rows that this makes, at the most.
+// The entries that a line may have to be copied or added to as a whole: its end pushes its beginning out of the
+// first-level cache otherwise.
+inline constexpr int64_t kLineEntries = 4096;
+
+// The rows that kGrainEntries makes, at the most.
 inline int64_t grain_rows(const Convolution& conv) {
   return std::max<int64_t>(1, kGrainEntries / (conv.in_per_group * conv.taps()));
 }
@@ -179,6 +183,18 @@ class Rows {
     find_line();
   }
 
+  // How many lines have the same entries as the one that begins here, itself included, of no more than `most` rows; 0
+  // inside of a line, or where no line is whole.
+  int64_t lines(int64_t most) const {
+    return at_.o3 > 0 ? 0 : std::min(most / conv_.axes[2].output, taps_[1].run(at_.o2));
+  }
+
+  // Passes over rows, to the first one of the next plane at most.
+  void skip(int64_t rows) {
+    at_.advance(conv_, rows);
+    if (at_.o3 == 0) find_line();
+  }
+
   // The next run, of no more than `most` rows; there must be a row left.
   Run<index_t> next(int64_t most) {
     const Place place3 = taps_[2][at_.o3];
@@ -187,8 +203,7 @@ class Rows {
     if (pattern.id != id) make(pattern, id);
     const Run<index_t> run{pattern, std::min(most, taps_[2].run(at_.o3)), at_.co, line_shift_ + place3.shift,
                            taps_[2].step()};
-    at_.advance(conv_, run.rows);
-    if (at_.o3 == 0) find_line();
+    skip(run.rows);
     return run;
   }
 

@@ -142,7 +142,7 @@ class LineSums {
 
  private:
   // Sums that are added to again after so many entries stay in the first-level cache, whatever else passes through it.
-  static constexpr int64_t kLineEntries = 4096, kBlockEntries = 256;
+  static constexpr int64_t kBlockEntries = 256;
   static constexpr int64_t kKeptEntries = 1 << 18;
   // The sums of a block begin with a cache line, so that hardly any vector lies across two.
   static constexpr int64_t kAligned = 64 / sizeof(acc_t);

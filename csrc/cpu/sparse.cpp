@@ -26,25 +26,39 @@ struct Entries {
   scalar_t* values;
 };
 
-// Rows of n entries each, from the first one, which is in place: copy(to, from, count, r) writes what is r rows below
-// `from`. In blocks that double up to what stays in the first-level cache: long copies, however short a row is.
-template <typename T, typename Copy>
-void repeat(T* first, int64_t n, int64_t rows, const Copy& copy) {
-  constexpr int64_t kBlock = 2048;
-  if (n == 0) return;
-  for (int64_t done = 1; done < rows;) {
-    const int64_t block = std::min({done, std::max<int64_t>(1, kBlock / n), rows - done});
-    copy(first + done * n, first + (done - block) * n, block * n, block);
-    done += block;
-  }
-}
-
 CONV2AFFINE_WIDE void add(int32_t* to, const int32_t* from, int64_t count, int32_t shift) {
   for (int64_t e = 0; e < count; ++e) to[e] = from[e] + shift;
 }
 
 CONV2AFFINE_WIDE void add(int64_t* to, const int64_t* from, int64_t count, int64_t shift) {
   for (int64_t e = 0; e < count; ++e) to[e] = from[e] + shift;
+}
+
+// Repeats n entries `times` times in all, the first of them in place: copy(to, from, count, r) writes what is r
+// repetitions behind `from`. In blocks that double up to what stays in the first-level cache: long copies, however few
+// the entries are.
+template <typename T, typename Copy>
+void repeat(T* first, int64_t n, int64_t times, const Copy& copy) {
+  constexpr int64_t kBlock = 2048;
+  if (n == 0) return;
+  for (int64_t done = 1; done < times;) {
+    const int64_t block = std::min({done, std::max<int64_t>(1, kBlock / n), times - done});
+    copy(first + done * n, first + (done - block) * n, block * n, block);
+    done += block;
+  }
+}
+
+template <typename T>
+void repeat(T* first, int64_t n, int64_t times) {
+  repeat(first, n, times, [](T* to, const T* from, int64_t count, int64_t) { std::copy_n(from, count, to); });
+}
+
+// Each repetition `step` more than the one before.
+template <typename index_t>
+void repeat_moved(index_t* first, int64_t n, int64_t times, int64_t step) {
+  repeat(first, n, times, [=](index_t* to, const index_t* from, int64_t count, int64_t behind) {
+    add(to, from, count, static_cast<index_t>(behind * step));
+  });
 }
 
 // Writes rows [begin, end) of the matrix; `to` points at where they begin, `weight` is contiguous.
@@ -54,26 +68,40 @@ void fill_rows(const Convolution& conv, const Taps& taps, const scalar_t* weight
   const int64_t kernel = conv.in_per_group * conv.taps();
   int64_t entry = entries_before(conv, taps, begin) - entries_before(conv, taps, row_start);
   Rows<index_t> rows(conv, taps, begin);
+  const int64_t outputs = conv.axes[2].output;
   for (int64_t r = begin; r < end;) {
-    const Run run = rows.next(end - r);
-    const int64_t entries = run.pattern.size();
-    for (int64_t n = 0; n < run.rows; ++n) {
-      if (to.crow) to.crow[r - row_start + n] = static_cast<index_t>(entry + n * entries);
-      if (to.row) std::fill_n(to.row + entry + n * entries, entries, static_cast<index_t>(r - row_start + n));
-    }
-    if (to.col) {
-      index_t* col = to.col + entry;
-      add(col, run.pattern.columns.data(), entries, static_cast<index_t>(run.shift));
-      repeat(col, entries, run.rows, [&](index_t* below, const index_t* from, int64_t count, int64_t rows_below) {
-        add(below, from, count, static_cast<index_t>(rows_below * run.step));
-      });
-    }
-    scalar_t* values = to.values + entry;
-    run.pattern.for_each(weight + run.co * kernel, [=](int64_t e, scalar_t value) { values[e] = value; });
-    repeat(values, entries, run.rows,
-           [](scalar_t* below, const scalar_t* from, int64_t count, int64_t) { std::copy_n(from, count, below); });
-    entry += run.rows * entries;
-    r += run.rows;
+    const int64_t lines = rows.lines(end - r), first_row = r, first_entry = entry;
+    do {
+      const Run run = rows.next(end - r);
+      const int64_t entries = run.pattern.size();
+      if (to.crow) {
+        to.crow[r - row_start] = static_cast<index_t>(entry);
+        repeat_moved(to.crow + r - row_start, 1, run.rows, entries);
+      }
+      if (to.row) {
+        std::fill_n(to.row + entry, entries, static_cast<index_t>(r - row_start));
+        repeat_moved(to.row + entry, entries, run.rows, 1);
+      }
+      if (to.col) {
+        index_t* col = to.col + entry;
+        add(col, run.pattern.columns.data(), entries, static_cast<index_t>(run.shift));
+        repeat_moved(col, entries, run.rows, run.step);
+      }
+      scalar_t* values = to.values + entry;
+      run.pattern.for_each(weight + run.co * kernel, [=](int64_t e, scalar_t value) { values[e] = value; });
+      repeat(values, entries, run.rows);
+      entry += run.rows * entries;
+      r += run.rows;
+    } while (r < end && r % outputs > 0);
+    const int64_t entries = entry - first_entry;
+    if (lines < 2 || entries > kLineEntries) continue;
+    if (to.crow) repeat_moved(to.crow + first_row - row_start, outputs, lines, entries);
+    if (to.row) repeat_moved(to.row + first_entry, entries, lines, outputs);
+    if (to.col) repeat_moved(to.col + first_entry, entries, lines, taps[1].step() * conv.axes[2].input);
+    repeat(to.values + first_entry, entries, lines);
+    rows.skip((lines - 1) * outputs);
+    entry += (lines - 1) * entries;
+    r += (lines - 1) * outputs;
   }
 }
 
