@@ -23,8 +23,7 @@ from torch.utils.benchmark import Timer
 from benchmarks import peers
 from benchmarks.cases import BY_ID, CASES, Case
 from benchmarks.report import digits
-from conv2affine import Geometry, ops
-from conv2affine.derivatives import call
+from conv2affine import Geometry, derivatives, ops
 
 Call = Callable[[], Any]
 PEERS = (peers.conv_of_eye, peers.unfold_scatter, peers.einconv_einsum)
@@ -65,7 +64,7 @@ def contenders(case: Case, limit: float) -> Iterator[tuple[str, Call]]:
     yield "values.sum()", values.sum
     yield "sparse_adjoint", partial(ops.sparse_adjoint, values, geometry)
     arguments = (geometry.canonical_size, *geometry.operator_arguments(), 0, geometry.shape[0], False)
-    yield "its operator", partial(call, "sparse_adjoint", values, *arguments)
+    yield "its operator", partial(derivatives.call, "sparse_adjoint", values, *arguments)
     if COPIES * case.bytes(torch.strided) > limit:
         return
     starts, columns, _ = ops.csr(conv.weight, geometry, 0, geometry.shape[0], torch.int32, transpose=False)
