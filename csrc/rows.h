@@ -25,7 +25,7 @@ namespace conv2affine {
 // the same sequence and the same weights, each moved by `stride` columns.
 
 // The entries of a row within one input channel, of which the others are repetitions: entry e is in the column
-// taps[end(e) - 1].input, and is the sum of the weights taps[end(e - 1)].kernel to taps[end(e) - 1].kernel.
+// taps[t].input and is the sum of the weights taps[t].kernel, t from end(e - 1), or 0, to end(e) - 1.
 struct ChannelPattern {
   std::vector<Tap> taps;      // (column, weight), both counted from the first of the channel
   std::vector<int64_t> ends;  // empty where each entry is one weight
