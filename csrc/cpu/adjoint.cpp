@@ -29,28 +29,27 @@ struct DenseSource {
   Rows<int64_t> rows;
   const scalar_t* row;
   int64_t row_stride, column_stride;
-  int64_t outputs;  // of a line
+  int64_t line;     // rows of one
+  int64_t entries;  // of a row, at the most
   std::vector<scalar_t> gathered = {};
 
   // Adds the next rows, at most `most`, which begin at `at`; returns their number.
   int64_t add(const Position& at, int64_t most, LineSums<acc_t<scalar_t>>& sums, acc_t<scalar_t>* weights) {
-    constexpr int64_t kRows = 64, kEntries = 2048;
-    most = std::min(most, outputs - at.o3);
-    int64_t count = 0, entries = 0;
-    while (count < most && entries < kEntries) {
-      const Run run = rows.next(std::min(most - count, kRows));
+    most = std::min({most, line - at.o3, std::max<int64_t>(1, kLineEntries / std::max<int64_t>(1, entries))});
+    gathered.resize(most * entries);
+    scalar_t* to = gathered.data();
+    for (int64_t count = 0; count < most;) {
+      const Run run = rows.next(most - count);
       const int64_t* columns = run.pattern.columns.data();
       const int64_t in_row = run.pattern.size();
-      gathered.resize(std::max<size_t>(gathered.size(), entries + run.rows * in_row));
-      for (int64_t n = 0; n < run.rows; ++n, row += row_stride, entries += in_row) {
+      for (int64_t n = 0; n < run.rows; ++n, row += row_stride, to += in_row) {
         const scalar_t* from = row + (run.shift + n * run.step) * column_stride;
-        scalar_t* to = gathered.data() + entries;
         for (int64_t e = 0; e < in_row; ++e) to[e] = from[columns[e] * column_stride];
       }
       count += run.rows;
     }
     const scalar_t* values = gathered.data();
-    return sums.add(at, count, values, weights);
+    return sums.add(at, most, values, weights);
   }
 };
 
@@ -129,16 +128,18 @@ at::Tensor dense_adjoint_cpu(const at::Tensor& matrix, at::IntArrayRef weight_si
   const Taps taps = make_taps(conv);
   const at::Tensor resolved = matrix.resolve_conj().resolve_neg();
   at::Tensor weight;
-  AT_DISPATCH_V2(
-      matrix.scalar_type(), "conv2affine::dense_adjoint", AT_WRAP([&] {
-        const scalar_t* from = resolved.const_data_ptr<scalar_t>();
-        const int64_t row_stride = resolved.stride(0), column_stride = resolved.stride(1);
-        weight = adjoint<scalar_t>(conv, taps, matrix.options(), row_start, row_stop, [&](int64_t row) {
-          return DenseSource<scalar_t>{
-              {conv, taps, row}, from + (row - row_start) * row_stride, row_stride, column_stride, conv.axes[2].output};
-        });
-      }),
-      AT_EXPAND(AT_ALL_TYPES), AT_EXPAND(AT_COMPLEX_TYPES), at::kHalf, at::kBFloat16);
+  AT_DISPATCH_V2(matrix.scalar_type(), "conv2affine::dense_adjoint", AT_WRAP([&] {
+                   const scalar_t* from = resolved.const_data_ptr<scalar_t>();
+                   const int64_t most_entries =
+                       conv.in_per_group * taps[0].most_entries() * taps[1].most_entries() * taps[2].most_entries();
+                   const int64_t row_stride = resolved.stride(0), column_stride = resolved.stride(1);
+                   weight = adjoint<scalar_t>(conv, taps, matrix.options(), row_start, row_stop, [&](int64_t row) {
+                     return DenseSource<scalar_t>{{conv, taps, row},   from + (row - row_start) * row_stride,
+                                                  row_stride,          column_stride,
+                                                  conv.axes[2].output, most_entries};
+                   });
+                 }),
+                 AT_EXPAND(AT_ALL_TYPES), AT_EXPAND(AT_COMPLEX_TYPES), at::kHalf, at::kBFloat16);
   return weight.view(weight_size);
 }
 

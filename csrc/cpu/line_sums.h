@@ -97,21 +97,21 @@ class LineSums {
     }
     int64_t entry = kind.scale * taps_[2].entries_before(at.o3);
     const int64_t stop = kind.scale * taps_[2].entries_before(at.o3 + rows);
-    const auto add = [&](int64_t place, int64_t entries, int64_t times = 1) {
+    const auto add_part = [&](int64_t place, int64_t entries, int64_t times = 1) {
       add_rows(sums + place, values, entries, times);
       values += times * entries;
       entry += times * entries;
     };
-    if (entry < kind.left) add(entry, std::min(stop, kind.left) - entry);
+    if (entry < kind.left) add_part(entry, std::min(stop, kind.left) - entry);
     if (const int64_t inside = std::min(stop, kind.right) - entry; inside > 0) {
       const int64_t begun = entry == kind.left ? 0 : (entry - kind.left) % kind.block;
       const int64_t rest = begun == 0 ? 0 : std::min(inside, kind.block - begun);
       const int64_t blocks = (inside - rest) / kind.block, last = (inside - rest) % kind.block;
-      if (rest > 0) add(kind.inner() + begun, rest);
-      if (blocks > 0) add(kind.inner(), kind.block, blocks);
-      if (last > 0) add(kind.inner(), last);
+      if (rest > 0) add_part(kind.inner() + begun, rest);
+      if (blocks > 0) add_part(kind.inner(), kind.block, blocks);
+      if (last > 0) add_part(kind.inner(), last);
     }
-    if (entry < stop) add(kind.behind() + entry - kind.right, stop - entry);
+    if (entry < stop) add_part(kind.behind() + entry - kind.right, stop - entry);
     return rows;
   }
 
@@ -200,6 +200,7 @@ class LineSums {
   // Adds the entries of a row to its weights; returns their number.
   template <typename scalar_t>
   int64_t to_weights(int64_t pattern1, int64_t pattern2, int64_t pattern3, const scalar_t* row, acc_t* weights) {
+    if (taps_[0].entries_of(pattern1) * taps_[1].entries_of(pattern2) * taps_[2].entries_of(pattern3) == 0) return 0;
     const ChannelPattern& channel = channel_pattern(pattern1, pattern2, pattern3);
     const int64_t kernel = conv_.taps(), in_per_group = conv_.in_per_group, entries = channel.size();
     if (channel.whole) {
@@ -216,11 +217,14 @@ class LineSums {
     return in_per_group * entries;
   }
 
-  // Where there are sums, each pattern comes up with every output channel.
+  // Where there are sums, each pattern comes up with every output channel; else only the last one is kept, which the
+  // next row often has too.
   const ChannelPattern& channel_pattern(int64_t pattern1, int64_t pattern2, int64_t pattern3) {
     const int64_t id = (pattern1 * taps_[1].patterns() + pattern2) * taps_[2].patterns() + pattern3;
-    ChannelPattern& pattern = channels_[kinds_.empty() ? 0 : id];
-    if (kinds_.empty() || pattern.taps.empty()) pattern.make(conv_, taps_, pattern1, pattern2, pattern3);
+    const bool keeps_all = !kinds_.empty();
+    ChannelPattern& pattern = channels_[keeps_all ? id : 0];
+    if (keeps_all ? pattern.taps.empty() : id != last_id_) pattern.make(conv_, taps_, pattern1, pattern2, pattern3);
+    last_id_ = id;
     return pattern;
   }
 
@@ -229,6 +233,7 @@ class LineSums {
   std::vector<Kind> kinds_;  // empty where there are too many
   std::unique_ptr<CacheLine[]> sums_;
   std::vector<ChannelPattern> channels_;
+  int64_t last_id_ = -1;
 };
 
 }  // namespace conv2affine
