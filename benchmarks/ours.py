@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks.cases import Case
 from benchmarks.contender import Contender, calling, result_bytes
-from conv2affine import Geometry, to_linear, to_matrix
+from conv2affine import Geometry, derivatives, to_linear, to_matrix
 
 DENSE, CSR = torch.strided, torch.sparse_csr
 FRESH, WARM = "torch.zeros", "warm zero_()"  # the floors that every table has ratios to
@@ -43,14 +43,14 @@ def constructor(case: Case) -> partial[nn.Linear]:
     return partial(nn.Linear, case.plan.cols, case.plan.rows)
 
 
-def operator(case: Case) -> Callable[[], Tensor]:
+def operator(case: Case) -> Callable[[], Any]:
     """The dense operator as `to_matrix` calls it, without the checks of a layer: those show in small matrices."""
-    return below_autograd(torch.ops.conv2affine.dense.default, *arguments(case))
+    return partial(derivatives.call, "dense", *arguments(case))
 
 
-def csr_operator(case: Case) -> Callable[[], Tensor]:
+def csr_operator(case: Case) -> Callable[[], Any]:
     """The same of CSR: the parts of the matrix, not yet a tensor."""
-    return below_autograd(torch.ops.conv2affine.csr.default, *arguments(case), torch.int32, False)
+    return partial(derivatives.call, "csr", *arguments(case), torch.int32, False)
 
 
 def arguments(case: Case) -> tuple[Any, ...]:
@@ -58,16 +58,6 @@ def arguments(case: Case) -> tuple[Any, ...]:
     conv = case.conv()
     geometry = Geometry.from_layer(conv, case.input_size)
     return (geometry.canonical(conv.weight), *geometry.operator_arguments(), 0, geometry.shape[0])
-
-
-def below_autograd(operator: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
-    """A call of an operator as a layer with frozen weights has it."""
-
-    def call() -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
-            return operator(*arguments)
-
-    return call
 
 
 TINY: dict[str, Any] = {"too_slow": lambda case: case.plan.nnz > 1e4}
