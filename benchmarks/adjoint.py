@@ -18,23 +18,26 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 from torch.utils.benchmark import Timer
 
 from benchmarks import peers
-from benchmarks.cases import BY_ID, CASES, Case
+from benchmarks.cases import CASES, Case, case
 from benchmarks.report import digits
 from conv2affine import Geometry, derivatives, ops
 
 Call = Callable[[], Any]
 PEERS = (peers.conv_of_eye, peers.unfold_scatter, peers.einconv_einsum)
 LACKS = {"unfold_scatter": {"transposed"}, "einconv_einsum": {"transposed", "groups"}}
+LARGE_KERNEL = case("K", nn.Conv2d, 40, 4, 4, 31, padding=15, groups=4)  # hardly two rows have the same weights
+LAYERS = {layer.id: layer for layer in [*CASES, LARGE_KERNEL]}
 COPIES = 6  # of the dense matrix, that a peer's graph holds at most
 
 
 def main() -> None:
     """One table row a layer and contender."""
     parser = argparse.ArgumentParser("python -m benchmarks.adjoint", description=__doc__)
-    parser.add_argument("--cases", nargs="+", default=list(BY_ID), choices=list(BY_ID), metavar="ID")
+    parser.add_argument("--cases", nargs="+", default=list(LAYERS), choices=list(LAYERS), metavar="ID")
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="default: %(default)s")
     parser.add_argument("--limit-gb", type=float, default=11, metavar="X", help="default: %(default)s")
@@ -42,8 +45,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
     table = Table("case", "call", "ms, median", "/ values.sum()", box=SIMPLE_HEAD)
-    for case in (case for case in CASES if case.id in arguments.cases):
-        calls = dict(contenders(case, 1e9 * arguments.limit_gb))
+    for layer in (LAYERS[id] for id in arguments.cases):
+        calls = dict(contenders(layer, 1e9 * arguments.limit_gb))
         seconds: dict[str, list[float]] = {name: [] for name in calls}
         for _ in range(arguments.rounds):
             for name, call in calls.items():
@@ -51,7 +54,7 @@ def main() -> None:
                 seconds[name].append(timer.blocked_autorange(min_run_time=0.02).median)
         floor = median(seconds["values.sum()"])
         for name, rounds in seconds.items():
-            table.add_row(case.id, name, digits(1e3 * median(rounds)), digits(median(rounds) / floor))
+            table.add_row(layer.id, name, digits(1e3 * median(rounds)), digits(median(rounds) / floor))
         table.add_section()
     Console(width=100, highlight=False).print(table)
 
