@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.overrides import has_torch_function_unary
 
 from conv2affine.extension import _C
 
@@ -47,13 +48,11 @@ def linear(name: str, x: Tensor, *arguments: Any) -> Tensor:
 
 def call(name: str, x: Tensor, *arguments: Any) -> Any:
     """An operator, as the dispatcher has it."""
-    operator = getattr(OPERATORS, name).default
-    if x.requires_grad or torch.compiler.is_compiling():
-        return operator(x, *arguments)
-    # Without the step through autograd, which is written in Python, a small matrix takes half of the time. Nothing is
+    if x.requires_grad or torch.compiler.is_compiling() or has_torch_function_unary(x):
+        return getattr(OPERATORS, name).default(x, *arguments)
+    # From C++ and below autograd, which is written in Python, a small matrix takes a third of the time. Nothing is
     # lost: there is no gradient to record, and under a transform `linear` comes before this.
-    with torch._C._AutoDispatchBelowAutograd():
-        return operator(x, *arguments)
+    return getattr(_C, name)(x, *arguments)
 
 
 def adjoint(name: str, x_size: torch.Size, arguments: Arguments) -> tuple[str, Arguments]:

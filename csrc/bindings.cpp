@@ -1,17 +1,23 @@
 // The Python module `_C`. Loading it registers the operators; what it exposes beside serves tests and bug reports.
 #include <ATen/Version.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/Exceptions.h>
+#include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 
 #include <string>
 #include <vector>
 
+#include "adjoint.h"
 #include "convolution.h"
 #include "cpu/memory.h"
+#include "dense.h"
 #include "rows.h"
+#include "sparse.h"
 
 namespace py = pybind11;
 
@@ -60,6 +66,34 @@ int64_t dense_resident_bytes(const std::vector<int64_t>& weight_size, const std:
   return resident_bytes(check_convolution(weight_size, geometry, rule), rows, itemsize);
 }
 
+// The type that an operator's argument has in the dispatcher, where sizes may be symbols.
+template <typename T>
+struct Symbolic {
+  using type = T;
+};
+template <>
+struct Symbolic<int64_t> {
+  using type = c10::SymInt;
+};
+template <>
+struct Symbolic<at::IntArrayRef> {
+  using type = c10::SymIntArrayRef;
+};
+
+// Binds an operator as the dispatcher has it, but below autograd. torch.ops takes half of the time of a small matrix to
+// find out what is in its lists.
+template <typename Result, typename... Args>
+void def_operator(py::module_& m, const char* name, Result (*)(Args...)) {
+  const auto op = c10::Dispatcher::singleton()
+                      .findSchemaOrThrow((std::string("conv2affine::") + name).c_str(), "")
+                      .typed<Result(typename Symbolic<Args>::type...)>();
+  m.def(name, torch::wrap_pybind_function_no_gil([op](typename Symbolic<Args>::type... arguments) {
+          const at::AutoDispatchBelowAutograd guard;
+          return op.call(arguments...);
+        }),
+        ("torch.ops.conv2affine." + std::string(name) + ", below autograd.").c_str());
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -75,6 +109,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("dense_resident_bytes", torch::wrap_pybind_function_no_gil(dense_resident_bytes), py::arg("weight_size"),
         py::arg("geometry"), py::arg("rule"), py::arg("rows"), py::arg("itemsize"),
         "Bytes that `dense` has in memory for that many rows, once they are filled; on the CPU.");
+  def_operator(m, "dense", static_cast<Dense*>(nullptr));
+  def_operator(m, "csr", static_cast<Csr*>(nullptr));
+  def_operator(m, "coo", static_cast<Coo*>(nullptr));
+  def_operator(m, "values", static_cast<Values*>(nullptr));
+  def_operator(m, "dense_adjoint", static_cast<DenseAdjoint*>(nullptr));
+  def_operator(m, "sparse_adjoint", static_cast<SparseAdjoint*>(nullptr));
 }
 
 }  // namespace conv2affine

@@ -7,6 +7,8 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.nn.utils import parametrizations
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from conv2affine import Geometry, conv_matrix, conv_transpose_matrix, to_bias, to_matrix
 
@@ -390,6 +392,25 @@ def test_meta_and_fake_tensors_have_shape_dtype_and_device():
             assert dtypes == [half, torch.int32, torch.int32, half, torch.int64, half, half]
             back = OPERATORS.dense_adjoint(outputs[0], geometry.canonical_size, *arguments[1:])
             assert (back.shape, back.device.type) == (geometry.canonical_size, device)
+
+
+def test_modes_of_pytorch_see_the_operators():
+    seen = []
+
+    class Dispatch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(("dispatch", function))
+            return function(*args, **(kwargs or {}))
+
+    class Function(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            seen.append(("function", function))
+            return function(*args, **(kwargs or {}))
+
+    for mode in (Dispatch(), Function()):
+        with mode:
+            conv_matrix(WEIGHT, 7, groups=2)
+    assert {("dispatch", OPERATORS.dense.default), ("function", OPERATORS.dense.default)} <= set(seen)
 
 
 def test_autocast_leaves_the_dtype_alone():
