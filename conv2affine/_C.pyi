@@ -14,7 +14,14 @@ class BuildInfo(TypedDict):
 
 def build_info() -> BuildInfo: ...
 def axis_taps(
-    input: int, output: int, kernel: int, stride: int, padding: int, dilation: int, rule: str
+    input: int,
+    output: int,
+    kernel: int,
+    stride: int,
+    padding: int,
+    dilation: int,
+    rule: str,
+    transpose: bool = False,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]: ...
 def entries(
     weight_size: Sequence[int], geometry: Sequence[int], rule: str, row_start: int, row_stop: int, transpose: bool

@@ -39,10 +39,11 @@ py::dict build_info() {
 }
 
 py::tuple axis_taps(int64_t input, int64_t output, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation,
-                    const std::string& rule) {
-  const AxisTaps taps(check_axis("axis", input, output, kernel, stride, padding, dilation, rule));
+                    const std::string& rule, bool transpose) {
+  const Axis axis = check_axis("axis", input, output, kernel, stride, padding, dilation, rule);
+  const AxisTaps taps = transpose ? AxisTaps::transposed(axis) : AxisTaps(axis);
   std::vector<int64_t> start = {0}, inputs, kernels;
-  for (int64_t o = 0; o < output; ++o) {
+  for (int64_t o = 0; o < (transpose ? input : output); ++o) {
     const Place place = taps[o];
     for (const Tap& tap : taps.taps(place.pattern)) {
       inputs.push_back(place.shift + tap.input);
@@ -101,8 +102,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info, "What this binary was built with and for.");
   // wrap_pybind_function keeps torch's exception types, which plain pybind11 turns into RuntimeError.
   m.def("axis_taps", torch::wrap_pybind_function(axis_taps), py::arg("input"), py::arg("output"), py::arg("kernel"),
-        py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("rule"),
-        "(start, input, kernel): output coordinate o reads input[start[o]:start[o+1]] through those kernel taps.");
+        py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("rule"), py::arg("transpose") = false,
+        "(start, input, kernel): output coordinate o reads input[start[o]:start[o+1]] through those kernel taps; "
+        "transposed, input and output change places.");
   m.def("entries", torch::wrap_pybind_function_no_gil(entries), py::arg("weight_size"), py::arg("geometry"),
         py::arg("rule"), py::arg("row_start"), py::arg("row_stop"), py::arg("transpose"),
         "Number of entries in rows of the matrix, or of its transpose, that a weight goes to.");

@@ -9,68 +9,102 @@ namespace {
 
 int64_t ceil_div(int64_t numerator, int64_t denominator) { return (numerator + denominator - 1) / denominator; }
 
+// Where no tap reads outside of the input.
+Interior interior_of(const Axis& axis) {
+  const int64_t reach = (axis.kernel - 1) * axis.dilation;
+  Interior interior{};
+  if (axis.rule == Rule::transposed) {
+    interior.period = axis.stride;
+    interior.step = 1;
+    interior.begin = reach - axis.padding;
+    interior.end = (axis.input - 1) * axis.stride - axis.padding + 1;
+  } else {
+    interior.step = axis.stride;
+    interior.begin = ceil_div(axis.padding, axis.stride);
+    const int64_t last = axis.input - 1 + axis.padding - reach;
+    interior.end = last < 0 ? 0 : last / axis.stride + 1;
+  }
+  interior.begin = std::clamp<int64_t>(interior.begin, 0, axis.output);
+  interior.end = std::clamp(interior.end, interior.begin, axis.output);
+  interior.patterns = std::min(interior.period, interior.end - interior.begin);
+  return interior;
+}
+
 }  // namespace
 
-AxisTaps::AxisTaps(const Axis& axis) : output_(axis.output) {
-  const int64_t reach = (axis.kernel - 1) * axis.dilation;
-  int64_t begin, end;  // the interior: no tap reads outside of the input
-  if (axis.rule == Rule::transposed) {
-    interior_.period = axis.stride;
-    interior_.step = 1;
-    begin = reach - axis.padding;
-    end = (axis.input - 1) * axis.stride - axis.padding + 1;
-  } else {
-    interior_.step = axis.stride;
-    begin = ceil_div(axis.padding, axis.stride);
-    const int64_t last = axis.input - 1 + axis.padding - reach;
-    end = last < 0 ? 0 : last / axis.stride + 1;
-  }
-  interior_.begin = std::clamp<int64_t>(begin, 0, output_);
-  interior_.end = std::clamp(end, interior_.begin, output_);
-  interior_.patterns = std::min(interior_.period, interior_.end - interior_.begin);
+AxisTaps::AxisTaps(const Axis& axis)
+    : AxisTaps(axis.output, interior_of(axis), [&](int64_t o, std::vector<Tap>& taps) {
+        for (int64_t k = 0; k < axis.kernel; ++k) {
+          const int64_t i = tap(axis, o, k);
+          if (i >= 0) taps.push_back({i, k});
+        }
+      }) {}
 
-  const int64_t patterns = interior_.begin + interior_.patterns + (output_ - interior_.end);
+AxisTaps AxisTaps::transposed(const Axis& axis) {
+  // Zero padding and transposition are each other from the other side.
+  Axis other = axis;
+  std::swap(other.input, other.output);
+  other.rule = axis.rule == Rule::transposed ? Rule::zeros : Rule::transposed;
+  if (axis.rule == Rule::zeros || axis.rule == Rule::transposed) return AxisTaps(other);
+  // The other modes are zero padding and, beside, what outputs outside of the interior read in the padding.
+  struct Folded {
+    int64_t input, output, kernel;
+  };
+  std::vector<Folded> folded;
+  const auto fold_padding = [&](int64_t begin, int64_t end) {
+    for (int64_t o = begin; o < end; ++o) {
+      for (int64_t k = 0; k < axis.kernel; ++k) {
+        const int64_t i = o * axis.stride - axis.padding + k * axis.dilation;
+        if (i < 0 || i >= axis.input) folded.push_back({fold(axis, i), o, k});
+      }
+    }
+  };
+  const Interior inside = interior_of(axis);
+  fold_padding(0, inside.begin);
+  fold_padding(inside.end, axis.output);
+  std::sort(folded.begin(), folded.end(), [](const Folded& a, const Folded& b) { return a.input < b.input; });
+
+  // The interior is what is left of that of zero padding: the longest stretch that nothing is folded to.
+  Interior interior = interior_of(other);
+  const int64_t stretches_end = interior.end;
+  int64_t from = interior.begin;
+  interior.end = interior.begin;
+  for (size_t f = 0; f <= folded.size(); ++f) {
+    const int64_t to = f < folded.size() ? std::min(folded[f].input, stretches_end) : stretches_end;
+    if (to - from > interior.end - interior.begin) {
+      interior.begin = from;
+      interior.end = to;
+    }
+    from = std::max(from, to + 1);
+  }
+  interior.patterns = std::min(interior.period, interior.end - interior.begin);
+  return AxisTaps(axis.input, interior, [&](int64_t i, std::vector<Tap>& taps) {
+    for (int64_t k = 0; k < axis.kernel; ++k) {
+      const int64_t o = tap(other, i, k);
+      if (o >= 0) taps.push_back({o, k});
+    }
+    auto f = std::lower_bound(folded.begin(), folded.end(), i,
+                              [](const Folded& folded, int64_t input) { return folded.input < input; });
+    for (; f != folded.end() && f->input == i; ++f) taps.push_back({f->output, f->kernel});
+  });
+}
+
+template <typename Reads>
+AxisTaps::AxisTaps(int64_t output, const Interior& interior, const Reads& reads)
+    : output_(output), interior_(interior) {
+  const int64_t patterns = interior.begin + interior.patterns + (output - interior.end);
   start_.reserve(patterns + 1);
   start_.push_back(0);
   entries_.reserve(patterns + 1);
   entries_.push_back(0);
-  taps_.reserve(axis.kernel);
   for (int64_t p = 0; p < patterns; ++p) {
-    const bool behind = p >= interior_.begin + interior_.patterns;
-    const int64_t o = behind ? p - interior_.patterns + (interior_.end - interior_.begin) : p;
-    const size_t first = taps_.size();
-    for (int64_t k = 0; k < axis.kernel; ++k) {
-      const int64_t i = tap(axis, o, k);
-      if (i >= 0) taps_.push_back({i, k});
-    }
+    const bool behind = p >= interior.begin + interior.patterns;
+    const int64_t first = taps_.size();
+    reads(behind ? p - interior.patterns + (interior.end - interior.begin) : p, taps_);
     std::sort(taps_.begin() + first, taps_.end(),
               [](const Tap& a, const Tap& b) { return a.input != b.input ? a.input < b.input : a.kernel < b.kernel; });
     close_pattern();
   }
-}
-
-AxisTaps::AxisTaps(int64_t outputs) : output_(outputs), interior_{outputs, outputs}, start_{0}, entries_{0} {}
-
-AxisTaps AxisTaps::transposed(const Axis& axis) {
-  Axis other = axis;
-  std::swap(other.input, other.output);
-  if (axis.rule == Rule::zeros || axis.rule == Rule::transposed) {  // each is the other one from the other side
-    other.rule = axis.rule == Rule::zeros ? Rule::transposed : Rule::zeros;
-    return AxisTaps(other);
-  }
-  // The other modes send the margins back into the middle: no interior is left that could be counted on.
-  const AxisTaps taps(axis);
-  std::vector<std::vector<Tap>> read_by(axis.input);
-  for (int64_t o = 0; o < axis.output; ++o) {
-    const Place place = taps[o];
-    for (const Tap& tap : taps.taps(place.pattern)) read_by[place.shift + tap.input].push_back({o, tap.kernel});
-  }
-  AxisTaps result(axis.input);
-  for (const std::vector<Tap>& pattern : read_by) {
-    result.taps_.insert(result.taps_.end(), pattern.begin(), pattern.end());
-    result.close_pattern();
-  }
-  return result;
 }
 
 void AxisTaps::close_pattern() {

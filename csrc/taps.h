@@ -37,7 +37,7 @@ class AxisTaps {
   explicit AxisTaps(const Axis& axis);
 
   // The pairs of an axis from the other side: for each of its input coordinates, the output coordinates that read it,
-  // as taps of (output, kernel). With circular, reflect and replicate it takes memory for each coordinate of the axis.
+  // as taps of (output, kernel).
   static AxisTaps transposed(const Axis& axis);
 
   // o must lie in [0, axis.output).
@@ -76,7 +76,9 @@ class AxisTaps {
   int64_t entries() const { return entries_before(output_); }
 
  private:
-  explicit AxisTaps(int64_t outputs);  // without an interior, its patterns still to come
+  // reads(o, taps) appends what output coordinate o reads, in any order.
+  template <typename Reads>
+  AxisTaps(int64_t output, const Interior& interior, const Reads& reads);
 
   // Makes a pattern of the taps that were added since the last one.
   void close_pattern();

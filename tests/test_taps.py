@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from conv2affine import _C
 
 
-def taps_of(axis, rule):
+def taps_of(axis, rule, transpose=False):
     """The set of (o, i, k) that the compiled part gives for one axis, and its order per o."""
-    start, inputs, kernels = _C.axis_taps(*axis, rule)
+    start, inputs, kernels = _C.axis_taps(*axis, rule, transpose)
     return [
         list(zip(inputs[a:b].tolist(), kernels[a:b].tolist(), strict=True))
         for a, b in zip(start[:-1], start[1:], strict=True)
@@ -66,10 +66,20 @@ def test_taps_are_what_the_definition_reads(axis_and_rule):
     assert taps_of(axis, rule) == oracle(*axis, rule)
 
 
-def entries(axis, rule):
+@given(axes())
+def test_transposed_taps_are_the_same_from_the_other_side(axis_and_rule):
+    axis, rule = axis_and_rule
+    read_by = [[] for _ in range(axis[0])]
+    for o, reads in enumerate(taps_of(axis, rule)):
+        for i, k in reads:
+            read_by[i].append((o, k))
+    assert taps_of(axis, rule, transpose=True) == read_by
+
+
+def entries(axis, rule, transpose=False):
     """The number that the compiled part gives for a 1-D convolution of one channel."""
     input, output, kernel, *rest = axis
-    return _C.entries((1, 1, 1, kernel), (input, output, *rest), rule, 0, output, False)
+    return _C.entries((1, 1, 1, kernel), (input, output, *rest), rule, 0, input if transpose else output, transpose)
 
 
 @given(axes())
@@ -77,6 +87,7 @@ def test_entries_counts_distinct_pairs(axis_and_rule):
     axis, rule = axis_and_rule
     pairs = {(o, i) for o, reads in enumerate(taps_of(axis, rule)) for i, _ in reads}
     assert entries(axis, rule) == len(pairs)
+    assert entries(axis, rule, transpose=True) == len(pairs)
 
 
 def test_taps_are_numpy_arrays():
@@ -87,9 +98,13 @@ def test_taps_are_numpy_arrays():
     np.testing.assert_array_equal(kernels, [1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1])
 
 
-def test_entries_of_a_long_axis_take_no_memory():
+@pytest.mark.parametrize("rule", ["zeros", "circular", "reflect", "replicate"])
+def test_entries_of_a_long_axis_take_no_memory(rule):
     length = 10**9
-    assert entries((length, length, 3, 1, 1, 1), "zeros") == 3 * length - 2
+    # The pairs at the two ends; where the padding is folded, two taps of reflect and replicate read the same input.
+    expected = 3 * length - {"zeros": 2, "circular": 0, "reflect": 2, "replicate": 2}[rule]
+    for transpose in (False, True):
+        assert entries((length, length, 3, 1, 1, 1), rule, transpose) == expected
 
 
 @pytest.mark.parametrize(
