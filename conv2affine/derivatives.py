@@ -22,6 +22,7 @@ __all__ = ["call", "is_transformed", "linear"]
 Arguments = tuple[Any, ...]
 
 OPERATORS = torch.ops.conv2affine
+PLAIN = (Tensor, torch.nn.Parameter)
 ADJOINTS = {"dense": "dense_adjoint", "values": "sparse_adjoint"}
 MAPS = {adjoint: name for name, adjoint in ADJOINTS.items()}
 
@@ -48,7 +49,8 @@ def linear(name: str, x: Tensor, *arguments: Any) -> Tensor:
 
 def call(name: str, x: Tensor, *arguments: Any) -> Any:
     """An operator, as the dispatcher has it."""
-    if x.requires_grad or torch.compiler.is_compiling() or has_torch_function_unary(x):
+    is_plain = type(x) in PLAIN and not has_torch_function_unary(x)  # else, sizes may be symbols
+    if x.requires_grad or torch.compiler.is_compiling() or not is_plain:
         return getattr(OPERATORS, name).default(x, *arguments)
     # From C++ and below autograd, which is written in Python, a small matrix takes a third of the time. Nothing is
     # lost: there is no gradient to record, and under a transform `linear` comes before this.

@@ -67,28 +67,24 @@ int64_t dense_resident_bytes(const std::vector<int64_t>& weight_size, const std:
   return resident_bytes(check_convolution(weight_size, geometry, rule), rows, itemsize);
 }
 
-// The type that an operator's argument has in the dispatcher, where sizes may be symbols.
+// The type in which an operator's argument comes from Python.
 template <typename T>
-struct Symbolic {
+struct Received {
   using type = T;
 };
 template <>
-struct Symbolic<int64_t> {
-  using type = c10::SymInt;
-};
-template <>
-struct Symbolic<at::IntArrayRef> {
-  using type = c10::SymIntArrayRef;
+struct Received<at::IntArrayRef> {
+  using type = const std::vector<int64_t>&;
 };
 
-// Binds an operator as the dispatcher has it, but below autograd. torch.ops takes half of the time of a small matrix to
-// find out what is in its lists.
+// Binds an operator as the dispatcher has it, but below autograd and with sizes that are numbers, not symbols:
+// torch.ops takes half of the time of a small matrix to find out what is in its lists.
 template <typename Result, typename... Args>
 void def_operator(py::module_& m, const char* name, Result (*)(Args...)) {
   const auto op = c10::Dispatcher::singleton()
                       .findSchemaOrThrow((std::string("conv2affine::") + name).c_str(), "")
-                      .typed<Result(typename Symbolic<Args>::type...)>();
-  m.def(name, torch::wrap_pybind_function_no_gil([op](typename Symbolic<Args>::type... arguments) {
+                      .typed<Result(Args...)>();
+  m.def(name, torch::wrap_pybind_function_no_gil([op](typename Received<Args>::type... arguments) {
           const at::AutoDispatchBelowAutograd guard;
           return op.call(arguments...);
         }),
