@@ -100,15 +100,16 @@ def to_rows(case):
 
 # Each way of summing a line of rows: see Note [Lines].
 LINES = [
-    case("whole", nn.Conv2d, (20, 20), 2, 3, 3, padding=1),
-    case("whole-stride", nn.Conv2d, (31, 20), 2, 3, 3, padding=1, stride=2),
-    case("whole-groups", nn.Conv2d, (20, 20), 4, 6, 3, padding=1, groups=2),
+    case("whole", nn.Conv2d, (24, 20), 2, 3, 3, padding=1),
+    case("whole-stride", nn.Conv2d, (47, 20), 2, 3, 3, padding=1, stride=2),
+    case("whole-groups", nn.Conv2d, (24, 20), 4, 6, 3, padding=1, groups=2),
     case("blocks", nn.Conv1d, 700, 2, 3, 5, padding=2),
     case("blocks-dilation", nn.Conv2d, (3, 100), 2, 3, 3, padding=4, dilation=3),
     case("blocks-replicate", nn.Conv1d, 300, 2, 3, 7, padding=5, padding_mode="replicate"),
     case("blocks-circular", nn.Conv2d, (12, 60), 2, 2, 3, padding=1, padding_mode="circular"),
     case("blocks-stride", nn.ConvTranspose2d, (4, 40), 2, 3, 5, stride=3),
     case("blocks-stride-and-dilation", nn.ConvTranspose1d, 200, 3, 2, 4, stride=3, dilation=2),
+    case("weight-twice-in-a-column", nn.Conv1d, 7, 2, 3, 2, padding=1, dilation=3, padding_mode="replicate"),
     case("no-sums", nn.Conv1d, 600, 1, 2, 599, padding=299),
     case("no-sums-circular", nn.Conv1d, 560, 1, 2, 599, padding=299, padding_mode="circular"),
 ]

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "convolution.h"
-#include "cpu/wide.h"
+#include "cpu/row_sums.h"
 #include "rows.h"
 
 namespace conv2affine {
@@ -28,46 +28,15 @@ namespace conv2affine {
 // Where there are too many kinds to keep sums for, as with a kernel as large as the input, hardly two rows have the
 // same pattern: then each row goes to its weights by itself.
 
-// sums[e] += entry e of each row. Most rows come from memory or a cache that is far, one behind the other.
-template <typename acc_t, typename scalar_t>
-[[gnu::always_inline]] inline void add_rows_inline(acc_t* __restrict sums, const scalar_t* __restrict row,
-                                                   int64_t entries, int64_t rows) {
-  constexpr int64_t kCacheLine = 64 / sizeof(scalar_t), kAhead = 8192 / sizeof(scalar_t);
-  for (; rows > 0; --rows, row += entries) {
-    int64_t e = 0;
-    for (; e + kCacheLine <= entries; e += kCacheLine) {
-      // Additions that wait fill what the processor looks ahead. Measured: without this, up to half as long again.
-      __builtin_prefetch(row + e + kAhead);
-#pragma omp simd
-      for (int64_t i = e; i < e + kCacheLine; ++i) sums[i] += static_cast<acc_t>(row[i]);
-    }
-    for (; e < entries; ++e) sums[e] += static_cast<acc_t>(row[e]);
-  }
-}
-
-template <typename acc_t, typename scalar_t>
-void add_rows(acc_t* sums, const scalar_t* row, int64_t entries, int64_t rows) {
-  add_rows_inline(sums, row, entries, rows);
-}
-
-CONV2AFFINE_WIDE inline void add_rows(float* sums, const float* row, int64_t entries, int64_t rows) {
-  add_rows_inline(sums, row, entries, rows);
-}
-
-CONV2AFFINE_WIDE inline void add_rows(double* sums, const double* row, int64_t entries, int64_t rows) {
-  add_rows_inline(sums, row, entries, rows);
-}
-
 // Every thread has one of its own, for one output channel after the other.
 template <typename acc_t>
 class LineSums {
  public:
-  LineSums(const Convolution& conv, const Taps& taps) : conv_(conv), taps_(taps) {
+  LineSums(const Convolution& conv, const Taps& taps) : conv_(conv), taps_(taps), rows_(conv, taps) {
     const int64_t kinds = taps[0].patterns() * taps[1].patterns();
     int64_t entries = kinds * kAligned;  // at the least
     if (entries <= kKeptEntries) entries = make_kinds();
     if (entries > kKeptEntries) kinds_.clear();
-    channels_.resize(kinds_.empty() ? 1 : kinds * taps[2].patterns());
     if (!kinds_.empty()) sums_.reset(new CacheLine[entries / kAligned]);
   }
 
@@ -79,7 +48,7 @@ class LineSums {
     const int64_t outputs = conv_.axes[2].output, rows = std::min(most, outputs - at.o3);
     if (kinds_.empty()) {
       for (int64_t o3 = at.o3; o3 < at.o3 + rows; ++o3) {
-        values += to_weights(pattern1, pattern2, taps_[2][o3].pattern, values, weights);
+        values += rows_.add(pattern1, pattern2, taps_[2][o3].pattern, values, weights);
       }
       return rows;
     }
@@ -124,7 +93,7 @@ class LineSums {
       acc_t* sums = sums_of(kind);
       const auto rows_to_weights = [&](const acc_t* row, int64_t first, int64_t last) {
         for (int64_t pattern3 = first; pattern3 < last; ++pattern3) {
-          row += to_weights(kind.pattern1, kind.pattern2, pattern3, row, weights);
+          row += rows_.add(kind.pattern1, kind.pattern2, pattern3, row, weights);
         }
       };
       rows_to_weights(sums, 0, begin);
@@ -191,49 +160,17 @@ class LineSums {
     const int64_t turn = scale * axis3.entries_before(interior.begin + interior.patterns) - left;
     Kind kind{pattern1, pattern2, scale, left, right, scale * axis3.entries(), turn, right - left};
     const int64_t lines = axis1.interior().count(pattern1) * axis2.interior().count(pattern2);
-    // What is kept is also cleared and added to the weights: that pays over several lines.
-    const bool pays = lines >= 8 && kind.entries <= kLineEntries;
+    // What is kept is also cleared and added to the weights. Measured: over 30 lines it pays, over 15 it does not.
+    const bool pays = lines >= 20 && kind.entries <= kLineEntries;
     if (!pays && kind.block > kBlockEntries) kind.block = std::max<int64_t>(1, kBlockEntries / turn) * turn;
     return kind;
   }
 
-  // Adds the entries of a row to its weights; returns their number.
-  template <typename scalar_t>
-  int64_t to_weights(int64_t pattern1, int64_t pattern2, int64_t pattern3, const scalar_t* row, acc_t* weights) {
-    if (taps_[0].entries_of(pattern1) * taps_[1].entries_of(pattern2) * taps_[2].entries_of(pattern3) == 0) return 0;
-    const ChannelPattern& channel = channel_pattern(pattern1, pattern2, pattern3);
-    const int64_t kernel = conv_.taps(), in_per_group = conv_.in_per_group, entries = channel.size();
-    if (channel.whole) {
-      add_rows(weights, row, in_per_group * entries, 1);
-      return in_per_group * entries;
-    }
-    // Entry by entry through all input channels, which is the longer loop.
-    for (int64_t e = 0, t = 0; e < entries; ++e) {
-      for (const int64_t end = channel.end(e); t < end; ++t) {
-        acc_t* weight = weights + channel.taps[t].kernel;
-        for (int64_t ci = 0; ci < in_per_group; ++ci) weight[ci * kernel] += static_cast<acc_t>(row[e + ci * entries]);
-      }
-    }
-    return in_per_group * entries;
-  }
-
-  // Where there are sums, each pattern comes up with every output channel; else only the last one is kept, which the
-  // next row often has too.
-  const ChannelPattern& channel_pattern(int64_t pattern1, int64_t pattern2, int64_t pattern3) {
-    const int64_t id = (pattern1 * taps_[1].patterns() + pattern2) * taps_[2].patterns() + pattern3;
-    const bool keeps_all = !kinds_.empty();
-    ChannelPattern& pattern = channels_[keeps_all ? id : 0];
-    if (keeps_all ? pattern.taps.empty() : id != last_id_) pattern.make(conv_, taps_, pattern1, pattern2, pattern3);
-    last_id_ = id;
-    return pattern;
-  }
-
   const Convolution& conv_;
   const Taps& taps_;
+  RowSums rows_;
   std::vector<Kind> kinds_;  // empty where there are too many
   std::unique_ptr<CacheLine[]> sums_;
-  std::vector<ChannelPattern> channels_;
-  int64_t last_id_ = -1;
 };
 
 }  // namespace conv2affine
