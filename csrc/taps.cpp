@@ -9,15 +9,15 @@ namespace {
 
 int64_t ceil_div(int64_t numerator, int64_t denominator) { return (numerator + denominator - 1) / denominator; }
 
-// Where no tap reads outside of the input.
+// Where no tap reads outside of the input. Of a transposed convolution, only distances that the stride divides count.
 Interior interior_of(const Axis& axis) {
   const int64_t reach = (axis.kernel - 1) * axis.dilation;
   Interior interior{};
   if (axis.rule == Rule::transposed) {
     interior.period = axis.stride;
     interior.step = 1;
-    interior.begin = reach - axis.padding;
-    interior.end = (axis.input - 1) * axis.stride - axis.padding + 1;
+    interior.begin = reach - axis.padding - (axis.stride - 1);
+    interior.end = axis.input * axis.stride - axis.padding;
   } else {
     interior.step = axis.stride;
     interior.begin = ceil_div(axis.padding, axis.stride);
