@@ -25,6 +25,8 @@ namespace conv2affine {
 //
 //     sums  =  left margin | block of the interior | right margin
 //
+// Without margins, the rows of one line follow those of the line before: then blocks go on through all lines of a kind.
+//
 // Where there are too many kinds to keep sums for, as with a kernel as large as the input, hardly two rows have the
 // same pattern: then each row goes to its weights by itself.
 
@@ -57,6 +59,13 @@ class LineSums {
     if (!kind.is_open) {
       kind.is_open = true;
       std::fill_n(sums, kind.size(), acc_t(0));
+    }
+    if (kind.is_uniform) {
+      const int64_t of_lines = std::min(most, taps_[1].run(at.o2) * outputs - at.o3), entries = of_lines * kind.turn;
+      add_rows(sums, values, kind.block, entries / kind.block);
+      add_rows(sums, values + entries / kind.block * kind.block, entries % kind.block, 1);
+      values += entries;
+      return of_lines;
     }
     if (kind.is_flat() && rows == outputs) {
       const int64_t lines = std::min(most / outputs, taps_[1].run(at.o2));
@@ -125,6 +134,7 @@ class LineSums {
     int64_t scale;                 // for each entry along the last axis
     int64_t left, right, entries;  // of a line: its interior is [left, right)
     int64_t turn, block;           // that the interior repeats after, and that its sums are kept for
+    bool is_uniform = false;       // a turn is a row, and all rows are alike
     int64_t sums = 0;              // where they begin
     bool is_open = false;
 
@@ -159,9 +169,10 @@ class LineSums {
     const int64_t right = scale * axis3.entries_before(interior.end);
     const int64_t turn = scale * axis3.entries_before(interior.begin + interior.patterns) - left;
     Kind kind{pattern1, pattern2, scale, left, right, scale * axis3.entries(), turn, right - left};
+    kind.is_uniform = turn > 0 && axis3.run(0) == conv_.axes[2].output;
     const int64_t lines = axis1.interior().count(pattern1) * axis2.interior().count(pattern2);
     // What is kept is also cleared and added to the weights. Measured: over 30 lines it pays, over 15 it does not.
-    const bool pays = lines >= 20 && kind.entries <= kLineEntries;
+    const bool pays = !kind.is_uniform && lines >= 20 && kind.entries <= kLineEntries;
     if (!pays && kind.block > kBlockEntries) kind.block = std::max<int64_t>(1, kBlockEntries / turn) * turn;
     return kind;
   }
