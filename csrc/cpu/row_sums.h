@@ -132,6 +132,9 @@ template <typename acc_t, typename scalar_t>
               if (run3.step == 1) {
 #pragma omp simd
                 for (int64_t n3 = 0; n3 < run3.count; ++n3) weight[n3] += static_cast<acc_t>(value[n3]);
+              } else if (run3.step == -1) {
+#pragma omp simd
+                for (int64_t n3 = 0; n3 < run3.count; ++n3) weight[-n3] += static_cast<acc_t>(value[n3]);
               } else {
                 for (int64_t n3 = 0; n3 < run3.count; ++n3) weight[n3 * run3.step] += static_cast<acc_t>(value[n3]);
               }
