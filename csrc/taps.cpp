@@ -30,6 +30,47 @@ Interior interior_of(const Axis& axis) {
   return interior;
 }
 
+// What an output reads in the padding: an input coordinate that is folded.
+struct Folded {
+  int64_t input, output, kernel;
+};
+
+// All of them, by input coordinate. Outputs of the interior read none.
+std::vector<Folded> folded_taps(const Axis& axis) {
+  std::vector<Folded> folded;
+  const auto append = [&](int64_t begin, int64_t end) {
+    for (int64_t o = begin; o < end; ++o) {
+      for (int64_t k = 0; k < axis.kernel; ++k) {
+        const int64_t i = o * axis.stride - axis.padding + k * axis.dilation;
+        if (i < 0 || i >= axis.input) folded.push_back({fold(axis, i), o, k});
+      }
+    }
+  };
+  const Interior interior = interior_of(axis);
+  append(0, interior.begin);
+  append(interior.end, axis.output);
+  std::sort(folded.begin(), folded.end(), [](const Folded& a, const Folded& b) { return a.input < b.input; });
+  return folded;
+}
+
+// The longest stretch of an interior, along the inputs, that nothing is folded to.
+Interior without(Interior interior, const std::vector<Folded>& folded) {
+  const int64_t last = interior.end;
+  int64_t from = interior.begin;
+  interior.end = from;
+  const auto close_stretch = [&](int64_t to) {
+    if (to - from > interior.end - interior.begin) {
+      interior.begin = from;
+      interior.end = to;
+    }
+    from = std::max(from, to + 1);
+  };
+  for (const Folded& f : folded) close_stretch(std::min(f.input, last));
+  close_stretch(last);
+  interior.patterns = std::min(interior.period, interior.end - interior.begin);
+  return interior;
+}
+
 }  // namespace
 
 AxisTaps::AxisTaps(const Axis& axis)
@@ -46,38 +87,9 @@ AxisTaps AxisTaps::transposed(const Axis& axis) {
   std::swap(other.input, other.output);
   other.rule = axis.rule == Rule::transposed ? Rule::zeros : Rule::transposed;
   if (axis.rule == Rule::zeros || axis.rule == Rule::transposed) return AxisTaps(other);
-  // The other modes are zero padding and, beside, what outputs outside of the interior read in the padding.
-  struct Folded {
-    int64_t input, output, kernel;
-  };
-  std::vector<Folded> folded;
-  const auto fold_padding = [&](int64_t begin, int64_t end) {
-    for (int64_t o = begin; o < end; ++o) {
-      for (int64_t k = 0; k < axis.kernel; ++k) {
-        const int64_t i = o * axis.stride - axis.padding + k * axis.dilation;
-        if (i < 0 || i >= axis.input) folded.push_back({fold(axis, i), o, k});
-      }
-    }
-  };
-  const Interior inside = interior_of(axis);
-  fold_padding(0, inside.begin);
-  fold_padding(inside.end, axis.output);
-  std::sort(folded.begin(), folded.end(), [](const Folded& a, const Folded& b) { return a.input < b.input; });
-
-  // The interior is what is left of that of zero padding: the longest stretch that nothing is folded to.
-  Interior interior = interior_of(other);
-  const int64_t stretches_end = interior.end;
-  int64_t from = interior.begin;
-  interior.end = interior.begin;
-  for (size_t f = 0; f <= folded.size(); ++f) {
-    const int64_t to = f < folded.size() ? std::min(folded[f].input, stretches_end) : stretches_end;
-    if (to - from > interior.end - interior.begin) {
-      interior.begin = from;
-      interior.end = to;
-    }
-    from = std::max(from, to + 1);
-  }
-  interior.patterns = std::min(interior.period, interior.end - interior.begin);
+  // The other modes are zero padding and, beside, what is folded.
+  const std::vector<Folded> folded = folded_taps(axis);
+  const Interior interior = without(interior_of(other), folded);
   return AxisTaps(axis.input, interior, [&](int64_t i, std::vector<Tap>& taps) {
     for (int64_t k = 0; k < axis.kernel; ++k) {
       const int64_t o = tap(other, i, k);

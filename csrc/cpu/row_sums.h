@@ -106,9 +106,34 @@ struct RowProduct {
   int64_t in_per_group;
 };
 
+// A run of the last axis in all input channels.
 template <typename acc_t, typename scalar_t>
-[[gnu::always_inline]] inline void add_product_inline(acc_t* __restrict weights, const scalar_t* __restrict row,
-                                                      const RowProduct& p) {
+[[gnu::always_inline]] inline void add_run_inline(acc_t* __restrict weight, const scalar_t* __restrict value,
+                                                  const TapRun& run, const RowProduct& p) {
+  // The longer loop inside.
+  if (p.in_per_group > run.count) {
+    for (int64_t n = 0; n < run.count; ++n, weight += run.step, ++value) {
+      for (int64_t ci = 0; ci < p.in_per_group; ++ci) {
+        weight[ci * p.kernel] += static_cast<acc_t>(value[ci * p.entries]);
+      }
+    }
+    return;
+  }
+  for (int64_t ci = 0; ci < p.in_per_group; ++ci, weight += p.kernel, value += p.entries) {
+    if (run.step == 1) {
+#pragma omp simd
+      for (int64_t n = 0; n < run.count; ++n) weight[n] += static_cast<acc_t>(value[n]);
+    } else if (run.step == -1) {
+#pragma omp simd
+      for (int64_t n = 0; n < run.count; ++n) weight[-n] += static_cast<acc_t>(value[n]);
+    } else {
+      for (int64_t n = 0; n < run.count; ++n) weight[n * run.step] += static_cast<acc_t>(value[n]);
+    }
+  }
+}
+
+template <typename acc_t, typename scalar_t>
+[[gnu::always_inline]] inline void add_product_inline(acc_t* weights, const scalar_t* row, const RowProduct& p) {
   for (const TapRun& run1 : p.runs1) {
     for (int64_t n1 = 0; n1 < run1.count; ++n1) {
       const int64_t entry1 = (run1.entry + n1) * p.entries2, kernel1 = (run1.kernel + n1 * run1.step) * p.kernel2;
@@ -117,28 +142,7 @@ template <typename acc_t, typename scalar_t>
           const int64_t entry2 = (entry1 + run2.entry + n2) * p.entries3;
           const int64_t kernel2 = (kernel1 + run2.kernel + n2 * run2.step) * p.kernel3;
           for (const TapRun& run3 : p.runs3) {
-            acc_t* weight = weights + kernel2 + run3.kernel;
-            const scalar_t* value = row + entry2 + run3.entry;
-            // The longer loop inside.
-            if (p.in_per_group > run3.count) {
-              for (int64_t n3 = 0; n3 < run3.count; ++n3, weight += run3.step, ++value) {
-                for (int64_t ci = 0; ci < p.in_per_group; ++ci) {
-                  weight[ci * p.kernel] += static_cast<acc_t>(value[ci * p.entries]);
-                }
-              }
-              continue;
-            }
-            for (int64_t ci = 0; ci < p.in_per_group; ++ci, weight += p.kernel, value += p.entries) {
-              if (run3.step == 1) {
-#pragma omp simd
-                for (int64_t n3 = 0; n3 < run3.count; ++n3) weight[n3] += static_cast<acc_t>(value[n3]);
-              } else if (run3.step == -1) {
-#pragma omp simd
-                for (int64_t n3 = 0; n3 < run3.count; ++n3) weight[-n3] += static_cast<acc_t>(value[n3]);
-              } else {
-                for (int64_t n3 = 0; n3 < run3.count; ++n3) weight[n3 * run3.step] += static_cast<acc_t>(value[n3]);
-              }
-            }
+            add_run_inline(weights + kernel2 + run3.kernel, row + entry2 + run3.entry, run3, p);
           }
         }
       }
