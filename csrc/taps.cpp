@@ -38,6 +38,7 @@ struct Folded {
 // All of them, by input coordinate. Outputs of the interior read none.
 std::vector<Folded> folded_taps(const Axis& axis) {
   std::vector<Folded> folded;
+  folded.reserve(axis.kernel);
   const auto append = [&](int64_t begin, int64_t end) {
     for (int64_t o = begin; o < end; ++o) {
       for (int64_t k = 0; k < axis.kernel; ++k) {
@@ -74,7 +75,7 @@ Interior without(Interior interior, const std::vector<Folded>& folded) {
 }  // namespace
 
 AxisTaps::AxisTaps(const Axis& axis)
-    : AxisTaps(axis.output, interior_of(axis), [&](int64_t o, std::vector<Tap>& taps) {
+    : AxisTaps(axis.output, axis.kernel, interior_of(axis), [&](int64_t o, std::vector<Tap>& taps) {
         for (int64_t k = 0; k < axis.kernel; ++k) {
           const int64_t i = tap(axis, o, k);
           if (i >= 0) taps.push_back({i, k});
@@ -90,7 +91,7 @@ AxisTaps AxisTaps::transposed(const Axis& axis) {
   // The other modes are zero padding and, beside, what is folded.
   const std::vector<Folded> folded = folded_taps(axis);
   const Interior interior = without(interior_of(other), folded);
-  return AxisTaps(axis.input, interior, [&](int64_t i, std::vector<Tap>& taps) {
+  return AxisTaps(axis.input, axis.kernel, interior, [&](int64_t i, std::vector<Tap>& taps) {
     for (int64_t k = 0; k < axis.kernel; ++k) {
       const int64_t o = tap(other, i, k);
       if (o >= 0) taps.push_back({o, k});
@@ -102,13 +103,14 @@ AxisTaps AxisTaps::transposed(const Axis& axis) {
 }
 
 template <typename Reads>
-AxisTaps::AxisTaps(int64_t output, const Interior& interior, const Reads& reads)
+AxisTaps::AxisTaps(int64_t output, int64_t kernel, const Interior& interior, const Reads& reads)
     : output_(output), interior_(interior) {
   const int64_t patterns = interior.begin + interior.patterns + (output - interior.end);
   start_.reserve(patterns + 1);
   start_.push_back(0);
   entries_.reserve(patterns + 1);
   entries_.push_back(0);
+  taps_.reserve(kernel);  // a kernel for which there is no memory fails here, not after it was walked through
   for (int64_t p = 0; p < patterns; ++p) {
     const bool behind = p >= interior.begin + interior.patterns;
     const int64_t first = taps_.size();

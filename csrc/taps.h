@@ -78,7 +78,7 @@ class AxisTaps {
  private:
   // reads(o, taps) appends what output coordinate o reads, in any order.
   template <typename Reads>
-  AxisTaps(int64_t output, const Interior& interior, const Reads& reads);
+  AxisTaps(int64_t output, int64_t kernel, const Interior& interior, const Reads& reads);
 
   // Makes a pattern of the taps that were added since the last one.
   void close_pattern();

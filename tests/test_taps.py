@@ -107,6 +107,13 @@ def test_entries_of_a_long_axis_take_no_memory(rule):
         assert entries((length, length, 3, 1, 1, 1), rule, transpose) == expected
 
 
+@pytest.mark.parametrize("rule", ["zeros", "circular", "transposed"])
+@pytest.mark.parametrize("transpose", [False, True])
+def test_a_kernel_beyond_all_memory_is_refused_at_once(rule, transpose):
+    with pytest.raises(RuntimeError, match="bad_alloc"):
+        entries((7, 5, 2**44, 1, 0, 1), rule, transpose)
+
+
 @pytest.mark.parametrize(
     ("axis", "rule", "message"),
     [
