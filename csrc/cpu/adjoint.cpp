@@ -70,7 +70,9 @@ std::vector<int64_t> parts_of(const Convolution& conv, const Taps& taps, int64_t
   const int64_t channels = conv.groups * conv.out_per_group, outputs = conv.outputs();
   const int64_t most = std::clamp<int64_t>(entries_before(conv, taps, outputs) / kGrainEntries, 1, outputs);
   const int64_t parts = std::min((kParts + channels - 1) / channels, most);
-  std::vector<int64_t> starts = {row_start};
+  std::vector<int64_t> starts;
+  starts.reserve(((row_stop - row_start) / outputs + 2) * parts + 1);
+  starts.push_back(row_start);
   for (int64_t co = row_start / outputs; co * outputs < row_stop; ++co) {
     for (int64_t part = 0; part < parts; ++part) {
       const int64_t start = co * outputs + outputs / parts * part;

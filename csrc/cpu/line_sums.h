@@ -151,6 +151,7 @@ class LineSums {
   // All of them; returns how many sums they have.
   int64_t make_kinds() {
     int64_t entries = 0;
+    kinds_.reserve(taps_[0].patterns() * taps_[1].patterns());
     for (int64_t pattern1 = 0; pattern1 < taps_[0].patterns(); ++pattern1) {
       for (int64_t pattern2 = 0; pattern2 < taps_[1].patterns(); ++pattern2) {
         kinds_.push_back(make_kind(pattern1, pattern2));

@@ -56,6 +56,7 @@ struct TapRun {
 class AxisRuns {
  public:
   explicit AxisRuns(const AxisTaps& taps) {
+    runs_.reserve(taps.patterns());  // at the least
     start_.reserve(taps.patterns() + 1);
     start_.push_back(0);
     for (int64_t pattern = 0; pattern < taps.patterns(); ++pattern) {
