@@ -78,7 +78,8 @@ struct Received<at::IntArrayRef> {
 };
 
 // Binds an operator as the dispatcher has it, but below autograd and with sizes that are numbers, not symbols:
-// torch.ops takes half of the time of a small matrix to find out what is in its lists.
+// torch.ops takes half of the time of a small matrix to find out what is in its lists. The last argument is there for
+// its type.
 template <typename Result, typename... Args>
 void def_operator(py::module_& m, const char* name, Result (*)(Args...)) {
   const auto op = c10::Dispatcher::singleton()
