@@ -1,4 +1,5 @@
-// The Python module `_C`. Loading it registers the operators; what it exposes beside serves tests and bug reports.
+// The Python module `_C`. Loading it registers the operators. It exposes them, the sizes of their results, and what tests
+// and bug reports need.
 #include <ATen/Version.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
