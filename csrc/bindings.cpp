@@ -1,5 +1,5 @@
-// The Python module `_C`. Loading it registers the operators. It exposes them, the sizes of their results, and what tests
-// and bug reports need.
+// The Python module `_C`. Loading it registers the operators. It exposes them, the sizes of their results, and what
+// tests and bug reports need.
 #include <ATen/Version.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
