@@ -14,23 +14,23 @@ __all__ = ["coo", "csr", "dense", "dense_adjoint", "dense_resident_bytes", "entr
 
 def dense(weight: Tensor, geometry: Geometry, row_start: int, row_stop: int) -> Tensor:
     """Rows [row_start, row_stop) of the matrix, strided; see csrc/dense.h."""
-    return linear("dense", geometry.canonical(weight), *geometry.operator_arguments(), row_start, row_stop)
+    return linear("dense", geometry.group_weight(weight), *geometry.operator_arguments(), row_start, row_stop)
 
 
 def csr(
     weight: Tensor, geometry: Geometry, row_start: int, row_stop: int, index_dtype: torch.dtype, *, transpose: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(crow, col, values) of rows [row_start, row_stop) of the matrix or its transpose; see csrc/sparse.h."""
-    canonical, arguments = geometry.canonical(weight), (*geometry.operator_arguments(), row_start, row_stop)
-    crow, col, values = call("csr", _plain(canonical), *arguments, index_dtype, transpose)
-    return crow, col, linear("values", canonical, *arguments, transpose) if is_transformed() else values
+    grouped, arguments = geometry.group_weight(weight), (*geometry.operator_arguments(), row_start, row_stop)
+    crow, col, values = call("csr", _plain(grouped), *arguments, index_dtype, transpose)
+    return crow, col, linear("values", grouped, *arguments, transpose) if is_transformed() else values
 
 
 def coo(weight: Tensor, geometry: Geometry, row_start: int, row_stop: int) -> tuple[Tensor, Tensor]:
     """(indices, values) of rows [row_start, row_stop) of the matrix; see csrc/sparse.h."""
-    canonical, arguments = geometry.canonical(weight), (*geometry.operator_arguments(), row_start, row_stop)
-    indices, values = call("coo", _plain(canonical), *arguments)
-    return indices, linear("values", canonical, *arguments, False) if is_transformed() else values
+    grouped, arguments = geometry.group_weight(weight), (*geometry.operator_arguments(), row_start, row_stop)
+    indices, values = call("coo", _plain(grouped), *arguments)
+    return indices, linear("values", grouped, *arguments, False) if is_transformed() else values
 
 
 def _plain(weight: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def _plain(weight: Tensor) -> Tensor:
 def values(weight: Tensor, geometry: Geometry) -> Tensor:
     """The values of `csr` and of `coo` alone, for all rows; see csrc/sparse.h."""
     arguments = (*geometry.operator_arguments(), 0, geometry.shape[0], False)
-    return linear("values", geometry.canonical(weight), *arguments)
+    return linear("values", geometry.group_weight(weight), *arguments)
 
 
 def dense_adjoint(matrix: Tensor, geometry: Geometry, row_start: int = 0) -> Tensor:
@@ -49,21 +49,21 @@ def dense_adjoint(matrix: Tensor, geometry: Geometry, row_start: int = 0) -> Ten
 
     The matrix is the whole one, or a block of its rows from `row_start` on.
     """
-    arguments = (geometry.canonical_size, *geometry.operator_arguments(), row_start, row_start + len(matrix))
-    return geometry.from_canonical(linear("dense_adjoint", matrix, *arguments))
+    arguments = (geometry.grouped_size, *geometry.operator_arguments(), row_start, row_start + len(matrix))
+    return geometry.ungroup_weight(linear("dense_adjoint", matrix, *arguments))
 
 
 def sparse_adjoint(values: Tensor, geometry: Geometry) -> Tensor:
     """The same of the values of a CSR matrix that has the geometry's pattern."""
-    arguments = (geometry.canonical_size, *geometry.operator_arguments(), 0, geometry.shape[0], False)
-    return geometry.from_canonical(linear("sparse_adjoint", values, *arguments))
+    arguments = (geometry.grouped_size, *geometry.operator_arguments(), 0, geometry.shape[0], False)
+    return geometry.ungroup_weight(linear("sparse_adjoint", values, *arguments))
 
 
 def entries(geometry: Geometry, rows: range) -> int:
     """Number of entries in these rows of the matrix that a weight goes to."""
-    return _C.entries(geometry.canonical_size, *geometry.operator_arguments(), rows.start, rows.stop, False)
+    return _C.entries(geometry.grouped_size, *geometry.operator_arguments(), rows.start, rows.stop, False)
 
 
 def dense_resident_bytes(geometry: Geometry, dtype: torch.dtype, rows: range) -> int:
     """Bytes that these rows, strided, have in memory on the CPU, once they are filled."""
-    return _C.dense_resident_bytes(geometry.canonical_size, *geometry.operator_arguments(), len(rows), dtype.itemsize)
+    return _C.dense_resident_bytes(geometry.grouped_size, *geometry.operator_arguments(), len(rows), dtype.itemsize)

@@ -306,6 +306,9 @@ def _padded(size: int, left: int, right: int, padding_mode: str) -> list[int | N
 
 def _padding(conv: Conv, axis: int) -> tuple[int, int]:
     """(left, right) padding of an axis."""
+    if conv.padding_mode != "zeros":  # what `forward` pads with, last axis first
+        sides = conv._reversed_padding_repeated_twice[::-1]
+        return sides[2 * axis + 1], sides[2 * axis]
     if conv.padding == "valid":
         return 0, 0
     if conv.padding == "same":

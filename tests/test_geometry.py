@@ -20,9 +20,9 @@ def test_output_size_is_pytorchs(case):
 
 
 def test_is_immutable_and_hashable():
-    one = Geometry(1, 2, (3, 3), 5, padding="same")
-    assert one == Geometry(1, 2, [3, 3], np.array([5, 5]), padding=((1, 1), (1, 1)))
-    assert len({one, Geometry(1, 2, (3, 3), (5, 5), padding=1)}) == 1
+    one = Geometry(1, 2, (3, 3), input_size=5, padding="same")
+    assert one == Geometry(1, 2, [3, 3], input_size=np.array([5, 5]), padding=((1, 1), (1, 1)))
+    assert len({one, Geometry(1, 2, (3, 3), input_size=(5, 5), padding=1)}) == 1
     with pytest.raises(dataclasses.FrozenInstanceError):
         one.stride = (2, 2)
 
@@ -31,7 +31,7 @@ def test_is_immutable_and_hashable():
     "size", [5, (5, 5), [5, 5], torch.Size([5, 5]), torch.tensor([5, 5]), torch.tensor(5), np.int64(5)], ids=repr
 )
 def test_input_size_in_any_form(size):
-    assert Geometry(1, 1, (3, 3), size).input_size == (5, 5)
+    assert Geometry(1, 1, (3, 3), input_size=size).input_size == (5, 5)
 
 
 GOOD = {"in_channels": 4, "out_channels": 6, "kernel_size": (3, 3), "input_size": (5, 6)}
@@ -123,7 +123,11 @@ def patched():
     ("layer", "error", "message"),
     [
         (nn.Linear(3, 3), TypeError, "must be one of torch.nn's Conv1d, .*got torch.nn.*Linear"),
-        (nn.Sequential(nn.Conv2d(1, 1, 3)), TypeError, "convert its layers one by one"),
+        (
+            nn.Sequential(nn.Conv2d(1, 1, 3)),
+            TypeError,
+            "convert the convolutions inside it, and multiply their matrices",
+        ),
         (torch.ones(1, 1, 3, 3), TypeError, "got torch.Tensor; pass a layer"),
         (Squared(1, 1, 3), TypeError, "Squared. overrides forward.*pass a plain Conv2d"),
         (Standardised(1, 1, 3), TypeError, "Standardised. overrides _conv_forward"),

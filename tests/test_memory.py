@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from conv2affine import Geometry, conv_matrix, memory, ops, to_linear, to_matrix
-from conv2affine.memory import _cgroups_left
+from conv2affine import Geometry, conv_matrix, guard, ops, to_linear, to_matrix
+from conv2affine.guard import _cgroups_left
 
 MIB = 2**20
 
@@ -26,7 +26,7 @@ def large(dtype=torch.float32):
 
 @pytest.mark.parametrize("layout", [torch.strided, torch.sparse_csr, torch.sparse_csc, torch.sparse_coo], ids=str)
 def test_what_does_not_fit_is_refused_with_the_bytes_of_every_layout(layout, monkeypatch):
-    monkeypatch.setattr(memory, "memory_left", lambda: 30 * MIB)
+    monkeypatch.setattr(guard, "memory_left", lambda: 30 * MIB)
     conv = nn.Conv2d(16, 64, 3, padding=1)
     with pytest.raises(MemoryError) as caught:
         to_matrix(conv, 64, layout=layout)
@@ -39,19 +39,19 @@ def test_what_does_not_fit_is_refused_with_the_bytes_of_every_layout(layout, mon
 
 
 def test_message_tells_what_would_fit(monkeypatch):
-    monkeypatch.setattr(memory, "memory_left", lambda: 500 * MIB)
+    monkeypatch.setattr(guard, "memory_left", lambda: 500 * MIB)
     conv = nn.Conv2d(16, 64, 3, padding=1)
     with pytest.raises(MemoryError, match=r"strided: 68.72 GB, does not fit; sparse_csr, int32: .*, fits;"):
         to_linear(conv, 64)
     assert to_linear(conv, 64, layout=torch.sparse_csr).weight.shape == (262144, 65536)
     assert to_matrix(conv, 64, rows=range(100)).shape == (100, 65536)
-    with pytest.raises(MemoryError, match=r"needs 926.26 MB .926257160 bytes."):
+    with pytest.raises(MemoryError, match=r"needs 777.34 MB .777342980 bytes."):
         to_matrix(conv, 64, layout=torch.sparse_csr, drop_zeros=True)
 
 
 def test_pages_that_are_never_touched_take_no_memory(monkeypatch):
     """A 1-D convolution of a long signal: 40 GB of address space, a page a row."""
-    monkeypatch.setattr(memory, "memory_left", lambda: 2000 * MIB)
+    monkeypatch.setattr(guard, "memory_left", lambda: 2000 * MIB)
     matrix = conv_matrix(torch.ones(1, 1, 3), 100_000, padding=1)
     before = psutil.Process().memory_info().rss
     assert matrix.numel() == 10**10
@@ -64,12 +64,12 @@ def test_pages_that_are_never_touched_take_no_memory(monkeypatch):
 @pytest.mark.parametrize(
     "geometry",
     [
-        Geometry(3, 64, (7, 7), 64, stride=2, padding=3),
-        Geometry(16, 32, (3, 3), 32, padding=1),
-        Geometry(8, 16, (4, 4), 32, stride=2, padding=1, transposed=True),
-        Geometry(1, 1, (3,), 30_000, padding=1),
-        Geometry(3, 4, (3, 3), 224, padding=1),
-        Geometry(1, 2, (5, 5, 5), (20, 30, 40)),
+        Geometry(3, 64, (7, 7), input_size=64, stride=2, padding=3),
+        Geometry(16, 32, (3, 3), input_size=32, padding=1),
+        Geometry(8, 16, (4, 4), input_size=32, stride=2, padding=1, transposed=True),
+        Geometry(1, 1, (3,), input_size=30_000, padding=1),
+        Geometry(3, 4, (3, 3), input_size=224, padding=1),
+        Geometry(1, 2, (5, 5, 5), input_size=(20, 30, 40)),
     ],
     ids=lambda geometry: f"{geometry.shape[0]}x{geometry.shape[1]}",
 )
@@ -149,12 +149,12 @@ def test_control_groups(membership, files, left, tmp_path):
 
 
 def test_readings_of_this_machine_are_sane():
-    assert 0 < memory.memory_left() <= psutil.virtual_memory().total
-    assert memory.address_space_left() > 0
+    assert 0 < guard.memory_left() <= psutil.virtual_memory().total
+    assert guard.address_space_left() > 0
 
 
 def test_fake_and_meta_tensors_are_never_refused(monkeypatch):
-    monkeypatch.setattr(memory, "memory_left", lambda: 0)
+    monkeypatch.setattr(guard, "memory_left", lambda: 0)
     assert conv_matrix(torch.ones(8, 3, 3, 3, device="meta"), 1000).shape == (7968032, 3000000)
     with torch._subclasses.FakeTensorMode():
         assert conv_matrix(torch.ones(8, 3, 3, 3), 1000).shape == (7968032, 3000000)
