@@ -101,7 +101,6 @@ def _twin(module: nn.Module, twins: dict[nn.Module, Any]) -> Any:
         state = vars(module)
         vars(twin).update(
             state,
-            _parameters=dict(state["_parameters"]),
             _buffers={name: buffer if buffer is None else buffer.clone() for name, buffer in state["_buffers"].items()},
             _modules={name: child and _twin(child, twins) for name, child in state["_modules"].items()},
         )

@@ -6,6 +6,7 @@ import pytest
 import scipy.sparse
 import torch
 from cases import CASES
+from conftest import assert_same_bits
 from torch import nn
 
 from conv2affine import Geometry, conv_matrix, plan, to_linear, to_matrix
@@ -38,10 +39,6 @@ def checked(matrix):
         parts = matrix.ccol_indices(), matrix.row_indices()
     assert parts[0].dtype == parts[1].dtype
     return torch.sparse_compressed_tensor(*parts, matrix.values(), matrix.shape, layout=matrix.layout)
-
-
-def same_bits(one, other):
-    return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
@@ -99,7 +96,7 @@ def test_special_values_are_copied_bit_by_bit(layout, mode):
     if layout is torch.sparse_csc:
         dense = dense.T
     expected = dense[(dense != 0) | dense.signbit()]
-    assert same_bits(conv_matrix(weight, 7, padding=1, padding_mode=mode, layout=layout).values(), expected)
+    assert_same_bits(conv_matrix(weight, 7, padding=1, padding_mode=mode, layout=layout).values(), expected)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)

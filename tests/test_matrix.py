@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import CASES
+from conftest import assert_same_bits
 from torch import nn
 
 from conv2affine import conv_matrix, conv_transpose_matrix, reference, to_bias, to_matrix
@@ -18,12 +19,6 @@ FLOATING = [
 ]
 INTEGER = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
 by_id = {"ids": lambda case: case.id}
-
-
-def assert_same_bits(actual, expected):
-    """Bitwise: torch.equal would let -0.0 pass for 0.0, and NaN for nothing."""
-    assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape)
-    assert torch.equal(actual.contiguous().view(torch.uint8), expected.contiguous().view(torch.uint8))
 
 
 @pytest.mark.parametrize("case", CASES, **by_id)

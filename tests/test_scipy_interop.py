@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from cases import CASES
+from cases import CASES, layers
 from hypothesis import given, settings
 from numpy.testing import assert_allclose
 from scipy.sparse.linalg import eigsh, lsqr, svds
-from test_properties import layers
 from torch import nn
 
 from conv2affine import as_linear_operator, scipy_interop, to_matrix, to_scipy
