@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ __all__ = [
     "check_weight",
     "input_sizes",
     "integers",
+    "is_iterable",
     "shown",
 ]
 
@@ -135,10 +136,8 @@ def input_sizes(value: InputSize, in_channels: int, dims: int) -> tuple[int, ...
 
 def integers(name: str, value: object, dims: int, *, at_least: int) -> tuple[int, ...]:
     """`value` as `dims` integers; a single one stands for all axes."""
-    # A layer has tuples: to ask for those first saves a small matrix a tenth of its time.
-    is_many = type(value) is tuple or isinstance(value, Iterable)
     try:
-        values: tuple[Any, ...] = tuple(value) if is_many else (value,) * dims  # type: ignore[arg-type]
+        values: tuple[Any, ...] = tuple(value) if is_iterable(value) else (value,) * dims
     except TypeError:  # a tensor of no dimensions, which is an instance of Iterable
         values = (value,) * dims
     if len(values) != dims:
@@ -151,6 +150,11 @@ def integers(name: str, value: object, dims: int, *, at_least: int) -> tuple[int
     if min(numbers) < at_least or max(numbers) > INT64_MAX:
         raise ValueError(f"{name} ({shown(value)}) must be >= {at_least}, and fit into 64 bits")
     return numbers
+
+
+def is_iterable(value: object) -> TypeGuard[Iterable[Any]]:
+    """isinstance(value, Iterable). That alone takes a tenth of the time of a small matrix, so common types come first."""
+    return type(value) is tuple or (type(value) is not int and isinstance(value, Iterable))
 
 
 def shown(value: object) -> str:

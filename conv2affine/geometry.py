@@ -21,6 +21,7 @@ from conv2affine.checks import (
     check_weight,
     input_sizes,
     integers,
+    is_iterable,
     shown,
 )
 
@@ -96,7 +97,7 @@ class Geometry:
         output_padding: Sizes = 0,
         transposed: bool = False,
     ) -> None:
-        if not isinstance(kernel_size, Iterable):
+        if not is_iterable(kernel_size):
             raise ValueError(
                 f"kernel_size ({kernel_size}) must have one entry per axis: ({kernel_size},) for a 1-D convolution"
             )
@@ -284,16 +285,16 @@ class Geometry:
             return tuple((total // 2, total - total // 2) for total in totals)
         if isinstance(padding, str):
             raise ValueError(f"padding ({padding!r}) must be numbers, 'same' or 'valid'")
-        if isinstance(padding, Iterable):
+        if is_iterable(padding):
             sides = tuple(padding)
-            if any(isinstance(side, Iterable) for side in sides):
+            if any(map(is_iterable, sides)):
                 pairs = [integers("padding", side, 2, at_least=0) for side in sides]
                 if len(pairs) != dims:
                     raise ValueError(
                         f"padding ({shown(sides)}) must have one (left, right) pair per axis, that is {dims}"
                     )
                 return tuple((left, right) for left, right in pairs)
-            padding = sides  # type: ignore[assignment]
+            padding = sides
         return tuple((side, side) for side in integers("padding", padding, dims, at_least=0))
 
     def _check_padding_mode(self) -> None:
