@@ -1,4 +1,4 @@
-"""The linear layer that does what a convolution layer does."""
+"""The linear layer that is equivalent to a convolution layer."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conv2affine.geometry import Conv, Geometry, Sizes
-from conv2affine.matrix import build, expand
+from conv2affine.checks import Conv, InputSize
+from conv2affine.geometry import Geometry
+from conv2affine.matrix import expand, to_matrix
+from conv2affine.parameters import weight_and_bias
 
 __all__ = ["SparseLinear", "to_linear", "torch_conv_layer_to_affine"]
 
@@ -62,7 +64,7 @@ LAYERS: dict[torch.layout, type[nn.Linear]] = {torch.strided: nn.Linear, torch.s
 
 def to_linear(
     conv: Conv,
-    input_size: Sizes,
+    input_size: InputSize,
     *,
     layout: torch.layout = torch.strided,
     index_dtype: torch.dtype | None = None,
@@ -75,25 +77,23 @@ def to_linear(
     Args:
         conv: `nn.Conv1d`, `Conv2d`, `Conv3d`, `ConvTranspose1d`, `ConvTranspose2d` or
             `ConvTranspose3d`, with any options.
-        input_size: (I_1, ..., I_D), as in `x.shape[-D:]`, or one int for all axes.
-        layout: Layout of the weight; with `torch.sparse_csr`, `forward` takes the same inputs, and
-            only entries that a weight of the convolution goes to take memory. Default:
-            `torch.strided`.
+        input_size: (I_1, ..., I_D), as in `x.shape[-D:]`, or one int for all axes, or an example input, batch first, of
+            which only the shape is read.
+        layout: Layout of the weight. With `torch.sparse_csr`, `forward` takes the same inputs, and only the elements
+            that a weight of the convolution goes to take memory. Default: `torch.strided`.
         index_dtype: As in `to_matrix`.
         drop_zeros: As in `to_matrix`.
 
     Returns:
-        An `nn.Linear` with parameters of its own, in the dtype and on the device of the layer's,
-        which require gradients where the layer's do, in the layer's training mode; without a bias
-        where the layer has none. `weight[r, c]` tells how much input element c counts in output
-        element r, both counted in C order over (channel, *position).
+        An `nn.Linear` with parameters of its own, which have the dtype and device of the layer's and require gradients
+        where the layer's do; in the layer's training mode; without a bias where the layer has none. `weight[r, c]` is
+        the factor of input element c in output element r, both counted in C order over (channel, *position).
 
         With `torch.sparse_csr` it is a `SparseLinear`.
 
     Raises:
-        TypeError: If `conv` is not one of the six layers, or a subclass that computes otherwise.
-        ValueError: If sizes do not fit, or the layout cannot be as asked for; the message has the
-            numbers.
+        TypeError: If `conv` is not one of the six layers, or is a subclass that computes something else.
+        ValueError: If sizes do not fit, or the layout cannot be as requested; the message has the numbers.
         MemoryError: If there is not enough memory left; the message has the bytes of each layout.
 
     Example:
@@ -108,11 +108,11 @@ def to_linear(
     geometry = Geometry.from_layer(conv, input_size)
     if layout not in LAYERS:
         raise ValueError(f"layout ({layout}) must be torch.strided or torch.sparse_csr in a linear layer")
-    with torch.enable_grad():  # otherwise a parametrised weight would not say that it requires grad
-        weight, bias = conv.weight, conv.bias
-    matrix = build(weight.detach(), geometry, layout, None, index_dtype, drop_zeros)
-    # The constructor of nn.Linear is left out: it would allocate a second matrix, fill it with
-    # random numbers, and move the state of the random number generator.
+    with torch.enable_grad():  # without it, a parametrised weight would not require gradients
+        weight, bias = weight_and_bias(conv)
+    matrix = to_matrix(weight.detach(), geometry, layout=layout, index_dtype=index_dtype, drop_zeros=drop_zeros)
+    # The constructor of nn.Linear is not called: it would allocate a second matrix, fill it with random numbers, and
+    # change the state of the random number generator.
     linear = LAYERS[layout].__new__(LAYERS[layout])
     nn.Module.__init__(linear)
     linear.out_features, linear.in_features = geometry.shape
@@ -124,14 +124,15 @@ def to_linear(
     return linear.train(conv.training)
 
 
-def torch_conv_layer_to_affine(conv: Conv, input_size: Sizes) -> nn.Linear:
-    """The well-known script's function of this name, for every convolution; same as `to_linear`.
+def torch_conv_layer_to_affine(conv: Conv, input_size: InputSize) -> nn.Linear:
+    """The function of the well-known script, for every convolution; the same as `to_linear`.
 
         fc(x.flatten(1)) == conv(x).flatten(1)
 
     Args:
         conv: A convolution layer, as in `to_linear`.
-        input_size: (I_1, ..., I_D), as in `x.shape[-D:]`, or one int for all axes.
+        input_size: (I_1, ..., I_D), as in `x.shape[-D:]`, or one int for all axes, or an example input, batch first, of
+            which only the shape is read.
 
     Returns:
         The `nn.Linear`, as in `to_linear`.

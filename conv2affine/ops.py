@@ -15,7 +15,7 @@ __all__ = ["coo", "csr", "dense", "dense_adjoint", "dense_resident_bytes", "entr
 
 def dense(weight: Tensor, geometry: Geometry, row_start: int, row_stop: int) -> Tensor:
     """Rows [row_start, row_stop) of the matrix as a dense tensor; see csrc/dense.h."""
-    result: Tensor = call("dense", geometry.canonical(weight), *_block(geometry, row_start, row_stop))
+    result: Tensor = call("dense", geometry.group_weight(weight), *_block(geometry, row_start, row_stop))
     return result
 
 
@@ -24,19 +24,19 @@ def csr(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(crow, col, values) of rows [row_start, row_stop) of the matrix or its transpose; see csrc/sparse.h."""
     block = _block(geometry, row_start, row_stop)
-    crow, col, values = call("csr", geometry.canonical(weight), *block, index_dtype, transpose)
+    crow, col, values = call("csr", geometry.group_weight(weight), *block, index_dtype, transpose)
     return crow, col, values
 
 
 def coo(weight: Tensor, geometry: Geometry, row_start: int, row_stop: int) -> tuple[Tensor, Tensor]:
     """(indices, values) of rows [row_start, row_stop) of the matrix; see csrc/sparse.h."""
-    indices, values = call("coo", geometry.canonical(weight), *_block(geometry, row_start, row_stop))
+    indices, values = call("coo", geometry.group_weight(weight), *_block(geometry, row_start, row_stop))
     return indices, values
 
 
 def values(weight: Tensor, geometry: Geometry) -> Tensor:
     """The values of `csr` and of `coo` alone, for all rows; see csrc/sparse.h."""
-    result: Tensor = call("values", geometry.canonical(weight), *_block(geometry), False)
+    result: Tensor = call("values", geometry.group_weight(weight), *_block(geometry), False)
     return result
 
 
@@ -46,24 +46,24 @@ def dense_adjoint(matrix: Tensor, geometry: Geometry, row_start: int = 0) -> Ten
     The matrix is the whole one, or a block of its rows from `row_start` on.
     """
     block = _block(geometry, row_start, row_start + len(matrix))
-    return geometry.from_canonical(call("dense_adjoint", matrix, geometry.canonical_size, *block))
+    return geometry.ungroup_weight(call("dense_adjoint", matrix, geometry.grouped_size, *block))
 
 
 def sparse_adjoint(values: Tensor, geometry: Geometry) -> Tensor:
     """The same from the values of a CSR matrix that has the geometry's pattern."""
-    weight = call("sparse_adjoint", values, geometry.canonical_size, *_block(geometry), False)
-    return geometry.from_canonical(weight)
+    weight = call("sparse_adjoint", values, geometry.grouped_size, *_block(geometry), False)
+    return geometry.ungroup_weight(weight)
 
 
 def entries(geometry: Geometry, rows: range) -> int:
     """Number of entries in these rows of the matrix."""
-    return _C.entries(geometry.canonical_size, *_block(geometry, rows.start, rows.stop), False)
+    return _C.entries(geometry.grouped_size, *_block(geometry, rows.start, rows.stop), False)
 
 
 def dense_resident_bytes(geometry: Geometry, dtype: torch.dtype, rows: range) -> int:
     """Bytes of memory that these rows take as a dense tensor on the CPU, once they are filled."""
     convolution = _block(geometry).convolution
-    return _C.dense_resident_bytes(geometry.canonical_size, *convolution, len(rows), dtype.itemsize)
+    return _C.dense_resident_bytes(geometry.grouped_size, *convolution, len(rows), dtype.itemsize)
 
 
 def _block(geometry: Geometry, row_start: int = 0, row_stop: int | None = None) -> Block:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from conv2affine import ops
+from conv2affine.checks import LAYERS, Conv
 from conv2affine.extension import _C
-from conv2affine.geometry import LAYERS, Conv, Geometry
+from conv2affine.geometry import Geometry
 from conv2affine.layouts import LAYOUTS
 
 __all__ = ["from_matrix", "to_conv"]

@@ -12,7 +12,7 @@ DTYPES += [torch.float32, torch.float64, torch.complex64, torch.complex128]
 def arguments_of(conv, input_size, dtype=torch.float64):
     """(weight, geometry, rule) as the operators take them."""
     geometry = Geometry.from_layer(conv, input_size)
-    weight = geometry.canonical(conv.weight.detach().clone())
+    weight = geometry.group_weight(conv.weight.detach().clone())
     weight[(0,) * weight.dim()] = -0.0  # a sum with 0.0 would lose the sign
     weight = weight.to(dtype) if dtype.is_floating_point else (weight * 50).short().to(dtype)
     return weight, *geometry.operator_arguments()

@@ -40,7 +40,7 @@ def calls(case, dtype=torch.float64, rows=None):
     """Each operator with the arguments of a case: (name, arguments)."""
     conv = case.conv(dtype).requires_grad_(False)
     geometry = Geometry.from_layer(conv, case.input_size)
-    weight = geometry.canonical(conv.weight)
+    weight = geometry.group_weight(conv.weight)
     total, cols = geometry.shape
     block = rows or (0, total)
     common = (*geometry.operator_arguments(), *block)
@@ -129,7 +129,7 @@ def test_adjoint_is_the_weight_gradient_of_pytorch(case):
     images = (conv(basis) - conv(torch.zeros_like(basis[:1]))).flatten(1)
     for start, stop in ((0, rows), (7, rows - 5)):
         (expected,) = torch.autograd.grad(images[:, start:stop], conv.weight, matrix[start:stop].T, retain_graph=True)
-        expected = geometry.canonical(expected).round()
+        expected = geometry.group_weight(expected).round()
         arguments = (list(expected.shape), *geometry.operator_arguments(), start, stop)
         assert torch.equal(OPERATORS.dense_adjoint(matrix[start:stop], *arguments), expected)
         starts, columns, _ = OPERATORS.csr(expected, *arguments[1:], torch.int64, False)
@@ -139,14 +139,14 @@ def test_adjoint_is_the_weight_gradient_of_pytorch(case):
     (expected,) = torch.autograd.grad(images, conv.weight, matrix.T)
     values = matrix.T[torch.arange(cols).repeat_interleave(starts.diff()), columns]
     back = OPERATORS.sparse_adjoint(values, *arguments[:3], 0, cols, True)
-    assert torch.equal(back, geometry.canonical(expected).round())
+    assert torch.equal(back, geometry.group_weight(expected).round())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.int32], ids=str)
 def test_adjoint_of_ones_counts_in_every_dtype(dtype):
     """4096 entries a weight: halves could not count so far by themselves."""
-    geometry = Geometry(2, 3, (1, 1), 64)
-    arguments = (geometry.canonical_size, *geometry.operator_arguments(), 0, geometry.shape[0])
+    geometry = Geometry(2, 3, (1, 1), input_size=64)
+    arguments = (geometry.grouped_size, *geometry.operator_arguments(), 0, geometry.shape[0])
     weight = OPERATORS.dense_adjoint(torch.ones((), dtype=dtype).expand(geometry.shape), *arguments)
     assert (weight == 4096).all()
     values = torch.ones(6 * 4096, dtype=dtype)
@@ -154,8 +154,8 @@ def test_adjoint_of_ones_counts_in_every_dtype(dtype):
 
 
 def test_adjoint_does_not_depend_on_threads():
-    geometry = Geometry(3, 2, (3, 3), 40, padding=1)
-    arguments = (geometry.canonical_size, *geometry.operator_arguments(), 0, geometry.shape[0])
+    geometry = Geometry(3, 2, (3, 3), input_size=40, padding=1)
+    arguments = (geometry.grouped_size, *geometry.operator_arguments(), 0, geometry.shape[0])
     matrix = torch.randn(geometry.shape)
     before = torch.get_num_threads()
     results = []
@@ -171,8 +171,8 @@ def test_adjoint_does_not_depend_on_threads():
 
 @pytest.mark.parametrize("stride", [(1, 50), (0, 0), (28, -1)], ids=str)
 def test_adjoint_of_a_matrix_with_any_strides(stride):
-    geometry = Geometry(1, 2, (2,), 14, padding=1)
-    arguments = (geometry.canonical_size, *geometry.operator_arguments(), 0, geometry.shape[0])
+    geometry = Geometry(1, 2, (2,), input_size=14, padding=1)
+    arguments = (geometry.grouped_size, *geometry.operator_arguments(), 0, geometry.shape[0])
     matrix = torch.randn(28, 50, dtype=torch.float64)[:, :14].T if stride == (1, 50) else torch.randn(30, 14)
     matrix = {
         (1, 50): torch.randn(14, 30).T,
@@ -193,8 +193,8 @@ def test_adjoint_of_a_matrix_with_any_strides(stride):
     ],
 )
 def test_adjoint_of_another_shape_is_refused(name, change, message):
-    geometry = Geometry(4, 6, (2, 3), (4, 5), padding=1, groups=2)
-    arguments = (geometry.canonical_size, *geometry.operator_arguments(), 0, 150)
+    geometry = Geometry(4, 6, (2, 3), input_size=(4, 5), padding=1, groups=2)
+    arguments = (geometry.grouped_size, *geometry.operator_arguments(), 0, 150)
     with pytest.raises(ValueError, match=message):
         getattr(OPERATORS, name)(change, *arguments, *[False] * (name == "sparse_adjoint"))
 
@@ -379,8 +379,8 @@ def test_meta_and_fake_tensors_have_shape_dtype_and_device():
     with FakeTensorMode():
         for device in ("cpu", "cuda"):
             weight = torch.empty(64, 3, 7, 7, device=device, dtype=torch.float16)
-            geometry = Geometry(3, 64, (7, 7), 224, stride=2, padding=3)
-            arguments = (geometry.canonical(weight), *geometry.operator_arguments(), 0, geometry.shape[0])
+            geometry = Geometry(3, 64, (7, 7), input_size=224, stride=2, padding=3)
+            arguments = (geometry.group_weight(weight), *geometry.operator_arguments(), 0, geometry.shape[0])
             outputs = [
                 conv_matrix(weight, 224, stride=2, padding=3),
                 *OPERATORS.csr(*arguments, torch.int32, False),
@@ -394,8 +394,8 @@ def test_meta_and_fake_tensors_have_shape_dtype_and_device():
             dtypes = [output.dtype for output in outputs]
             half = torch.float16
             assert dtypes == [half, torch.int32, torch.int32, half, torch.int64, half, half]
-            back = OPERATORS.dense_adjoint(outputs[0], geometry.canonical_size, *arguments[1:])
-            assert (back.shape, back.device.type) == (geometry.canonical_size, device)
+            back = OPERATORS.dense_adjoint(outputs[0], geometry.grouped_size, *arguments[1:])
+            assert (back.shape, back.device.type) == (geometry.grouped_size, device)
 
 
 def test_modes_of_pytorch_see_the_operators():

@@ -6,10 +6,11 @@ import pytest
 import scipy.sparse
 import torch
 from cases import CASES
+from conftest import assert_same_bits
 from torch import nn
 
 from conv2affine import Geometry, conv_matrix, plan, to_linear, to_matrix
-from conv2affine.plan import layout_name
+from conv2affine.planning import layout_name
 
 LAYOUTS = [torch.sparse_csr, torch.sparse_csc, torch.sparse_coo]
 BY_ROWS = [torch.sparse_csr, torch.sparse_coo]
@@ -38,10 +39,6 @@ def checked(matrix):
         parts = matrix.ccol_indices(), matrix.row_indices()
     assert parts[0].dtype == parts[1].dtype
     return torch.sparse_compressed_tensor(*parts, matrix.values(), matrix.shape, layout=matrix.layout)
-
-
-def same_bits(one, other):
-    return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
@@ -99,7 +96,7 @@ def test_special_values_are_copied_bit_by_bit(layout, mode):
     if layout is torch.sparse_csc:
         dense = dense.T
     expected = dense[(dense != 0) | dense.signbit()]
-    assert same_bits(conv_matrix(weight, 7, padding=1, padding_mode=mode, layout=layout).values(), expected)
+    assert_same_bits(conv_matrix(weight, 7, padding=1, padding_mode=mode, layout=layout).values(), expected)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
@@ -133,8 +130,8 @@ def test_more_entries_than_int32_counts():
     weight = torch.tensor([[[1, 2, 3]]], dtype=torch.int8)
     with pytest.raises(ValueError, match=r"counts to 2147483647, too few for 2999999998 entries in 1000000000 rows"):
         conv_matrix(weight, HUGE, padding=1, layout=torch.sparse_csr, index_dtype=torch.int32)
-    geometry = Geometry(1, 1, (3,), HUGE, padding=1)
-    arguments = (geometry.canonical(weight), *geometry.operator_arguments(), 0, HUGE, torch.int32, False)
+    geometry = Geometry(1, 1, (3,), input_size=HUGE, padding=1)
+    arguments = (geometry.group_weight(weight), *geometry.operator_arguments(), 0, HUGE, torch.int32, False)
     with pytest.raises(ValueError, match="index_dtype int32 counts to 2147483647"):
         torch.ops.conv2affine.csr(*arguments)
     block = conv_matrix(weight, HUGE, padding=1, layout=torch.sparse_csr, rows=range(HUGE - 3, HUGE))
@@ -164,7 +161,7 @@ def test_entries_across_threads_and_runs():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layout": "csr"}, r"layout \(csr\) must be one of torch.strided, torch.sparse_csr"),
+        ({"layout": "csr"}, r"layout \('csr'\) must be one of torch.strided, torch.sparse_csr"),
         ({"layout": torch.sparse_bsr}, "few convolutions have entries in dense blocks, see docs/sparse.md"),
         ({"layout": torch.sparse_csr, "index_dtype": torch.int16}, r"index_dtype \(torch.int16\) must be torch.int32"),
         ({"layout": torch.sparse_coo, "index_dtype": torch.int32}, "must be torch.int64 with layout torch.sparse_coo"),

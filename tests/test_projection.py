@@ -11,7 +11,6 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from conv2affine import Geometry, conv_matrix, from_matrix, projection, reference, to_conv, to_linear, to_matrix
-from conv2affine.matrix import build
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128]
 LAYOUTS = [torch.sparse_csr, torch.sparse_csc, torch.sparse_coo]
@@ -26,7 +25,7 @@ def design_matrix(geometry):
     for index in product(*map(range, size)):
         weight = torch.zeros(size, dtype=torch.float64)
         weight[index] = 1
-        columns.append(build(weight, geometry).flatten())
+        columns.append(to_matrix(weight, geometry).flatten())
     return torch.stack(columns, 1)
 
 
@@ -71,8 +70,8 @@ def test_there_and_back(case):
 def test_there_and_back_in_any_dtype_and_layout(dtype, layout, options):
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(3, 2, 3, 3, generator=generator, dtype=dtype)
-    geometry = Geometry(2, 3, (3, 3), (11, 7), **options)
-    back, residual = from_matrix(build(weight, geometry, layout), geometry)
+    geometry = Geometry(2, 3, (3, 3), input_size=(11, 7), **options)
+    back, residual = from_matrix(to_matrix(weight, geometry, layout=layout), geometry)
     assert (back.dtype, back.layout) == (dtype, torch.strided)
     assert torch.equal(back, weight)
     assert residual == 0
@@ -83,17 +82,17 @@ def test_there_and_back_in_any_dtype_and_layout(dtype, layout, options):
 def test_sums_neither_overflow_nor_round(dtype):
     # 250,000 entries each: their sum is beyond float16, and their mean, summed in a row, is off in every other dtype.
     weight = torch.tensor([[[[1 / 3]]], [[[3.1]]], [[[-1e-3]]]], dtype=dtype)
-    geometry = Geometry(1, 3, (1, 1), 500)
-    assert torch.equal(from_matrix(build(weight, geometry, torch.sparse_coo), geometry)[0], weight)
+    geometry = Geometry(1, 3, (1, 1), input_size=500)
+    assert torch.equal(from_matrix(to_matrix(weight, geometry, layout=torch.sparse_coo), geometry)[0], weight)
 
 
 def test_float64_takes_the_second_round():
     weight = torch.randn(4, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    geometry = Geometry(2, 4, (3, 3), (31, 29), padding=1)
+    geometry = Geometry(2, 4, (3, 3), input_size=(31, 29), padding=1)
     counts = projection._Strided(torch.ones(1).expand(geometry.shape), geometry).adjoint(torch.zeros_like(weight))
-    sums = projection._Strided(build(weight, geometry), geometry).adjoint(torch.zeros_like(weight))
+    sums = projection._Strided(to_matrix(weight, geometry), geometry).adjoint(torch.zeros_like(weight))
     assert not torch.equal(sums / counts, weight)  # what makes this a test
-    assert torch.equal(from_matrix(build(weight, geometry), geometry)[0], weight)
+    assert torch.equal(from_matrix(to_matrix(weight, geometry), geometry)[0], weight)
 
 
 @pytest.mark.parametrize("case", SMALL, **by_id)
@@ -107,11 +106,11 @@ def test_is_the_least_squares_solution(case):
     torch.testing.assert_close(weight.flatten(), expected, rtol=1e-9, atol=1e-11)
     difference = matrix.flatten() - design @ expected
     torch.testing.assert_close(residual, torch.linalg.vector_norm(difference), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(design.T @ (matrix - build(weight, geometry)).flatten(), torch.zeros_like(expected))
+    torch.testing.assert_close(design.T @ (matrix - to_matrix(weight, geometry)).flatten(), torch.zeros_like(expected))
 
 
 def test_complex_matrix_is_projected_part_by_part():
-    geometry = Geometry(2, 2, (3,), 5, padding=2, padding_mode="circular")
+    geometry = Geometry(2, 2, (3,), input_size=5, padding=2, padding_mode="circular")
     matrix = random_matrix(geometry, torch.complex128)
     weight, residual = from_matrix(matrix, geometry)
     (real, real_residual), (imag, imag_residual) = (
@@ -124,7 +123,7 @@ def test_complex_matrix_is_projected_part_by_part():
 
 
 def test_matrix_of_any_strides():
-    geometry = Geometry(2, 3, (3,), 8)
+    geometry = Geometry(2, 3, (3,), input_size=8)
     matrix = random_matrix(geometry)
     weight, residual = from_matrix(matrix, geometry)
     scattered = torch.zeros(2 * geometry.shape[1], 3 * geometry.shape[0], dtype=torch.float64)[::2, ::3].T
@@ -135,7 +134,7 @@ def test_matrix_of_any_strides():
 
 @pytest.mark.parametrize("block", [1, 7, 100])
 def test_blocks_make_up_the_matrix(block, monkeypatch):
-    geometry = Geometry(1, 2, (2, 2), (6, 5), padding=1, padding_mode="replicate")
+    geometry = Geometry(1, 2, (2, 2), input_size=(6, 5), padding=1, padding_mode="replicate")
     matrix = random_matrix(geometry)
     expected = [from_matrix(given, geometry) for given in (matrix, matrix.to_sparse())]
     monkeypatch.setattr(projection, "BLOCK_ELEMENTS", block)
@@ -158,14 +157,14 @@ def test_sparse_matrices_of_any_pattern(case, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_sparse_matrix_without_entries(layout):
-    for geometry in (Geometry(1, 2, (3,), 4), Geometry(1, 1, (2,), 1, padding=1, dilation=2)):
+    for geometry in (Geometry(1, 2, (3,), input_size=4), Geometry(1, 1, (2,), input_size=1, padding=1, dilation=2)):
         weight, residual = from_matrix(torch.zeros(geometry.shape).to_sparse(layout=layout), geometry)
         assert torch.equal(weight, torch.zeros(geometry.weight_size))
         assert residual == 0
 
 
 def test_entries_of_an_uncoalesced_matrix_add_up():
-    geometry = Geometry(1, 1, (1,), 2)
+    geometry = Geometry(1, 1, (1,), input_size=2)
     indices = torch.tensor([[1, 0, 0, 1, 0, 0], [1, 0, 0, 1, 1, 1]])
     matrix = torch.sparse_coo_tensor(indices, torch.tensor([1.0, 2, 3, 4, 5, 7]), (2, 2), check_invariants=True)
     weight, residual = from_matrix(matrix, geometry)
@@ -182,12 +181,12 @@ def test_large_sparse_matrix_is_never_dense():
 
 
 def test_weights_that_fill_no_entry_are_zero():
-    geometry = Geometry(1, 1, (3,), 1, padding=1)
+    geometry = Geometry(1, 1, (3,), input_size=1, padding=1)
     assert from_matrix(torch.tensor([[3.0]]), geometry)[0].tolist() == [[[0, 3, 0]]]
 
 
 def test_taps_that_always_overlap_share_evenly():
-    geometry = Geometry(1, 1, (4,), 2, padding=((1, 2),), padding_mode="circular")
+    geometry = Geometry(1, 1, (4,), input_size=2, padding=((1, 2),), padding_mode="circular")
     weight, residual = from_matrix(torch.tensor([[6.0, 2], [2, 6]], dtype=torch.float64), geometry)
     torch.testing.assert_close(weight.flatten().tolist(), [1.0, 3.0, 1.0, 3.0])
     assert residual < 1e-14
@@ -195,14 +194,14 @@ def test_taps_that_always_overlap_share_evenly():
 
 def test_far_padding_is_no_reason_to_drop_small_eigenvalues():
     # Almost all outputs read both ends of the input through all taps; only two of them tell the taps apart.
-    geometry = Geometry(1, 1, (2,), 2, padding=100_000, padding_mode="replicate")
+    geometry = Geometry(1, 1, (2,), input_size=2, padding=100_000, padding_mode="replicate")
     weight = torch.tensor([[[1.0, -3.0]]], dtype=torch.float64)
-    back, _ = from_matrix(build(weight, geometry), geometry)
+    back, _ = from_matrix(to_matrix(weight, geometry), geometry)
     torch.testing.assert_close(back, weight, rtol=1e-9, atol=0)
 
 
 def test_matrix_is_left_alone_and_result_has_no_gradient():
-    geometry = Geometry(2, 3, (3,), 8)
+    geometry = Geometry(2, 3, (3,), input_size=8)
     matrix = random_matrix(geometry).requires_grad_()
     before = matrix.detach().clone()
     weight, residual = from_matrix(matrix, geometry)
@@ -234,8 +233,8 @@ def test_random_matrices_keep_a_residual_orthogonal_to_convolutions(drawn):
     geometry = Geometry.from_layer(made(layer, arguments), input_size)
     matrix = random_matrix(geometry)
     weight, residual = from_matrix(matrix, geometry)
-    nearest = build(weight, geometry)
-    direction = build(torch.randn(geometry.weight_size, dtype=torch.float64), geometry)
+    nearest = to_matrix(weight, geometry)
+    direction = to_matrix(torch.randn(geometry.weight_size, dtype=torch.float64), geometry)
     scale = torch.linalg.matrix_norm(matrix) * torch.linalg.matrix_norm(direction)
     assert ((matrix - nearest) * direction).sum().abs() <= 1e-12 * scale
     torch.testing.assert_close(residual, torch.linalg.matrix_norm(matrix - nearest), rtol=1e-9, atol=1e-12)
@@ -254,12 +253,12 @@ def test_random_matrices_keep_a_residual_orthogonal_to_convolutions(drawn):
 )
 def test_bad_matrices_are_refused(matrix, error, message):
     with pytest.raises(error, match=message):
-        from_matrix(matrix, Geometry(4, 3, (1,), 2))
+        from_matrix(matrix, Geometry(4, 3, (1,), input_size=2))
 
 
 def test_block_layout_is_refused():
     with pytest.raises(TypeError, match=r"must have a layout of .*sparse_csr.*, got torch.sparse_bsr; convert it"):
-        from_matrix(torch.zeros(6, 8).to_sparse_bsr((2, 2)), Geometry(4, 3, (1,), 2))
+        from_matrix(torch.zeros(6, 8).to_sparse_bsr((2, 2)), Geometry(4, 3, (1,), input_size=2))
 
 
 def test_bad_geometry_is_refused():
@@ -306,7 +305,7 @@ def test_layer_follows_the_linear(training, weight_grad, bias_grad):
     linear.weight.requires_grad_(weight_grad)
     linear.bias.requires_grad_(bias_grad)
     with torch.no_grad():
-        conv = to_conv(linear, Geometry(1, 2, (3,), 5))
+        conv = to_conv(linear, Geometry(1, 2, (3,), input_size=5))
     assert (conv.weight.requires_grad, conv.bias.requires_grad, conv.training) == (weight_grad, bias_grad, training)
 
 
@@ -323,7 +322,7 @@ def test_layer_from_a_parametrised_linear():
 def test_linear_that_is_no_convolution_is_refused():
     linear = to_linear(nn.Conv1d(1, 1, 2), 4).requires_grad_(False)
     linear.weight.copy_(torch.tensor([[1.0, 2, 0, 0], [0, 1, 2, 0], [0, 0, 1, 5]]))
-    geometry = Geometry(1, 1, (2,), 4)
+    geometry = Geometry(1, 1, (2,), input_size=4)
     # The mean of 2, 2 and 5 is 3: the residual is sqrt(1 + 1 + 4), the norm sqrt(36).
     message = r"is no convolution.*of 2\.45, which is 0\.408 of its norm \(6\), and tolerance is 1.19e-06"
     with pytest.raises(ValueError, match=message):
@@ -337,7 +336,7 @@ def test_linear_that_is_no_convolution_is_refused():
 def test_bias_that_is_not_constant_is_refused():
     linear = to_linear(nn.Conv1d(1, 2, 2), 3).requires_grad_(False)
     linear.bias.copy_(torch.tensor([2.0, 6, 3, 3]))
-    geometry = Geometry(1, 2, (2,), 3)
+    geometry = Geometry(1, 2, (2,), input_size=3)
     message = (
         r"linear.bias is not the same at all positions of a channel.*distance of 2\.83, which is 0\.371 of its norm"
     )
@@ -350,12 +349,12 @@ def test_bias_that_is_not_constant_is_refused():
 def test_default_tolerance_is_what_rounding_explains(dtype):
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(2, 2, 5, generator=generator, dtype=torch.complex128 if dtype.is_complex else torch.float64)
-    geometry = Geometry(2, 2, (5,), 7, padding=2, padding_mode="reflect")
+    geometry = Geometry(2, 2, (5,), input_size=7, padding=2, padding_mode="reflect")
     linear = nn.Linear(14, 14, bias=False, dtype=dtype).requires_grad_(False)
-    linear.weight.copy_(build(weight, geometry))
+    linear.weight.copy_(to_matrix(weight, geometry))
     rounding = 10 * torch.finfo(dtype).eps
     torch.testing.assert_close(to_conv(linear, geometry).weight, weight.to(dtype), rtol=rounding, atol=rounding)
-    linear.weight[0, 0] += 3 * rounding * torch.linalg.matrix_norm(build(weight, geometry)).item()
+    linear.weight[0, 0] += 3 * rounding * torch.linalg.matrix_norm(to_matrix(weight, geometry)).item()
     with pytest.raises(ValueError, match=r"linear.weight is no convolution"):
         to_conv(linear, geometry)
 
@@ -364,7 +363,7 @@ def test_numbers_that_are_none_are_refused():
     linear = to_linear(nn.Conv1d(1, 1, 2), 3).requires_grad_(False)
     linear.weight[0, 0] = float("nan")
     with pytest.raises(ValueError, match="at a distance of nan"):
-        to_conv(linear, Geometry(1, 1, (2,), 3), tolerance=float("inf"))
+        to_conv(linear, Geometry(1, 1, (2,), input_size=3), tolerance=float("inf"))
 
 
 @pytest.mark.parametrize("tolerance", [None, 0.0, float("inf")])
@@ -372,7 +371,7 @@ def test_zero_is_a_convolution(tolerance):
     linear = nn.Linear(4, 3).requires_grad_(False)
     for parameter in linear.parameters():
         parameter.zero_()
-    assert not to_conv(linear, Geometry(1, 1, (2,), 4), tolerance=tolerance).weight.any()
+    assert not to_conv(linear, Geometry(1, 1, (2,), input_size=4), tolerance=tolerance).weight.any()
 
 
 class Scaled(nn.Linear):
@@ -392,14 +391,14 @@ class Scaled(nn.Linear):
 @pytest.mark.filterwarnings("ignore:Lazy modules")
 def test_bad_linears_are_refused(linear, error, message):
     with pytest.raises(error, match=message):
-        to_conv(linear, Geometry(1, 1, (2,), 4))
+        to_conv(linear, Geometry(1, 1, (2,), input_size=4))
 
 
 def test_linear_with_another_forward_of_its_own_is_refused():
     linear = nn.Linear(4, 3)
     linear.forward = lambda x: x
     with pytest.raises(TypeError, match="overrides forward"):
-        to_conv(linear, Geometry(1, 1, (2,), 4))
+        to_conv(linear, Geometry(1, 1, (2,), input_size=4))
 
 
 @pytest.mark.parametrize(
@@ -423,7 +422,7 @@ def test_padding_that_no_layer_has_is_refused(options):
 
 
 def test_padding_of_an_even_kernel_is_same():
-    geometry = Geometry(1, 1, (2, 3), (4, 5), padding="same")
+    geometry = Geometry(1, 1, (2, 3), input_size=(4, 5), padding="same")
     matrix = conv_matrix(torch.randn(1, 1, 2, 3), (4, 5), padding="same")
     linear = nn.Linear(20, 20, bias=False).requires_grad_(False)
     linear.weight.copy_(matrix)
