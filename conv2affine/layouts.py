@@ -14,7 +14,7 @@ from conv2affine import ops
 from conv2affine.derivatives import is_transformed
 from conv2affine.geometry import Geometry
 
-__all__ = ["INDEX_DTYPES", "LAYOUTS", "Request", "check_request"]
+__all__ = ["INDEX_DTYPES", "LAYOUTS", "Request", "assemble", "check_request"]
 
 INDEX_DTYPES = (torch.int32, torch.int64)
 INT32_MAX = 2**31 - 1
@@ -79,7 +79,11 @@ def _compressed(weight: Tensor, geometry: Geometry, request: Request, *, transpo
         keep = values != 0
         kept = torch.nn.functional.pad(keep.cumsum(0), (1, 0))  # before each entry
         starts, indices, values = kept[starts].to(request.index_dtype), indices[keep], values[keep]
-    size = (len(request.rows), geometry.shape[1])
+    return assemble(starts, indices, values, (len(request.rows), geometry.shape[1]), transpose=transpose)
+
+
+def assemble(starts: Tensor, indices: Tensor, values: Tensor, size: tuple[int, int], *, transpose: bool) -> Tensor:
+    """The CSR tensor of these parts, or with `transpose` the CSC tensor; the gradient keeps to the pattern."""
     if values.requires_grad and not is_transformed() and not torch.compiler.is_compiling():
         assembled: Tensor = _Assembled.apply(starts, indices, values, size, transpose)  # type: ignore[no-untyped-call]
         return assembled
