@@ -111,7 +111,7 @@ def _fake(name: str, x: Tensor, *arguments: Any) -> Any:
 
 
 def _csr_pattern(matrix: Matrix, values: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    index_dtype, rows, (nnz,) = arguments[-2], matrix.block.row_stop - matrix.block.row_start, values.shape
+    index_dtype, rows, (nnz,) = arguments[-1], matrix.block.row_stop - matrix.block.row_start, values.shape
     if not matrix.is_symbolic:
         _check_index_dtype(index_dtype, nnz, rows, matrix.columns)
     check_bytes("the row starts", rows + 1, index_dtype.itemsize)

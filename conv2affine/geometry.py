@@ -251,19 +251,19 @@ class Geometry:
             *self.kernel_size,
         )
 
-    def operator_arguments(self) -> tuple[list[int], str]:
-        """(geometry, rule) as every operator takes them; see csrc/convolution.h.
+    def operator_arguments(self) -> tuple[list[int], str, bool]:
+        """(geometry, padding_mode, transposed) as every operator takes them; see csrc/convolution.h.
 
         The first is input_size, output_size, stride, left padding and dilation in one list; the right padding shows in
         the output size.
 
         Example:
             >>> Geometry(1, 1, (3,), input_size=5, padding=1).operator_arguments()
-            ([5, 5, 1, 1, 1], 'zeros')
+            ([5, 5, 1, 1, 1], 'zeros', False)
         """
         left = (sides[0] for sides in self.padding)
         numbers = [*self.input_size, *self.output_size, *self.stride, *left, *self.dilation]
-        return numbers, "transposed" if self.transposed else self.padding_mode
+        return numbers, self.padding_mode, self.transposed
 
     def _check_channels(self) -> None:
         for name in ("in_channels", "out_channels"):

@@ -15,7 +15,17 @@ from conv2affine.checks import shown
 from conv2affine.derivatives import is_transformed
 from conv2affine.geometry import Geometry
 
-__all__ = ["INT32_MAX", "LAYOUTS", "Layout", "Request", "Size", "check_request", "csr_parts", "index_dtypes"]
+__all__ = [
+    "INT32_MAX",
+    "LAYOUTS",
+    "Layout",
+    "Request",
+    "Size",
+    "assemble",
+    "check_request",
+    "csr_parts",
+    "index_dtypes",
+]
 
 INT32_MAX = 2**31 - 1
 
@@ -136,7 +146,7 @@ def csr_parts(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(row starts, columns, values) of the matrix, or with `by_columns` of the transposed one."""
     bounds = (0, geometry.shape[1]) if by_columns else (request.rows.start, request.rows.stop)
-    starts, indices, values = ops.csr(weight, geometry, *bounds, request.index_dtype, transpose=by_columns)
+    starts, indices, values = ops.csr(weight, geometry, *bounds, request.index_dtype, by_columns=by_columns)
     if request.drop_zeros:
         keep = values != 0
         kept = torch.nn.functional.pad(keep, (1, 0)).cumsum(0, dtype=request.index_dtype)  # before each entry
@@ -154,7 +164,11 @@ def _compressed(weight: Tensor, geometry: Geometry, request: Request, *, by_colu
             f"layout ({request.layout}) must be torch.strided or torch.sparse_coo for complex weights that require "
             "gradients: PyTorch has no such gradient for the other layouts; or build it under torch.no_grad()"
         )
-    size = (len(request.rows), geometry.shape[1])
+    return assemble(starts, indices, values, (len(request.rows), geometry.shape[1]), by_columns=by_columns)
+
+
+def assemble(starts: Tensor, indices: Tensor, values: Tensor, size: tuple[int, int], *, by_columns: bool) -> Tensor:
+    """The CSR tensor of these parts, or the CSC tensor; the gradient keeps to the pattern."""
     if values.requires_grad and not is_transformed() and not torch.compiler.is_compiling():
         assembled: Tensor = _Assembled.apply(starts, indices, values, size, by_columns)  # type: ignore[no-untyped-call]
         return assembled

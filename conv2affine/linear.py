@@ -2,64 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from conv2affine.checks import Conv, InputSize
 from conv2affine.geometry import Geometry
 from conv2affine.matrix import expand, to_matrix
 from conv2affine.parameters import weight_and_bias
+from conv2affine.sparse_linear import SparseLinear
 
-__all__ = ["SparseLinear", "to_linear", "torch_conv_layer_to_affine"]
-
-
-class SparseLinear(nn.Linear):
-    """An `nn.Linear` whose weight is a sparse CSR matrix.
-
-        y = x @ W.T + b
-
-    `forward` takes the inputs that `nn.Linear` takes, and gradients reach them. PyTorch makes the gradient of a sparse
-    weight a strided matrix: before a backward pass through a large layer, freeze it,
-    `fc.weight.requires_grad_(False)`. What PyTorch 2.13 lacks for such a weight is here: another dtype or device, and
-    `copy.deepcopy`. What it does not have at all: products in float16 and bfloat16 on the CPU, optimizers for a sparse
-    weight, and `share_memory`.
-
-    Example:
-        >>> to_linear(nn.Conv2d(3, 8, 3), 9, layout=torch.sparse_csr).double()
-        SparseLinear(in_features=243, out_features=392, bias=True)
-    """
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLinear:
-        # nn.Module assigns to `weight.data`, which changes the dtype of a CSR tensor, but not that of its values: the
-        # weight is left out there, and replaced where it changes.
-        weight: Any = self.weight
-        self._parameters["weight"] = None
-        try:
-            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        finally:
-            self._parameters["weight"] = weight
-        with torch.no_grad():
-            applied = fn(weight)
-        if applied is not weight:
-            self.weight = nn.Parameter(applied.detach(), weight.requires_grad)
-            if weight.grad is not None:
-                self.weight.grad = fn(weight.grad)
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> SparseLinear:
-        # A parameter copies itself with a memory format, which CSR tensors refuse.
-        memo[id(self.weight)] = nn.Parameter(self.weight.detach().clone(), self.weight.requires_grad)
-        twin = type(self).__new__(type(self))
-        memo[id(self)] = twin
-        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return twin
+__all__ = ["to_linear", "torch_conv_layer_to_affine"]
 
 
-LAYERS: dict[torch.layout, type[nn.Linear]] = {torch.strided: nn.Linear, torch.sparse_csr: SparseLinear}
+LAYOUTS = (torch.strided, torch.sparse_csr)
 
 
 def to_linear(
@@ -106,21 +61,21 @@ def to_linear(
         True
     """
     geometry = Geometry.from_layer(conv, input_size)
-    if layout not in LAYERS:
+    if layout not in LAYOUTS:
         raise ValueError(f"layout ({layout}) must be torch.strided or torch.sparse_csr in a linear layer")
     with torch.enable_grad():  # without it, a parametrised weight would not require gradients
         weight, bias = weight_and_bias(conv)
     matrix = to_matrix(weight.detach(), geometry, layout=layout, index_dtype=index_dtype, drop_zeros=drop_zeros)
+    rows = None if bias is None else nn.Parameter(expand(bias.detach(), geometry), bias.requires_grad)
+    if layout is torch.sparse_csr:
+        return SparseLinear(matrix.requires_grad_(weight.requires_grad), rows).train(conv.training)
     # The constructor of nn.Linear is not called: it would allocate a second matrix, fill it with random numbers, and
     # change the state of the random number generator.
-    linear = LAYERS[layout].__new__(LAYERS[layout])
+    linear = nn.Linear.__new__(nn.Linear)
     nn.Module.__init__(linear)
     linear.out_features, linear.in_features = geometry.shape
     linear.weight = nn.Parameter(matrix, weight.requires_grad)
-    if bias is None:
-        linear.register_parameter("bias", None)
-    else:
-        linear.bias = nn.Parameter(expand(bias.detach(), geometry), bias.requires_grad)
+    linear.register_parameter("bias", rows)
     return linear.train(conv.training)
 
 

@@ -24,12 +24,13 @@ class Block(NamedTuple):
     """
 
     geometry: Sequence[int]
-    rule: str
+    padding_mode: str
+    transposed: bool
     row_start: int
     row_stop: int
 
     @property
-    def convolution(self) -> tuple[Sequence[int], str]:
+    def convolution(self) -> tuple[Sequence[int], str, bool]:
         """The fields that say which convolution it is."""
         return self[:-2]
 
@@ -181,12 +182,36 @@ class ToWeight(Matrix):
         return matrix.new_empty(self.weight_size)
 
 
+class Repeat(NamedTuple):
+    """From the bias of the convolution to that of the linear layer."""
+
+    channels: int
+    outputs: int
+
+    def __call__(self, bias: Tensor) -> Tensor:
+        rows: Tensor = OPERATORS.bias.default(bias, self.outputs)
+        return rows
+
+    def adjoint(self, rows: Tensor) -> Tensor:
+        return rows.view(self.channels, self.outputs).sum(1)
+
+    def batched(self, biases: Tensor) -> Tensor:
+        return self(biases.flatten()).view(len(biases), -1)
+
+    def empty(self, bias: Tensor) -> Tensor:
+        if self.outputs < 1:
+            raise ValueError(f"outputs ({self.outputs}) must be >= 1")
+        check_bytes("the bias", self.channels, self.outputs, bias.itemsize)
+        return bias.new_empty(self.channels * self.outputs)
+
+
 # From the size of the first argument and the other arguments of each operator.
 LINEAR: dict[str, Callable[..., Linear]] = {
     "dense": lambda size, *block: ToMatrix(size, Block(*block)),
     "values": lambda size, *arguments: ToMatrix(size, Block(*arguments[:-1]), arguments[-1]),
-    "csr": lambda size, *arguments: ToMatrix(size, Block(*arguments[:-2]), arguments[-1]),
+    "csr": lambda size, *arguments: ToMatrix(size, Block(*arguments[:-2]), arguments[-2]),
     "coo": lambda size, *block: ToMatrix(size, Block(*block), False),
+    "bias": lambda size, outputs: Repeat(*size, outputs),
     "dense_adjoint": lambda _, size, *block: ToWeight(size, Block(*block)),
     "sparse_adjoint": lambda _, size, *arguments: ToWeight(size, Block(*arguments[:-1]), arguments[-1]),
 }

@@ -274,8 +274,7 @@ def expand(bias: Tensor, geometry: Geometry) -> Tensor:
         MemoryError: If there is not enough memory left.
     """
     check_bias_memory(geometry, bias)
-    rows = bias.unsqueeze(1).expand(-1, prod(geometry.output_size))  # (co, o)
-    return rows.clone(memory_format=torch.contiguous_format).flatten()
+    return ops.bias(bias, geometry)
 
 
 def _has_overlap(geometry: Geometry) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,17 @@ from conv2affine.extension import _C
 from conv2affine.geometry import Geometry
 from conv2affine.linear_maps import Block
 
-__all__ = ["coo", "csr", "dense", "dense_adjoint", "dense_resident_bytes", "entries", "sparse_adjoint", "values"]
+__all__ = [
+    "bias",
+    "coo",
+    "csr",
+    "dense",
+    "dense_adjoint",
+    "dense_resident_bytes",
+    "entries",
+    "sparse_adjoint",
+    "values",
+]
 
 
 def dense(weight: Tensor, geometry: Geometry, row_start: int, row_stop: int) -> Tensor:
@@ -20,11 +32,11 @@ def dense(weight: Tensor, geometry: Geometry, row_start: int, row_stop: int) -> 
 
 
 def csr(
-    weight: Tensor, geometry: Geometry, row_start: int, row_stop: int, index_dtype: torch.dtype, *, transpose: bool
+    weight: Tensor, geometry: Geometry, row_start: int, row_stop: int, index_dtype: torch.dtype, *, by_columns: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(crow, col, values) of rows [row_start, row_stop) of the matrix or its transpose; see csrc/sparse.h."""
+    """(crow, col, values) of rows [row_start, row_stop) of the matrix, or of its transpose; see csrc/sparse.h."""
     block = _block(geometry, row_start, row_stop)
-    crow, col, values = call("csr", geometry.group_weight(weight), *block, index_dtype, transpose)
+    crow, col, values = call("csr", geometry.group_weight(weight), *block, by_columns, index_dtype)
     return crow, col, values
 
 
@@ -37,6 +49,12 @@ def coo(weight: Tensor, geometry: Geometry, row_start: int, row_stop: int) -> tu
 def values(weight: Tensor, geometry: Geometry) -> Tensor:
     """The values of `csr` and of `coo` alone, for all rows; see csrc/sparse.h."""
     result: Tensor = call("values", geometry.group_weight(weight), *_block(geometry), False)
+    return result
+
+
+def bias(bias: Tensor, geometry: Geometry) -> Tensor:
+    """The bias of the linear layer, one element per row of the matrix; see csrc/bias.h."""
+    result: Tensor = call("bias", bias, prod(geometry.output_size))
     return result
 
 

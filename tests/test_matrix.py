@@ -202,7 +202,6 @@ def test_groups_that_do_not_divide_are_refused(function):
         function(torch.ones(4, 2, 3), 8, groups=3)
 
 
-@pytest.mark.xfail(raises=NotImplementedError, strict=True, reason="the operators know only dtypes that can be added")
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("dtype", COPIED_DTYPES, ids=str)
 def test_weights_that_cannot_be_added_are_copied_where_no_taps_overlap(dtype, layout):

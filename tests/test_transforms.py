@@ -9,7 +9,7 @@ from conv2affine import Geometry, conv_matrix, conv_transpose_matrix
 OPERATORS = torch.ops.conv2affine
 GEOMETRY = Geometry(2, 2, (2,), 3, padding=1, groups=2)
 BLOCK = (*GEOMETRY.operator_arguments(), 1, 7)  # rows of both groups, but not all
-SIZE = list(GEOMETRY.canonical_size)
+SIZE = list(GEOMETRY.grouped_size)
 
 
 def values(w, layout):
