@@ -93,7 +93,7 @@ def test_sizes_that_do_not_belong_together_stay_in_bounds(mode, stride, padding)
 def test_unsupported_tensors_are_refused():
     with pytest.raises(NotImplementedError, match="'SparseCPU' backend"):
         dense(weight=VALID["weight"].to_sparse())
-    with pytest.raises(NotImplementedError, match="weights of Bool are copied, but not added up, and up to 4 of them"):
+    with pytest.raises(NotImplementedError, match="weights of Bool are copied, but not added up, and up to 6 of them"):
         dense(weight=VALID["weight"].bool(), input_size=[2, 2], padding_mode="replicate")
 
 
