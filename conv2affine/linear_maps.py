@@ -181,6 +181,29 @@ class ToWeight(Matrix):
         return matrix.new_empty(self.weight_size)
 
 
+class ToBias(NamedTuple):
+    """From one entry per channel to one per row: `bias`."""
+
+    bias_size: Sequence[int]
+    outputs: int
+
+    def __call__(self, bias: Tensor) -> Tensor:
+        rows: Tensor = OPERATORS.bias.default(bias, self.outputs)
+        return rows
+
+    def adjoint(self, rows: Tensor) -> Tensor:
+        return rows.reshape(*self.bias_size, self.outputs).sum(1)
+
+    def batched(self, biases: Tensor) -> Tensor:
+        return self(biases.flatten()).view(biases.shape[0], -1)
+
+    def empty(self, bias: Tensor) -> Tensor:
+        if bias.dim() != 1:
+            raise ValueError(f"bias must have one axis, got shape {list(bias.shape)}")
+        check_bytes("the bias", *self.bias_size, self.outputs, bias.itemsize)
+        return bias.new_empty(bias.shape[0] * self.outputs)
+
+
 # From the size of the first argument and the other arguments of each operator.
 LINEAR: dict[str, Callable[..., Linear]] = {
     "dense": lambda size, *block: ToMatrix(size, Block(*block)),
