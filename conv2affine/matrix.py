@@ -244,7 +244,7 @@ def checked_request(
 
     Raises:
         TypeError: If taps overlap, and their weights are of a dtype that PyTorch does not add.
-        ValueError: As `layouts.check_request`.
+        ValueError: As `layouts.check_request`; or if zeros of a meta tensor should be dropped.
         MemoryError: As `guard.check_memory`.
     """
     request = check_request(geometry, layout, rows, index_dtype, drop_zeros)
@@ -254,6 +254,8 @@ def checked_request(
             f"{geometry.padding_mode!r}, padding {geometry.padding} and input size {geometry.input_size} several taps "
             "read the same input; pass weight.float()"
         )
+    if drop_zeros and weight.is_meta:
+        raise ValueError("drop_zeros must be False on the meta device, where no weight is known to be 0; leave it out")
     check_memory(geometry, weight, request)
     return request
 
