@@ -2,15 +2,6 @@
 
 #include <torch/library.h>
 
-namespace conv2affine {
-
-void check_weight_bytes(at::IntArrayRef weight_size, const at::Tensor& entries) {
-  checked_product({c10::multiply_integers(weight_size), static_cast<int64_t>(entries.element_size())},
-                  "bytes of the weight");
-}
-
-}  // namespace conv2affine
-
 TORCH_LIBRARY_FRAGMENT(conv2affine, m) {
   m.def(
       "dense_adjoint(Tensor matrix, SymInt[] weight_size, SymInt[] geometry, str padding_mode, bool transposed, SymInt "
