@@ -46,19 +46,21 @@ class Worker:
         """Seconds of one round, or why there are none."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps([table, case.id, task.name]) + "\n")
-        self.process.stdin.flush()
+        try:
+            self.process.stdin.write(json.dumps([table, case.id, task.name]) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # there is no answer then
         answer = self.process.stdout.readline()
         if not answer:
-            raise RuntimeError(f"the worker ended with exit code {self.process.wait()}: {self.process.args}")
+            self.close()
+            raise RuntimeError(f"the worker ended with exit code {self.process.returncode}: {self.process.args}")
         seconds: float | str = json.loads(answer)
         return seconds
 
     def close(self) -> None:
         """End the process."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+        self.process.communicate()
 
 
 def compare(workers: tuple[Worker, Worker], table: str, case: Case, rounds: int, limit: float) -> list[Comparison]:
