@@ -53,14 +53,20 @@ struct DenseSource {
   const scalar_t* row;
   int64_t row_stride, column_stride;
 
-  // Adds the entries of the next rows.
+  // Adds the next rows, `count` of one output channel, to its weights. `sums` is working memory.
   template <typename acc_t>
-  void add(const RowRun<int64_t>& run, acc_t* sums) {
-    const int64_t* columns = run.pattern.columns.data();
-    const int64_t nnz = run.pattern.size();
-    for (int64_t n = 0; n < run.rows; ++n, row += row_stride) {
-      const scalar_t* from = row + (run.offset + n * run.step) * column_stride;
-      for (int64_t e = 0; e < nnz; ++e) sums[e] += static_cast<acc_t>(from[columns[e] * column_stride]);
+  void add(RowWalker<int64_t>& walker, std::vector<acc_t>& sums, acc_t* weights, int64_t count) {
+    while (count > 0) {
+      const RowRun run = walker.next(count);
+      const int64_t* columns = run.pattern.columns.data();
+      const int64_t nnz = run.pattern.size();
+      sums.assign(nnz, acc_t(0));
+      for (int64_t n = 0; n < run.rows; ++n, row += row_stride) {
+        const scalar_t* from = row + (run.offset + n * run.step) * column_stride;
+        for (int64_t e = 0; e < nnz; ++e) sums[e] += static_cast<acc_t>(from[columns[e] * column_stride]);
+      }
+      run.pattern.add(sums.data(), weights);
+      count -= run.rows;
     }
   }
 };
@@ -70,11 +76,31 @@ template <typename scalar_t>
 struct SparseSource {
   const scalar_t* values;
 
+  // The same. What repeats along a line is added up first, in loops so long that vectors pay, and then goes to weights.
   template <typename acc_t>
-  void add(const RowRun<int64_t>& run, acc_t* sums) {
-    const int64_t nnz = run.pattern.size();
-    add_rows(sums, values, nnz, run.rows);
-    values += run.rows * nnz;
+  void add(RowWalker<int64_t>& walker, std::vector<acc_t>& sums, acc_t* weights, int64_t count) {
+    constexpr int64_t kBlockEntries = 256;
+    while (count > 0) {
+      const auto [rows, nnz, times] = walker.repeats(count);
+      int64_t repeats = std::clamp<int64_t>(kBlockEntries / std::max<int64_t>(1, nnz), 1, times);
+      const int64_t rest = times % repeats * nnz;
+      sums.assign(repeats * nnz, acc_t(0));
+      add_rows(sums.data(), values, repeats * nnz, times / repeats);
+      add_rows(sums.data(), values + times * nnz - rest, rest, 1);
+      for (; repeats > 1; repeats = (repeats + 1) / 2) {  // the second half to the first one
+        const int64_t kept = (repeats + 1) / 2 * nnz;
+        add_rows(sums.data(), sums.data() + kept, repeats * nnz - kept, 1);
+      }
+      const acc_t* entries = sums.data();
+      for (int64_t r = 0; r < rows; ++r) {
+        const RowRun run = walker.next(1);
+        run.pattern.add(entries, weights);
+        entries += run.pattern.size();
+      }
+      walker.skip((times - 1) * rows);
+      values += times * nnz;
+      count -= times * rows;
+    }
   }
 };
 
@@ -98,22 +124,6 @@ std::vector<int64_t> parts_of(const MatrixRows& rows) {
   return starts;
 }
 
-// Adds the next `count` rows, all of one output channel, to its weights. `sums` is working memory.
-template <typename acc_t, typename Source>
-void add_channel(RowWalker<int64_t>& walker, Source& source, std::vector<acc_t>& sums, acc_t* weights, int64_t count) {
-  while (count > 0) {
-    const RowRun run = walker.next(count);
-    if (run.pattern.whole) {
-      source.add(run, weights);
-    } else {
-      sums.assign(run.pattern.size(), acc_t(0));
-      source.add(run, sums.data());
-      run.pattern.add(sums.data(), weights);
-    }
-    count -= run.rows;
-  }
-}
-
 // `source_at` gives the source that begins at a row.
 template <typename scalar_t, typename SourceAt>
 at::Tensor adjoint(const MatrixRows& rows, const at::TensorOptions& options, const SourceAt& source_at) {
@@ -132,7 +142,7 @@ at::Tensor adjoint(const MatrixRows& rows, const at::TensorOptions& options, con
     auto source = source_at(starts[first]);
     std::vector<acc_t> sums;
     for (int64_t part = first; part < last; ++part) {
-      add_channel(walker, source, sums, sums_of_parts + part * kernel, starts[part + 1] - starts[part]);
+      source.add(walker, sums, sums_of_parts + part * kernel, starts[part + 1] - starts[part]);
     }
   });
   at::Tensor weight = partial;

@@ -106,6 +106,22 @@ class RowWalker {
     return {std::min(most / conv_.axes[2].output, lines.count), lines.step * conv_.axes[2].input};
   }
 
+  // The next rows, as `times` repetitions of `rows` rows that have `nnz` entries together, no more than `most` rows in
+  // all and none beyond the line.
+  struct Repeats {
+    int64_t rows, nnz, times;
+  };
+  Repeats repeats(int64_t most) const {
+    const Zones& zones = taps_[2].zones();
+    const int64_t inside = zones.begin <= at_.o3 ? std::min(most, zones.end - at_.o3) : 0;
+    const int64_t turns = inside / zones.period;  // from any coordinate of the interior on
+    const int64_t rows = turns > 0 ? zones.period : 1;
+    const int64_t times = turns > 0 ? turns : std::min(most, taps_[2].repeat(at_.o3).count);
+    const int64_t along = taps_[2].nnz_before(at_.o3 + rows) - taps_[2].nnz_before(at_.o3);
+    const int64_t nnz1 = taps_[0].nnz_of(taps_[0][at_.o1].pattern), nnz2 = taps_[1].nnz_of(taps_[1][at_.o2].pattern);
+    return {rows, conv_.in_per_group * nnz1 * nnz2 * along, times};
+  }
+
   // Passes over rows, to the first one of the next plane at most.
   void skip(int64_t rows) {
     at_.advance(conv_, rows);
