@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, nn
 
 from conv2affine.geometry import Conv, Geometry, Sizes
 from conv2affine.matrix import build, expand
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from conv2affine.distributed.linear import ShardedSparseLinear
 
 __all__ = ["SparseLinear", "to_linear", "torch_conv_layer_to_affine"]
 
@@ -60,6 +65,26 @@ class SparseLinear(nn.Linear):
 LAYERS: dict[torch.layout, type[nn.Linear]] = {torch.strided: nn.Linear, torch.sparse_csr: SparseLinear}
 
 
+@overload
+def to_linear(
+    conv: Conv,
+    input_size: Sizes,
+    *,
+    layout: torch.layout = ...,
+    index_dtype: torch.dtype | None = ...,
+    drop_zeros: bool = ...,
+    device_mesh: None = ...,
+) -> nn.Linear: ...
+@overload
+def to_linear(
+    conv: Conv,
+    input_size: Sizes,
+    *,
+    layout: torch.layout = ...,
+    index_dtype: torch.dtype | None = ...,
+    drop_zeros: bool = ...,
+    device_mesh: DeviceMesh,
+) -> nn.Linear | ShardedSparseLinear: ...
 def to_linear(
     conv: Conv,
     input_size: Sizes,
@@ -67,7 +92,8 @@ def to_linear(
     layout: torch.layout = torch.strided,
     index_dtype: torch.dtype | None = None,
     drop_zeros: bool = False,
-) -> nn.Linear:
+    device_mesh: DeviceMesh | None = None,
+) -> nn.Linear | ShardedSparseLinear:
     """The fully-connected layer that is exactly equivalent to a convolution layer.
 
         fc(x.flatten(1)) == conv(x).flatten(1)
@@ -81,6 +107,8 @@ def to_linear(
             `torch.strided`.
         index_dtype: As in `to_matrix`.
         drop_zeros: As in `to_matrix`.
+        device_mesh: The ranks that share the layer, in one dimension; each builds its own rows. Default: None, the
+            whole layer in this process.
 
     Returns:
         An `nn.Linear` with parameters of its own, in the dtype and on the device of the layer's,
@@ -88,7 +116,9 @@ def to_linear(
         where the layer has none. `weight[r, c]` tells how much input element c counts in output
         element r, both counted in C order over (channel, *position).
 
-        With `torch.sparse_csr` it is a `SparseLinear`.
+        With `torch.sparse_csr` it is a `SparseLinear`. With a device mesh, weight and bias are DTensors of placements
+        `(Shard(0),)`, which `parallelize_module` with `ColwiseParallel` takes as they are; with both, it is a
+        `conv2affine.distributed.ShardedSparseLinear`.
 
     Raises:
         TypeError: If `conv` is not one of the six layers, or a subclass that computes otherwise.
@@ -108,6 +138,10 @@ def to_linear(
     geometry = Geometry.from_layer(conv, input_size)
     if layout not in LAYERS:
         raise ValueError(f"layout ({layout}) must be torch.strided or torch.sparse_csr in a linear layer")
+    if device_mesh is not None:
+        from conv2affine.distributed.linear import sharded_linear  # torch.distributed, where it is asked for
+
+        return sharded_linear(conv, input_size, device_mesh, layout, index_dtype, drop_zeros)
     with torch.enable_grad():  # otherwise a parametrised weight would not say that it requires grad
         weight, bias = conv.weight, conv.bias
     matrix = build(weight.detach(), geometry, layout, None, index_dtype, drop_zeros)
