@@ -66,7 +66,7 @@ def contenders(case: Case, limit: float) -> Iterator[tuple[str, Call]]:
     expected = ops.sparse_adjoint(values, geometry)
     yield "values.sum()", values.sum
     yield "sparse_adjoint", partial(ops.sparse_adjoint, values, geometry)
-    arguments = (geometry.canonical_size, *geometry.operator_arguments(), 0, geometry.shape[0], False)
+    arguments = (geometry.grouped_size, *geometry.operator_arguments(), 0, geometry.shape[0], False)
     yield "its operator", partial(derivatives.call, "sparse_adjoint", values, *arguments)
     if COPIES * case.bytes(torch.strided) > limit:
         return

@@ -57,7 +57,7 @@ def arguments(case: Case) -> tuple[Any, ...]:
     """What every operator takes."""
     conv = case.conv()
     geometry = Geometry.from_layer(conv, case.input_size)
-    return (geometry.canonical(conv.weight), *geometry.operator_arguments(), 0, geometry.shape[0])
+    return (geometry.group_weight(conv.weight), *geometry.operator_arguments(), 0, geometry.shape[0])
 
 
 TINY: dict[str, Any] = {"too_slow": lambda case: case.plan.nnz > 1e4}

@@ -20,7 +20,7 @@ from rich.text import Text
 from benchmarks.measure import Result
 from benchmarks.ours import FRESH, WARM
 from benchmarks.series import Settings
-from conv2affine.plan import readable_bytes
+from conv2affine.planning import readable_bytes
 
 STYLES = {"ours": "bold", "floor": "dim", "peer": ""}
 PACKAGES = ("conv2affine", "torch", "numpy", "scipy", "einconv")

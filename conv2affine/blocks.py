@@ -9,69 +9,38 @@ import torch
 from torch import Tensor
 
 from conv2affine import ops
-from conv2affine.geometry import Conv, Geometry, Sizes
-from conv2affine.layouts import INDEX_DTYPES, check_request
-from conv2affine.matrix import build
-from conv2affine.memory import check_memory
+from conv2affine.geometry import Geometry
+from conv2affine.matrix import checked_request
 
-__all__ = ["BLOCK_BYTES", "bias_rows", "check_csr", "csr_rows", "matrix_rows", "row_blocks", "weight_and_geometry"]
+__all__ = ["BLOCK_ENTRIES", "bias_rows", "check_rows", "csr_rows", "row_blocks"]
 
-# Bytes of a block of rows. So few are made by one thread, which is faster than a disk: threads that wait for each other
-# on a busy machine took 18 s for 0.9 GB in blocks of 1 MB, and one thread 0.1 s.
-BLOCK_BYTES = 2**18
-
-
-def weight_and_geometry(conv: Conv | Tensor, input_size: Sizes | Geometry) -> tuple[Tensor, Geometry]:
-    """The two things that decide every row, from a layer and its input size, or as they were passed.
-
-    The weight of a layer is read once, so every block comes from the same values.
-    """
-    if isinstance(conv, Tensor) and isinstance(input_size, Geometry):
-        input_size.canonical(conv)  # for its checks
-        return conv, input_size
-    if isinstance(conv, Tensor) or isinstance(input_size, Geometry):
-        raise TypeError(
-            "conv and input_size must be a layer and its input size, or a weight and its Geometry, got "
-            f"{type(conv).__name__} and {type(input_size).__name__}"
-        )
-    return conv.weight, Geometry.from_layer(conv, input_size)
-
-
-def matrix_rows(
-    weight: Tensor,
-    geometry: Geometry,
-    rows: range,
-    layout: torch.layout = torch.strided,
-    index_dtype: torch.dtype | None = None,
-    drop_zeros: bool = False,
-) -> Tensor:
-    """A block of rows of the matrix, as `to_matrix(conv, input_size, rows=rows, ...)`."""
-    return build(weight, geometry, layout, rows, index_dtype, drop_zeros)
+# Entries in a block of rows. So few are made by one thread, which is faster than a disk. In blocks four times as large,
+# 0.9 GB took two threads 18 s on a busy machine, where they waited for each other, and one thread 0.1 s.
+BLOCK_ENTRIES = 2**15
 
 
 def csr_rows(
     weight: Tensor, geometry: Geometry, rows: range, index_dtype: torch.dtype = torch.int64
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(crow_indices, col_indices, values) of a block of rows, without the sparse tensor, of which PyTorch warns.
+    """(crow_indices, col_indices, values) of a block of rows, without checks: those take longer than a small block.
 
     Example:
-        >>> csr_rows(torch.tensor([[[1.0, 2.0]]]), Geometry(1, 1, (2,), 4), range(1, 3))
+        >>> csr_rows(torch.tensor([[[1.0, 2.0]]]), Geometry(1, 1, (2,), input_size=4), range(1, 3))
         (tensor([0, 2, 4]), tensor([1, 2, 2, 3]), tensor([1., 2., 1., 2.]))
     """
-    return ops.csr(weight, geometry, rows.start, rows.stop, index_dtype, transpose=False)
+    return ops.csr(weight, geometry, rows.start, rows.stop, index_dtype, by_columns=False)
 
 
-def check_csr(geometry: Geometry, dtype: torch.dtype, rows: range, index_dtype: torch.dtype) -> None:
-    """Raise MemoryError if there is not enough memory left for these rows in CSR."""
-    request = check_request(geometry, torch.sparse_csr, rows, index_dtype)
-    check_memory(geometry, torch.empty(0, dtype=dtype, device="cpu"), request)
+def check_rows(weight: Tensor, geometry: Geometry, index_dtype: torch.dtype) -> None:
+    """The checks that `csr_rows` leaves out, for all blocks; raises as `to_matrix`."""
+    checked_request(weight, geometry, torch.sparse_csr, range(1), index_dtype, drop_zeros=False)
 
 
 def bias_rows(bias: Tensor, geometry: Geometry, rows: range) -> Tensor:
     """The part of `to_bias(conv, input_size)` that belongs to these rows.
 
     Example:
-        >>> bias_rows(torch.tensor([5.0, 7.0]), Geometry(1, 2, (2,), 4), range(2, 5))
+        >>> bias_rows(torch.tensor([5.0, 7.0]), Geometry(1, 2, (2,), input_size=4), range(2, 5))
         tensor([5., 7., 7.])
     """
     positions = prod(geometry.output_size)
@@ -81,15 +50,13 @@ def bias_rows(bias: Tensor, geometry: Geometry, rows: range) -> Tensor:
     return block[start : start + len(rows)].clone()
 
 
-def row_blocks(geometry: Geometry, dtype: torch.dtype, rows: range, limit: int) -> Iterator[range]:
-    """`rows` in blocks, each of which takes at most `limit` bytes in CSR, unless a single row takes more.
+def row_blocks(geometry: Geometry, rows: range) -> Iterator[range]:
+    """`rows` in blocks of at most BLOCK_ENTRIES entries, or of a single row.
 
     Example:
-        >>> geometry = Geometry(1, 1, (3,), 10)  # 3 entries of 4 + 8 bytes, and 8 bytes for where the row starts
-        >>> list(row_blocks(geometry, torch.float32, range(8), 150))
-        [range(0, 3), range(3, 6), range(6, 8)]
+        >>> list(row_blocks(Geometry(1, 1, (3,), input_size=32768), range(30000)))
+        [range(0, 10922), range(10922, 21844), range(21844, 30000)]
     """
-    index = max(index_dtype.itemsize for index_dtype in INDEX_DTYPES)
-    entries = geometry.in_channels // geometry.groups * prod(geometry.kernel_size)  # at most, in one row
-    step = max(1, limit // (entries * (dtype.itemsize + index) + index))
+    entries = geometry.in_channels // geometry.groups * prod(geometry.kernel_size)  # of a row, at most
+    step = max(1, BLOCK_ENTRIES // entries)
     return (rows[start : start + step] for start in range(0, len(rows), step))

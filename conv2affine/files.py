@@ -25,10 +25,12 @@ import torch
 from torch import Tensor
 
 from conv2affine import ops
-from conv2affine.blocks import BLOCK_BYTES, csr_rows, row_blocks, weight_and_geometry
-from conv2affine.geometry import Conv, Geometry, Sizes
+from conv2affine.blocks import check_rows, csr_rows, row_blocks
+from conv2affine.checks import Conv, InputSize
+from conv2affine.geometry import Geometry
 from conv2affine.layouts import check_request
-from conv2affine.plan import readable_bytes
+from conv2affine.planning import readable_bytes
+from conv2affine.scipy_interop import ARRAY_DTYPES, scipy_weight
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,7 +47,7 @@ PAGE_BYTES = 4096
 def save_csr(
     path: str | os.PathLike[str],
     conv: Conv | Tensor,
-    input_size: Sizes | Geometry,
+    input_size: InputSize | Geometry,
     *,
     index_dtype: torch.dtype | None = None,
     progress: bool = True,
@@ -59,14 +61,14 @@ def save_csr(
 
     Args:
         path: The file to write, which must not exist.
-        conv: A convolution layer, as in `to_matrix`, of any dtype but float16 and bfloat16; or its weight, with a
+        conv: A convolution layer, as in `to_matrix`, of a dtype that `to_scipy` takes; or its weight, with a
             `Geometry` as `input_size`.
         input_size: (I_1, ..., I_D), as in `x.shape[-D:]`, or one int for all axes; or the `Geometry` of the weight.
         index_dtype: As in `to_matrix`.
         progress: Whether to show a progress bar on standard error, where that is a terminal. Default: True.
 
     Raises:
-        TypeError: As `to_matrix`; or if the weight is float16 or bfloat16.
+        TypeError: As `to_matrix`; or if SciPy's arrays do not have the weight's dtype.
         ValueError: As `to_matrix`; or if there is a ".part" file that this call cannot go on with.
         FileExistsError: If `path` exists.
         OSError: If the disk has not enough space left.
@@ -80,21 +82,17 @@ def save_csr(
         ['conv.h5']
     """
     path = Path(path)
-    weight, geometry = weight_and_geometry(conv, input_size)
-    weight = weight.detach().cpu()
-    if weight.dtype in (torch.float16, torch.bfloat16):
-        raise TypeError(
-            f"conv.weight must have a dtype that SciPy's sparse arrays have, got {weight.dtype}; "
-            "pass conv.float() or conv.double()"
-        )
+    weight, geometry = scipy_weight(conv, input_size, "sparse arrays", ARRAY_DTYPES)
+    weight = weight.cpu()
     if path.exists():
         raise FileExistsError(f"path ({path}) must not exist; delete the file, or choose another name")
     index_dtype = check_request(geometry, torch.sparse_csr, None, index_dtype).index_dtype
+    check_rows(weight, geometry, index_dtype)
     part = path.with_name(path.name + ".part")
     if not part.exists():
         _create(part, weight, geometry, index_dtype)
     offsets, rows = _resume(part, weight, geometry, index_dtype)
-    blocks = row_blocks(geometry, weight.dtype, rows, BLOCK_BYTES)
+    blocks = row_blocks(geometry, rows)
     with open(part, "r+b", buffering=0) as file:
         unsynced = 0
         for block in _shown(blocks, rows) if progress and sys.stderr.isatty() else blocks:
@@ -128,7 +126,7 @@ def open_csr(path: str | os.PathLike[str]) -> csr_array:
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save_csr(f"{folder}/conv.h5", torch.tensor([[[1, 2]]]), Geometry(1, 1, (2,), 4))
+        ...     save_csr(f"{folder}/conv.h5", torch.tensor([[[1, 2]]]), Geometry(1, 1, (2,), input_size=4))
         ...     open_csr(f"{folder}/conv.h5")[1:].toarray()
         array([[0, 1, 2, 0],
                [0, 0, 1, 2]])

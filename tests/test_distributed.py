@@ -125,9 +125,9 @@ def test_what_does_not_go_together_is_refused():
     conv = nn.Conv1d(1, 1, 2)
     with pytest.raises(RuntimeError, match=r"device_mesh \(None\) needs a process group: .* torchrun"):
         to_dtensor(conv, 4)
-    with pytest.raises(TypeError, match="a weight and its Geometry, got Parameter and int"):
+    with pytest.raises(TypeError, match=r"conv must be .* got .*Parameter"):
         to_dtensor(conv.weight, 4)
-    with pytest.raises(TypeError, match="a weight and its Geometry, got Conv1d and Geometry"):
+    with pytest.raises(TypeError, match=r"conv \(Conv1d\) must be a weight tensor if input_size is a Geometry"):
         to_dtensor(conv, Geometry.from_layer(conv, 4))
     for mesh in fake_ranks(2, 2):
         with pytest.raises(ValueError, match=r"must have one dimension, got .* pass the one that shards the layer"):
@@ -157,7 +157,7 @@ def check_memory(mesh, folder):
     to_dtensor(conv, 4, mesh)
     before, mapped = status("VmRSS"), status("VmSize")
     limits = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (mapped + whole * 3 // 4, limits[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + whole * 9 // 10, limits[1]))
     try:
         with pytest.raises(MemoryError, match="choose a layout that fits"):
             to_matrix(conv, 32)
@@ -259,9 +259,18 @@ def check_sparse_linear(mesh, folder):
         (gradient,) = torch.autograd.grad(y.square().sum().full_tensor(), x)
         assert_close(gradient, expected, rtol=1e-12, atol=1e-12)
     assert_close(linear(x[0].flatten()).full_tensor(), conv(x)[0].flatten(), rtol=1e-12, atol=1e-12)
-    names = [None] * mesh.size()
-    dist.all_gather_object(names, list(linear.state_dict()))
-    assert len({name for rank in names for name in rank}) == sum(map(len, names)), "ranks overwrite each other's state"
+    # Each rank's state has names of its own.
+    dcp.save(linear.state_dict(), checkpoint_id=f"{folder}/sparse{mesh.size()}")
+    with torch.no_grad():
+        conv.weight.zero_()
+    other = to_linear(conv, 9, layout=torch.sparse_csr, device_mesh=mesh)
+    state = other.state_dict()
+    dcp.load(state, checkpoint_id=f"{folder}/sparse{mesh.size()}")
+    other.load_state_dict(state)
+    assert torch.equal(other(x.flatten(1)).full_tensor(), linear(x.flatten(1)).full_tensor())
+    if mesh.size() != 2:
+        with pytest.raises(dcp.api.CheckpointException, match="Missing key in checkpoint state_dict: rows_"):
+            dcp.load(state, checkpoint_id=f"{folder}/sparse2")
 
 
 def check_checkpoint(mesh, folder):

@@ -15,7 +15,7 @@ import torch
 from cases import CASES
 from torch import nn
 
-from conv2affine import Geometry, files, to_matrix, to_scipy
+from conv2affine import Geometry, blocks, files, to_matrix, to_scipy
 from conv2affine.files import open_csr, save_csr
 
 
@@ -24,9 +24,9 @@ def path(tmp_path):
     return tmp_path / "conv.h5"
 
 
-@pytest.mark.parametrize("block_bytes", [1, 1000, 2**23])
-def test_file_is_the_matrix(block_bytes, tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "BLOCK_BYTES", block_bytes)
+@pytest.mark.parametrize("block_entries", [1, 100, 2**15])
+def test_file_is_the_matrix(block_entries, tmp_path, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK_ENTRIES", block_entries)
     for case in CASES:
         conv = case.conv()
         save_csr(tmp_path / case.id, conv, case.input_size)
@@ -46,7 +46,7 @@ def assert_same_csr(actual, expected):
 )
 def test_dtypes(dtype, index_dtype, path):
     weight = torch.arange(1, 13).to(dtype).view(2, 2, 3)
-    geometry = Geometry(2, 2, (3,), 5, padding=1)
+    geometry = Geometry(2, 2, (3,), input_size=5, padding=1)
     save_csr(path, weight, geometry, index_dtype=index_dtype)
     matrix = open_csr(path)
     assert matrix.indices.dtype == matrix.indptr.dtype == str(index_dtype).removeprefix("torch.")
@@ -83,9 +83,9 @@ def saved_by_another_process(path, kill_at):
     """`save_csr` in a process that kills itself at its `kill_at`-th write, or before it renames the file."""
     code = f"""
 import os, signal, torch
-from conv2affine import files
+from conv2affine import blocks, files
 torch.manual_seed(0)
-files.BLOCK_BYTES, files.SYNC_BYTES = 20_000, 1
+blocks.BLOCK_ENTRIES, files.SYNC_BYTES = 60 * 27, 1
 writes, write = 0, files._write
 def counted(*arguments):
     global writes
@@ -163,8 +163,15 @@ def test_a_full_disk_is_refused_before_anything_is_written(path):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_dtypes_are_refused(dtype, path):
-    with pytest.raises(TypeError, match=r"SciPy's sparse arrays have, got .*; pass conv\.float\(\)"):
+    with pytest.raises(TypeError, match=r"must have a dtype of SciPy's sparse arrays, .* convert it with float"):
         save_csr(path, nn.Conv1d(1, 1, 2, dtype=dtype), 4)
+
+
+def test_sums_of_bool_are_refused(path):
+    geometry = Geometry(1, 1, (3,), input_size=4, padding=1, padding_mode="replicate")
+    with pytest.raises(TypeError, match="must have a dtype that can be added"):
+        save_csr(path, torch.ones(1, 1, 3, dtype=torch.bool), geometry)
+    assert os.listdir(path.parent) == []
 
 
 def test_other_files_are_refused(path):

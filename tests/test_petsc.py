@@ -40,7 +40,7 @@ def test_rows_are_those_of_the_matrix(case):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64, torch.int8, torch.int32], ids=str)
 def test_dtypes(dtype):
     weight = torch.arange(-4, 8).view(2, 2, 3).to(dtype)
-    dense, rows = local(to_petsc(weight, Geometry(2, 2, (3,), 5, padding=1)))
+    dense, rows = local(to_petsc(weight, Geometry(2, 2, (3,), input_size=5, padding=1)))
     conv = nn.Conv1d(2, 2, 3, padding=1, bias=False, dtype=torch.float64)
     conv.weight = nn.Parameter(weight.double())
     assert np.array_equal(dense, to_matrix(conv, 5, rows=rows).detach().numpy())
@@ -50,7 +50,7 @@ def test_dtypes(dtype):
 def test_dtypes_that_petsc_does_not_hold_are_refused(dtype):
     weight = torch.ones(1, 1, 2, dtype=dtype)
     with pytest.raises(TypeError, match=r"must have a dtype that PETSc's scalars \(float64\) hold; convert the weight"):
-        to_petsc(weight, Geometry(1, 1, (2,), 4))
+        to_petsc(weight, Geometry(1, 1, (2,), input_size=4))
 
 
 def test_what_petsc_does_not_count_is_refused():

@@ -10,15 +10,17 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
-from conv2affine.blocks import matrix_rows, weight_and_geometry
-from conv2affine.geometry import Conv, Geometry, Sizes
+from conv2affine.checks import Conv, InputSize
+from conv2affine.geometry import Geometry
+from conv2affine.matrix import to_matrix
+from conv2affine.parameters import read
 
 __all__ = ["from_rows", "local_rows", "local_view", "to_dtensor", "world_mesh"]
 
 
 def to_dtensor(
     conv: Conv | Tensor,
-    input_size: Sizes | Geometry,
+    input_size: InputSize | Geometry,
     device_mesh: DeviceMesh | None = None,
     placements: Sequence[Placement] = (Shard(0),),
 ) -> DTensor:
@@ -54,12 +56,12 @@ def to_dtensor(
         (torch.Size([392, 243]), (Shard(dim=0),))
         >>> dist.destroy_process_group()
     """
-    weight, geometry = weight_and_geometry(conv, input_size)
+    weight, _, geometry = read(conv, input_size)
     mesh = world_mesh(weight.device) if device_mesh is None else device_mesh
     check_placements(placements, mesh)
     rows = local_rows(geometry.shape[0], mesh, placements)
     # Each rank's gradient is that of its own rows: summed over the shards, and the same on every replica.
-    matrix = matrix_rows(local_view(weight, mesh, placements), geometry, rows)
+    matrix = to_matrix(local_view(weight, mesh, placements), geometry, rows=rows)
     return from_rows(matrix, geometry.shape[0], mesh, placements)
 
 

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from math import prod
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Shard
 
-from conv2affine.blocks import bias_rows, matrix_rows, weight_and_geometry
+from conv2affine.blocks import bias_rows
+from conv2affine.checks import Conv, InputSize
 from conv2affine.distributed.dtensor import from_rows, local_rows, local_view
-from conv2affine.geometry import Conv, Sizes
-from conv2affine.linear import SparseLinear
+from conv2affine.matrix import to_matrix
+from conv2affine.parameters import read
+from conv2affine.sparse_linear import SparseLinear
 
 __all__ = ["ShardedSparseLinear", "sharded_linear"]
 
 SHARDED: tuple[Placement] = (Shard(0),)
-L = TypeVar("L", bound=nn.Linear)
 
 
 class ShardedSparseLinear(nn.Module):
@@ -58,7 +58,7 @@ class ShardedSparseLinear(nn.Module):
 
 def sharded_linear(
     conv: Conv,
-    input_size: Sizes,
+    input_size: InputSize,
     device_mesh: DeviceMesh,
     layout: torch.layout = torch.strided,
     index_dtype: torch.dtype | None = None,
@@ -70,29 +70,29 @@ def sharded_linear(
             f"device_mesh must have one dimension, got {device_mesh}; pass the one that shards the layer, such as "
             'device_mesh["tp"]'
         )
-    with torch.enable_grad():  # otherwise a parametrised weight would not show that it requires grad
-        weight, geometry = weight_and_geometry(conv, input_size)
+    with torch.enable_grad():  # without it, a parametrised weight would not require gradients
+        weight, bias, geometry = read(conv, input_size)
     rows = local_rows(geometry.shape[0], device_mesh, SHARDED)
     local = local_view(weight.detach(), device_mesh, SHARDED)
-    matrix = matrix_rows(local, geometry, rows, layout, index_dtype, drop_zeros)
-    parameters = {"weight": nn.Parameter(matrix, weight.requires_grad)}
-    if conv.bias is not None:
-        local = local_view(conv.bias.detach(), device_mesh, SHARDED)
-        parameters["bias"] = nn.Parameter(bias_rows(local, geometry, rows), conv.bias.requires_grad)
+    matrix = to_matrix(local, geometry, layout=layout, rows=rows, index_dtype=index_dtype, drop_zeros=drop_zeros)
+    weight_part = nn.Parameter(matrix, weight.requires_grad)
+    bias_part = None
+    if bias is not None:
+        local = local_view(bias.detach(), device_mesh, SHARDED)
+        bias_part = nn.Parameter(bias_rows(local, geometry, rows), bias.requires_grad)
     if layout is torch.sparse_csr:
-        part = _assemble(SparseLinear, parameters)
+        part = SparseLinear(weight_part, bias_part)
         return ShardedSparseLinear(part, rows, geometry.shape[0], device_mesh).train(conv.training)
-    for name, parameter in parameters.items():
-        whole = from_rows(parameter.detach(), geometry.shape[0], device_mesh, SHARDED)
-        parameters[name] = nn.Parameter(whole, parameter.requires_grad)
-    return _assemble(nn.Linear, parameters).train(conv.training)
-
-
-def _assemble(kind: type[L], parameters: dict[str, nn.Parameter]) -> L:
-    """A layer of parameters that are there: the constructor would allocate others, and fill them at random."""
-    linear = kind.__new__(kind)
+    linear = nn.Linear.__new__(nn.Linear)  # without its constructor, as in `to_linear`
     nn.Module.__init__(linear)
-    linear.out_features, linear.in_features = parameters["weight"].shape
-    for name in ("weight", "bias"):
-        linear.register_parameter(name, parameters.get(name))
-    return linear
+    linear.out_features, linear.in_features = geometry.shape
+    linear.weight = _sharded(weight_part, geometry.shape[0], device_mesh)
+    linear.register_parameter(
+        "bias", None if bias_part is None else _sharded(bias_part, geometry.shape[0], device_mesh)
+    )
+    return linear.train(conv.training)
+
+
+def _sharded(part: nn.Parameter, rows: int, device_mesh: DeviceMesh) -> nn.Parameter:
+    """The parameter of this many rows of which this rank has a part."""
+    return nn.Parameter(from_rows(part.detach(), rows, device_mesh, SHARDED), part.requires_grad)

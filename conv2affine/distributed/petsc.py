@@ -12,8 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from conv2affine import ops
-from conv2affine.blocks import BLOCK_BYTES, check_csr, csr_rows, row_blocks, weight_and_geometry
-from conv2affine.geometry import Conv, Geometry, Sizes
+from conv2affine.blocks import check_rows, csr_rows, row_blocks
+from conv2affine.checks import Conv, InputSize
+from conv2affine.geometry import Geometry
+from conv2affine.guard import check_memory
+from conv2affine.layouts import check_request
+from conv2affine.parameters import read
 
 if TYPE_CHECKING:
     from petsc4py.PETSc import Comm, Mat
@@ -21,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["to_petsc"]
 
 
-def to_petsc(conv: Conv | Tensor, input_size: Sizes | Geometry, comm: Comm | None = None) -> Mat:
+def to_petsc(conv: Conv | Tensor, input_size: InputSize | Geometry, comm: Comm | None = None) -> Mat:
     """The matrix A of a convolution layer as a PETSc AIJ matrix, of which each rank builds its own rows.
 
         A[(co, o), (ci, i)] = sum over taps k with tap(o, k) == i of  w[co, ci, k]
@@ -48,9 +52,8 @@ def to_petsc(conv: Conv | Tensor, input_size: Sizes | Geometry, comm: Comm | Non
         ((200704, 37632), 28449792.0)
     """
     petsc = _petsc()
-    with torch.no_grad():
-        weight, geometry = weight_and_geometry(conv, input_size)
-        weight = weight.detach().cpu()
+    weight, _, geometry = read(conv, input_size)
+    weight = weight.detach().cpu()
     scalar, integer = np.dtype(petsc.ScalarType), np.dtype(petsc.IntType)
     dtype, index_dtype = (getattr(torch, kind.name) for kind in (scalar, integer))
     if weight.dtype is torch.int64 or torch.promote_types(weight.dtype, dtype) is not dtype:
@@ -59,21 +62,21 @@ def to_petsc(conv: Conv | Tensor, input_size: Sizes | Geometry, comm: Comm | Non
             "or use a PETSc configured with --with-scalar-type=complex or --with-precision=double"
         )
     _check_count(max(geometry.shape), "rows and columns", integer)
+    check_rows(weight, geometry, index_dtype)
     matrix = petsc.Mat().create(comm)
     matrix.setSizes(tuple((petsc.DECIDE, size) for size in geometry.shape))
     matrix.setType(petsc.Mat.Type.AIJ)
     matrix.setPreallocationNNZ(0)  # decides who owns which rows and columns
     rows, cols = range(*matrix.getOwnershipRange()), range(*matrix.getOwnershipRangeColumn())
+    # Of every rank, on every rank: so none waits for another one that has raised.
     entries = (ops.entries(geometry, range(*bounds)) for bounds in pairwise(map(int, matrix.getOwnershipRanges())))
-    _check_count(
-        max(entries), "entries of a rank", integer
-    )  # the same on every rank: no rank waits for one that raised
-    check_csr(geometry, dtype, rows, index_dtype)
+    _check_count(max(entries), "entries of a rank", integer)
+    request = check_request(geometry, torch.sparse_csr, rows, index_dtype)
+    check_memory(geometry, torch.empty(0, dtype=dtype, device="cpu"), request)
 
     # Rows are made twice, first to count: all at once they would take as much memory as the matrix.
-    blocks = list(row_blocks(geometry, dtype, rows, BLOCK_BYTES))
     counts = np.empty((2, len(rows)), integer)  # entries per row, in this rank's columns and in all others
-    for block in blocks:
+    for block in row_blocks(geometry, rows):
         starts, indices, _ = csr_rows(weight, geometry, block, index_dtype)
         own = F.pad(((indices >= cols.start) & (indices < cols.stop)).cumsum(0), (1, 0))  # before each entry
         place = slice(block.start - rows.start, block.stop - rows.start)
@@ -84,7 +87,7 @@ def to_petsc(conv: Conv | Tensor, input_size: Sizes | Geometry, comm: Comm | Non
     matrix.setOption(petsc.Mat.Option.NEW_NONZERO_ALLOCATION_ERR, True)
     matrix.setOption(petsc.Mat.Option.SORTED_FULL, True)
     matrix.setOption(petsc.Mat.Option.NO_OFF_PROC_ENTRIES, True)
-    for block in blocks:
+    for block in row_blocks(geometry, rows):
         starts, indices, values = csr_rows(weight, geometry, block, index_dtype)
         numbers = np.arange(block.start, block.stop, dtype=integer)
         matrix.setValuesIJV(starts.numpy(), indices.numpy(), values.to(dtype).numpy(), rowmap=numbers)
