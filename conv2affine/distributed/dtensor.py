@@ -40,8 +40,8 @@ def to_dtensor(
 
     Returns:
         A DTensor of shape (rows of the matrix, in_channels * prod(input_size)) and of the weight's dtype. Element
-        [r, c] is that of `to_matrix`; rows are split as `torch.chunk` splits them. It is differentiable in the weight
-        any number of times; a backward pass sums the gradients of all shards, so every rank has the full one.
+        [r, c] is that of `to_matrix`; rows are split as `torch.chunk` splits them. It is differentiable in the weight,
+        twice; a backward pass sums the gradients of all shards, so every rank has the full one.
 
     Raises:
         TypeError: As `to_matrix`; or if a placement is neither `Shard` nor `Replicate`.
