@@ -42,7 +42,7 @@ def assert_same_csr(actual, expected):
 
 @pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64], ids=str)
 @pytest.mark.parametrize(
-    "dtype", [torch.int8, torch.uint8, torch.int64, torch.float32, torch.float64, torch.complex64], ids=str
+    "dtype", [torch.bool, torch.int8, torch.uint16, torch.int64, torch.float32, torch.float64, torch.complex64], ids=str
 )
 def test_dtypes(dtype, index_dtype, path):
     weight = torch.arange(1, 13).to(dtype).view(2, 2, 3)
