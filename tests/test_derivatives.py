@@ -1,5 +1,7 @@
 """What PyTorch knows of the operators: opcheck on each, derivatives of every order and kind, batches, compilation."""
 
+from math import prod
+
 import pytest
 import torch
 from cases import CASES, case
@@ -137,17 +139,17 @@ def test_adjoint_is_the_weight_gradient_of_pytorch(case):
         expected = geometry.group_weight(expected).round()
         arguments = (list(expected.shape), *geometry.operator_arguments(), start, stop)
         assert torch.equal(OPERATORS.dense_adjoint(matrix[start:stop], *arguments), expected)
-        starts, columns, _ = OPERATORS.csr(expected, *arguments[1:], torch.int64, False)
+        starts, columns, _ = OPERATORS.csr(expected, *arguments[1:], False, torch.int64)
         values = matrix[torch.arange(start, stop).repeat_interleave(starts.diff()), columns]
         assert torch.equal(OPERATORS.sparse_adjoint(values, *arguments, False), expected)
-    starts, columns, _ = OPERATORS.csr(expected, *arguments[1:3], 0, cols, True, torch.int64)
+    starts, columns, _ = OPERATORS.csr(expected, *arguments[1:4], 0, cols, True, torch.int64)
     (expected,) = torch.autograd.grad(images, conv.weight, matrix.T)
     values = matrix.T[torch.arange(cols).repeat_interleave(starts.diff()), columns]
-    back = OPERATORS.sparse_adjoint(values, *arguments[:3], 0, cols, True)
+    back = OPERATORS.sparse_adjoint(values, *arguments[:4], 0, cols, True)
     assert torch.equal(back, geometry.group_weight(expected).round())
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.int32], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 def test_adjoint_of_ones_counts_in_every_dtype(dtype):
     """4096 entries a weight: halves could not count so far by themselves."""
     geometry = Geometry(2, 3, (1, 1), input_size=64)
@@ -392,13 +394,14 @@ def test_meta_and_fake_tensors_have_shape_dtype_and_device():
 
 ONE = (1, 1, 1)
 LINE = ([9, 7, 1, 0, 1], "zeros", False)  # Conv1d(1, 1, 3) @ 9
+HUGE = (828285, 1478752, 1882585)
 CHANNELS = (1, 2**30, 2**29, 1)
 # Per line: operator, shape of its first argument, other arguments, message.
 NONSENSE = [
     ("dense", (6, 2, 2), (*LINE, 0, 7), "weight must have the shape"),
     ("dense", (0, 1, 1, 3), (*LINE, 0, 7), "at least one group"),
     ("dense", (*ONE, 3), ([9, 7], "zeros", False, 0, 7), "geometry must have 5 values"),
-    ("dense", (*ONE, 3), (LINE[0], "constant", 0, 7), "must be one of 'zeros'"),
+    ("dense", (*ONE, 3), (LINE[0], "constant", False, 0, 7), "must be one of 'zeros'"),
     ("dense", (*ONE, 3), ([9, 7, 0, 0, 1], "zeros", False, 0, 7), r"stride \(0\)"),
     ("dense", (*ONE, 3), (*LINE, 0, 8), r"rows \[0, 8\)"),
     ("dense", (*ONE, 3), ([2**60, 2**60, 1, 0, 1], "zeros", False, 0, 7), "number of elements of the matrix"),
@@ -409,6 +412,18 @@ NONSENSE = [
     ("coo", CHANNELS, ([2, 2, 1, 0, 1], "zeros", False, 0, 2**31), "number of bytes of the sparse matrix"),
     ("csr", (*ONE, 3), (*LINE, 0, 7, False, torch.float32), "must be int32 or int64"),
     ("csr", (1, 2**16, 2**15, 1), ([2, 2, 1, 0, 1], "zeros", False, 0, 2**17, False, torch.int32), "int32 counts to"),
+    (  # 2^61 rows without an entry
+        "csr",
+        (*ONE, *ONE),
+        ([*ONE, *HUGE, 3, 3, 3, *ONE, *ONE], "zeros", False, 0, prod(HUGE), False, torch.int64),
+        "number of bytes of the row starts",
+    ),
+    (
+        "dense_adjoint",
+        (1, 1),
+        ([*ONE, 2**21, 2**21, 2**20], [*ONE, *ONE, *ONE, 2**20, 2**20, 2**19, *ONE], "zeros", False, 0, 1),
+        "number of bytes of the weight",
+    ),
     ("dense_adjoint", (7, 8), ([*ONE, 3], *LINE, 0, 7), r"matrix must have shape \(7, 9\), got \[7, 8\]"),
     ("sparse_adjoint", (20,), ([*ONE, 3], *LINE, 0, 7, False), r"values must have shape \(21\), got \[20\]"),
 ]
@@ -419,62 +434,3 @@ NONSENSE = [
 def test_nonsense_is_refused_with_and_without_data(name, shape, arguments, message, device):
     with pytest.raises(ValueError, match=message):
         getattr(OPERATORS, name)(torch.zeros((), device=device).expand(shape), *arguments)
-
-
-@pytest.mark.parametrize(
-    ("name", "shape", "arguments", "message"),
-    [
-        # 2^61 rows without an entry
-        (
-            "csr",
-            (*ONE, 1, 1, 1),
-            ([*ONE, 828285, 1478752, 1882585, 3, 3, 3, *ONE, *ONE], "zeros", False, 0, 828285 * 1478752 * 1882585),
-            "number of bytes of the row starts",
-        ),
-        (
-            "dense_adjoint",
-            (1, 1),
-            ([*ONE, 2**21, 2**21, 2**20], [*ONE, *ONE, *ONE, 2**20, 2**20, 2**19, *ONE], "zeros", False, 0, 1),
-            "number of bytes of the weight",
-        ),
-    ],
-)
-def test_more_bytes_than_64_bits_count_are_refused_without_data(name, shape, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        getattr(OPERATORS, name)(torch.empty(shape, device="meta"), *arguments, *[False, torch.int64] * (name == "csr"))
-
-
-def test_modes_of_pytorch_see_the_operators():
-    seen = []
-
-    class Dispatch(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            seen.append(("dispatch", function))
-            return function(*args, **(kwargs or {}))
-
-    class Function(TorchFunctionMode):
-        def __torch_function__(self, function, types, args=(), kwargs=None):
-            seen.append(("function", function))
-            return function(*args, **(kwargs or {}))
-
-    for mode in (Dispatch(), Function()):
-        with mode:
-            conv_matrix(WEIGHT, 7, groups=2)
-    assert {("dispatch", OPERATORS.dense.default), ("function", OPERATORS.dense.default)} <= set(seen)
-
-
-def test_autocast_leaves_the_dtype_alone():
-    conv = nn.Conv1d(1, 1, 3)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert to_matrix(conv, 5).dtype == torch.float32
-        assert (to_matrix(conv, 5) @ torch.randn(5, 2)).dtype == torch.bfloat16
-
-
-def test_deterministic_algorithms_are_what_there_is():
-    torch.use_deterministic_algorithms(True)
-    try:
-        w = WEIGHT.clone().requires_grad_()
-        conv_matrix(w, 7, groups=2, padding=1).sum().backward()
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert w.grad[0, 0].tolist() == [6, 7, 6]

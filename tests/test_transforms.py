@@ -21,6 +21,7 @@ FUNCTIONS = {
     "conv_matrix": (lambda w: conv_matrix(w, 3, padding=1, groups=2, rows=range(1, 7)), (2, 1, 2)),
     "conv_transpose_matrix": (lambda w: conv_transpose_matrix(w, 2, stride=2), (1, 2, 2)),
     "dense": (lambda w: OPERATORS.dense(w, *BLOCK), SIZE),
+    "bias": (lambda b: OPERATORS.bias(b, 3), (4,)),
     "csr": (lambda w: OPERATORS.csr(w, *BLOCK, False, torch.int32)[2], SIZE),
     "csr-transpose": (lambda w: OPERATORS.csr(w, *BLOCK[:3], 1, 5, True, torch.int64)[2], SIZE),
     "coo": (lambda w: OPERATORS.coo(w, *BLOCK)[1], SIZE),
