@@ -15,6 +15,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
 from pathlib import Path
 from types import ModuleType
@@ -93,15 +94,16 @@ def save_csr(
         _create(part, weight, geometry, index_dtype)
     offsets, rows = _resume(part, weight, geometry, index_dtype)
     blocks = row_blocks(geometry, rows)
-    with open(part, "r+b", buffering=0) as file:
-        unsynced = 0
+    # The disk is waited for in a thread, while the next rows are made and written.
+    with open(part, "r+b", buffering=0) as file, ThreadPoolExecutor(1) as thread:
+        unsynced, synced = 0, thread.submit(os.fdatasync, file)
         for block in _shown(blocks, rows) if progress and sys.stderr.isatty() else blocks:
             unsynced += _append(file, offsets, block, weight, geometry, index_dtype)
             if unsynced >= SYNC_BYTES or block.stop == rows.stop:
-                # Rows count once they are on the disk: otherwise a power failure could leave holes among them.
-                os.fdatasync(file)
-                _write(file, offsets["rows_written"], 0, torch.tensor([block.stop]))
+                synced.result()
+                synced = thread.submit(_sync, file, offsets["rows_written"], block.stop)
                 unsynced = 0
+        synced.result()
         os.fsync(file)
     part.rename(path)
 
@@ -215,10 +217,17 @@ def _append(
 
 def _write(file: FileIO, offset: int, start: int, values: Tensor) -> None:
     """Elements [start, start + len(values)) of the dataset at this offset."""
-    file.seek(offset + start * values.itemsize)
-    left = values.view(torch.uint8).numpy().data
+    offset += start * values.itemsize
+    left = memoryview(values.view(torch.uint8).numpy().data)
     while left:  # one call writes at most 2 GB
-        left = left[file.write(left) :]
+        written = os.pwrite(file.fileno(), left, offset)
+        left, offset = left[written:], offset + written
+
+
+def _sync(file: FileIO, offset: int, rows: int) -> None:
+    """Count these rows once they are on the disk: otherwise a power failure could leave holes among them."""
+    os.fdatasync(file)
+    _write(file, offset, 0, torch.tensor([rows]))
 
 
 def _shown(blocks: Iterator[range], rows: range) -> Iterator[range]:
