@@ -90,6 +90,8 @@ def local_view(tensor: Tensor, mesh: DeviceMesh, placements: Sequence[Placement]
 
     The gradients of the shards are summed in the backward pass.
     """
+    if mesh.get_coordinate() is None:
+        return tensor.detach()  # this rank has no part, and PyTorch would leave it no elements
     replicated = [Replicate()] * mesh.ndim
     if not torch.is_grad_enabled():
         tensor = tensor.detach()  # PyTorch warns of a DTensor that requires grad, and has none here
