@@ -7,7 +7,7 @@ SOURCES := $(shell git ls-files csrc) CMakeLists.txt setup.py pyproject.toml
 CXX_FILES := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'tests/*.h')
 PYTHON_FILES := conv2affine tests examples benchmarks setup.py
 
-.PHONY: test demo bench lint format clean cuda-compile cuda-sanitize cuda-check
+.PHONY: test demo bench lint format clean cuda-compile cuda-sanitize cuda-check petsc-check
 .DELETE_ON_ERROR:
 
 test: $(VENV)/installed
@@ -61,6 +61,24 @@ cuda-check: cuda-compile
 	CONV2AFFINE_CUDA=ON pip wheel --quiet --no-build-isolation --no-deps . && rm -r conv2affine && \
 	pip install --quiet "$$(ls conv2affine-*.whl)[bench,test]" && pip install --quiet --no-deps einconv && \
 	pytest tests
+
+# to_petsc with Debian's PETSc and SLEPc, by one, two and three ranks, on a copy of the tree without the package's source.
+# They are built for Debian's Python and for NumPy 1: so this has an environment of its own, which is removed again.
+APT_GET ?= $(if $(filter 0,$(shell id -u)),,sudo) apt-get
+petsc-check:
+	$(APT_GET) install --quiet --quiet --yes python3-dev python3-petsc4py python3-slepc4py python3-venv
+	environment=$$(mktemp -d) && trap 'rm -rf "$$environment"' EXIT && \
+	/usr/bin/python3 -m venv --system-site-packages $$environment && \
+	mkdir $$environment/tree && git ls-files -z | xargs -0 cp --parents -t $$environment/tree && \
+	cd $$environment/tree && export PATH=$$environment/bin:$$PATH OMP_NUM_THREADS=1 && \
+	export PETSC_DIR=$$(ls -d /usr/lib/petscdir/*/*-real | tail -1) SLEPC_DIR=$$(ls -d /usr/lib/slepcdir/*/*-real | tail -1) && \
+	export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 && \
+	pip install --quiet torch==$(TORCH) 'numpy<2' psutil hypothesis pytest 'setuptools>=77' cmake ninja 'pybind11>=3' && \
+	pip wheel --quiet --no-build-isolation --no-deps . && rm -r conv2affine && \
+	pip install --quiet --no-deps conv2affine-*.whl && \
+	for ranks in 1 2 3; do \
+	  mpiexec --oversubscribe -n $$ranks python -m pytest --quiet --color=no tests/test_petsc.py || exit 1; \
+	done
 
 clean:
 	rm -rf build dist $(VENV) *.egg-info conv2affine/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -21,6 +21,8 @@ __all__ = ["address_space_left", "check_bias_memory", "check_memory", "memory_le
 
 # Reading how much memory is left takes as long as building a matrix of a few MB.
 UNCHECKED_BYTES = 2**24
+# Where torchrun, Open MPI and MPICH say how many ranks a host has.
+LOCAL_RANKS = ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
 BIAS_ADVICE = "take the layer's own bias, which has one entry per channel"
 
 
@@ -112,10 +114,10 @@ def _readable(size: int) -> str:
 def memory_left() -> int:
     """Bytes that this process may still use: what the machine has or a control group allows, whichever is less.
 
-    Where several ranks run on a host, each may use its share: torchrun sets their number, LOCAL_WORLD_SIZE.
+    Where several ranks run on a host, each may use its share.
     """
     groups = _cgroups_left(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
-    ranks = os.environ.get("LOCAL_WORLD_SIZE", "")
+    ranks = next((os.environ[name] for name in LOCAL_RANKS if name in os.environ), "")
     return min([int(psutil.virtual_memory().available), *groups]) // max(1, int(ranks) if ranks.isdecimal() else 1)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, overload
+
 import torch
 from torch import nn
 
@@ -11,12 +13,37 @@ from conv2affine.matrix import expand, to_matrix
 from conv2affine.parameters import weight_and_bias
 from conv2affine.sparse_linear import SparseLinear
 
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from conv2affine.distributed.linear import ShardedSparseLinear
+
 __all__ = ["to_linear", "torch_conv_layer_to_affine"]
 
 
 LAYOUTS = (torch.strided, torch.sparse_csr)
 
 
+@overload
+def to_linear(
+    conv: Conv,
+    input_size: InputSize,
+    *,
+    layout: torch.layout = ...,
+    index_dtype: torch.dtype | None = ...,
+    drop_zeros: bool = ...,
+    device_mesh: None = ...,
+) -> nn.Linear: ...
+@overload
+def to_linear(
+    conv: Conv,
+    input_size: InputSize,
+    *,
+    layout: torch.layout = ...,
+    index_dtype: torch.dtype | None = ...,
+    drop_zeros: bool = ...,
+    device_mesh: DeviceMesh,
+) -> nn.Linear | ShardedSparseLinear: ...
 def to_linear(
     conv: Conv,
     input_size: InputSize,
@@ -24,7 +51,8 @@ def to_linear(
     layout: torch.layout = torch.strided,
     index_dtype: torch.dtype | None = None,
     drop_zeros: bool = False,
-) -> nn.Linear:
+    device_mesh: DeviceMesh | None = None,
+) -> nn.Linear | ShardedSparseLinear:
     """The fully-connected layer that is exactly equivalent to a convolution layer.
 
         fc(x.flatten(1)) == conv(x).flatten(1)
@@ -38,13 +66,17 @@ def to_linear(
             that a weight of the convolution goes to take memory. Default: `torch.strided`.
         index_dtype: As in `to_matrix`.
         drop_zeros: As in `to_matrix`.
+        device_mesh: The ranks that share the layer, in one dimension; each builds its own rows. Default: None, the
+            whole layer in this process.
 
     Returns:
         An `nn.Linear` with parameters of its own, which have the dtype and device of the layer's and require gradients
         where the layer's do; in the layer's training mode; without a bias where the layer has none. `weight[r, c]` is
         the factor of input element c in output element r, both counted in C order over (channel, *position).
 
-        With `torch.sparse_csr` it is a `SparseLinear`.
+        With `torch.sparse_csr` it is a `SparseLinear`. With a device mesh, weight and bias are DTensors of placements
+        `(Shard(0),)`, which `parallelize_module` with `ColwiseParallel` takes as they are; with both, it is a
+        `conv2affine.distributed.ShardedSparseLinear`.
 
     Raises:
         TypeError: If `conv` is not one of the six layers, or is a subclass that computes something else.
@@ -63,6 +95,10 @@ def to_linear(
     geometry = Geometry.from_layer(conv, input_size)
     if layout not in LAYOUTS:
         raise ValueError(f"layout ({layout}) must be torch.strided or torch.sparse_csr in a linear layer")
+    if device_mesh is not None:
+        from conv2affine.distributed.linear import sharded_linear  # imports torch.distributed only where it is used
+
+        return sharded_linear(conv, input_size, device_mesh, layout, index_dtype, drop_zeros)
     with torch.enable_grad():  # without it, a parametrised weight would not require gradients
         weight, bias = weight_and_bias(conv)
     matrix = to_matrix(weight.detach(), geometry, layout=layout, index_dtype=index_dtype, drop_zeros=drop_zeros)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
     from scipy.sparse.linalg import LinearOperator
 
-__all__ = ["as_linear_operator", "to_scipy"]
+__all__ = ["ARRAY_DTYPES", "as_linear_operator", "scipy_weight", "to_scipy"]
 
 OPERATOR_DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 ARRAY_DTYPES = (
@@ -77,7 +77,7 @@ def as_linear_operator(conv: Conv | Tensor, input_size: InputSize | Geometry) ->
         True
     """
     scipy = _scipy()
-    weight, geometry = _weight(conv, input_size, "solvers", OPERATOR_DTYPES)
+    weight, geometry = scipy_weight(conv, input_size, "solvers", OPERATOR_DTYPES)
     convolution = _Convolution(weight.clone(memory_format=torch.contiguous_format), geometry)
     inputs = (geometry.in_channels, *geometry.input_size)
     outputs = (geometry.out_channels, *geometry.output_size)
@@ -127,7 +127,7 @@ def to_scipy(
                [0., 1., 2.]], dtype=float32)
     """
     scipy = _scipy()
-    weight, geometry = _weight(conv, input_size, "sparse arrays", ARRAY_DTYPES)
+    weight, geometry = scipy_weight(conv, input_size, "sparse arrays", ARRAY_DTYPES)
     request = checked_request(weight, geometry, torch.sparse_csr, rows, index_dtype, drop_zeros)
     starts, indices, values = (part.cpu().numpy() for part in csr_parts(weight, geometry, request))
     return scipy.sparse.csr_array((values, indices, starts), shape=(len(request.rows), geometry.shape[1]))
@@ -213,7 +213,7 @@ class _Convolution:
         return max(1, BLOCK_BYTES // unfolded)
 
 
-def _weight(
+def scipy_weight(
     conv: Conv | Tensor, input_size: InputSize | Geometry, user: str, dtypes: tuple[torch.dtype, ...]
 ) -> tuple[Tensor, Geometry]:
     """The weight, without gradient, and the geometry, if SciPy can work with them."""

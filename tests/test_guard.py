@@ -154,13 +154,14 @@ def test_zeros_of_a_meta_tensor_are_not_dropped():
         to_matrix(nn.Conv1d(1, 1, 3, device="meta"), 5, layout=torch.sparse_coo, drop_zeros=True)
 
 
-def test_ranks_of_a_host_share_its_memory(monkeypatch):
+@pytest.mark.parametrize("variable", ["LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"])
+def test_ranks_of_a_host_share_its_memory(variable, monkeypatch):
     monkeypatch.setattr(guard.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000 * MIB))
     monkeypatch.setattr(guard, "_cgroups_left", lambda *folders: iter([900 * MIB]))
     for ranks, left in (("4", 225 * MIB), ("1", 900 * MIB), ("0", 900 * MIB), ("no number", 900 * MIB)):
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+        monkeypatch.setenv(variable, ranks)
         assert guard.memory_left() == left
-    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    monkeypatch.delenv(variable)
     assert guard.memory_left() == 900 * MIB
 
 
