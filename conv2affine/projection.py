@@ -154,12 +154,12 @@ def _inverse_grams(geometry: Geometry) -> Iterator[Tensor]:
     The normal equations of the least-squares problem are G_1 x ... x G_D (Kronecker), for each pair of channels; the
     pseudo-inverse of a Kronecker product is that of its factors.
     """
-    numbers, *mode = geometry.operator_arguments()
+    numbers, padding_mode, transposed = geometry.operator_arguments()
     dims = len(geometry.kernel_size)
     sizes = [numbers[start : start + dims] for start in range(0, len(numbers), dims)]
     for kernel, input, output, stride, padding, dilation in zip(geometry.kernel_size, *sizes, strict=True):
         axis = (input, output, kernel, stride, padding, dilation)
-        start, inputs, taps = map(torch.from_numpy, _C.axis_taps(*axis, *mode))
+        start, inputs, taps = map(torch.from_numpy, _C.axis_taps(*axis, padding_mode, transposed))
         outputs = torch.repeat_interleave(start.diff())
         key, gram = outputs * input + inputs, torch.zeros(kernel, kernel, dtype=torch.float64, device="cpu")
         # The taps through which an output reads the same input are contiguous, in ascending order.

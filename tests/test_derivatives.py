@@ -9,8 +9,6 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.nn.utils import parametrizations
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from conv2affine import Geometry, conv_matrix, conv_transpose_matrix, to_bias, to_matrix
 
