@@ -5,9 +5,9 @@ BIN := $(VENV)/bin
 TORCH ?= 2.13.0
 SOURCES := $(shell git ls-files csrc) CMakeLists.txt setup.py pyproject.toml
 CXX_FILES := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'tests/*.h')
-PYTHON_FILES := conv2affine tests examples benchmarks setup.py
+PYTHON_FILES := conv2affine tests examples benchmarks docs setup.py
 
-.PHONY: test demo bench lint format clean cuda-compile cuda-sanitize cuda-check
+.PHONY: test demo bench docs lint format clean cuda-compile cuda-sanitize cuda-check
 .DELETE_ON_ERROR:
 
 test: $(VENV)/installed
@@ -18,6 +18,12 @@ demo: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks --output build/bench
+
+# The documentation site: build/docs/index.html. Warnings and broken links are errors.
+docs: $(VENV)/installed
+	rm -rf build/docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --doctree-dir build/doctrees docs build/docs
+	$(BIN)/python docs/check_links.py build/docs
 
 lint: $(VENV)/tools
 	$(BIN)/ruff check $(PYTHON_FILES)
@@ -74,7 +80,7 @@ $(VENV)/torch:
 
 $(VENV)/tools: $(VENV)/torch pyproject.toml
 	$(BIN)/pip install --quiet 'setuptools>=77' cmake ninja 'pybind11>=3' build
-	$(BIN)/python -c "import tomllib; extras = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; print(*(r for e in ('test', 'lint', 'demo', 'bench') for r in extras[e]), sep='\n')" > $(VENV)/tools.txt
+	$(BIN)/python -c "from setuptools.compat.py310 import tomllib; extras = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; print(*(r for e in ('test', 'lint', 'demo', 'bench', 'docs') for r in extras[e]), sep='\n')" > $(VENV)/tools.txt
 	$(BIN)/pip install --quiet -r $(VENV)/tools.txt
 	$(BIN)/pip install --quiet --no-deps einconv
 	touch $@
