@@ -18,6 +18,7 @@ add_module_names = False
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 napoleon_numpy_docstring = False
+napoleon_custom_sections = ["Returns"]  # prose: napoleon would take what stands before a colon for a type
 copybutton_exclude = ".gp, .go"  # prompts and output
 
 html_theme = "furo"
