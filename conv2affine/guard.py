@@ -12,6 +12,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 
 from conv2affine import ops
+from conv2affine.checks import INT64_MAX
 from conv2affine.geometry import Geometry
 from conv2affine.layouts import LAYOUTS, Request
 from conv2affine.planning import layout_bytes, layout_name, layout_sizes, readable_bytes
@@ -20,6 +21,7 @@ __all__ = ["address_space_left", "check_bias_memory", "check_memory", "memory_le
 
 # Reading how much memory is left takes as long as building a matrix of a few MB.
 UNCHECKED_BYTES = 2**24
+BIAS_ADVICE = "take the layer's own bias, which has one entry per channel"
 
 
 def check_memory(geometry: Geometry, weight: Tensor, request: Request) -> None:
@@ -33,9 +35,13 @@ def check_memory(geometry: Geometry, weight: Tensor, request: Request) -> None:
 
     Raises:
         MemoryError: With the bytes of every layout, and which of them would fit.
+        ValueError: If 64 bits cannot count the bytes of a strided matrix, on any device.
     """
     dtype, rows = weight.dtype, request.rows
-    if _is_unchecked(weight) or len(rows) * geometry.shape[1] * dtype.itemsize <= UNCHECKED_BYTES:
+    strided = len(rows) * geometry.shape[1] * dtype.itemsize
+    if request.layout is torch.strided:
+        _check_countable("matrix", strided, geometry, "choose a sparse layout, or a block of rows")
+    if strided <= UNCHECKED_BYTES or _is_unchecked(weight):
         return
     wanted = layout_name(request.layout, request.index_dtype)
     sizes = layout_sizes(geometry, dtype, rows)
@@ -43,9 +49,14 @@ def check_memory(geometry: Geometry, weight: Tensor, request: Request) -> None:
     mapped = {name: LAYOUTS[layout].peak_bytes(size, request.drop_zeros) for name, (layout, size) in sizes.items()}
     if mapped[wanted] <= UNCHECKED_BYTES:
         return
-    resident = {**mapped, "strided": ops.dense_resident_bytes(geometry, dtype, rows)}
     left, space = memory_left(), address_space_left()
-    fits = {name: mapped[name] <= space and resident[name] <= left for name in sizes}
+
+    def resident(layout: torch.layout, mapped: int) -> int:
+        return ops.dense_resident_bytes(geometry, dtype, rows) if layout is torch.strided else mapped
+
+    fits = {
+        name: mapped[name] <= space and resident(layout, mapped[name]) <= left for name, (layout, _) in sizes.items()
+    }
     if fits[wanted]:
         return
     listed = "; ".join(
@@ -68,15 +79,25 @@ def check_bias_memory(geometry: Geometry, bias: Tensor) -> None:
 
     Raises:
         MemoryError: With the bytes.
+        ValueError: If 64 bits cannot count them, on any device.
     """
     needed = geometry.shape[0] * bias.dtype.itemsize
-    if _is_unchecked(bias) or needed <= UNCHECKED_BYTES:
+    _check_countable("bias", needed, geometry, BIAS_ADVICE)
+    if needed <= UNCHECKED_BYTES or _is_unchecked(bias):
         return
     left = min(memory_left(), address_space_left())
     if needed > left:
         raise MemoryError(
             f"a bias of {geometry.shape[0]} entries of {bias.dtype} needs {_readable(needed)}, and there are "
-            f"{readable_bytes(left)} left; take the layer's bias, which has one entry per channel"
+            f"{readable_bytes(left)} left; {BIAS_ADVICE}"
+        )
+
+
+def _check_countable(name: str, size: int, geometry: Geometry, advice: str) -> None:
+    if size > INT64_MAX:
+        raise ValueError(
+            f"the {name} would have {size} bytes, more than a signed 64-bit integer counts (input_size "
+            f"{geometry.input_size}, output size {geometry.output_size}); {advice}"
         )
 
 

@@ -182,10 +182,10 @@ class ToWeight(Matrix):
         return matrix.new_empty(self.weight_size)
 
 
-class Repeat(NamedTuple):
-    """From the bias of the convolution to that of the linear layer."""
+class ToBias(NamedTuple):
+    """From one entry per channel to one per row: `bias`."""
 
-    channels: int
+    bias_size: Sequence[int]
     outputs: int
 
     def __call__(self, bias: Tensor) -> Tensor:
@@ -193,16 +193,18 @@ class Repeat(NamedTuple):
         return rows
 
     def adjoint(self, rows: Tensor) -> Tensor:
-        return rows.view(self.channels, self.outputs).sum(1)
+        return rows.reshape(*self.bias_size, self.outputs).sum(1)
 
     def batched(self, biases: Tensor) -> Tensor:
-        return self(biases.flatten()).view(len(biases), -1)
+        return self(biases.flatten()).view(biases.shape[0], -1)
 
     def empty(self, bias: Tensor) -> Tensor:
+        if bias.dim() != 1:
+            raise ValueError(f"bias must have shape (channels), got {list(bias.shape)}")
         if self.outputs < 1:
             raise ValueError(f"outputs ({self.outputs}) must be >= 1")
-        check_bytes("the bias", self.channels, self.outputs, bias.itemsize)
-        return bias.new_empty(self.channels * self.outputs)
+        check_bytes("the bias", *self.bias_size, self.outputs, bias.itemsize)
+        return bias.new_empty(bias.shape[0] * self.outputs)
 
 
 # From the size of the first argument and the other arguments of each operator.
@@ -211,7 +213,7 @@ LINEAR: dict[str, Callable[..., Linear]] = {
     "values": lambda size, *arguments: ToMatrix(size, Block(*arguments[:-1]), arguments[-1]),
     "csr": lambda size, *arguments: ToMatrix(size, Block(*arguments[:-2]), arguments[-2]),
     "coo": lambda size, *block: ToMatrix(size, Block(*block), False),
-    "bias": lambda size, outputs: Repeat(*size, outputs),
+    "bias": lambda size, outputs: ToBias(size, outputs),
     "dense_adjoint": lambda _, size, *block: ToWeight(size, Block(*block)),
     "sparse_adjoint": lambda _, size, *arguments: ToWeight(size, Block(*arguments[:-1]), arguments[-1]),
 }

@@ -32,17 +32,16 @@ def to_matrix(
         A[(co, o), (ci, i)] = sum over taps k with tap(o, k) == i of  w[co, ci, k]
 
     Args:
-        conv: `nn.Conv1d`, `Conv2d`, `Conv3d`, `ConvTranspose1d`, `ConvTranspose2d` or
-            `ConvTranspose3d`, with any options. The weight is the one that the next `forward` uses, also if it is
-            parametrised, pruned or normalised, and the layer does not change. Or the weight itself, a tensor of shape
-            `geometry.weight_size`.
+        conv: `nn.Conv1d`, `Conv2d`, `Conv3d`, `ConvTranspose1d`, `ConvTranspose2d` or `ConvTranspose3d`, with any
+            options. The weight is the one that the next `forward` uses, also if it is parametrised, or computed by the
+            hooks of `torch.nn.utils.prune`, `weight_norm` or `spectral_norm`; other hooks are not called, and the layer
+            does not change. Or the weight itself, a tensor of shape `geometry.weight_size`.
         input_size: (I_1, ..., I_D), as in `x.shape[-D:]`, or one int for all axes, or an example input, batch first, of
             which only the shape is read. With a weight, the `Geometry`.
-        layout: `torch.strided`, or `torch.sparse_csr`, `torch.sparse_csc` or `torch.sparse_coo`:
-            these hold only the entries, the elements that a weight goes to, even where the weight is 0; sorted, each
-            once. Default: `torch.strided`.
-        rows: A block of output rows, `range(start, stop)`; not with `torch.sparse_csc`. Default:
-            all of them.
+        layout: `torch.strided`, or `torch.sparse_csr`, `torch.sparse_csc` or `torch.sparse_coo`, which hold only the
+            entries: the elements that a weight goes to, even where the weight is 0; sorted, each once. Default:
+            `torch.strided`.
+        rows: A block of output rows, `range(start, stop)`; not with `torch.sparse_csc`. Default: all of them.
         index_dtype: Dtype of the indices of a CSR or CSC matrix, `torch.int32` or `torch.int64`. Default: int32 where
             it can count the entries, otherwise int64.
         drop_zeros: Whether entries that are 0 are left out of a sparse matrix. Default: False.
@@ -99,6 +98,7 @@ def to_bias(conv: Conv, input_size: InputSize) -> Tensor:
     """
     geometry = Geometry.from_layer(conv, input_size)
     weight, bias = weight_and_bias(conv)
+    geometry.check_weight(weight)
     return expand(weight.new_zeros(geometry.out_channels) if bias is None else bias, geometry)
 
 
@@ -244,7 +244,7 @@ def checked_request(
 
     Raises:
         TypeError: If taps overlap, and their weights are of a dtype that PyTorch does not add.
-        ValueError: As `layouts.check_request`.
+        ValueError: As `layouts.check_request`; or if zeros of a meta tensor should be dropped.
         MemoryError: As `guard.check_memory`.
     """
     request = check_request(geometry, layout, rows, index_dtype, drop_zeros)
@@ -254,6 +254,8 @@ def checked_request(
             f"{geometry.padding_mode!r}, padding {geometry.padding} and input size {geometry.input_size} several taps "
             "read the same input; pass weight.float()"
         )
+    if drop_zeros and weight.is_meta:
+        raise ValueError("drop_zeros must be False on the meta device, where no weight is known to be 0; leave it out")
     check_memory(geometry, weight, request)
     return request
 
@@ -271,8 +273,13 @@ def expand(bias: Tensor, geometry: Geometry) -> Tensor:
         A tensor of shape (rows of the matrix,), in new memory.
 
     Raises:
+        ValueError: If the bias has another shape.
         MemoryError: If there is not enough memory left.
     """
+    if bias.shape != (geometry.out_channels,):
+        raise ValueError(
+            f"bias must have shape ({geometry.out_channels},), one entry per output channel, got {tuple(bias.shape)}"
+        )
     check_bias_memory(geometry, bias)
     return ops.bias(bias, geometry)
 

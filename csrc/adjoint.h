@@ -33,6 +33,7 @@ at::Tensor dense_adjoint(const at::Tensor& matrix, at::IntArrayRef weight_size, 
   const MatrixRows rows = check_rows(weight_size, geometry, padding_mode, transposed, row_start, row_stop);
   TORCH_CHECK_VALUE(matrix.dim() == 2 && matrix.size(0) == rows.count() && matrix.size(1) == rows.conv.cols(),
                     "matrix must have shape (", rows.count(), ", ", rows.conv.cols(), "), got ", matrix.sizes());
+  check_weight_bytes(weight_size, static_cast<int64_t>(matrix.element_size()));
   const c10::OptionalDeviceGuard guard(matrix.device());
   return kernel(matrix.resolve_conj().resolve_neg(), rows).view(weight_size);
 }
@@ -46,6 +47,7 @@ at::Tensor sparse_adjoint(const at::Tensor& values, at::IntArrayRef weight_size,
   const int64_t nnz = rows.nnz();
   TORCH_CHECK_VALUE(values.dim() == 1 && values.size(0) == nnz, "values must have shape (", nnz, "), got ",
                     values.sizes());
+  check_weight_bytes(weight_size, static_cast<int64_t>(values.element_size()));
   const c10::OptionalDeviceGuard guard(values.device());
   return kernel(values.resolve_conj().resolve_neg().contiguous(), rows).view(weight_size);
 }

@@ -1,6 +1,9 @@
 #include "rows.h"
 
 #include <c10/util/Exception.h>
+#include <c10/util/accumulate.h>
+
+#include <algorithm>
 
 namespace conv2affine {
 
@@ -31,6 +34,24 @@ MatrixRows check_rows(at::IntArrayRef weight_size, at::IntArrayRef geometry, std
           row_start,
           row_stop,
           true};
+}
+
+void check_weight_bytes(at::IntArrayRef weight_size, int64_t itemsize) {
+  checked_product({c10::multiply_integers(weight_size), itemsize}, "bytes of the weight");
+}
+
+void check_bytes(const MatrixRows& rows, int64_t nnz, int64_t itemsize) {
+  // Two indices for each entry, and room for the last row start.
+  checked_product({nnz, std::max<int64_t>(16, itemsize)}, "bytes of the sparse matrix");
+  checked_product({rows.count(), 16}, "bytes of the row starts");
+}
+
+void check_index_dtype(at::ScalarType index_dtype, int64_t nnz, int64_t rows, int64_t cols) {
+  TORCH_CHECK_VALUE(index_dtype == at::kInt || index_dtype == at::kLong, "index_dtype (", index_dtype,
+                    ") must be int32 or int64");
+  TORCH_CHECK_VALUE(index_dtype == at::kLong || std::max({nnz, rows, cols}) <= INT32_MAX,
+                    "index_dtype int32 counts to ", INT32_MAX, ", too few for ", nnz, " entries in ", rows,
+                    " rows and ", cols, " columns; use int64, or a block of rows");
 }
 
 at::Tensor weight_of_rows(const at::Tensor& weight, const MatrixRows& rows) {

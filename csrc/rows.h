@@ -55,6 +55,15 @@ struct MatrixRows {
 MatrixRows check_rows(at::IntArrayRef weight_size, at::IntArrayRef geometry, std::string_view padding_mode,
                       bool transposed, int64_t row_start, int64_t row_stop, bool by_columns = false);
 
+// Throws ValueError unless the bytes of such a weight fit into 64 bits.
+void check_weight_bytes(at::IntArrayRef weight_size, int64_t itemsize);
+
+// Throws ValueError unless the bytes of a sparse matrix fit into 64 bits, with indices of int64.
+void check_bytes(const MatrixRows& rows, int64_t nnz, int64_t itemsize);
+
+// Throws ValueError unless the dtype is int32 or int64 and counts that many entries, rows and columns.
+void check_index_dtype(at::ScalarType index_dtype, int64_t nnz, int64_t rows, int64_t cols);
+
 // The weight as these rows see it, contiguous: (groups, out/group, in/group, K_1, ..., K_D), with out and in exchanged
 // by columns.
 at::Tensor weight_of_rows(const at::Tensor& weight, const MatrixRows& rows);

@@ -28,12 +28,6 @@ struct SparseParts {
 using SparseMemory = at::Tensor(at::IntArrayRef sizes, const at::TensorOptions& options);
 using SparseKernel = void(const at::Tensor& weight, const MatrixRows& rows, const SparseParts& to);
 
-// Throws ValueError unless the bytes of all parts, and of those in int64, fit into 64 bits.
-void check_bytes(const MatrixRows& rows, int64_t nnz, int64_t itemsize);
-
-// Throws ValueError unless the dtype is int32 or int64 and counts that many entries, rows and columns.
-void check_index_dtype(at::ScalarType index_dtype, int64_t nnz, int64_t rows, int64_t cols);
-
 // Returns (crow, col, values): the entries of row r are those from crow[r - row_start] to crow[r - row_start + 1].
 // crow (rows + 1) and col (nnz) are of `index_dtype`, int32 or int64; values (nnz) of weight's dtype.
 // by_columns: of the transposed matrix, whose rows are input elements; this is the matrix by columns, CSC.

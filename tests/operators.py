@@ -14,7 +14,10 @@ def arguments_of(conv, input_size, dtype=torch.float64):
     geometry = Geometry.from_layer(conv, input_size)
     weight = geometry.group_weight(conv.weight.detach().clone())
     weight[(0,) * weight.dim()] = -0.0  # a sum with 0.0 would lose the sign
-    weight = weight.to(dtype) if dtype.is_floating_point else (weight * 50).short().to(dtype)
+    if not dtype.is_floating_point and not dtype.is_complex:
+        weight = (weight * 20).trunc()  # so small that no sum of them overflows
+        weight = weight.abs() if dtype is torch.uint8 else weight
+    weight = weight.to(dtype)
     return weight, *geometry.operator_arguments()
 
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
+from conftest import peak_bytes
 from torch import nn
 
 from conv2affine import Geometry, conv_matrix, guard, ops, to_bias, to_linear, to_matrix
@@ -110,19 +111,11 @@ assert conv2affine.to_linear(conv, 8).weight.shape == (4096, 1024)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("drop_zeros", [False, True], ids=["all", "drop_zeros"])
 def test_peak_of_sparse_layouts_is_what_the_guard_counts(layout, dtype, drop_zeros):
-    code = f"""
-import psutil, torch
-from conv2affine import Geometry, to_matrix
-weight, geometry = torch.ones(64, 16, 3, 3, dtype={dtype}), {geometry_call(Geometry(16, 64, (3, 3), input_size=32))}
-to_matrix(torch.ones(1, 1, 3), Geometry(1, 1, (3,), input_size=5), layout={layout}, drop_zeros=True)
-open("/proc/self/clear_refs", "w").write("5")  # the peak starts again from here
-before = psutil.Process().memory_info().rss
-matrix = to_matrix(weight, geometry, layout={layout}, drop_zeros={drop_zeros})
-peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(1024 * int(peak.split()[1]) - before)
-"""
-    command = [sys.executable, "-W", "ignore", "-c", code]
-    peak = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    setup = f"""
+conv = torch.nn.Conv2d(16, 64, 3, dtype={dtype}).requires_grad_(False)
+options = dict(layout={layout}, drop_zeros={drop_zeros})
+to_matrix(conv, 4, **options)"""
+    peak = peak_bytes(setup, "to_matrix(conv, 32, **options)")
     geometry = Geometry(16, 64, (3, 3), input_size=32)
     sizes = layout_sizes(geometry, dtype, range(geometry.shape[0]))
     _, size = next(entry for entry in sizes.values() if entry[0] is layout)
@@ -136,6 +129,29 @@ def test_bias_is_guarded(monkeypatch):
     for layer in (conv, nn.Conv1d(1, 100, 1, bias=False)):
         with pytest.raises(MemoryError, match=r"a bias of 50000000 entries of torch.float32 needs 200.00 MB"):
             to_bias(layer, 500_000)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_bytes_that_64_bits_do_not_count_are_refused_on_any_device(device):
+    size = 2**30
+    conv = nn.Conv1d(1, 1, 3, padding=1, dtype=torch.float64, device=device)
+    with pytest.raises(ValueError, match=r"the matrix would have 9223372036854775808 bytes, more than .* choose a"):
+        to_matrix(conv, size)
+    assert to_matrix(conv, size, rows=range(1), layout=torch.sparse_csr).shape == (1, size)
+    conv = nn.ConvTranspose1d(1, 1000, 3, stride=2**50, dtype=torch.complex128, device=device)
+    with pytest.raises(ValueError, match="the bias would have 36028797018964016000 bytes"):
+        to_bias(conv, 3)
+
+
+def test_sparse_layouts_are_guarded_where_64_bits_do_not_count_the_strided_bytes(monkeypatch):
+    monkeypatch.setattr(guard, "memory_left", lambda: 30 * MIB)
+    with pytest.raises(MemoryError, match=r"needs 60.13 GB.*strided: 9223.37 PB, does not fit"):
+        to_matrix(nn.Conv1d(1, 1, 3, padding=1, dtype=torch.float64), 2**30, layout=torch.sparse_csr)
+
+
+def test_zeros_of_a_meta_tensor_are_not_dropped():
+    with pytest.raises(ValueError, match="drop_zeros must be False on the meta device"):
+        to_matrix(nn.Conv1d(1, 1, 3, device="meta"), 5, layout=torch.sparse_coo, drop_zeros=True)
 
 
 def test_ranks_of_a_host_share_its_memory(monkeypatch):

@@ -9,7 +9,7 @@ from cases import CASES
 from conftest import assert_same_bits
 from torch import nn
 
-from conv2affine import conv_matrix, conv_transpose_matrix, reference, to_bias, to_matrix
+from conv2affine import conv_matrix, conv_transpose_matrix, reference, to_bias, to_linear, to_matrix
 from conv2affine.checks import COPIED_DTYPES
 from conv2affine.layouts import LAYOUTS
 
@@ -106,6 +106,7 @@ def test_rows_are_a_block(case):
         (range(0, 6, 2), TypeError, "with step 1"),
         (slice(0, 3), TypeError, r"must be None or a range\(start, stop\)"),
         (3, TypeError, "must be None or a range"),
+        (torch.zeros(9), TypeError, r"rows \(Tensor of shape \(9,\)\) must be None or a range"),
     ],
 )
 def test_bad_rows_are_refused(rows, error, message):
@@ -227,6 +228,14 @@ def test_weights_that_cannot_be_added_are_refused_where_taps_overlap(dtype, mode
 def test_what_is_no_number_of_groups_is_refused(function, groups):
     with pytest.raises((TypeError, ValueError), match=r"groups \("):
         function(torch.ones(4, 2, 3), 8, groups=groups)
+
+
+@pytest.mark.parametrize("function", [to_bias, to_linear])
+def test_bias_that_is_not_the_layers_is_refused(function):
+    conv = nn.Conv1d(1, 2, 3)
+    conv.bias = nn.Parameter(torch.ones(3))
+    with pytest.raises(ValueError, match=r"bias must have shape \(2,\), one entry per output channel, got \(3,\)"):
+        function(conv, 5)
 
 
 def test_bias_has_gradient():
