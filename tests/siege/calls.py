@@ -1,5 +1,6 @@
 """One call of a compiled operator by seed: arguments made from its schema, and the check of its result."""
 
+import functools
 import random
 import resource
 from collections import Counter
@@ -15,6 +16,7 @@ from torch import Tensor
 from conv2affine import Geometry
 from tests.siege.random_layers import random_layer
 
+CALLS_OF_A_LAYER = 8  # it takes longer to make than a call
 MOST_BYTES = 2 * 2**30  # of address space, for all that a call allocates
 
 INTEGERS = (-(2**63), -(2**62), -(2**32), -(2**31), -2, -1, 0, 1, 2, 3, 7, 2**16, 2**31 - 1, 2**31, 2**32, 2**62)
@@ -24,6 +26,7 @@ DTYPES = sorted({value for value in vars(torch).values() if isinstance(value, to
 WORDS = ("zeros", "circular", "reflect", "replicate", "", "Zeros", "zeros\0", "constant", "\u00e9" * 1000)
 
 
+@functools.cache
 def operators() -> list[Any]:
     """The compiled operators. `csr_product` is not one: it trusts its indices, as PyTorch's products do."""
     names = {
@@ -52,19 +55,22 @@ def arguments(seed: int) -> tuple[Any, list[Any], int]:
     return operator, values, wrong
 
 
+layer = functools.lru_cache(maxsize=1)(random_layer)
+
+
 def valid_arguments(seed: int, draw: random.Random, names: set[str]) -> dict[str, Any]:
     """What the operators take for a random layer, by the names in their schemas."""
-    conv, input_size = random_layer(seed)
+    conv, input_size = layer(seed // CALLS_OF_A_LAYER)
     geometry = Geometry.from_layer(conv, input_size)
     weight = geometry.group_weight(conv.weight)
     numbers, padding_mode, transposed = geometry.operator_arguments()
     by_columns = "by_columns" in names and draw.random() < 0.5
     start, stop = sorted(draw.randint(0, geometry.shape[1 if by_columns else 0]) for _ in range(2))
-    layer = {"geometry": list(numbers), "padding_mode": padding_mode, "transposed": transposed}
+    mode = {"geometry": list(numbers), "padding_mode": padding_mode, "transposed": transposed}
     block = {"row_start": start, "row_stop": stop}
-    known = {"weight": weight, **layer, **block, "by_columns": by_columns, "weight_size": list(weight.shape)}
+    known = {"weight": weight, **mode, **block, "by_columns": by_columns, "weight_size": list(weight.shape)}
     if "values" in names:
-        known["values"] = torch.ops.conv2affine.values(weight, *layer.values(), start, stop, by_columns)
+        known["values"] = torch.ops.conv2affine.values(weight, *mode.values(), start, stop, by_columns)
     known["matrix"] = weight.new_ones(stop - start, geometry.shape[1])
     known["index_dtype"] = draw.choice((torch.int32, torch.int64))
     return {**known, "bias": weight.flatten()[:3], "outputs": draw.randint(1, 9)}
