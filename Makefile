@@ -5,9 +5,9 @@ BIN := $(VENV)/bin
 TORCH ?= 2.13.0
 SOURCES := $(shell git ls-files csrc) CMakeLists.txt setup.py pyproject.toml
 CXX_FILES := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'tests/*.h')
-PYTHON_FILES := conv2affine tests examples benchmarks setup.py
+PYTHON_FILES := conv2affine tests examples benchmarks docs setup.py
 
-.PHONY: test demo bench lint format clean cuda-compile cuda-sanitize cuda-check petsc-check
+.PHONY: test demo bench docs lint format wheel siege sanitize clean cuda-compile cuda-sanitize cuda-check petsc-check
 .DELETE_ON_ERROR:
 
 test: $(VENV)/installed
@@ -19,11 +19,54 @@ demo: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks --output build/bench
 
+# The documentation site: build/docs/index.html. Warnings and broken links are errors.
+docs: $(VENV)/installed
+	rm -rf build/docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --doctree-dir build/doctrees docs build/docs
+	$(BIN)/python docs/check_links.py build/docs
+
+# dist/: the sdist and, made from it, the wheel, which then runs the start page's example where the source is not.
+# torch brings its own libraries, libgomp among them.
+wheel: $(VENV)/tools
+	rm -rf dist build/wheel
+	$(BIN)/python -m build --no-isolation --outdir build/wheel .
+	PATH=$(CURDIR)/$(BIN):$$PATH auditwheel repair --exclude 'libc10*.so' --exclude 'libtorch*.so' \
+	  --exclude libgomp.so.1 --wheel-dir dist build/wheel/*.whl
+	mv build/wheel/*.tar.gz dist
+	fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(PYTHON) -m venv $$fresh/venv && \
+	$$fresh/venv/bin/pip install --quiet torch==$(TORCH) dist/*.whl && cd $$fresh && \
+	venv/bin/python -m doctest $(CURDIR)/docs/index.md && \
+	venv/bin/python -c "import conv2affine; print('the wheel works:', conv2affine.__file__)"
+
+# Random attacks: an hour of them, or two minutes with SIEGE=short. docs/testing.md has what they found.
+SIEGE ?= long
+siege: $(VENV)/installed
+	$(BIN)/python -m tests.siege $(if $(filter short,$(SIEGE)),--short)
+
+# The CPU's operators, watched for accesses out of bounds and undefined behaviour: their tests, and nonsense.
+sanitize: $(VENV)/tools
+	rm -rf build/sanitize && mkdir -p build/sanitize
+	cp -r --parents $$(git ls-files conv2affine) build/sanitize
+	$(BIN)/cmake -S . -B build/sanitize/cmake -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DCONV2AFFINE_CUDA=OFF \
+	  -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	  -DCMAKE_CXX_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
+	$(BIN)/cmake --build build/sanitize/cmake --parallel 2
+	$(BIN)/cmake --install build/sanitize/cmake --prefix build/sanitize
+	export LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" && \
+	export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 && \
+	$(BIN)/pytest -o pythonpath="build/sanitize . tests" $(SANITIZED_TESTS) && \
+	cd build/sanitize && PYTHONPATH=$(CURDIR) $(CURDIR)/$(BIN)/python -m tests.siege nonsense --size 5000
+SANITIZED_TESTS := $(addprefix tests/,test_layouts.py test_matrix.py test_ops.py test_projection.py test_taps.py)
+
 lint: $(VENV)/tools
 	$(BIN)/ruff check $(PYTHON_FILES)
 	$(BIN)/ruff format --check $(PYTHON_FILES)
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 
 format: $(VENV)/tools
 	$(BIN)/ruff check --fix $(PYTHON_FILES)
@@ -91,8 +134,8 @@ $(VENV)/torch:
 	touch $@
 
 $(VENV)/tools: $(VENV)/torch pyproject.toml
-	$(BIN)/pip install --quiet 'setuptools>=77' cmake ninja 'pybind11>=3' build
-	$(BIN)/python -c "import tomllib; extras = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; print(*(r for e in ('test', 'lint', 'demo', 'bench') for r in extras[e]), sep='\n')" > $(VENV)/tools.txt
+	$(BIN)/pip install --quiet 'setuptools>=77' cmake ninja 'pybind11>=3'
+	$(BIN)/python -c "from setuptools.compat.py310 import tomllib; extras = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; print(*(r for e in ('test', 'lint', 'demo', 'bench', 'docs', 'wheel') for r in extras[e]), sep='\n')" > $(VENV)/tools.txt
 	$(BIN)/pip install --quiet -r $(VENV)/tools.txt
 	$(BIN)/pip install --quiet --no-deps einconv
 	touch $@

@@ -1,0 +1,47 @@
+"""The documentation site; `make docs` builds it into build/docs."""
+
+import re
+
+import conv2affine
+
+project = "conv2affine"
+author = copyright = "the conv2affine authors"
+version = release = conv2affine.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_copybutton"]
+source_suffix = {".md": "markdown"}
+myst_heading_anchors = 3
+default_role = "py:obj"  # `name` in a docstring is a link if it is documented here, and code otherwise
+highlight_language = "none"
+
+add_module_names = False
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+napoleon_numpy_docstring = False
+napoleon_custom_sections = ["Returns"]  # prose: napoleon would take what stands before a colon for a type
+copybutton_exclude = ".gp, .go"  # prompts and output
+
+html_theme = "furo"
+html_title = "conv2affine"
+html_static_path = ["_static"]
+html_css_files = ["narrow.css"]
+html_show_sphinx = False
+
+
+def to_restructured_text(app, what, name, obj, options, lines):
+    """Mark up what docstrings leave plain: indented equations, and the star in `(out, in, *kernel_size)`."""
+    result, in_block = [], False
+    for line in lines:
+        if line and not line.startswith(" "):
+            in_block = False
+        elif line and not in_block and result and not result[-1]:
+            result += ["::", ""]
+            in_block = True
+        is_code = in_block or line.lstrip().startswith((">>>", "..."))
+        result.append(line if is_code else re.sub(r"(?<![\w*\\])\*(?=[a-z])", r"\\*", line))
+    lines[:] = result
+
+
+def setup(app):
+    """Before napoleon, which has the default priority of 500, turns sections into fields."""
+    app.connect("autodoc-process-docstring", to_restructured_text, priority=400)

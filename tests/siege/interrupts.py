@@ -1,0 +1,44 @@
+"""Ctrl-C in the middle of a build: it is heard soon, and the memory is given back."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+
+MOST_SECONDS = 2.0
+MOST_KEPT_BYTES = 200e6  # of the 3.2 GB that a build takes
+
+# Builds a matrix of 3.2 GB again and again until it is interrupted, then says how much memory it still holds.
+VICTIM = """
+import psutil, torch, conv2affine
+conv = torch.nn.Conv2d(3, 64, 7, stride=2, padding=3).requires_grad_(False)
+conv2affine.to_matrix(conv, 8)
+before = psutil.Process().memory_info().rss
+print("ready", flush=True)
+try:
+    while True:
+        conv2affine.to_matrix(conv, 64)
+except KeyboardInterrupt:
+    print(psutil.Process().memory_info().rss - before, flush=True)
+"""
+
+
+def attack(seed: int, size: int) -> str:
+    """Interrupt `size` builds, each at a random time."""
+    draw = random.Random(seed)
+    longest = 0.0
+    for _ in range(size):
+        with subprocess.Popen([sys.executable, "-c", VICTIM], stdout=subprocess.PIPE, text=True) as victim:
+            assert victim.stdout is not None
+            assert victim.stdout.readline() == "ready\n"
+            time.sleep(draw.uniform(0, 0.5))
+            sent = time.monotonic()
+            victim.send_signal(signal.SIGINT)
+            kept = victim.stdout.readline()
+            seconds = time.monotonic() - sent
+        assert victim.returncode == 0, f"ended with status {victim.returncode} after an interrupt"
+        assert float(kept) < MOST_KEPT_BYTES, f"{float(kept):,.0f} bytes are kept after an interrupt"
+        assert seconds < MOST_SECONDS, f"the interrupt was heard after {seconds:.1f} s"
+        longest = max(longest, seconds)
+    return f"heard after {longest:.2f} s at most, memory given back"

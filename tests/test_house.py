@@ -1,0 +1,34 @@
+"""What is written down in two places is the same in both."""
+
+import re
+from pathlib import Path
+
+import conv2affine
+
+ROOT = Path(__file__).parents[1]
+PYPROJECT = (ROOT / "pyproject.toml").read_text()
+
+
+def pin(tool):
+    """The version of a tool that `make lint` uses."""
+    return re.search(rf'"{tool}==([^"]+)"', PYPROJECT)[1]
+
+
+def test_pre_commit_has_the_pins_of_make_lint():
+    config = (ROOT / ".pre-commit-config.yaml").read_text()
+    revisions = re.findall(r"(\S+)\n    rev: v(\S+)", config)
+    assert len(revisions) == 2
+    for repository, revision in revisions:
+        tool = "ruff" if "ruff" in repository else "clang-format"
+        assert revision == pin(tool)
+
+
+def test_citation_has_the_version():
+    version = re.search(r'^version = "(.+)"', PYPROJECT, re.MULTILINE)[1]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_api_reference_has_every_public_name():
+    pages = "".join(path.read_text() for path in (ROOT / "docs/api").glob("*.md"))
+    documented = set(re.findall(r"^\.\. auto\w+:: (?:conv2affine\.)?(\S+)", pages, re.MULTILINE))
+    assert set(conv2affine.__all__) <= documented
