@@ -1,0 +1,1 @@
+"""Whole networks as affine pieces between nonlinear steps."""

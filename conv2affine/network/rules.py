@@ -1,0 +1,164 @@
+"""The matrices of affine operators, in neutral arguments: importers name the operator and read its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+from scipy.sparse import csr_array
+from torch import Tensor
+
+from conv2affine.geometry import Geometry
+from conv2affine.network.layers import Convolution, Separable
+from conv2affine.network.matrices import Array, Selection
+
+__all__ = [
+    "adaptive_average_pool",
+    "average_pool",
+    "batch_norm",
+    "convolution",
+    "diagonal",
+    "matmul_left",
+    "matmul_right",
+    "reduce",
+    "separable",
+]
+
+Pairs = Sequence[tuple[int, int]]
+
+
+def convolution(
+    weight: Tensor,
+    input_size: Iterable[int],
+    stride: Iterable[int],
+    padding: Pairs,
+    dilation: Iterable[int],
+    groups: int = 1,
+    *,
+    transposed: bool = False,
+    output_padding: Iterable[int] = (),
+) -> Convolution:
+    """A convolution that pads with zeros, without its bias; arguments as in `Geometry`."""
+    kernel_size = tuple(weight.shape[2:])
+    channels = (weight.shape[0], weight.shape[1] * groups)  # of the weight's first and second axis
+    in_channels, out_channels = channels if transposed else channels[::-1]
+    geometry = Geometry(
+        in_channels,
+        out_channels,
+        kernel_size=kernel_size,
+        input_size=tuple(input_size),
+        stride=tuple(stride),
+        padding=tuple(padding),
+        dilation=tuple(dilation),
+        groups=groups,
+        output_padding=tuple(output_padding) or (0,) * len(kernel_size),
+        transposed=transposed,
+    )
+    return Convolution(weight, geometry)
+
+
+def diagonal(scale: Any, shape: Sequence[int]) -> Selection:
+    """The product scale * x, for a scale that is broadcast to the shape of x."""
+    scale = np.broadcast_to(np.asarray(scale, np.float64), shape).ravel()
+    return Selection(None, len(scale), scale)
+
+
+def batch_norm(
+    shape: Sequence[int], weight: Any, bias: Any, mean: Any, variance: Any, eps: float
+) -> tuple[Selection, Array]:
+    """(x - mean) / sqrt(variance + eps) * weight + bias per channel, the second axis; weight and bias may be None."""
+    mean, variance = (np.asarray(part, np.float64) for part in (mean, variance))
+    scale = (1 if weight is None else np.asarray(weight, np.float64)) / np.sqrt(variance + eps)
+    offset = (0 if bias is None else np.asarray(bias, np.float64)) - mean * scale
+    positions = prod(shape) // shape[1]
+    return Selection(None, prod(shape), np.repeat(scale, positions)), np.repeat(offset, positions)
+
+
+def matmul_right(weight: Tensor, shape: Sequence[int]) -> Convolution:
+    """The product x @ weight, for x (*batch, n, k) and a weight (k, m) or (*batch, k, m) that is broadcast."""
+    *batch, n, k = shape
+    groups = prod(batch) * n
+    blocks = weight.mT.unsqueeze(-3).expand(*batch, n, -1, k)
+    return _block_diagonal(blocks.reshape(groups * weight.shape[-1], k), groups, 1, groups == 1)
+
+
+def matmul_left(weight: Tensor, shape: Sequence[int]) -> Convolution:
+    """The product weight @ x, for x (*batch, k, n) and a weight (m, k) or (*batch, m, k) that is broadcast."""
+    *batch, k, n = shape
+    groups = prod(batch)
+    blocks = weight.expand(*batch, -1, k)
+    return _block_diagonal(blocks.reshape(groups * weight.shape[-2], k), groups, n, groups == 1)
+
+
+def _block_diagonal(blocks: Tensor, groups: int, positions: int, copied: bool) -> Convolution:
+    """A convolution with a kernel of size 1: one block (out/group, in/group) per group, at each position."""
+    geometry = Geometry(groups * blocks.shape[1], len(blocks), kernel_size=(1,), input_size=(positions,), groups=groups)
+    return Convolution(blocks.unsqueeze(-1), geometry, copied)
+
+
+def reduce(shape: Sequence[int], axes: Iterable[int], *, mean: bool) -> Separable:
+    """The sum or mean over axes, the first of which are the batch axis, of size 1, and the channels."""
+    reduced = {axis % len(shape) for axis in axes}
+    factors = [
+        csr_array(np.full((1, size), 1 / size if mean else 1.0)) if axis in reduced else _identity(size)
+        for axis, size in enumerate(shape)
+    ]
+    if shape[0] == 1 and len(shape) > 1 and 1 not in reduced:
+        return Separable(shape[1], tuple(factors[2:]) or (_identity(1),))
+    return Separable(1, tuple(factors))
+
+
+def average_pool(
+    channels: int,
+    input_size: Sequence[int],
+    output_size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Pairs,
+    dilation: Sequence[int],
+    *,
+    count_include_pad: bool,
+    divisor: float | None = None,
+) -> Separable:
+    """Average pooling; the output size shows whether it was rounded up."""
+    axes = []
+    for size, outputs, kernel, step, sides, apart in zip(
+        input_size, output_size, kernel_size, stride, padding, dilation, strict=True
+    ):
+        taps = np.arange(outputs)[:, None] * step - sides[0] + np.arange(kernel) * apart
+        inside = (taps >= 0) & (taps < size)
+        counted = (taps < size + sides[1]) if count_include_pad else inside
+        weight = inside / (1 if divisor else counted.sum(1, keepdims=True))
+        axes.append(_axis(weight[inside], taps[inside], inside.sum(1), size))
+    if divisor:
+        axes[0] = axes[0] / divisor
+    return Separable(channels, tuple(axes))
+
+
+def adaptive_average_pool(channels: int, input_size: Sequence[int], output_size: Sequence[int]) -> Separable:
+    """The mean over inputs floor(o * I / O) to ceil((o + 1) * I / O) for each output o."""
+    axes = []
+    for size, outputs in zip(input_size, output_size, strict=True):
+        o = np.arange(outputs)
+        starts, stops = o * size // outputs, -(-(o + 1) * size // outputs)
+        taps = np.arange(size)[None]
+        inside = (taps >= starts[:, None]) & (taps < stops[:, None])
+        lengths = stops - starts
+        axes.append(_axis(1 / np.repeat(lengths, lengths), np.nonzero(inside)[1], lengths, size))
+    return Separable(channels, tuple(axes))
+
+
+def separable(channels: int, axes: Iterable[Any]) -> Separable:
+    """The same on each channel, an axis at a time, as interpolation is; axes are arrays (output size, input size)."""
+    return Separable(channels, tuple(csr_array(np.asarray(axis, np.float64)) for axis in axes))
+
+
+def _axis(weights: Array, inputs: Any, lengths: Any, size: int) -> csr_array:
+    return csr_array((weights, inputs, np.r_[0, np.cumsum(lengths)]), shape=(len(lengths), size))
+
+
+def _identity(size: int) -> csr_array:
+    return csr_array(scipy.sparse.eye_array(size, format="csr"))
