@@ -30,40 +30,37 @@ def follow(function: Function, values: Sequence[Value]) -> list[tuple[AffineMap[
     Raises:
         ValueError: If an element of the result is not a copy.
     """
-    arrays, first = [], 1
-    for value in values:
-        arrays.append(np.arange(first, first + value.size, dtype=np.float64).reshape(value.shape))
-        first += value.size
-    constants = _arrays(function(*(np.zeros(value.shape) for value in values)))
-    return [
-        (_map(values, numbers.ravel(), constant.ravel()), numbers.shape)
-        for numbers, constant in zip(_arrays(function(*arrays)), constants, strict=True)
-    ]
+    sizes = [value.size for value in values]
+    total = sum(sizes)
+
+    def run(elements: Any) -> list[Any]:
+        parts = np.split(elements, np.cumsum(sizes)[:-1]) if sizes else []
+        return _arrays(function(*(part.reshape(value.shape) for part, value in zip(parts, values, strict=True))))
+
+    other = np.random.default_rng(0).standard_normal(total)
+    results = zip(run(np.arange(1.0, total + 1)), run(np.zeros(total)), run(other), strict=True)
+    return [(_map(values, sizes, *(a.ravel() for a in arrays), other), arrays[0].shape) for arrays in results]
 
 
 def _arrays(result: Any) -> list[Any]:
     return [np.asarray(array) for array in (result if isinstance(result, tuple | list) else [result])]
 
 
-def _map(values: Sequence[Value], numbers: Any, constant: Any) -> AffineMap[Value]:
+def _map(values: Sequence[Value], sizes: list[int], numbers: Any, constant: Any, check: Any, other: Any) -> AffineMap[Value]:
     moved = numbers != constant
     moved &= ~(np.isnan(numbers) & np.isnan(constant))
-    index = np.where(moved, numbers, 0)
-    total = sum(value.size for value in values)
-    if (
-        constant[moved].any()
-        or (index != np.floor(index)).any()
-        or index.min(initial=0) < 0
-        or index.max(initial=0) > total
-    ):
+    index = np.where(moved, numbers, 0).astype(np.int64) - 1
+    # Other elements at the same places: sums of elements would give themselves away.
+    copies = np.append(other, np.nan)[np.clip(index, -1, len(other))]
+    if not np.array_equal(np.where(moved, copies, constant), check, equal_nan=True):
         raise ValueError("the operator does more than to move elements")
     result: AffineMap[Value] = AffineMap.constant(np.where(moved, 0, constant))
-    index, first = index.astype(np.int64) - 1, 0
-    for value in values:
-        own = np.where((index >= first) & (index < first + value.size), index - first, -1)
-        first += value.size
+    first = 0
+    for value, size in zip(values, sizes, strict=True):
+        own = np.where((index >= first) & (index < first + size), index - first, -1)
+        first += size
         if (own >= 0).any():
-            result += AffineMap({value: selection(own, value.size)}, np.zeros(len(own)))
+            result += AffineMap({value: selection(own, size)}, np.zeros(len(own)))
     return result
 
 

@@ -17,13 +17,16 @@ from conv2affine.network.matrices import Array, Selection
 
 __all__ = [
     "adaptive_average_pool",
+    "adaptive_windows",
     "average_pool",
     "batch_norm",
     "convolution",
     "diagonal",
     "matmul_left",
     "matmul_right",
+    "pool_windows",
     "reduce",
+    "reduce_windows",
     "separable",
 ]
 
@@ -40,6 +43,7 @@ def convolution(
     *,
     transposed: bool = False,
     output_padding: Iterable[int] = (),
+    copied: bool = True,
 ) -> Convolution:
     """A convolution that pads with zeros, without its bias; arguments as in `Geometry`."""
     kernel_size = tuple(weight.shape[2:])
@@ -57,7 +61,7 @@ def convolution(
         output_padding=tuple(output_padding) or (0,) * len(kernel_size),
         transposed=transposed,
     )
-    return Convolution(weight, geometry)
+    return Convolution(weight, geometry, copied)
 
 
 def diagonal(scale: Any, shape: Sequence[int]) -> Selection:
@@ -73,24 +77,24 @@ def batch_norm(
     mean, variance = (np.asarray(part, np.float64) for part in (mean, variance))
     scale = (1 if weight is None else np.asarray(weight, np.float64)) / np.sqrt(variance + eps)
     offset = (0 if bias is None else np.asarray(bias, np.float64)) - mean * scale
-    positions = prod(shape) // shape[1]
-    return Selection(None, prod(shape), np.repeat(scale, positions)), np.repeat(offset, positions)
+    by_channel = (1, -1, *(1 for _ in shape[2:]))
+    return diagonal(scale.reshape(by_channel), shape), np.broadcast_to(offset.reshape(by_channel), shape).ravel()
 
 
-def matmul_right(weight: Tensor, shape: Sequence[int]) -> Convolution:
+def matmul_right(weight: Tensor, shape: Sequence[int], *, copied: bool = True) -> Convolution:
     """The product x @ weight, for x (*batch, n, k) and a weight (k, m) or (*batch, k, m) that is broadcast."""
     *batch, n, k = shape
     groups = prod(batch) * n
     blocks = weight.mT.unsqueeze(-3).expand(*batch, n, -1, k)
-    return _block_diagonal(blocks.reshape(groups * weight.shape[-1], k), groups, 1, groups == 1)
+    return _block_diagonal(blocks.reshape(groups * weight.shape[-1], k), groups, 1, copied)
 
 
-def matmul_left(weight: Tensor, shape: Sequence[int]) -> Convolution:
+def matmul_left(weight: Tensor, shape: Sequence[int], *, copied: bool = True) -> Convolution:
     """The product weight @ x, for x (*batch, k, n) and a weight (m, k) or (*batch, m, k) that is broadcast."""
     *batch, k, n = shape
     groups = prod(batch)
     blocks = weight.expand(*batch, -1, k)
-    return _block_diagonal(blocks.reshape(groups * weight.shape[-2], k), groups, n, groups == 1)
+    return _block_diagonal(blocks.reshape(groups * weight.shape[-2], k), groups, n, copied)
 
 
 def _block_diagonal(blocks: Tensor, groups: int, positions: int, copied: bool) -> Convolution:
@@ -142,8 +146,7 @@ def adaptive_average_pool(channels: int, input_size: Sequence[int], output_size:
     """The mean over inputs floor(o * I / O) to ceil((o + 1) * I / O) for each output o."""
     axes = []
     for size, outputs in zip(input_size, output_size, strict=True):
-        o = np.arange(outputs)
-        starts, stops = o * size // outputs, -(-(o + 1) * size // outputs)
+        starts, stops = _adaptive(size, outputs)
         taps = np.arange(size)[None]
         inside = (taps >= starts[:, None]) & (taps < stops[:, None])
         lengths = stops - starts
@@ -162,3 +165,55 @@ def _axis(weights: Array, inputs: Any, lengths: Any, size: int) -> csr_array:
 
 def _identity(size: int) -> csr_array:
     return csr_array(scipy.sparse.eye_array(size, format="csr"))
+
+
+def pool_windows(
+    shape: Sequence[int],
+    output_size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Any:
+    """The windows of a pooling over the last axes, as the step `window_max` takes them; padding is that on the left."""
+    axes = len(output_size)
+    taps = []
+    for size, outputs, kernel, step, left, apart in zip(
+        shape[-axes:], output_size, kernel_size, stride, padding, dilation, strict=True
+    ):
+        inputs = np.arange(outputs)[:, None] * step - left + np.arange(kernel) * apart
+        taps.append(np.where((inputs >= 0) & (inputs < size), inputs, -1))
+    return _windows(shape, taps)
+
+
+def adaptive_windows(shape: Sequence[int], output_size: Sequence[int]) -> Any:
+    """The windows of an adaptive pooling over the last axes: inputs floor(o * I / O) to ceil((o + 1) * I / O)."""
+    taps = []
+    for size, outputs in zip(shape[-len(output_size) :], output_size, strict=True):
+        starts, stops = _adaptive(size, outputs)
+        inputs = starts[:, None] + np.arange((stops - starts).max())
+        taps.append(np.where(inputs < stops[:, None], inputs, -1))
+    return _windows(shape, taps)
+
+
+def reduce_windows(shape: Sequence[int], axes: Iterable[int]) -> Any:
+    """The windows of a reduction over axes."""
+    reduced = sorted(axis % len(shape) for axis in axes)
+    kept = [axis for axis in range(len(shape)) if axis not in reduced]
+    numbers = np.arange(prod(shape)).reshape(shape).transpose(*kept, *reduced)
+    return numbers.reshape(-1, prod(shape[axis] for axis in reduced))
+
+
+def _windows(shape: Sequence[int], taps: Sequence[Any]) -> Any:
+    """Windows from the inputs (outputs, taps) that they have along each of the last axes, -1 for none."""
+    windows = np.arange(prod(shape[: len(shape) - len(taps)]))[:, None]
+    for size, line in zip(shape[len(shape) - len(taps) :], taps, strict=True):
+        before, after = windows[:, None, :, None], line[None, :, None, :]
+        joined = np.where((before < 0) | (after < 0), -1, before * size + after)
+        windows = joined.reshape(len(windows) * len(line), -1)
+    return windows
+
+
+def _adaptive(size: int, outputs: int) -> tuple[Any, Any]:
+    o = np.arange(outputs)
+    return o * size // outputs, -(-(o + 1) * size // outputs)

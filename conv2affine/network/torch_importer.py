@@ -1,0 +1,232 @@
+"""From a PyTorch module to a graph: `torch.export`, then one node of its graph after the other."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import OutputKind
+from torch.utils import _pytree as pytree
+
+from conv2affine.network import torch_steps  # noqa: F401  # enters its rules
+from conv2affine.network.affine import AffineMap
+from conv2affine.network.graph import Graph, Value
+from conv2affine.network.torch_operator import Operator
+from conv2affine.network.torch_rules import RULES, Context, NoRule
+
+__all__ = ["TorchNetwork", "import_torch", "tensors"]
+
+aten = torch.ops.aten
+# Kept whole: a rule knows them, or they say more than what they decompose into.
+UNDECOMPOSED = (
+    *("linear", "matmul", "pad", "prelu", "glu", "scaled_dot_product_attention", "layer_norm", "group_norm"),
+    *("hardswish", "hardsigmoid", "silu", "softplus", "mish", "celu", "selu", "threshold", "hardshrink", "softshrink"),
+    *("instance_norm", "upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d"),
+    *(
+        f"{kind}{axes}d"
+        for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "upsample_nearest")
+        for axes in (1, 2, 3)
+    ),
+)
+# What depends on chance, or on the other samples of the batch.
+TRAINING = ("native_dropout", "bernoulli", "rand", "randn", "rand_like", "randn_like", "_native_batch_norm_legit_functional")
+
+
+@dataclass(frozen=True)
+class TorchNetwork:
+    """An imported module.
+
+    Args:
+        graph: Its values are those of a batch of one sample.
+        leaves: Outputs of the module: values, or what is no tensor.
+        structure: How the outputs are nested.
+        dtypes: Of the inputs.
+        dtype: Of the first floating output.
+        device: Of the module.
+    """
+
+    graph: Graph
+    leaves: list[Any]
+    structure: pytree.TreeSpec
+    dtype: torch.dtype
+    device: torch.device
+
+
+def import_torch(model: nn.Module, example_inputs: Any) -> TorchNetwork:
+    """The graph of a module.
+
+    Args:
+        model: Any module that `torch.export` takes.
+        example_inputs: A tensor, or a tuple of them, batch first; only the first sample is looked at.
+
+    Returns:
+        The graph, not simplified: one piece or step for each operator.
+
+    Raises:
+        ValueError: If the result depends on chance or on the other samples of the batch, as in training mode.
+        NotImplementedError: If the exported graph has what is no operator.
+    """
+    with torch.no_grad():
+        program = torch.export.export(unwrap(model), tuple(x[:1] for x in tensors(example_inputs)))
+    table = torch.export.default_decompositions()
+    for name in UNDECOMPOSED:
+        packet = getattr(aten, name)
+        for overload in packet.overloads():
+            table.pop(getattr(packet, overload), None)
+    return _Importer(program.run_decompositions(table)).run()
+
+
+def tensors(example_inputs: Any) -> tuple[Tensor, ...]:
+    """Example inputs as a tuple of tensors, batch first."""
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    for number, x in enumerate(inputs):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"example_inputs[{number}] must be a tensor, got {type(x).__name__}; bind it in a module")
+        if x.dim() == 0 or len(x) == 0:
+            raise ValueError(f"example_inputs[{number}] must have a sample, batch first, got shape {tuple(x.shape)}")
+    return inputs
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside of what compiles or distributes it."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(model, torch._dynamo.OptimizedModule):
+            model = model._orig_mod
+        else:
+            return model
+
+
+class _Importer:
+    def __init__(self, program: ExportedProgram) -> None:
+        self.program = program
+        self.graph = Graph()
+        self.results: dict[fx.Node, Any] = {}
+        state = program.state_dict.values()
+        self.parameters = frozenset(tensor.untyped_storage().data_ptr() for tensor in state)
+        self.device = next((tensor.device for tensor in state), torch.device("cpu"))
+
+    def run(self) -> TorchNetwork:
+        """Go through the nodes."""
+        for node in self.program.graph.nodes:
+            if node.op == "placeholder":
+                self.results[node] = self.placeholder(node)
+            elif node.op == "call_function" and not isinstance(node.target, torch._ops.HigherOrderOperator):
+                self.results[node] = self.call(node)
+            elif node.op != "output":
+                raise NotImplementedError(f"node {node.name} ({node.target}) of the exported graph must be an operator")
+        by_name = {node.name: node for node in self.program.graph.nodes}
+        leaves, dtypes = [], []
+        for spec in self.program.graph_signature.output_specs:
+            if spec.kind == OutputKind.USER_OUTPUT:
+                node = by_name.get(getattr(spec.arg, "name", None))
+                leaves.append(getattr(spec.arg, "value", None) if node is None else self.output(node))
+                dtypes += [] if node is None else [node.meta["val"].dtype]
+        self.graph.outputs = [leaf for leaf in leaves if isinstance(leaf, Value)]
+        dtype = next((dtype for dtype in dtypes if dtype.is_floating_point), torch.get_default_dtype())
+        return TorchNetwork(self.graph, leaves, self.program.call_spec.out_spec, dtype, self.device)
+
+    def placeholder(self, node: fx.Node) -> Any:
+        signature = self.program.graph_signature
+        if node.name in signature.user_inputs:
+            return self.graph.add_input(node.meta["val"].shape, node.name)
+        lifted = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        name = lifted.get(node.name) or signature.inputs_to_lifted_tensor_constants[node.name]
+        tensor = self.program.state_dict.get(name)
+        return (self.program.constants[name] if tensor is None else tensor).detach()
+
+    def output(self, node: fx.Node) -> Value:
+        result = self.results[node]
+        if isinstance(result, Value):
+            return result
+        return self.graph.add_piece(AffineMap.constant(result.double().cpu().numpy()), result.shape, node.name)
+
+    def call(self, node: fx.Node) -> Any:
+        """The value of a node: a tensor if no input reaches it, else a value, or a tuple of them."""
+        args, kwargs = pytree.tree_map_only(fx.Node, self.results.__getitem__, (node.args, dict(node.kwargs)))
+        target: Any = node.target
+        if target is operator.getitem:
+            return args[0][args[1]]
+        name = target._schema.name.removeprefix("aten::")
+        if name in TRAINING or (name == "_native_batch_norm_legit" and "stats" in target._overloadname):
+            raise ValueError(
+                f"{origin(node)} ({name}) must not depend on chance or on the other samples of a batch; call "
+                "model.eval(), and give batch norm its running statistics"
+            )
+        op, inputs = Operator.of(target, args, kwargs)
+        if not inputs:
+            with torch.no_grad():
+                result = target(*args, **kwargs)
+            # What is left empty is never read, but it must not turn into NaN.
+            return torch.zeros_like(result) if name == "empty" else result
+        values = node.meta["val"]
+        several = isinstance(values, tuple | list)
+        fakes = [fake for fake in (values if several else [values]) if fake is not None]
+        used = frozenset(user.args[1] for user in node.users if user.target is operator.getitem) if several else {0}
+        shapes = tuple(tuple(fake.shape) for fake in fakes)
+        context = Context(self.graph, op, inputs, shapes, frozenset(used), self.parameters, origin(node))
+        if all(fake.dtype.is_floating_point for fake in [*fakes, *_fakes(node)]):
+            try:
+                return self.apply(context, args, kwargs, several)
+            except NoRule:
+                pass
+        return self.keep(context, name, several)
+
+    def apply(self, context: Context, args: Any, kwargs: Any, several: bool) -> Any:
+        """The result of a rule."""
+        target = context.operator.target
+        rule = RULES.get(f"{context.name}.{target._overloadname}") or RULES.get(context.name)
+        if rule is None:
+            raise NoRule
+        result = rule(context, **_arguments(rule, target, args, kwargs))
+        if isinstance(result, AffineMap):
+            result = [(result, context.shape)]
+        if isinstance(result, Value):
+            return (result,) if several else result
+        pieces = tuple(self.graph.add_piece(map, shape, context.origin) for map, shape in result)
+        return pieces if several else pieces[0]
+
+    def keep(self, context: Context, name: str, several: bool) -> Any:
+        """The result of an operator that has no rule."""
+        used = sorted(context.used)
+        op = dataclasses.replace(context.operator, results=tuple(used) if several else None)
+        shapes = [context.shapes[number] for number in used]
+        outputs = self.graph.add_step(name, context.inputs, shapes, operator=op, origin=context.origin)
+        return dict(zip(used, outputs, strict=True)) if several else outputs[0]
+
+
+def origin(node: fx.Node) -> str:
+    """The module that a node comes from; the name of the node where that is the whole model."""
+    modules = node.meta.get("nn_module_stack") or {"": ("", None)}
+    return list(modules.values())[-1][0] or node.name
+
+
+def _fakes(node: fx.Node) -> list[Any]:
+    return [leaf.meta["val"] for leaf in node.all_input_nodes if isinstance(leaf.meta["val"], Tensor)]
+
+
+def _arguments(rule: Any, target: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """The arguments by name, as the rule takes them; it need not take those that have their defaults."""
+    parameters = inspect.signature(rule).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    arguments = {}
+    for number, argument in enumerate(target._schema.arguments):
+        name = "input" if argument.name == "self" else argument.name
+        if number < len(args):
+            given = args[number]
+        elif argument.name in kwargs:
+            given = kwargs[argument.name]
+        else:
+            continue
+        if takes_all or name in parameters:
+            arguments[name] = given
+        elif not argument.has_default_value() or given != argument.default_value:
+            raise NoRule
+    return arguments
