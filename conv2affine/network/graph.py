@@ -41,12 +41,12 @@ class Piece:
     Args:
         output: What it computes.
         map: Its sources are values that come before it.
-        origin: Names of the modules, or nodes of a file, that it does the work of.
+        origins: For each source, the modules, or nodes of a file, whose work its matrix does.
     """
 
     output: Value
     map: AffineMap[Value]
-    origin: tuple[str, ...] = ()
+    origins: Mapping[Value, tuple[str, ...]]
 
     @property
     def inputs(self) -> tuple[Value, ...]:
@@ -56,6 +56,12 @@ class Piece:
     def outputs(self) -> tuple[Value, ...]:
         return (self.output,)
 
+    @property
+    def origin(self) -> tuple[str, ...]:
+        """All modules whose work it does; where there are none, what its output is called."""
+        names = tuple(dict.fromkeys(name for names in self.origins.values() for name in names))
+        return names or (self.output.name,)
+
 
 @dataclass(frozen=True, eq=False)
 class Step:
@@ -63,15 +69,17 @@ class Step:
 
     Args:
         kind: One of `kinds.KINDS`, which have a meaning of their own, or the name of an operator that is kept.
-        inputs: Values that come before it; they may repeat.
+        inputs: Values that come before it, each once for a kept operator.
+        shapes: Of the inputs, as the operator takes them.
         outputs: What it computes.
-        parameters: Of the kind, by name; numbers, and arrays over the flat vectors.
-        operator: What the front end runs it with, if the kind does not say it all.
+        parameters: Of the kind, by name.
+        operator: How the front end runs it, where the kind does not say all.
         origin: Name of the module, or node of a file, that it comes from.
     """
 
     kind: str
     inputs: tuple[Value, ...]
+    shapes: tuple[tuple[int, ...], ...]
     outputs: tuple[Value, ...]
     parameters: Mapping[str, Any] = field(default_factory=dict)
     operator: Any = None
@@ -89,11 +97,18 @@ class Graph:
         inputs: The network's inputs.
         nodes: Pieces and steps; each uses values of nodes before it.
         outputs: The network's outputs.
+        output_shapes: Their shapes, which a pass does not change.
     """
 
     inputs: list[Value] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
     outputs: list[Value] = field(default_factory=list)
+    output_shapes: list[tuple[int, ...]] = field(default_factory=list)
+
+    def add_output(self, value: Value) -> None:
+        """A new output."""
+        self.outputs.append(value)
+        self.output_shapes.append(value.shape)
 
     def add_input(self, shape: Iterable[int], name: str = "") -> Value:
         """A new input."""
@@ -105,7 +120,7 @@ class Graph:
         value = Value(tuple(shape), origin)
         if map.size != value.size:
             raise ValueError(f"map ({map.size} elements) must have as many elements as shape {value.shape}")
-        self.nodes.append(Piece(value, map, (origin,) if origin else ()))
+        self.nodes.append(Piece(value, map, {source: (origin,) if origin else () for source in map.terms}))
         return value
 
     def add_step(
@@ -119,8 +134,9 @@ class Graph:
     ) -> tuple[Value, ...]:
         """The values of a nonlinear step, as tensors of these shapes."""
         outputs = tuple(Value(tuple(shape), origin) for shape in shapes)
-        origins = (origin,) if origin else ()
-        self.nodes.append(Step(kind, tuple(inputs), outputs, parameters or {}, operator, origins))
+        inputs = tuple(inputs)
+        taken = tuple(value.shape for value in inputs)
+        self.nodes.append(Step(kind, inputs, taken, outputs, parameters or {}, operator, (origin,) if origin else ()))
         return outputs
 
     @property

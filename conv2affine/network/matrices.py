@@ -147,8 +147,9 @@ class Sparse(Matrix):
 
     def counts(self, axis: int) -> Counts:
         if axis == 1:
-            return np.diff(self.matrix.indptr).astype(np.int64)
-        counts: Counts = np.bincount(self.matrix.indices, minlength=self.matrix.shape[1])
+            counts: Counts = np.diff(self.matrix.indptr).astype(np.int64)
+        else:
+            counts = np.bincount(self.matrix.indices, minlength=self.matrix.shape[1])
         return counts
 
 

@@ -39,14 +39,15 @@ def follow(function: Function, values: Sequence[Value]) -> list[tuple[AffineMap[
 
     other = np.random.default_rng(0).standard_normal(total)
     results = zip(run(np.arange(1.0, total + 1)), run(np.zeros(total)), run(other), strict=True)
-    return [(_map(values, sizes, *(a.ravel() for a in arrays), other), arrays[0].shape) for arrays in results]
+    return [(_map(values, [array.ravel() for array in arrays], other), arrays[0].shape) for arrays in results]
 
 
 def _arrays(result: Any) -> list[Any]:
     return [np.asarray(array) for array in (result if isinstance(result, tuple | list) else [result])]
 
 
-def _map(values: Sequence[Value], sizes: list[int], numbers: Any, constant: Any, check: Any, other: Any) -> AffineMap[Value]:
+def _map(values: Sequence[Value], results: list[Any], other: Any) -> AffineMap[Value]:
+    numbers, constant, check = results
     moved = numbers != constant
     moved &= ~(np.isnan(numbers) & np.isnan(constant))
     index = np.where(moved, numbers, 0).astype(np.int64) - 1
@@ -56,11 +57,11 @@ def _map(values: Sequence[Value], sizes: list[int], numbers: Any, constant: Any,
         raise ValueError("the operator does more than to move elements")
     result: AffineMap[Value] = AffineMap.constant(np.where(moved, 0, constant))
     first = 0
-    for value, size in zip(values, sizes, strict=True):
-        own = np.where((index >= first) & (index < first + size), index - first, -1)
-        first += size
+    for value in values:
+        own = np.where((index >= first) & (index < first + value.size), index - first, -1)
+        first += value.size
         if (own >= 0).any():
-            result += AffineMap({value: selection(own, size)}, np.zeros(len(own)))
+            result += AffineMap({value: selection(own, value.size)}, np.zeros(len(own)))
     return result
 
 

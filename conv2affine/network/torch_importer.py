@@ -18,7 +18,7 @@ from conv2affine.network import torch_steps  # noqa: F401  # enters its rules
 from conv2affine.network.affine import AffineMap
 from conv2affine.network.graph import Graph, Value
 from conv2affine.network.torch_operator import Operator
-from conv2affine.network.torch_rules import RULES, Context, NoRule
+from conv2affine.network.torch_rules import RULES, Context, NoRuleError
 
 __all__ = ["TorchNetwork", "import_torch", "tensors"]
 
@@ -35,7 +35,15 @@ UNDECOMPOSED = (
     ),
 )
 # What depends on chance, or on the other samples of the batch.
-TRAINING = ("native_dropout", "bernoulli", "rand", "randn", "rand_like", "randn_like", "_native_batch_norm_legit_functional")
+TRAINING = (
+    "native_dropout",
+    "bernoulli",
+    "rand",
+    "randn",
+    "rand_like",
+    "randn_like",
+    "_native_batch_norm_legit_functional",
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,6 @@ class TorchNetwork:
         graph: Its values are those of a batch of one sample.
         leaves: Outputs of the module: values, or what is no tensor.
         structure: How the outputs are nested.
-        dtypes: Of the inputs.
         dtype: Of the first floating output.
         device: Of the module.
     """
@@ -78,7 +85,7 @@ def import_torch(model: nn.Module, example_inputs: Any) -> TorchNetwork:
     for name in UNDECOMPOSED:
         packet = getattr(aten, name)
         for overload in packet.overloads():
-            table.pop(getattr(packet, overload), None)
+            table.pop(getattr(packet, overload), None)  # type: ignore[no-untyped-call]
     return _Importer(program.run_decompositions(table)).run()
 
 
@@ -129,7 +136,9 @@ class _Importer:
                 node = by_name.get(getattr(spec.arg, "name", None))
                 leaves.append(getattr(spec.arg, "value", None) if node is None else self.output(node))
                 dtypes += [] if node is None else [node.meta["val"].dtype]
-        self.graph.outputs = [leaf for leaf in leaves if isinstance(leaf, Value)]
+        for leaf in leaves:
+            if isinstance(leaf, Value):
+                self.graph.add_output(leaf)
         dtype = next((dtype for dtype in dtypes if dtype.is_floating_point), torch.get_default_dtype())
         return TorchNetwork(self.graph, leaves, self.program.call_spec.out_spec, dtype, self.device)
 
@@ -169,13 +178,13 @@ class _Importer:
         values = node.meta["val"]
         several = isinstance(values, tuple | list)
         fakes = [fake for fake in (values if several else [values]) if fake is not None]
-        used = frozenset(user.args[1] for user in node.users if user.target is operator.getitem) if several else {0}
+        used: Any = [user.args[1] for user in node.users if user.target is operator.getitem] if several else [0]
         shapes = tuple(tuple(fake.shape) for fake in fakes)
         context = Context(self.graph, op, inputs, shapes, frozenset(used), self.parameters, origin(node))
         if all(fake.dtype.is_floating_point for fake in [*fakes, *_fakes(node)]):
             try:
                 return self.apply(context, args, kwargs, several)
-            except NoRule:
+            except NoRuleError:
                 pass
         return self.keep(context, name, several)
 
@@ -184,7 +193,7 @@ class _Importer:
         target = context.operator.target
         rule = RULES.get(f"{context.name}.{target._overloadname}") or RULES.get(context.name)
         if rule is None:
-            raise NoRule
+            raise NoRuleError
         result = rule(context, **_arguments(rule, target, args, kwargs))
         if isinstance(result, AffineMap):
             result = [(result, context.shape)]
@@ -228,5 +237,5 @@ def _arguments(rule: Any, target: Any, args: Any, kwargs: Any) -> dict[str, Any]
         if takes_all or name in parameters:
             arguments[name] = given
         elif not argument.has_default_value() or given != argument.default_value:
-            raise NoRule
+            raise NoRuleError
     return arguments

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,13 +30,13 @@ class Operator:
         results: Which of its results are wanted; None if it has only one.
     """
 
-    target: Callable[..., Any]
+    target: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     results: tuple[int, ...] | None = None
 
     @classmethod
-    def of(cls, target: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Operator, list[Value]]:
+    def of(cls, target: Any, args: Any, kwargs: Any) -> tuple[Operator, list[Value]]:
         """The operator and its inputs: the values among its arguments, each once."""
         inputs: list[Value] = []
 

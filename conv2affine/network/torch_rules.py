@@ -1,8 +1,9 @@
 """One rule per ATen operator that is affine in what is not constant; whoever adds one adds one function here.
 
-A rule takes a context and the operator's arguments by their names in its schema (`self` is `input`). A tensor that depends
-on the network's inputs comes as a `Value`, all others as tensors. It may leave out arguments: then it is used only where
-these have their defaults. It gives affine maps, or the values of steps that it added to the graph; or it raises `NoRule`.
+A rule takes a context and the operator's arguments by their names in its schema (`self` is `input`). A tensor that
+depends on the network's inputs comes as a `Value`, all others as tensors. A rule may leave out arguments: then it is
+used only where these have their defaults. It returns affine maps, or values of steps that it added to the graph; or it
+raises `NoRuleError`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,12 +25,12 @@ from conv2affine.network.matrices import Array, Matrix
 from conv2affine.network.moves import follow
 from conv2affine.network.torch_operator import Operator
 
-__all__ = ["RULES", "Context", "NoRule", "broadcast", "constant", "per_axis", "rule", "value"]
+__all__ = ["RULES", "Context", "NoRuleError", "broadcast", "constant", "per_axis", "rule", "value"]
 
 Map = AffineMap[Value]
 
 
-class NoRule(Exception):
+class NoRuleError(Exception):
     """The operator, or the operator with these arguments, has no rule."""
 
 
@@ -59,7 +60,7 @@ class Context:
     def shape(self) -> tuple[int, ...]:
         """Shape of the first result; no other is used."""
         if self.used - {0}:
-            raise NoRule
+            raise NoRuleError
         return self.shapes[0]
 
     @property
@@ -78,12 +79,13 @@ class Context:
 
 
 RULES: dict[str, Callable[..., Any]] = {}
+Rule = TypeVar("Rule", bound=Callable[..., Any])
 
 
-def rule(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def rule(*names: str) -> Callable[[Rule], Rule]:
     """Enter a rule for operators by name, "add", or with the overload, "max.dim"."""
 
-    def enter(function: Callable[..., Any]) -> Callable[..., Any]:
+    def enter(function: Rule) -> Rule:
         RULES.update(dict.fromkeys(names, function))
         return function
 
@@ -93,14 +95,14 @@ def rule(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 def value(argument: Any) -> Value:
     """An argument that has to depend on the inputs."""
     if not isinstance(argument, Value):
-        raise NoRule
+        raise NoRuleError
     return argument
 
 
 def constant(argument: Any) -> Array:
     """An argument that must not depend on the inputs."""
     if isinstance(argument, Value):
-        raise NoRule
+        raise NoRuleError
     array: Array = torch.as_tensor(argument).detach().double().cpu().numpy()
     return array
 
@@ -108,7 +110,7 @@ def constant(argument: Any) -> Array:
 def weight_of(argument: Any) -> Tensor:
     """A weight that must not depend on the inputs."""
     if not isinstance(argument, Tensor) or not argument.is_floating_point():
-        raise NoRule
+        raise NoRuleError
     return argument.detach().cpu()
 
 
@@ -161,7 +163,7 @@ def div(context: Context, input: Any, other: Any) -> Map:
     with np.errstate(divide="ignore"):
         scale = 1 / constant(other)
     if not np.isfinite(scale).all():
-        raise NoRule
+        raise NoRuleError
     return scaled(broadcast(value(input), context.shape), scale, context.shape)
 
 
@@ -220,10 +222,18 @@ def convolution(
 
 @rule("_native_batch_norm_legit_no_training", "cudnn_batch_norm")
 def batch_norm(
-    context: Context, input: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, momentum: float, eps: float
+    context: Context,
+    input: Any,
+    weight: Any,
+    bias: Any,
+    running_mean: Any,
+    running_var: Any,
+    momentum: float,
+    eps: float,
 ) -> Map:
-    parts = (None if part is None else constant(part) for part in (weight, bias, running_mean, running_var))
-    return through(input, *rules.batch_norm(context.shape, *parts, eps))
+    scale, offset = (None if part is None else constant(part) for part in (weight, bias))
+    running = constant(running_mean), constant(running_var)
+    return through(input, *rules.batch_norm(context.shape, scale, offset, *running, eps))
 
 
 @rule("linear")
@@ -242,8 +252,8 @@ def matmul(context: Context, input: Any, other: Any = None, mat2: Any = None) ->
         weight = weight[:, None] if from_right else weight[None]
     if len(shape) == 1:
         shape = (1, *shape) if from_right else (*shape, 1)
-    if weight.dim() > len(shape) or torch.broadcast_shapes(weight.shape[:-2], shape[:-2]) != shape[:-2]:
-        raise NoRule  # the value is repeated for each matrix
+    if weight.dim() > len(shape) or np.broadcast_shapes(weight.shape[:-2], shape[:-2]) != shape[:-2]:
+        raise NoRuleError  # the value is repeated for each matrix
     make = rules.matmul_right if from_right else rules.matmul_left
     return through(source, make(weight, shape, copied=context.is_parameter(weight)))
 
@@ -273,7 +283,9 @@ def mean(context: Context, input: Any, dim: Any = None, keepdim: bool = False) -
 @rule("cumsum")
 def cumsum(context: Context, input: Any, dim: int) -> Map:
     shape = value(input).shape
-    axes = [np.tril(np.ones((size, size))) if axis == dim % len(shape) else np.eye(size) for axis, size in enumerate(shape)]
+    axes = [
+        np.tril(np.ones((size, size))) if axis == dim % len(shape) else np.eye(size) for axis, size in enumerate(shape)
+    ]
     return through(input, rules.separable(1, axes))
 
 
@@ -319,7 +331,7 @@ def upsample(context: Context, input: Any, **arguments: Any) -> Map:
     if scales is None:
         names = [name for name in ("scales_d", "scales_h", "scales_w", "scales") if name in arguments]
         scales = [arguments.pop(name) for name in names]
-    scales = [None] * axes if not scales else scales
+    scales = scales or [None] * axes
     aligned = arguments["align_corners"]
     matrices = []
     for size, output, scale in zip(shape[-axes:], outputs, scales, strict=True):
@@ -348,13 +360,50 @@ def moving(context: Context, **arguments: Any) -> Any:
     try:
         return follow(run, context.inputs)
     except ValueError as error:
-        raise NoRule from error
+        raise NoRuleError from error
 
 
 MOVING = (
-    *("view", "_unsafe_view", "reshape", "permute", "transpose", "t", "squeeze", "unsqueeze", "expand", "repeat", "flip"),
-    *("roll", "rot90", "slice", "select", "split", "split_with_sizes", "unbind", "chunk", "narrow", "cat", "stack", "movedim"),
-    *("index", "_unsafe_index", "index_select", "gather", "take", "diagonal", "unfold", "im2col", "as_strided", "tril", "triu"),
+    *(
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "permute",
+        "transpose",
+        "t",
+        "squeeze",
+        "unsqueeze",
+        "expand",
+        "repeat",
+        "flip",
+    ),
+    *(
+        "roll",
+        "rot90",
+        "slice",
+        "select",
+        "split",
+        "split_with_sizes",
+        "unbind",
+        "chunk",
+        "narrow",
+        "cat",
+        "stack",
+        "movedim",
+    ),
+    *(
+        "index",
+        "_unsafe_index",
+        "index_select",
+        "gather",
+        "take",
+        "diagonal",
+        "unfold",
+        "im2col",
+        "as_strided",
+        "tril",
+        "triu",
+    ),
     *("pad", "constant_pad_nd", "slice_scatter", "select_scatter", "scatter.src", "scatter.value", "repeat_interleave"),
     *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "swapaxes", "flatten", "unflatten"),
     *(f"{kind}_pad{axes}d" for axes in (1, 2, 3) for kind in ("reflection", "replication")),
@@ -372,5 +421,5 @@ def _axes(dim: Any, shape: Sequence[int]) -> Sequence[int]:
 
 def per_axis(numbers: Any, axes: int) -> list[int]:
     """One number per axis, of as many or of one."""
-    numbers = [numbers] if isinstance(numbers, int) else list(numbers)
-    return numbers * axes if len(numbers) == 1 else numbers
+    per: list[int] = [numbers] if isinstance(numbers, int) else list(numbers)
+    return per * axes if len(per) == 1 else per

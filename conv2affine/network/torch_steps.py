@@ -14,7 +14,7 @@ from conv2affine.network.matrices import Array
 from conv2affine.network.torch_operator import Operator
 from conv2affine.network.torch_rules import (
     Context,
-    NoRule,
+    NoRuleError,
     broadcast,
     constant,
     per_axis,
@@ -91,7 +91,7 @@ def hardsigmoid(context: Context, input: Any) -> Value:
 @rule("threshold")
 def threshold(context: Context, input: Any, threshold: Any, value: Any) -> Value:
     if threshold != value:
-        raise NoRule  # it jumps
+        raise NoRuleError  # it jumps
     return clamp(context, input, threshold)
 
 
