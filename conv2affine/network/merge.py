@@ -23,8 +23,8 @@ def merge(graph: Graph, mode: Merge = "auto") -> Graph:
 
     Args:
         graph: Any graph.
-        mode: "always" merges a piece into all pieces that use it; "auto" does so where the products have no more
-            entries than their factors together, of which the piece counts if nothing else needs it; "never" merges none.
+        mode: "always" merges a piece into all pieces that use it; "never" merges none; "auto" does so where the products
+            have no more entries than their factors together. The piece counts as a factor if nothing else needs it.
     """
     if mode == "never":
         return graph

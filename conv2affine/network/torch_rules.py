@@ -103,8 +103,9 @@ def constant(argument: Any) -> Array:
     """An argument that must not depend on the inputs."""
     if isinstance(argument, Value):
         raise NoRuleError
-    array: Array = torch.as_tensor(argument).detach().double().cpu().numpy()
-    return array
+    if isinstance(argument, Tensor):
+        argument = argument.detach().double().cpu().numpy()
+    return np.asarray(argument, np.float64)
 
 
 def weight_of(argument: Any) -> Tensor:

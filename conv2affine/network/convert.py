@@ -1,0 +1,148 @@
+"""The public functions: a network of linear layers, and its plan."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import torch
+from torch import fx, nn
+
+from conv2affine.memory import memory_left
+from conv2affine.network.merge import MERGE, Merge, merge
+from conv2affine.network.progress import progress
+from conv2affine.network.report import NetworkPlan, describe
+from conv2affine.network.simplify import simplify
+from conv2affine.network.torch_exporter import export_torch
+from conv2affine.network.torch_importer import TorchNetwork, import_torch, tensors
+from conv2affine.network.torch_layers import LAYOUTS, Layout
+from conv2affine.network.verify import verify
+from conv2affine.plan import readable_bytes
+
+__all__ = ["plan_network", "to_linear_network"]
+
+
+def to_linear_network(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    layout: Layout = "auto",
+    merge: Merge = "auto",
+    max_pool: Literal["max", "relu"] = "max",
+    dtype: torch.dtype | None = None,
+) -> fx.GraphModule:
+    """The same network with every affine piece as one linear layer.
+
+        net(x) == model(x)
+
+    Args:
+        model: Any module that `torch.export` takes, in evaluation mode; each sample of a batch by itself.
+        example_inputs: A tensor or a tuple of tensors, batch first, as `model` takes them.
+        layout: Of the weights: "dense", "sparse" (CSR), or "auto", which is dense where that is small or hardly larger.
+            Default: "auto".
+        merge: Which affine operators that follow one another become one layer: "auto" where the product has no more
+            entries than its factors together; "always"; or "never". Default: "auto".
+        max_pool: What max pooling becomes: "max" keeps it, "relu" makes linear layers and ReLUs of it. Default: "max".
+        dtype: Of the layers; they are computed in float64 and rounded once. Default: as the output of `model`.
+
+    Returns:
+        A `torch.fx.GraphModule` that takes and gives what `model` does, for a batch of any size: `nn.Linear` and
+        `SparseLinear` layers named after the modules whose work they do, and every nonlinear step as it was, on flat
+        vectors, or on tensors of its own shape. Its parameters require gradients if any of the model's does. Its
+        attribute `plan` is a table of its layers and steps.
+
+    Raises:
+        TypeError: If an input is no tensor.
+        ValueError: If the model depends on chance or mixes the samples of a batch, as in training mode.
+        MemoryError: If there is not enough memory left; the message has the table.
+        RuntimeError: If the result is not what the model computes; checked on the example and on random inputs.
+
+    Example:
+        >>> layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10)
+        >>> model = nn.Sequential(*layers).eval()
+        >>> x = torch.rand(5, 3, 8, 8)
+        >>> net = to_linear_network(model, x)
+        >>> torch.allclose(net(x), model(x), atol=1e-5)
+        True
+        >>> print(net.plan)
+        from  is           matrix  entries      dense     sparse  layout
+        0, 1  computed  288 x 192    7,776  221.18 kB   63.36 kB  dense
+        2     relu            288
+        4     copied     10 x 288    2,880   11.52 kB   23.08 kB  dense
+        total                       10,656  232.70 kB   86.44 kB  232.70 kB
+    """
+    network, dtype = _import(model, example_inputs, layout, merge, max_pool, dtype)
+    plan = describe(network.graph, dtype, layout)
+    check_memory(plan)
+    with progress(len(plan.layers)) as each:
+        net = export_torch(network, layout, dtype, each)
+    net.plan = plan  # type: ignore[assignment]
+    return _finish(model, net, example_inputs, dtype)
+
+
+def plan_network(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    layout: Layout = "auto",
+    merge: Merge = "auto",
+    max_pool: Literal["max", "relu"] = "max",
+    dtype: torch.dtype | None = None,
+) -> NetworkPlan:
+    """The table of what `to_linear_network` would make, before anything large is made.
+
+    Args:
+        model: As in `to_linear_network`.
+        example_inputs: As in `to_linear_network`.
+        layout: As in `to_linear_network`.
+        merge: As in `to_linear_network`.
+        max_pool: As in `to_linear_network`.
+        dtype: As in `to_linear_network`.
+
+    Returns:
+        A `NetworkPlan`: a row for each layer and step, with its modules, sizes, entries, and bytes per layout.
+
+    Raises:
+        TypeError: As `to_linear_network`.
+        ValueError: As `to_linear_network`.
+
+    Example:
+        >>> plan_network(nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU()), torch.rand(1, 64, 224, 224)).bytes
+        14733484036
+    """
+    network, dtype = _import(model, example_inputs, layout, merge, max_pool, dtype)
+    return describe(network.graph, dtype, layout)
+
+
+def _import(
+    model: nn.Module, example_inputs: Any, layout: Layout, mode: Merge, max_pool: str, dtype: torch.dtype | None
+) -> tuple[TorchNetwork, torch.dtype]:
+    """The network after all passes, and the dtype of its layers."""
+    _one_of("layout", layout, LAYOUTS)
+    _one_of("merge", mode, MERGE)
+    _one_of("max_pool", max_pool, ("max", "relu"))
+    network = import_torch(model, example_inputs)
+    graph = merge(simplify(network.graph), mode)
+    return dataclasses.replace(network, graph=simplify(graph)), dtype or network.dtype
+
+
+def check_memory(plan: NetworkPlan) -> None:
+    """Raise MemoryError if the layers of a plan need more memory than is left."""
+    left = memory_left()
+    if plan.peak_bytes > left:
+        raise MemoryError(
+            f"the layers need {readable_bytes(plan.peak_bytes)}, and there are {readable_bytes(left)} left; choose a "
+            f"smaller input or another layout\n{plan}"
+        )
+
+
+def _finish(model: nn.Module, net: Any, example_inputs: Any, dtype: torch.dtype) -> Any:
+    """The network once it is checked, in the mode of the model."""
+    verify(model, net, tensors(example_inputs), dtype)
+    net.train(model.training)
+    return net.requires_grad_(any(parameter.requires_grad for parameter in model.parameters()))
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} ({value!r}) must be one of {allowed}")
