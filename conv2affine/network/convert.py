@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import fx, nn
 
 from conv2affine.memory import memory_left
-from conv2affine.network.merge import MERGE, Merge, merge
+from conv2affine.network.chain import chain, write_out
+from conv2affine.network.graph import Step
+from conv2affine.network.merge import MERGE, Merge
+from conv2affine.network.merge import merge as merge_pieces
 from conv2affine.network.progress import progress
-from conv2affine.network.report import NetworkPlan, describe
+from conv2affine.network.report import NetworkPlan, describe, describe_layers
 from conv2affine.network.simplify import simplify
+from conv2affine.network.to_relu import to_relu
 from conv2affine.network.torch_exporter import export_torch
 from conv2affine.network.torch_importer import TorchNetwork, import_torch, tensors
-from conv2affine.network.torch_layers import LAYOUTS, Layout
+from conv2affine.network.torch_layers import LAYOUTS, Layout, layer
 from conv2affine.network.verify import verify
 from conv2affine.plan import readable_bytes
 
-__all__ = ["plan_network", "to_linear_network"]
+__all__ = ["plan_network", "to_linear_network", "to_mlp"]
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def to_linear_network(
@@ -80,6 +86,69 @@ def to_linear_network(
     return _finish(model, net, example_inputs, dtype)
 
 
+def to_mlp(
+    model: nn.Module, example_inputs: Any, *, layout: Layout = "auto", dtype: torch.dtype | None = None
+) -> nn.Sequential:
+    """The same network as a plain chain of linear layers and ReLUs, residual connections and max pooling included.
+
+        mlp(x) == model(x).flatten(1)
+
+    Args:
+        model: A module of one input and one output whose steps are affine or piecewise linear, in evaluation mode.
+        example_inputs: A tensor or a tuple of one, batch first.
+        layout: As in `to_linear_network`.
+        dtype: As in `to_linear_network`.
+
+    Returns:
+        An `nn.Sequential` of one `nn.Flatten`, then `nn.Linear` or `SparseLinear` and `nn.ReLU` by turns, the last a
+        linear layer.
+
+    Raises:
+        NotImplementedError: If a step is neither affine nor piecewise linear; the message names it and its module.
+        ValueError: As `to_linear_network`; or if there are several inputs or outputs.
+        MemoryError: As `to_linear_network`.
+        RuntimeError: As `to_linear_network`.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2), nn.Hardtanh())
+        >>> to_mlp(model, torch.rand(1, 1, 6, 6))
+        Sequential(
+          (0): Flatten(start_dim=1, end_dim=-1)
+          (1): Linear(in_features=36, out_features=80, bias=True)
+          (2): ReLU()
+          (3): Linear(in_features=80, out_features=24, bias=True)
+          (4): ReLU()
+          (5): Linear(in_features=24, out_features=16, bias=True)
+          (6): ReLU()
+          (7): Linear(in_features=16, out_features=8, bias=True)
+        )
+    """
+    _one_of("layout", layout, LAYOUTS)
+    network = import_torch(model, example_inputs)
+    dtype = dtype or network.dtype
+    for what, values in (("input", network.graph.inputs), ("output", network.graph.outputs)):
+        if len(values) != 1:
+            raise ValueError(f"a chain has one {what}, and the model has {len(values)}; use to_linear_network")
+    graph = simplify(to_relu(simplify(network.graph)))
+    for node in graph.nodes:
+        if isinstance(node, Step) and node.kind != "relu":
+            raise NotImplementedError(
+                f"{', '.join(node.origin)}: {node.kind} must be affine or piecewise linear to become linear layers and "
+                "ReLUs; to_linear_network keeps it as it is"
+            )
+    layers = chain(simplify(merge_pieces(graph)))
+    plan = describe_layers(layers, dtype, layout)
+    check_memory(plan)
+    modules: list[nn.Module] = []
+    with progress(len(layers)) as each:
+        for item, matrix, bias in write_out(layers):
+            each(item.origin[0] if item.origin else "carried")
+            modules = [layer(matrix, bias, dtype, layout), nn.ReLU(), *modules]
+    mlp = nn.Sequential(nn.Flatten(), *modules[:-1]).to(network.device)
+    mlp.plan = plan  # type: ignore[assignment]
+    return _finish(model, mlp, example_inputs, dtype)
+
+
 def plan_network(
     model: nn.Module,
     example_inputs: Any,
@@ -122,7 +191,10 @@ def _import(
     _one_of("merge", mode, MERGE)
     _one_of("max_pool", max_pool, ("max", "relu"))
     network = import_torch(model, example_inputs)
-    graph = merge(simplify(network.graph), mode)
+    graph = simplify(network.graph)
+    if max_pool == "relu":
+        graph = simplify(to_relu(graph, ("window_max",)))
+    graph = merge_pieces(graph, mode)
     return dataclasses.replace(network, graph=simplify(graph)), dtype or network.dtype
 
 
@@ -136,7 +208,7 @@ def check_memory(plan: NetworkPlan) -> None:
         )
 
 
-def _finish(model: nn.Module, net: Any, example_inputs: Any, dtype: torch.dtype) -> Any:
+def _finish(model: nn.Module, net: Module, example_inputs: Any, dtype: torch.dtype) -> Module:
     """The network once it is checked, in the mode of the model."""
     verify(model, net, tensors(example_inputs), dtype)
     net.train(model.training)

@@ -23,7 +23,7 @@ def merge(graph: Graph, mode: Merge = "auto") -> Graph:
 
     Args:
         graph: Any graph.
-        mode: "always" merges a piece into all pieces that use it; "never" merges none; "auto" does so where the products
+        mode: "always" merges a piece into all pieces that use it; "never" merges none; "auto" merges where the products
             have no more entries than their factors together. The piece counts as a factor if nothing else needs it.
     """
     if mode == "never":

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 import torch
 
+from conv2affine.network.chain import Layer
 from conv2affine.network.graph import Graph, Piece
 from conv2affine.network.kinds import KINDS
 from conv2affine.network.matrices import Selection
-from conv2affine.network.torch_layers import Layout, choose_layout, layout_bytes
+from conv2affine.network.torch_layers import Layout as LayoutName
+from conv2affine.network.torch_layers import choose_layout, layout_bytes
 from conv2affine.plan import readable_bytes
 
-__all__ = ["NetworkPlan", "Row", "describe"]
+__all__ = ["NetworkPlan", "Row", "describe", "describe_layers"]
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class NetworkPlan:
         )
 
 
-def describe(graph: Graph, dtype: torch.dtype, layout: Layout) -> NetworkPlan:
+def describe(graph: Graph, dtype: torch.dtype, layout: LayoutName) -> NetworkPlan:
     """The plan of a graph, before any of its matrices is written out."""
     rows = []
     for node in graph.nodes:
@@ -110,6 +112,24 @@ def describe(graph: Graph, dtype: torch.dtype, layout: Layout) -> NetworkPlan:
         else:
             kind = node.kind if node.kind in KINDS else f"kept: {node.kind}"
             rows.append(Row(_names(node.origin), kind, node.outputs[0].size, node.inputs[0].size))
+    return NetworkPlan(tuple(rows), dtype)
+
+
+def describe_layers(layers: Sequence[Layer], dtype: torch.dtype, layout: LayoutName) -> NetworkPlan:
+    """The plan of a chain, before its matrices are written out; its ReLUs are left out."""
+    rows = []
+    for layer in layers:
+        sizes = layout_bytes(layer, dtype)
+        rows.append(
+            Row(
+                _names(layer.origin),
+                "computed",
+                *layer.shape,
+                layer.nnz,
+                tuple(sizes.items()),
+                choose_layout(layer, dtype, layout),
+            )
+        )
     return NetworkPlan(tuple(rows), dtype)
 
 

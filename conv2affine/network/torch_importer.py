@@ -169,6 +169,8 @@ class _Importer:
                 f"{origin(node)} ({name}) must not depend on chance or on the other samples of a batch; call "
                 "model.eval(), and give batch norm its running statistics"
             )
+        if name.endswith("_like") or name.startswith("new_"):  # reads the shape only
+            args = pytree.tree_map_only(fx.Node, self.blank, node.args)
         op, inputs = Operator.of(target, args, kwargs)
         if not inputs:
             with torch.no_grad():
@@ -178,7 +180,7 @@ class _Importer:
         values = node.meta["val"]
         several = isinstance(values, tuple | list)
         fakes = [fake for fake in (values if several else [values]) if fake is not None]
-        used: Any = [user.args[1] for user in node.users if user.target is operator.getitem] if several else [0]
+        used: Any = [user.args[1] for user in node.users if user.users] if several else [0]
         shapes = tuple(tuple(fake.shape) for fake in fakes)
         context = Context(self.graph, op, inputs, shapes, frozenset(used), self.parameters, origin(node))
         if all(fake.dtype.is_floating_point for fake in [*fakes, *_fakes(node)]):
@@ -187,6 +189,11 @@ class _Importer:
             except NoRuleError:
                 pass
         return self.keep(context, name, several)
+
+    def blank(self, node: fx.Node) -> Any:
+        """What a node results in; zeros of its shape and dtype where inputs reach it."""
+        result = self.results[node]
+        return torch.zeros(result.shape, dtype=node.meta["val"].dtype) if isinstance(result, Value) else result
 
     def apply(self, context: Context, args: Any, kwargs: Any, several: bool) -> Any:
         """The result of a rule."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -21,7 +21,16 @@ INT32_MAX = 2**31 - 1
 SMALL_BYTES = 2**20
 
 
-def layout_bytes(matrix: Matrix, dtype: torch.dtype) -> dict[str, int]:
+class Sized(Protocol):
+    """What has a number of rows, columns and entries."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def nnz(self) -> int: ...
+
+
+def layout_bytes(matrix: Sized, dtype: torch.dtype) -> dict[str, int]:
     """Bytes of each layout."""
     rows, cols = matrix.shape
     nnz = matrix.nnz
@@ -29,7 +38,7 @@ def layout_bytes(matrix: Matrix, dtype: torch.dtype) -> dict[str, int]:
     return {"dense": rows * cols * dtype.itemsize, "sparse": nnz * (dtype.itemsize + index) + (rows + 1) * index}
 
 
-def choose_layout(matrix: Matrix, dtype: torch.dtype, layout: Layout) -> str:
+def choose_layout(matrix: Sized, dtype: torch.dtype, layout: Layout) -> str:
     """The layout asked for; for "auto" the sparse one, unless the dense one is small or hardly larger."""
     if layout != "auto":
         return layout
