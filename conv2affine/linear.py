@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from conv2affine.dispatch import is_network
 from conv2affine.geometry import Conv, Geometry, Sizes
 from conv2affine.matrix import build, expand
 
@@ -105,9 +106,15 @@ def to_linear(
         >>> torch.allclose(fc(x.flatten(1)), conv(x).flatten(1), atol=1e-6)
         True
     """
-    geometry = Geometry.from_layer(conv, input_size)
     if layout not in LAYERS:
         raise ValueError(f"layout ({layout}) must be torch.strided or torch.sparse_csr in a linear layer")
+    if is_network(conv, input_size):
+        from conv2affine.network.convert import module_to_linear
+
+        if index_dtype is not None or drop_zeros:
+            raise ValueError("index_dtype and drop_zeros must be left out for a whole module")
+        return module_to_linear(conv, input_size, layout="dense" if layout is torch.strided else "sparse")
+    geometry = Geometry.from_layer(conv, input_size)
     with torch.enable_grad():  # otherwise a parametrised weight would not say that it requires grad
         weight, bias = conv.weight, conv.bias
     matrix = build(weight.detach(), geometry, layout, None, index_dtype, drop_zeros)

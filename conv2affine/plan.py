@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from conv2affine import ops
+from conv2affine.dispatch import is_network
 from conv2affine.geometry import Conv, Geometry, Sizes
 from conv2affine.layouts import INDEX_DTYPES, INT32_MAX
 
@@ -119,6 +120,10 @@ def plan(conv: Conv, input_size: Sizes) -> Plan:
         sparse_csc, int64     1.40 GB     < 1 s
         sparse_coo, int64     2.32 GB     < 1 s
     """
+    if is_network(conv, input_size):
+        from conv2affine.network.convert import plan_network
+
+        return plan_network(conv, input_size)  # type: ignore[return-value]  # a plan of many
     geometry = Geometry.from_layer(conv, input_size)
     return plan_geometry(geometry, conv.weight.dtype)
 

@@ -1,7 +1,7 @@
 """A network of affine pieces and ReLUs as one chain: linear, ReLU, linear, ReLU, ..., linear.
 
 The layer of a ReLU is one more than that of the last ReLU it depends on. A value that is read later than in the next
-layer is carried through the ReLUs in between: as it is where it is known to be >= 0, else as the pair relu(v), relu(-v).
+layer is carried through the ReLUs in between: as it is where it is known to be >= 0, else as relu(v), relu(-v).
 So y = relu(conv2(r) + x), with r = relu(conv1(x)), becomes
 
     layer 1: r = relu(conv1 x), p = relu(x), n = relu(-x)      layer 2: relu(conv2 r + p - n)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 from torch import fx, nn
 
 from conv2affine.memory import memory_left
+from conv2affine.network.affine import AffineMap
 from conv2affine.network.chain import chain, write_out
-from conv2affine.network.graph import Step
+from conv2affine.network.graph import Step, Value
+from conv2affine.network.matrices import Selection
 from conv2affine.network.merge import MERGE, Merge
 from conv2affine.network.merge import merge as merge_pieces
 from conv2affine.network.progress import progress
@@ -23,7 +26,7 @@ from conv2affine.network.torch_layers import LAYOUTS, Layout, layer
 from conv2affine.network.verify import verify
 from conv2affine.plan import readable_bytes
 
-__all__ = ["plan_network", "to_linear_network", "to_mlp"]
+__all__ = ["module_to_linear", "plan_network", "to_linear_network", "to_mlp"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -83,7 +86,8 @@ def to_linear_network(
     with progress(len(plan.layers)) as each:
         net = export_torch(network, layout, dtype, each)
     net.plan = plan  # type: ignore[assignment]
-    return _finish(model, net, example_inputs, dtype)
+    verify(model, net, tensors(example_inputs), dtype)
+    return _finish(model, net)
 
 
 def to_mlp(
@@ -126,9 +130,7 @@ def to_mlp(
     _one_of("layout", layout, LAYOUTS)
     network = import_torch(model, example_inputs)
     dtype = dtype or network.dtype
-    for what, values in (("input", network.graph.inputs), ("output", network.graph.outputs)):
-        if len(values) != 1:
-            raise ValueError(f"a chain has one {what}, and the model has {len(values)}; use to_linear_network")
+    _one_each(network, "a chain")
     graph = simplify(to_relu(simplify(network.graph)))
     for node in graph.nodes:
         if isinstance(node, Step) and node.kind != "relu":
@@ -146,7 +148,57 @@ def to_mlp(
             modules = [layer(matrix, bias, dtype, layout), nn.ReLU(), *modules]
     mlp = nn.Sequential(nn.Flatten(), *modules[:-1]).to(network.device)
     mlp.plan = plan  # type: ignore[assignment]
-    return _finish(model, mlp, example_inputs, dtype)
+    verify(model, mlp, tensors(example_inputs), dtype)
+    return _finish(model, mlp)
+
+
+def module_to_linear(
+    module: nn.Module, example_input: Any, *, layout: Layout = "dense", dtype: torch.dtype | None = None
+) -> nn.Linear:
+    """The fully-connected layer that is equivalent to a module that is affine in its input.
+
+        fc(x.flatten(1)) == module(x).flatten(1)
+
+    Args:
+        module: A module of one input and one output: padding and convolution, convolution and batch norm, pooling, ...
+        example_input: A tensor, batch first.
+        layout: "dense", "sparse", or "auto", as in `to_linear_network`. Default: "dense".
+        dtype: As in `to_linear_network`.
+
+    Returns:
+        An `nn.Linear` or `SparseLinear`. `weight[r, c]` is what input element c contributes to output element r, both
+        counted in C order over all axes but the batch's.
+
+    Raises:
+        TypeError: If the module is not affine; the message names its first nonlinear step.
+        ValueError: As `to_mlp`.
+        MemoryError: As `to_linear_network`.
+        RuntimeError: As `to_linear_network`.
+
+    Example:
+        >>> module = nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(3, 8, 3), nn.AvgPool2d(2))
+        >>> module_to_linear(module, torch.rand(1, 3, 8, 8))
+        Linear(in_features=192, out_features=128, bias=True)
+    """
+    _one_of("layout", layout, LAYOUTS)
+    network = import_torch(module, example_input)
+    _one_each(network, "a linear layer")
+    graph = merge_pieces(simplify(network.graph), "always")
+    map: AffineMap[Value] = AffineMap.identity(graph.inputs[0], graph.inputs[0].size)
+    for node in graph.nodes:
+        if isinstance(node, Step):
+            raise TypeError(
+                f"module ({type(module).__name__}) must be affine in its input, and {', '.join(node.origin)} "
+                f"({node.kind}) is not; to_linear_network converts the affine pieces around such steps"
+            )
+        map = node.map  # all of it: the graph has one piece at most
+    dtype = dtype or network.dtype
+    check_memory(describe(graph, dtype, layout))
+    [source] = graph.inputs
+    matrix = map.terms.get(source, Selection(np.full(map.size, -1), source.size))
+    fc = layer(matrix, map.bias if map.bias.any() else None, dtype, layout).to(network.device)
+    verify(module, nn.Sequential(nn.Flatten(), fc), tensors(example_input), dtype)
+    return _finish(module, fc)
 
 
 def plan_network(
@@ -208,11 +260,16 @@ def check_memory(plan: NetworkPlan) -> None:
         )
 
 
-def _finish(model: nn.Module, net: Module, example_inputs: Any, dtype: torch.dtype) -> Module:
-    """The network once it is checked, in the mode of the model."""
-    verify(model, net, tensors(example_inputs), dtype)
-    net.train(model.training)
-    return net.requires_grad_(any(parameter.requires_grad for parameter in model.parameters()))
+def _finish(model: nn.Module, result: Module) -> Module:
+    """The result in the mode of the model."""
+    requires_grad = any(parameter.requires_grad for parameter in model.parameters())
+    return result.train(model.training).requires_grad_(requires_grad)
+
+
+def _one_each(network: TorchNetwork, result: str) -> None:
+    for what, values in (("input", network.graph.inputs), ("output", network.graph.outputs)):
+        if len(values) != 1:
+            raise ValueError(f"{result} has one {what}, and the model has {len(values)}; use to_linear_network")
 
 
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
