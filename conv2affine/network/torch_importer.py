@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import operator
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,14 +81,24 @@ def import_torch(model: nn.Module, example_inputs: Any) -> TorchNetwork:
         ValueError: If the result depends on chance or on the other samples of the batch, as in training mode.
         NotImplementedError: If the exported graph has what is no operator.
     """
-    with torch.no_grad():
-        program = torch.export.export(unwrap(model), tuple(x[:1] for x in tensors(example_inputs)))
+    samples = tuple(x[:1] for x in tensors(example_inputs))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of PyTorch, about itself
+        with torch.no_grad():
+            program = torch.export.export(unwrap(model), samples)
+        program = program.run_decompositions(_decompositions())
+    return _Importer(program).run()
+
+
+@functools.cache
+def _decompositions() -> Any:
+    """PyTorch's table, without the operators that are kept whole."""
     table = torch.export.default_decompositions()
     for name in UNDECOMPOSED:
         packet = getattr(aten, name)
         for overload in packet.overloads():
             table.pop(getattr(packet, overload), None)  # type: ignore[no-untyped-call]
-    return _Importer(program.run_decompositions(table)).run()
+    return table
 
 
 def tensors(example_inputs: Any) -> tuple[Tensor, ...]:
@@ -147,7 +159,9 @@ class _Importer:
         if node.name in signature.user_inputs:
             return self.graph.add_input(node.meta["val"].shape, node.name)
         lifted = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-        name = lifted.get(node.name) or signature.inputs_to_lifted_tensor_constants[node.name]
+        name = lifted.get(node.name) or signature.inputs_to_lifted_tensor_constants.get(node.name)
+        if name is None:
+            raise NotImplementedError(f"{node.name} must be a tensor for networks to be converted, and it is an object")
         tensor = self.program.state_dict.get(name)
         return (self.program.constants[name] if tensor is None else tensor).detach()
 
@@ -177,13 +191,17 @@ class _Importer:
                 result = target(*args, **kwargs)
             # What is left empty is never read, but it must not turn into NaN.
             return torch.zeros_like(result) if name == "empty" else result
-        values = node.meta["val"]
-        several = isinstance(values, tuple | list)
-        fakes = [fake for fake in (values if several else [values]) if fake is not None]
+        fakes = node.meta.get("val")
+        if fakes is None:  # it only asserts
+            return None
+        several = isinstance(fakes, tuple | list)
+        fakes = fakes if several else [fakes]
         used: Any = [user.args[1] for user in node.users if user.users] if several else [0]
-        shapes = tuple(tuple(fake.shape) for fake in fakes)
+        shapes = tuple(() if fake is None else tuple(fake.shape) for fake in fakes)
+        op = dataclasses.replace(op, results=tuple(sorted(used)) if several else None)
         context = Context(self.graph, op, inputs, shapes, frozenset(used), self.parameters, origin(node))
-        if all(fake.dtype.is_floating_point for fake in [*fakes, *_fakes(node)]):
+        values = [arg.meta["val"] for arg in node.all_input_nodes if isinstance(self.results[arg], Value)]
+        if all(fake.dtype.is_floating_point for fake in [*values, *(fakes[number] for number in used)]):
             try:
                 return self.apply(context, args, kwargs, several)
             except NoRuleError:
@@ -211,8 +229,8 @@ class _Importer:
 
     def keep(self, context: Context, name: str, several: bool) -> Any:
         """The result of an operator that has no rule."""
+        op = context.operator
         used = sorted(context.used)
-        op = dataclasses.replace(context.operator, results=tuple(used) if several else None)
         shapes = [context.shapes[number] for number in used]
         outputs = self.graph.add_step(name, context.inputs, shapes, operator=op, origin=context.origin)
         return dict(zip(used, outputs, strict=True)) if several else outputs[0]
@@ -222,10 +240,6 @@ def origin(node: fx.Node) -> str:
     """The module that a node comes from; the name of the node where that is the whole model."""
     modules = node.meta.get("nn_module_stack") or {"": ("", None)}
     return list(modules.values())[-1][0] or node.name
-
-
-def _fakes(node: fx.Node) -> list[Any]:
-    return [leaf.meta["val"] for leaf in node.all_input_nodes if isinstance(leaf.meta["val"], Tensor)]
 
 
 def _arguments(rule: Any, target: Any, args: Any, kwargs: Any) -> dict[str, Any]:
