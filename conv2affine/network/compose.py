@@ -82,7 +82,7 @@ def _select_outputs(selection: Selection, conv: Convolution) -> Convolution | No
         weight = weight[:, torch.from_numpy(channels)]
         conv = _with_channels(conv, g.in_channels, len(channels))
     if scale is not None:
-        factor = torch.from_numpy(scale).view(g.groups, -1, 1, *(1 for _ in g.kernel_size))
+        factor = torch.tensor(scale).view(g.groups, -1, 1, *(1 for _ in g.kernel_size))
         weight = weight.double() * factor
     return Convolution(_ungrouped(conv, weight), conv.geometry, conv.copied and scale is None)
 
@@ -96,7 +96,7 @@ def _select_inputs(conv: Convolution, selection: Selection) -> Convolution | Non
     channels, scale = found
     weight = _grouped(conv)
     if scale is not None:
-        weight = weight.double() * torch.from_numpy(scale).view(g.groups, 1, -1, *(1 for _ in g.kernel_size))
+        weight = weight.double() * torch.tensor(scale).view(g.groups, 1, -1, *(1 for _ in g.kernel_size))
     if channels is not None:
         read = channels >= 0
         in_channels = selection.cols // prod(g.input_size)
