@@ -81,13 +81,15 @@ def import_torch(model: nn.Module, example_inputs: Any) -> TorchNetwork:
         ValueError: If the result depends on chance or on the other samples of the batch, as in training mode.
         NotImplementedError: If the exported graph has what is no operator.
     """
-    samples = tuple(x[:1] for x in tensors(example_inputs))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of PyTorch, about itself
-        with torch.no_grad():
-            program = torch.export.export(unwrap(model), samples)
-        program = program.run_decompositions(_decompositions())
-    return _Importer(program).run()
+    return _Importer(export(unwrap(model), tuple(x[:1] for x in tensors(example_inputs)))).run()
+
+
+def export(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
+    """The operators of a module, as PyTorch finds them."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of PyTorch about itself; the result is checked
+        program = torch.export.export(model, inputs)
+        return program.run_decompositions(_decompositions())
 
 
 @functools.cache
