@@ -161,7 +161,7 @@ JOINED = {
     ),
     "outer-pointwise": (
         pointwise(2, 4, stride=2),
-        rules.convolution(weight(4, 3, 3, 2), (5, 6), (1, 1), [(1, 0), (1, 0)], (1, 1)),
+        rules.convolution(weight(4, 3, 3, 2), (5, 5), (1, 1), [(1, 0), (1, 0)], (1, 1)),
     ),
     "pool-after-pointwise": (
         rules.average_pool(4, (4, 5), (2, 2), (2, 2), (2, 2), [(0, 0)] * 2, (1, 1), count_include_pad=True),

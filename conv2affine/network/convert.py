@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from conv2affine.memory import memory_left
+from conv2affine.guard import memory_left
 from conv2affine.network.affine import AffineMap
 from conv2affine.network.chain import chain, write_out
 from conv2affine.network.graph import Step, Value
@@ -24,7 +24,7 @@ from conv2affine.network.torch_exporter import export_torch
 from conv2affine.network.torch_importer import TorchNetwork, import_torch, tensors
 from conv2affine.network.torch_layers import LAYOUTS, Layout, layer
 from conv2affine.network.verify import verify
-from conv2affine.plan import readable_bytes
+from conv2affine.planning import readable_bytes
 
 __all__ = ["module_to_linear", "plan_network", "to_linear_network", "to_mlp"]
 

@@ -13,7 +13,7 @@ from conv2affine.network.kinds import KINDS
 from conv2affine.network.matrices import Selection
 from conv2affine.network.torch_layers import Layout as LayoutName
 from conv2affine.network.torch_layers import choose_layout, layout_bytes
-from conv2affine.plan import readable_bytes
+from conv2affine.planning import readable_bytes
 
 __all__ = ["NetworkPlan", "Row", "describe", "describe_layers"]
 

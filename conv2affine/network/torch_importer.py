@@ -88,8 +88,8 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
     """The operators of a module, as PyTorch finds them."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of PyTorch about itself; the result is checked
-        program = torch.export.export(model, inputs)
-        return program.run_decompositions(_decompositions())
+        exported: ExportedProgram = torch.export.export(model, inputs).run_decompositions(_decompositions())
+    return exported
 
 
 @functools.cache
