@@ -1,6 +1,7 @@
 """The matrix of a convolution: PyTorch convolution layers as equivalent linear layers."""
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
 from conv2affine import reference
 from conv2affine.conv import to_conv
@@ -11,6 +12,9 @@ from conv2affine.planning import Plan, plan
 from conv2affine.projection import from_matrix
 from conv2affine.scipy_interop import as_linear_operator, to_scipy
 from conv2affine.sparse_linear import SparseLinear
+
+if TYPE_CHECKING:
+    from conv2affine.network.convert import to_linear_network, to_mlp
 
 try:
     __version__ = version("conv2affine")
@@ -30,7 +34,18 @@ __all__ = [
     "to_bias",
     "to_conv",
     "to_linear",
+    "to_linear_network",
     "to_matrix",
+    "to_mlp",
     "to_scipy",
     "torch_conv_layer_to_affine",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Whole networks are imported when asked for: they need SciPy."""
+    if name in ("to_linear_network", "to_mlp"):
+        from conv2affine.network import convert
+
+        return getattr(convert, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

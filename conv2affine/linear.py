@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from conv2affine.checks import Conv, InputSize
+from conv2affine.dispatch import is_network
 from conv2affine.geometry import Geometry
 from conv2affine.matrix import expand, to_matrix
 from conv2affine.parameters import weight_and_bias
@@ -92,13 +93,19 @@ def to_linear(
         >>> torch.allclose(fc(x.flatten(1)), conv(x).flatten(1), atol=1e-6)
         True
     """
-    geometry = Geometry.from_layer(conv, input_size)
     if layout not in LAYOUTS:
         raise ValueError(f"layout ({layout}) must be torch.strided or torch.sparse_csr in a linear layer")
+    if is_network(conv, input_size):
+        from conv2affine.network.convert import module_to_linear
+
+        if index_dtype is not None or drop_zeros or device_mesh is not None:
+            raise ValueError("index_dtype, drop_zeros and device_mesh must be left out for a whole module")
+        return module_to_linear(conv, input_size, layout="dense" if layout is torch.strided else "sparse")
     if device_mesh is not None:
         from conv2affine.distributed.linear import sharded_linear  # imports torch.distributed only where it is used
 
         return sharded_linear(conv, input_size, device_mesh, layout, index_dtype, drop_zeros)
+    geometry = Geometry.from_layer(conv, input_size)
     with torch.enable_grad():  # without it, a parametrised weight would not require gradients
         weight, bias = weight_and_bias(conv)
     matrix = to_matrix(weight.detach(), geometry, layout=layout, index_dtype=index_dtype, drop_zeros=drop_zeros)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from conv2affine import ops
 from conv2affine.checks import Conv, InputSize
+from conv2affine.dispatch import is_network
 from conv2affine.geometry import Geometry
 from conv2affine.layouts import LAYOUTS, Size, index_dtypes
 from conv2affine.parameters import read
@@ -123,6 +124,10 @@ def plan(conv: Conv | Tensor, input_size: InputSize | Geometry) -> Plan:
         sparse_csc, int64     1.40 GB     < 1 s
         sparse_coo, int64     2.32 GB     < 1 s
     """
+    if is_network(conv, input_size):
+        from conv2affine.network.convert import plan_network
+
+        return plan_network(conv, input_size)  # type: ignore[return-value,arg-type]  # a plan of many
     with torch.no_grad():
         weight, _, geometry = read(conv, input_size)
     every, (rows, cols) = range(geometry.shape[0]), geometry.shape

@@ -1,0 +1,277 @@
+"""The public functions: a network of linear layers, and its plan."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from conv2affine.guard import memory_left
+from conv2affine.network.affine import AffineMap
+from conv2affine.network.chain import chain, write_out
+from conv2affine.network.graph import Step, Value
+from conv2affine.network.matrices import Selection
+from conv2affine.network.merge import MERGE, Merge
+from conv2affine.network.merge import merge as merge_pieces
+from conv2affine.network.progress import progress
+from conv2affine.network.report import NetworkPlan, describe, describe_layers
+from conv2affine.network.simplify import simplify
+from conv2affine.network.to_relu import to_relu
+from conv2affine.network.torch_exporter import export_torch
+from conv2affine.network.torch_importer import TorchNetwork, import_torch, tensors
+from conv2affine.network.torch_layers import LAYOUTS, Layout, layer
+from conv2affine.network.verify import verify
+from conv2affine.planning import readable_bytes
+
+__all__ = ["module_to_linear", "plan_network", "to_linear_network", "to_mlp"]
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def to_linear_network(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    layout: Layout = "auto",
+    merge: Merge = "auto",
+    max_pool: Literal["max", "relu"] = "max",
+    dtype: torch.dtype | None = None,
+) -> fx.GraphModule:
+    """The same network with every affine piece as one linear layer.
+
+        net(x) == model(x)
+
+    Args:
+        model: Any module that `torch.export` takes, in evaluation mode; each sample of a batch by itself.
+        example_inputs: A tensor or a tuple of tensors, batch first, as `model` takes them.
+        layout: Of the weights: "dense", "sparse" (CSR), or "auto", which is dense where that is small or hardly larger.
+            Default: "auto".
+        merge: Which affine operators that follow one another become one layer: "auto" where the product has no more
+            entries than its factors together; "always"; or "never". Default: "auto".
+        max_pool: What max pooling becomes: "max" keeps it, "relu" makes linear layers and ReLUs of it. Default: "max".
+        dtype: Of the layers; they are computed in float64 and rounded once. Default: as the output of `model`.
+
+    Returns:
+        A `torch.fx.GraphModule` that takes and gives what `model` does, for a batch of any size: `nn.Linear` and
+        `SparseLinear` layers named after the modules whose work they do, and every nonlinear step as it was, on flat
+        vectors, or on tensors of its own shape. Its parameters require gradients if any of the model's does. Its
+        attribute `plan` is a table of its layers and steps.
+
+    Raises:
+        TypeError: If an input is no tensor.
+        ValueError: If the model depends on chance or mixes the samples of a batch, as in training mode.
+        MemoryError: If there is not enough memory left; the message has the table.
+        RuntimeError: If the result is not what the model computes; checked on the example and on random inputs.
+
+    Example:
+        >>> layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10)
+        >>> model = nn.Sequential(*layers).eval()
+        >>> x = torch.rand(5, 3, 8, 8)
+        >>> net = to_linear_network(model, x)
+        >>> torch.allclose(net(x), model(x), atol=1e-5)
+        True
+        >>> print(net.plan)
+        from  is           matrix  entries      dense     sparse  layout
+        0, 1  computed  288 x 192    7,776  221.18 kB   63.36 kB  dense
+        2     relu            288
+        4     copied     10 x 288    2,880   11.52 kB   23.08 kB  dense
+        total                       10,656  232.70 kB   86.44 kB  232.70 kB
+    """
+    network, dtype = _import(model, example_inputs, layout, merge, max_pool, dtype)
+    plan = describe(network.graph, dtype, layout)
+    check_memory(plan)
+    with progress(len(plan.layers)) as each:
+        net = export_torch(network, layout, dtype, each)
+    net.plan = plan  # type: ignore[assignment]
+    verify(model, net, tensors(example_inputs), dtype)
+    return _finish(model, net)
+
+
+def to_mlp(
+    model: nn.Module, example_inputs: Any, *, layout: Layout = "auto", dtype: torch.dtype | None = None
+) -> nn.Sequential:
+    """The same network as a plain chain of linear layers and ReLUs, residual connections and max pooling included.
+
+        mlp(x) == model(x).flatten(1)
+
+    Args:
+        model: A module of one input and one output whose steps are affine or piecewise linear, in evaluation mode.
+        example_inputs: A tensor or a tuple of one, batch first.
+        layout: As in `to_linear_network`.
+        dtype: As in `to_linear_network`.
+
+    Returns:
+        An `nn.Sequential` of one `nn.Flatten`, then `nn.Linear` or `SparseLinear` and `nn.ReLU` by turns, the last a
+        linear layer.
+
+    Raises:
+        NotImplementedError: If a step is neither affine nor piecewise linear; the message names it and its module.
+        ValueError: As `to_linear_network`; or if there are several inputs or outputs.
+        MemoryError: As `to_linear_network`.
+        RuntimeError: As `to_linear_network`.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2), nn.Hardtanh())
+        >>> to_mlp(model, torch.rand(1, 1, 6, 6))
+        Sequential(
+          (0): Flatten(start_dim=1, end_dim=-1)
+          (1): Linear(in_features=36, out_features=80, bias=True)
+          (2): ReLU()
+          (3): Linear(in_features=80, out_features=24, bias=True)
+          (4): ReLU()
+          (5): Linear(in_features=24, out_features=16, bias=True)
+          (6): ReLU()
+          (7): Linear(in_features=16, out_features=8, bias=True)
+        )
+    """
+    _one_of("layout", layout, LAYOUTS)
+    network = import_torch(model, example_inputs)
+    dtype = dtype or network.dtype
+    _one_each(network, "a chain")
+    graph = simplify(to_relu(simplify(network.graph)))
+    for node in graph.nodes:
+        if isinstance(node, Step) and node.kind != "relu":
+            raise NotImplementedError(
+                f"{', '.join(node.origin)}: {node.kind} must be affine or piecewise linear to become linear layers and "
+                "ReLUs; to_linear_network keeps it as it is"
+            )
+    layers = chain(simplify(merge_pieces(graph)))
+    plan = describe_layers(layers, dtype, layout)
+    check_memory(plan)
+    modules: list[nn.Module] = []
+    with progress(len(layers)) as each:
+        for item, matrix, bias in write_out(layers):
+            each(item.origin[0] if item.origin else "carried")
+            modules = [layer(matrix, bias, dtype, layout), nn.ReLU(), *modules]
+    mlp = nn.Sequential(nn.Flatten(), *modules[:-1]).to(network.device)
+    mlp.plan = plan  # type: ignore[assignment]
+    verify(model, mlp, tensors(example_inputs), dtype, flat=True)
+    return _finish(model, mlp)
+
+
+def module_to_linear(
+    module: nn.Module, example_input: Any, *, layout: Layout = "dense", dtype: torch.dtype | None = None
+) -> nn.Linear:
+    """The fully-connected layer that is equivalent to a module that is affine in its input.
+
+        fc(x.flatten(1)) == module(x).flatten(1)
+
+    Args:
+        module: A module of one input and one output: padding and convolution, convolution and batch norm, pooling, ...
+        example_input: A tensor, batch first.
+        layout: "dense", "sparse", or "auto", as in `to_linear_network`. Default: "dense".
+        dtype: As in `to_linear_network`.
+
+    Returns:
+        An `nn.Linear` or `SparseLinear`. `weight[r, c]` is what input element c contributes to output element r, both
+        counted in C order over all axes but the batch's.
+
+    Raises:
+        TypeError: If the module is not affine; the message names its first nonlinear step.
+        ValueError: As `to_mlp`.
+        MemoryError: As `to_linear_network`.
+        RuntimeError: As `to_linear_network`.
+
+    Example:
+        >>> module = nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(3, 8, 3), nn.AvgPool2d(2))
+        >>> module_to_linear(module, torch.rand(1, 3, 8, 8))
+        Linear(in_features=192, out_features=128, bias=True)
+    """
+    _one_of("layout", layout, LAYOUTS)
+    network = import_torch(module, example_input)
+    _one_each(network, "a linear layer")
+    graph = merge_pieces(simplify(network.graph), "always")
+    map: AffineMap[Value] = AffineMap.identity(graph.inputs[0], graph.inputs[0].size)
+    for node in graph.nodes:
+        if isinstance(node, Step):
+            raise TypeError(
+                f"module ({type(module).__name__}) must be affine in its input, and {', '.join(node.origin)} "
+                f"({node.kind}) is not; to_linear_network converts the affine pieces around such steps"
+            )
+        map = node.map  # all of it: the graph has one piece at most
+    dtype = dtype or network.dtype
+    check_memory(describe(graph, dtype, layout))
+    [source] = graph.inputs
+    matrix = map.terms.get(source, Selection(np.full(map.size, -1), source.size))
+    fc = layer(matrix, map.bias if map.bias.any() else None, dtype, layout).to(network.device)
+    verify(module, nn.Sequential(nn.Flatten(), fc), tensors(example_input), dtype, flat=True)
+    return _finish(module, fc)
+
+
+def plan_network(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    layout: Layout = "auto",
+    merge: Merge = "auto",
+    max_pool: Literal["max", "relu"] = "max",
+    dtype: torch.dtype | None = None,
+) -> NetworkPlan:
+    """The table of what `to_linear_network` would make, before anything large is made.
+
+    Args:
+        model: As in `to_linear_network`.
+        example_inputs: As in `to_linear_network`.
+        layout: As in `to_linear_network`.
+        merge: As in `to_linear_network`.
+        max_pool: As in `to_linear_network`.
+        dtype: As in `to_linear_network`.
+
+    Returns:
+        A `NetworkPlan`: a row for each layer and step, with its modules, sizes, entries, and bytes per layout.
+
+    Raises:
+        TypeError: As `to_linear_network`.
+        ValueError: As `to_linear_network`.
+
+    Example:
+        >>> plan_network(nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU()), torch.rand(1, 64, 224, 224)).bytes
+        14733484036
+    """
+    network, dtype = _import(model, example_inputs, layout, merge, max_pool, dtype)
+    return describe(network.graph, dtype, layout)
+
+
+def _import(
+    model: nn.Module, example_inputs: Any, layout: Layout, mode: Merge, max_pool: str, dtype: torch.dtype | None
+) -> tuple[TorchNetwork, torch.dtype]:
+    """The network after all passes, and the dtype of its layers."""
+    _one_of("layout", layout, LAYOUTS)
+    _one_of("merge", mode, MERGE)
+    _one_of("max_pool", max_pool, ("max", "relu"))
+    network = import_torch(model, example_inputs)
+    graph = simplify(network.graph)
+    if max_pool == "relu":
+        graph = simplify(to_relu(graph, ("window_max",)))
+    graph = merge_pieces(graph, mode)
+    return dataclasses.replace(network, graph=simplify(graph)), dtype or network.dtype
+
+
+def check_memory(plan: NetworkPlan) -> None:
+    """Raise MemoryError if the layers of a plan need more memory than is left."""
+    left = memory_left()
+    if plan.peak_bytes > left:
+        raise MemoryError(
+            f"the layers need {readable_bytes(plan.peak_bytes)}, and there are {readable_bytes(left)} left; choose a "
+            f"smaller input or another layout\n{plan}"
+        )
+
+
+def _finish(model: nn.Module, result: Module) -> Module:
+    """The result in the mode of the model."""
+    requires_grad = any(parameter.requires_grad for parameter in model.parameters())
+    return result.train(model.training).requires_grad_(requires_grad)
+
+
+def _one_each(network: TorchNetwork, result: str) -> None:
+    for what, values in (("input", network.graph.inputs), ("output", network.graph.outputs)):
+        if len(values) != 1:
+            raise ValueError(f"{result} has one {what}, and the model has {len(values)}; use to_linear_network")
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} ({value!r}) must be one of {allowed}")

@@ -1,0 +1,155 @@
+"""The one intermediate form of a network: affine pieces and nonlinear steps, in the order in which they are computed.
+
+A value is one tensor per sample; pieces see it as a flat vector, steps as a tensor of its shape. Importers append
+nodes, passes make a new graph of a graph, exporters print it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+from conv2affine.network.affine import AffineMap
+
+__all__ = ["Graph", "Node", "Piece", "Step", "Value"]
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """One tensor of the network, as it is for a single sample.
+
+    Args:
+        shape: Of a batch of one sample: with the batch axis, wherever it is.
+        name: Of the module or node that it comes from.
+    """
+
+    shape: tuple[int, ...]
+    name: str = ""
+
+    @property
+    def size(self) -> int:
+        """Elements per sample."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """An affine piece: output = map of other values.
+
+    Args:
+        output: What it computes.
+        map: Its sources are values that come before it.
+        origins: For each source, the modules, or nodes of a file, whose work its matrix does.
+    """
+
+    output: Value
+    map: AffineMap[Value]
+    origins: Mapping[Value, tuple[str, ...]]
+
+    @property
+    def inputs(self) -> tuple[Value, ...]:
+        return tuple(self.map.terms)
+
+    @property
+    def outputs(self) -> tuple[Value, ...]:
+        return (self.output,)
+
+    @property
+    def origin(self) -> tuple[str, ...]:
+        """All modules whose work it does; where there are none, what its output is called."""
+        names = tuple(dict.fromkeys(name for names in self.origins.values() for name in names))
+        return names or (self.output.name,)
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A nonlinear step: outputs = kind(inputs).
+
+    Args:
+        kind: One of `kinds.KINDS`, which have a meaning of their own, or the name of an operator that is kept.
+        inputs: Values that come before it, each once for a kept operator.
+        shapes: Of the inputs, as the operator takes them.
+        outputs: What it computes.
+        parameters: Of the kind, by name.
+        operator: How the front end runs it, where the kind does not say all.
+        origin: Name of the module, or node of a file, that it comes from.
+    """
+
+    kind: str
+    inputs: tuple[Value, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    outputs: tuple[Value, ...]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    operator: Any = None
+    origin: tuple[str, ...] = ()
+
+
+Node = Piece | Step
+
+
+@dataclass(eq=False)
+class Graph:
+    """A network.
+
+    Args:
+        inputs: The network's inputs.
+        nodes: Pieces and steps; each uses values of nodes before it.
+        outputs: The network's outputs.
+        output_shapes: Their shapes, which a pass does not change.
+    """
+
+    inputs: list[Value] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
+    outputs: list[Value] = field(default_factory=list)
+    output_shapes: list[tuple[int, ...]] = field(default_factory=list)
+
+    def add_output(self, value: Value) -> None:
+        """A new output."""
+        self.outputs.append(value)
+        self.output_shapes.append(value.shape)
+
+    def add_input(self, shape: Iterable[int], name: str = "") -> Value:
+        """A new input."""
+        self.inputs.append(Value(tuple(shape), name))
+        return self.inputs[-1]
+
+    def add_piece(self, map: AffineMap[Value], shape: Iterable[int], origin: str = "") -> Value:
+        """The value of an affine map, as a tensor of this shape."""
+        value = Value(tuple(shape), origin)
+        if map.size != value.size:
+            raise ValueError(f"map ({map.size} elements) must have as many elements as shape {value.shape}")
+        self.nodes.append(Piece(value, map, {source: (origin,) if origin else () for source in map.terms}))
+        return value
+
+    def add_step(
+        self,
+        kind: str,
+        inputs: Iterable[Value],
+        shapes: Iterable[Iterable[int]],
+        parameters: Mapping[str, Any] | None = None,
+        operator: Any = None,
+        origin: str = "",
+    ) -> tuple[Value, ...]:
+        """The values of a nonlinear step, as tensors of these shapes."""
+        outputs = tuple(Value(tuple(shape), origin) for shape in shapes)
+        inputs = tuple(inputs)
+        taken = tuple(value.shape for value in inputs)
+        self.nodes.append(Step(kind, inputs, taken, outputs, parameters or {}, operator, (origin,) if origin else ()))
+        return outputs
+
+    @property
+    def producer(self) -> dict[Value, Node]:
+        """The node of each value that is not an input."""
+        return {value: node for node in self.nodes for value in node.outputs}
+
+    @property
+    def users(self) -> dict[Value, list[Node]]:
+        """The nodes that use each value, once each."""
+        users: dict[Value, list[Node]] = {value: [] for value in self.inputs}
+        for node in self.nodes:
+            users.update({value: [] for value in node.outputs})
+            for value in dict.fromkeys(node.inputs):
+                users[value].append(node)
+        return users

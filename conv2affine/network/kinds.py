@@ -1,0 +1,44 @@
+"""The nonlinear steps with a meaning of their own, whatever file or program they come from; all are piecewise linear.
+
+kind          inputs  parameters                    meaning, for each element
+relu          x                                     max(x, 0)
+leaky_relu    x       slope                         x if x > 0 else slope * x
+clip          x       low, high                     min(max(x, low), high)
+abs           x                                     |x|
+maximum       a, b                                  max(a, b)
+minimum       a, b                                  min(a, b)
+window_max    x       windows                       y[r] = max over k of x[windows[r, k]]
+
+All parameters are arrays: slope, low and high of shape (size of x,) or (), where low may be -inf and high inf; windows
+of shape (size of y, most elements in a window), where -1 is no element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from conv2affine.network.matrices import Array
+
+__all__ = ["KINDS"]
+
+
+def window_max(x: Array, windows: Any) -> Array:
+    """The largest element of each window, for each sample."""
+    padded = np.pad(x, ((0, 0), (0, 1)), constant_values=-np.inf)  # -1 reads the last element
+    largest: Array = padded[:, windows].max(axis=2)
+    return largest
+
+
+# What each kind does to a batch of flat vectors.
+KINDS: dict[str, Callable[..., Array]] = {
+    "relu": lambda x: np.maximum(x, 0),
+    "leaky_relu": lambda x, slope: np.where(x > 0, x, slope * x),
+    "clip": lambda x, low, high: np.minimum(np.maximum(x, low), high),
+    "abs": np.abs,
+    "maximum": np.maximum,
+    "minimum": np.minimum,
+    "window_max": window_max,
+}

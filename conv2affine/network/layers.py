@@ -1,0 +1,157 @@
+"""The matrices of layers: a convolution, and what acts on each axis by itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from math import prod
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+import torch
+import torch.nn.functional as F
+from scipy.sparse import csr_array
+from torch import Tensor
+
+from conv2affine.geometry import Geometry
+from conv2affine.matrix import conv_matrix, conv_transpose_matrix
+from conv2affine.network.matrices import Array, Counts, Matrix, Pattern
+
+__all__ = ["Convolution", "Separable"]
+
+CONV = (F.conv1d, F.conv2d, F.conv3d)
+CONV_TRANSPOSE = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+
+
+@dataclass(frozen=True, eq=False)
+class Convolution(Matrix):
+    """A convolution that pads with zeros, kept as its weight; a fully-connected layer is one of size 1.
+
+    Args:
+        weight: As in `F.conv2d`, or `F.conv_transpose2d`.
+        geometry: The conversion.
+        copied: Whether the weight is a parameter of the model as it is.
+    """
+
+    weight: Tensor
+    geometry: Geometry
+    copied: bool = True
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.geometry.shape
+
+    def apply(self, x: Array) -> Array:
+        g, axes = self.geometry, len(self.geometry.kernel_size) - 1
+        options: dict[str, Any] = {"stride": g.stride, "dilation": g.dilation, "groups": g.groups}
+        weight = self.weight.detach().double()
+        batch = torch.from_numpy(np.ascontiguousarray(x)).view(len(x), g.in_channels, *g.input_size)
+        if g.transposed:
+            y = CONV_TRANSPOSE[axes](batch, weight, **options)
+            # What is padded is cut off, and output_padding adds zeros: a padding, negative or not.
+            sizes = zip(g.padding, g.output_size, y.shape[2:], strict=True)
+            y = _pad(y, [(-left, left + size - full) for (left, _), size, full in sizes])
+        else:
+            y = CONV[axes](_pad(batch, g.padding), weight, **options)
+        return y.flatten(1).numpy()
+
+    def tensor(self, dtype: torch.dtype, layout: torch.layout) -> Tensor:
+        """The matrix as a tensor."""
+        weight = self.weight.detach().to(dtype)
+        return _matrix(weight, self.geometry, layout)
+
+    def csr(self, dtype: Any = np.float64) -> csr_array:
+        return _csr(self.weight.detach().to(torch.from_numpy(np.empty(0, dtype)).dtype), self.geometry)
+
+    def counts(self, axis: int) -> Counts:
+        return self.pattern.counts(axis)
+
+    @property
+    def nnz(self) -> int:
+        return self.pattern.nnz
+
+    @cached_property
+    def pattern(self) -> Pattern:  # type: ignore[override]
+        g = self.geometry
+        block = np.ones((g.out_channels // g.groups, g.in_channels // g.groups), bool)
+        channels = csr_array(scipy.sparse.kron(scipy.sparse.eye_array(g.groups), block, format="csr"))
+        return Pattern.of([channels, *(_line(g, axis) for axis in range(len(g.kernel_size)))])
+
+
+@dataclass(frozen=True, eq=False)
+class Separable(Matrix):
+    """The same on each channel, an axis at a time: identity (x) axes[0] (x) axes[1] ...
+
+    Args:
+        channels: Of the input and of the output.
+        axes: (output size, input size) for each axis.
+    """
+
+    channels: int
+    axes: tuple[csr_array, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, cols = (self.channels * prod(axis.shape[side] for axis in self.axes) for side in (0, 1))
+        return rows, cols
+
+    def apply(self, x: Array) -> Array:
+        y = x.reshape(-1, *(axis.shape[1] for axis in self.axes))
+        for number, axis in enumerate(self.axes, 1):
+            first = np.moveaxis(y, number, 0)
+            y = np.moveaxis((axis @ first.reshape(len(first), -1)).reshape(-1, *first.shape[1:]), 0, number)
+        return y.reshape(len(x), -1)
+
+    def csr(self, dtype: Any = np.float64) -> csr_array:
+        identity = scipy.sparse.eye_array(self.channels, format="csr")
+        matrix = csr_array(reduce(lambda a, b: scipy.sparse.kron(a, b, format="csr"), self.axes, identity))
+        matrix.sort_indices()
+        return matrix.astype(dtype)
+
+    def counts(self, axis: int) -> Counts:
+        return self.pattern.counts(axis)
+
+    @property
+    def nnz(self) -> int:
+        return self.pattern.nnz
+
+    @cached_property
+    def pattern(self) -> Pattern:  # type: ignore[override]
+        return Pattern.of([csr_array(scipy.sparse.eye_array(self.channels, format="csr")), *self.axes])
+
+
+def _pad(x: Tensor, sides: Any) -> Tensor:
+    """F.pad with zeros; sides is one (left, right) per axis, where a negative number cuts."""
+    return F.pad(x, [side for pair in reversed(sides) for side in pair])
+
+
+def _matrix(weight: Tensor, g: Geometry, layout: torch.layout) -> Tensor:
+    padding: Any = g.padding
+    if g.transposed:
+        return conv_transpose_matrix(
+            weight, g.input_size, g.stride, padding, g.output_padding, g.groups, g.dilation, layout=layout
+        )
+    return conv_matrix(weight, g.input_size, g.stride, padding, g.dilation, g.groups, layout=layout)
+
+
+def _csr(weight: Tensor, geometry: Geometry) -> csr_array:
+    matrix = _matrix(weight, geometry, torch.sparse_csr)
+    parts = tuple(part.numpy() for part in (matrix.values(), matrix.col_indices(), matrix.crow_indices()))
+    return csr_array(parts, shape=tuple(matrix.shape))
+
+
+def _line(g: Geometry, axis: int) -> csr_array:
+    """The matrix along one axis, of a kernel of ones."""
+    line = Geometry(
+        1,
+        1,
+        kernel_size=(g.kernel_size[axis],),
+        input_size=(g.input_size[axis],),
+        stride=(g.stride[axis],),
+        padding=(g.padding[axis],),
+        dilation=(g.dilation[axis],),
+        output_padding=(g.output_padding[axis],),
+        transposed=g.transposed,
+    )
+    return _csr(torch.ones(1, 1, g.kernel_size[axis]), line)

@@ -1,0 +1,254 @@
+"""The matrices of a network's affine maps: kept as what they are, and written out only when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+__all__ = ["Array", "Counts", "Matrix", "Pattern", "Product", "Selection", "Sparse", "Sum"]
+
+Array = NDArray[np.float64]
+Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Pattern:
+    """Where a matrix over (channel, *position) has entries: the Kronecker product of one pattern for each of them.
+
+    Args:
+        factors: Matrices of bool: for the channels, then for each spatial axis.
+    """
+
+    factors: tuple[csr_array, ...]
+
+    @classmethod
+    def of(cls, factors: Iterable[csr_array]) -> Pattern:
+        """The pattern of a Kronecker product of matrices."""
+        return cls(tuple(csr_array((np.ones(f.nnz, bool), f.indices, f.indptr), shape=f.shape) for f in factors))
+
+    def __matmul__(self, other: Pattern) -> Pattern | None:
+        """The pattern of a product; None where the factors do not fit together."""
+        if [a.shape[1] for a in self.factors] != [b.shape[0] for b in other.factors]:
+            return None
+        return Pattern(tuple(csr_array(a @ b) for a, b in zip(self.factors, other.factors, strict=True)))
+
+    @property
+    def nnz(self) -> int:
+        return prod(int(factor.nnz) for factor in self.factors)
+
+    def counts(self, axis: int) -> Counts:
+        """Entries per row (axis 1) or per column (axis 0)."""
+        return reduce(np.kron, (np.asarray(factor.sum(axis), np.int64) for factor in self.factors))
+
+
+class Matrix:
+    """A matrix of float64.
+
+    Attributes:
+        shape: (rows, cols).
+        copied: Whether its entries are numbers of the model as they are; else they were computed.
+        pattern: Where its entries are, if that is known without them.
+    """
+
+    copied: bool = False
+    pattern: Pattern | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        raise NotImplementedError
+
+    def apply(self, x: Array) -> Array:
+        """(batch, cols) -> (batch, rows): its product with each sample, without writing it out."""
+        raise NotImplementedError
+
+    def csr(self, dtype: Any = np.float64) -> csr_array:
+        """The matrix written out by rows; the columns ascend."""
+        raise NotImplementedError
+
+    def counts(self, axis: int) -> Counts:
+        """Entries per row (axis 1) or per column (axis 0); where it is not written out yet, at most so many."""
+        raise NotImplementedError
+
+    @property
+    def nnz(self) -> int:
+        """Number of entries; where it is not written out yet, at most so many."""
+        return int(self.counts(1).sum())
+
+
+@dataclass(frozen=True, eq=False)
+class Selection(Matrix):
+    """At most one entry per row: y[r] = scale[r] * x[index[r]], or 0 where index[r] is -1.
+
+    Args:
+        index: (rows,); None for 0, 1, 2, ...
+        cols: Number of columns.
+        scale: (rows,); None for ones.
+    """
+
+    index: NDArray[np.int64] | None
+    cols: int
+    scale: Array | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (self.cols if self.index is None else len(self.index)), self.cols
+
+    @property
+    def copied(self) -> bool:  # type: ignore[override]
+        return self.scale is None
+
+    @property
+    def is_identity(self) -> bool:
+        return self.index is None and self.scale is None
+
+    def apply(self, x: Array) -> Array:
+        if self.index is not None:
+            x = np.pad(x, ((0, 0), (0, 1)))[:, self.index]  # -1 reads the zero at the end
+        return x if self.scale is None else x * self.scale
+
+    def csr(self, dtype: Any = np.float64) -> csr_array:
+        rows, cols = self.shape
+        index = np.arange(rows) if self.index is None else self.index
+        scale = np.ones(rows) if self.scale is None else self.scale
+        read = index >= 0
+        return csr_array((scale[read].astype(dtype), index[read], np.r_[0, read.cumsum()]), shape=(rows, cols))
+
+    def counts(self, axis: int) -> Counts:
+        if self.index is None:
+            return np.ones(self.cols, np.int64)
+        read = self.index >= 0
+        return read.astype(np.int64) if axis == 1 else np.bincount(self.index[read], minlength=self.cols)
+
+
+@dataclass(frozen=True, eq=False)
+class Sparse(Matrix):
+    """A matrix that is written out."""
+
+    matrix: csr_array
+    copied: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, cols = self.matrix.shape
+        return rows, cols
+
+    def apply(self, x: Array) -> Array:
+        return np.ascontiguousarray((self.matrix @ x.T).T)
+
+    def csr(self, dtype: Any = np.float64) -> csr_array:
+        return self.matrix.astype(dtype)
+
+    def counts(self, axis: int) -> Counts:
+        if axis == 1:
+            counts: Counts = np.diff(self.matrix.indptr).astype(np.int64)
+        else:
+            counts = np.bincount(self.matrix.indices, minlength=self.matrix.shape[1])
+        return counts
+
+
+@dataclass(frozen=True, eq=False)
+class Product(Matrix):
+    """outer @ inner."""
+
+    outer: Matrix
+    inner: Matrix
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.outer.shape[0], self.inner.shape[1]
+
+    def apply(self, x: Array) -> Array:
+        return self.outer.apply(self.inner.apply(x))
+
+    def csr(self, dtype: Any = np.float64) -> csr_array:
+        if isinstance(self.outer, Selection):
+            product = _rows(self.outer, self.inner.csr())
+        elif isinstance(self.inner, Selection):
+            product = _columns(self.outer.csr(), self.inner)
+        else:
+            product = self.outer.csr() @ self.inner.csr()
+        if not product.has_sorted_indices:
+            product.sort_indices()
+        return product.astype(dtype, copy=False)
+
+    def counts(self, axis: int) -> Counts:
+        if self.pattern is not None:
+            return self.pattern.counts(axis)
+        # The side whose counts are wanted decides, exactly so if the other side is a selection.
+        near, far = (self.outer, self.inner) if axis == 1 else (self.inner, self.outer)
+        if isinstance(near, Selection) and near.index is not None:
+            counts = far.counts(axis)
+            if axis == 1:
+                counts = np.append(counts, 0)[near.index]
+                return counts
+            read = near.index >= 0
+            return np.bincount(near.index[read], counts[read], near.cols).astype(np.int64)
+        most = int(far.counts(axis).max(initial=0))
+        return np.minimum(near.counts(axis) * most, self.shape[axis])
+
+    @property
+    def nnz(self) -> int:
+        if self.pattern is not None:
+            return self.pattern.nnz
+        return min(int(self.outer.counts(0) @ self.inner.counts(1)), prod(self.shape))
+
+    @cached_property
+    def pattern(self) -> Pattern | None:  # type: ignore[override]
+        outer, inner = self.outer.pattern, self.inner.pattern
+        return None if outer is None or inner is None else outer @ inner
+
+
+@dataclass(frozen=True, eq=False)
+class Sum(Matrix):
+    """first + second."""
+
+    first: Matrix
+    second: Matrix
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.first.shape
+
+    def apply(self, x: Array) -> Array:
+        return self.first.apply(x) + self.second.apply(x)
+
+    def csr(self, dtype: Any = np.float64) -> csr_array:
+        return csr_array(self.first.csr() + self.second.csr()).astype(dtype, copy=False)
+
+    def counts(self, axis: int) -> Counts:
+        counts: Counts = np.minimum(self.first.counts(axis) + self.second.counts(axis), self.shape[axis])
+        return counts
+
+
+def _rows(selection: Selection, matrix: csr_array) -> csr_array:
+    """The product selection @ matrix, without a product."""
+    if selection.index is not None:
+        rows, cols = matrix.shape
+        with_zero = (matrix.data, matrix.indices, np.append(matrix.indptr, matrix.indptr[-1]))
+        matrix = csr_array(with_zero, shape=(rows + 1, cols))[selection.index % (rows + 1)]  # -1 reads the last row
+    if selection.scale is not None:
+        scale = np.repeat(selection.scale, np.diff(matrix.indptr))
+        matrix = csr_array((matrix.data * scale, matrix.indices, matrix.indptr), shape=matrix.shape)
+    return matrix
+
+
+def _columns(matrix: csr_array, selection: Selection) -> csr_array:
+    """The product matrix @ selection, without a product."""
+    data, indices, indptr = matrix.data, matrix.indices, matrix.indptr
+    if selection.scale is not None:
+        data = data * selection.scale[indices]
+    if selection.index is not None:
+        indices = selection.index[indices]
+        read = indices >= 0
+        if not read.all():
+            data, indices, indptr = data[read], indices[read], np.r_[0, read.cumsum()][indptr]
+    moved = csr_array((data, indices, indptr), shape=(matrix.shape[0], selection.cols))
+    moved.sum_duplicates()
+    return moved

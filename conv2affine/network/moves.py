@@ -1,0 +1,71 @@
+"""Operators that only move elements need no rules: they are run on the numbers of the elements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from conv2affine.network.affine import AffineMap
+from conv2affine.network.graph import Value
+from conv2affine.network.matrices import Matrix, Selection
+
+__all__ = ["follow", "selection"]
+
+Function = Callable[..., Any]
+
+
+def follow(function: Function, values: Sequence[Value]) -> list[tuple[AffineMap[Value], tuple[int, ...]]]:
+    """The affine maps of an operator that copies each element of its result from its inputs, or from constants.
+
+    Args:
+        function: The operator: takes one float64 array of the shape of each value, gives one array or several. All
+            else that it reads or fills in is constant.
+        values: The inputs. Each of them once.
+
+    Returns:
+        (map, shape) for each array of the result.
+
+    Raises:
+        ValueError: If an element of the result is not a copy.
+    """
+    sizes = [value.size for value in values]
+    total = sum(sizes)
+
+    def run(elements: Any) -> list[Any]:
+        parts = np.split(elements, np.cumsum(sizes)[:-1]) if sizes else []
+        return _arrays(function(*(part.reshape(value.shape) for part, value in zip(parts, values, strict=True))))
+
+    other = np.random.default_rng(0).standard_normal(total)
+    results = zip(run(np.arange(1.0, total + 1)), run(np.zeros(total)), run(other), strict=True)
+    return [(_map(values, [array.ravel() for array in arrays], other), arrays[0].shape) for arrays in results]
+
+
+def _arrays(result: Any) -> list[Any]:
+    return [np.asarray(array) for array in (result if isinstance(result, tuple | list) else [result])]
+
+
+def _map(values: Sequence[Value], results: list[Any], other: Any) -> AffineMap[Value]:
+    numbers, constant, check = results
+    moved = numbers != constant
+    moved &= ~(np.isnan(numbers) & np.isnan(constant))
+    index = np.where(moved, numbers, 0).astype(np.int64) - 1
+    # Other elements at the same places: sums of elements would give themselves away.
+    copies = np.append(other, np.nan)[np.clip(index, -1, len(other))]
+    if not np.array_equal(np.where(moved, copies, constant), check, equal_nan=True):
+        raise ValueError("the operator does more than to move elements")
+    result: AffineMap[Value] = AffineMap.constant(np.where(moved, 0, constant))
+    first = 0
+    for value in values:
+        own = np.where((index >= first) & (index < first + value.size), index - first, -1)
+        first += value.size
+        if (own >= 0).any():
+            result += AffineMap({value: selection(own, value.size)}, np.zeros(len(own)))
+    return result
+
+
+def selection(index: Any, cols: int) -> Matrix:
+    """A selection; the identity where it is that."""
+    identity = len(index) == cols and np.array_equal(index, np.arange(cols))
+    return Selection(None if identity else index, cols)

@@ -1,0 +1,145 @@
+"""What a network becomes: one line per piece and step, and what it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from conv2affine.network.chain import Layer
+from conv2affine.network.graph import Graph, Piece
+from conv2affine.network.kinds import KINDS
+from conv2affine.network.matrices import Selection
+from conv2affine.network.torch_layers import Layout as LayoutName
+from conv2affine.network.torch_layers import choose_layout, layout_bytes
+from conv2affine.planning import readable_bytes
+
+__all__ = ["NetworkPlan", "Row", "describe", "describe_layers"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer, or one nonlinear step.
+
+    Args:
+        name: The modules whose work it does.
+        kind: "copied" where each entry is a parameter of the model, "computed" where entries were computed in float64;
+            for a step its kind, "kept: ..." where it has no meaning but its own.
+        rows: Outputs.
+        cols: Inputs.
+        nnz: Entries; at most so many where a product is not written out yet. 0 for a step.
+        bytes: Bytes of each layout, "dense" and "sparse"; empty for a step.
+        layout: The layout chosen; "" for a step.
+    """
+
+    name: str
+    kind: str
+    rows: int
+    cols: int
+    nnz: int = 0
+    bytes: tuple[tuple[str, int], ...] = ()
+    layout: str = ""
+
+
+@dataclass(frozen=True)
+class NetworkPlan:
+    """The layers and steps of a network; printed, a table.
+
+    Args:
+        rows: In the order of computation.
+        dtype: Of the layers.
+    """
+
+    rows: tuple[Row, ...]
+    dtype: torch.dtype
+
+    @property
+    def layers(self) -> tuple[Row, ...]:
+        """The linear layers."""
+        return tuple(row for row in self.rows if row.layout)
+
+    @property
+    def kept(self) -> tuple[Row, ...]:
+        """The steps that stay as they are because no rule knows them."""
+        return tuple(row for row in self.rows if row.kind.startswith("kept"))
+
+    @property
+    def nnz(self) -> int:
+        """Entries of all layers."""
+        return sum(row.nnz for row in self.layers)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all layers in the layouts chosen."""
+        return sum(dict(row.bytes)[row.layout] for row in self.layers)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Bytes while it is made: all layers, and the largest of them in float64."""
+        return self.bytes + max((12 * row.nnz for row in self.layers if row.kind == "computed"), default=0)
+
+    def __str__(self) -> str:
+        heading = ("from", "is", "matrix", "entries", "dense", "sparse", "layout")
+        lines = [heading, *(_cells(row) for row in self.rows)]
+        totals = {
+            layout: readable_bytes(sum(dict(row.bytes)[layout] for row in self.layers))
+            for layout in ("dense", "sparse")
+        }
+        lines.append(("total", "", "", f"{self.nnz:,}", *totals.values(), readable_bytes(self.bytes)))
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join(
+            "  ".join(
+                cell.ljust(w) if n in (0, 1, 6) else cell.rjust(w)
+                for n, (cell, w) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in lines
+        )
+
+
+def describe(graph: Graph, dtype: torch.dtype, layout: LayoutName) -> NetworkPlan:
+    """The plan of a graph, before any of its matrices is written out."""
+    rows = []
+    for node in graph.nodes:
+        if isinstance(node, Piece):
+            for source, matrix in node.map.terms.items():
+                if isinstance(matrix, Selection) and matrix.is_identity and len(node.map.terms) > 1:
+                    continue  # only added
+                name = _names(node.origins[source] or node.origin)
+                kind = "copied" if matrix.copied else "computed"
+                sizes = tuple(layout_bytes(matrix, dtype).items())
+                rows.append(Row(name, kind, *matrix.shape, matrix.nnz, sizes, choose_layout(matrix, dtype, layout)))
+        else:
+            kind = node.kind if node.kind in KINDS else f"kept: {node.kind}"
+            rows.append(Row(_names(node.origin), kind, node.outputs[0].size, node.inputs[0].size))
+    return NetworkPlan(tuple(rows), dtype)
+
+
+def describe_layers(layers: Sequence[Layer], dtype: torch.dtype, layout: LayoutName) -> NetworkPlan:
+    """The plan of a chain, before its matrices are written out; its ReLUs are left out."""
+    rows = []
+    for layer in layers:
+        sizes = layout_bytes(layer, dtype)
+        rows.append(
+            Row(
+                _names(layer.origin),
+                "computed",
+                *layer.shape,
+                layer.nnz,
+                tuple(sizes.items()),
+                choose_layout(layer, dtype, layout),
+            )
+        )
+    return NetworkPlan(tuple(rows), dtype)
+
+
+def _names(origin: Sequence[str]) -> str:
+    """Names of modules, a few of them."""
+    return ", ".join(origin) if len(origin) <= 3 else f"{origin[0]}, {origin[1]}, ... {origin[-1]}"
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    if not row.layout:
+        return (row.name, row.kind, f"{row.rows:,}", "", "", "", "")
+    sizes = [readable_bytes(size) for _, size in row.bytes]
+    return (row.name, row.kind, f"{row.rows:,} x {row.cols:,}", f"{row.nnz:,}", *sizes, row.layout)

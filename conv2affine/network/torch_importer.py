@@ -1,0 +1,269 @@
+"""From a PyTorch module to a graph: `torch.export`, then one node of its graph after the other."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import operator
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import OutputKind
+from torch.utils import _pytree as pytree
+
+from conv2affine.network import torch_steps  # noqa: F401  # enters its rules
+from conv2affine.network.affine import AffineMap
+from conv2affine.network.graph import Graph, Value
+from conv2affine.network.torch_operator import Operator
+from conv2affine.network.torch_rules import RULES, Context, NoRuleError
+
+__all__ = ["TorchNetwork", "import_torch", "tensors"]
+
+aten = torch.ops.aten
+# Kept whole: a rule knows them, or they say more than what they decompose into.
+UNDECOMPOSED = (
+    *("linear", "matmul", "pad", "prelu", "glu", "scaled_dot_product_attention", "layer_norm", "group_norm"),
+    *("hardswish", "hardsigmoid", "silu", "softplus", "mish", "celu", "selu", "threshold", "hardshrink", "softshrink"),
+    *("instance_norm", "upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d"),
+    *(
+        f"{kind}{axes}d"
+        for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "upsample_nearest")
+        for axes in (1, 2, 3)
+    ),
+)
+# What depends on chance, or on the other samples of the batch.
+TRAINING = (
+    "native_dropout",
+    "bernoulli",
+    "rand",
+    "randn",
+    "rand_like",
+    "randn_like",
+    "_native_batch_norm_legit_functional",
+)
+
+
+@dataclass(frozen=True)
+class TorchNetwork:
+    """An imported module.
+
+    Args:
+        graph: Its values are those of a batch of one sample.
+        leaves: Outputs of the module: values, or what is no tensor.
+        structure: How the outputs are nested.
+        dtype: Of the first floating output.
+        device: Of the module.
+    """
+
+    graph: Graph
+    leaves: list[Any]
+    structure: pytree.TreeSpec
+    dtype: torch.dtype
+    device: torch.device
+
+
+def import_torch(model: nn.Module, example_inputs: Any) -> TorchNetwork:
+    """The graph of a module.
+
+    Args:
+        model: Any module that `torch.export` takes.
+        example_inputs: A tensor, or a tuple of them, batch first; only the first sample is looked at.
+
+    Returns:
+        The graph, not simplified: one piece or step for each operator.
+
+    Raises:
+        ValueError: If the result depends on chance or on the other samples of the batch, as in training mode.
+        NotImplementedError: If the exported graph has what is no operator.
+    """
+    return _Importer(export(unwrap(model), tuple(x[:1] for x in tensors(example_inputs)))).run()
+
+
+def export(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
+    """The operators of a module, as PyTorch finds them."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of PyTorch about itself; the result is checked
+        exported: ExportedProgram = torch.export.export(model, inputs).run_decompositions(_decompositions())
+    return exported
+
+
+@functools.cache
+def _decompositions() -> Any:
+    """PyTorch's table, without the operators that are kept whole."""
+    table = torch.export.default_decompositions()
+    for name in UNDECOMPOSED:
+        packet = getattr(aten, name)
+        for overload in packet.overloads():
+            table.pop(getattr(packet, overload), None)  # type: ignore[no-untyped-call]
+    return table
+
+
+def tensors(example_inputs: Any) -> tuple[Tensor, ...]:
+    """Example inputs as a tuple of tensors, batch first."""
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    for number, x in enumerate(inputs):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"example_inputs[{number}] must be a tensor, got {type(x).__name__}; bind it in a module")
+        if x.dim() == 0 or len(x) == 0:
+            raise ValueError(f"example_inputs[{number}] must have a sample, batch first, got shape {tuple(x.shape)}")
+    return inputs
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside of what compiles or distributes it."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(model, torch._dynamo.OptimizedModule):
+            model = model._orig_mod
+        else:
+            return model
+
+
+class _Importer:
+    def __init__(self, program: ExportedProgram) -> None:
+        self.program = program
+        self.graph = Graph()
+        self.results: dict[fx.Node, Any] = {}
+        state = program.state_dict.values()
+        self.parameters = frozenset(tensor.untyped_storage().data_ptr() for tensor in state)
+        self.device = next((tensor.device for tensor in state), torch.device("cpu"))
+        self.nodes = {node.name: node for node in program.graph.nodes}
+        specs = program.graph_signature.output_specs
+        self.user_outputs = [spec for spec in specs if spec.kind == OutputKind.USER_OUTPUT]
+        nodes = [self.nodes.get(getattr(spec.arg, "name", "")) for spec in self.user_outputs]
+        dtypes = [node.meta["val"].dtype for node in nodes if node is not None]
+        default = torch.get_default_dtype()
+        self.dtype: torch.dtype = next((dtype for dtype in dtypes if dtype.is_floating_point), default)
+
+    def run(self) -> TorchNetwork:
+        """Go through the nodes."""
+        for node in self.program.graph.nodes:
+            if node.op == "placeholder":
+                self.results[node] = self.placeholder(node)
+            elif node.op == "call_function" and not isinstance(node.target, torch._ops.HigherOrderOperator):
+                self.results[node] = self.call(node)
+            elif node.op != "output":
+                raise NotImplementedError(f"node {node.name} ({node.target}) of the exported graph must be an operator")
+        leaves = [self.output(spec.arg) for spec in self.user_outputs]
+        for leaf in leaves:
+            if isinstance(leaf, Value):
+                self.graph.add_output(leaf)
+        return TorchNetwork(self.graph, leaves, self.program.call_spec.out_spec, self.dtype, self.device)
+
+    def placeholder(self, node: fx.Node) -> Any:
+        signature = self.program.graph_signature
+        if node.name in signature.user_inputs:
+            return self.graph.add_input(node.meta["val"].shape, node.name)
+        lifted = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        name = lifted.get(node.name) or signature.inputs_to_lifted_tensor_constants.get(node.name)
+        if name is None:
+            raise NotImplementedError(f"{node.name} must be a tensor for networks to be converted, and it is an object")
+        tensor = self.program.state_dict.get(name)
+        return (self.program.constants[name] if tensor is None else tensor).detach()
+
+    def output(self, argument: Any) -> Any:
+        """A value, or what is no tensor."""
+        node = self.nodes.get(getattr(argument, "name", ""))
+        if node is None:
+            return getattr(argument, "value", None)
+        result = self.results[node]
+        if isinstance(result, Value):
+            return result
+        return self.graph.add_piece(AffineMap.constant(result.double().cpu().numpy()), result.shape, node.name)
+
+    def call(self, node: fx.Node) -> Any:
+        """The value of a node: a tensor if no input reaches it, else a value, or a tuple of them."""
+        args, kwargs = pytree.tree_map_only(fx.Node, self.results.__getitem__, (node.args, dict(node.kwargs)))
+        target: Any = node.target
+        if target is operator.getitem:
+            return args[0][args[1]]
+        name = target._schema.name.removeprefix("aten::")
+        if name in TRAINING or (name == "_native_batch_norm_legit" and "stats" in target._overloadname):
+            raise ValueError(
+                f"{origin(node)} ({name}) must not depend on chance or on the other samples of a batch; call "
+                "model.eval(), and give batch norm its running statistics"
+            )
+        if name.endswith("_like") or name.startswith("new_"):  # reads the shape only
+            args = pytree.tree_map_only(fx.Node, self.blank, node.args)
+        op, inputs = Operator.of(target, args, kwargs)
+        if not inputs:
+            with torch.no_grad():
+                result = target(*args, **kwargs)
+            # What is left empty is never read, but it must not turn into NaN.
+            return torch.zeros_like(result) if name == "empty" else result
+        fakes = node.meta.get("val")
+        if fakes is None:  # it only asserts
+            return None
+        several = isinstance(fakes, tuple | list)
+        fakes = fakes if several else [fakes]
+        used: Any = [user.args[1] for user in node.users if user.users] if several else [0]
+        shapes = tuple(() if fake is None else tuple(fake.shape) for fake in fakes)
+        op = dataclasses.replace(op, results=tuple(sorted(used)) if several else None)
+        context = Context(self.graph, op, inputs, shapes, frozenset(used), self.parameters, origin(node))
+        # What is computed in another dtype is rounded there, or is no number.
+        dtypes = {arg.meta["val"].dtype for arg in node.all_input_nodes if isinstance(self.results[arg], Value)}
+        if dtypes.union(fakes[number].dtype for number in used) == {self.dtype}:
+            try:
+                return self.apply(context, args, kwargs, several)
+            except NoRuleError:
+                pass
+        return self.keep(context, name, several)
+
+    def blank(self, node: fx.Node) -> Any:
+        """What a node results in; zeros of its shape and dtype where inputs reach it."""
+        result = self.results[node]
+        return torch.zeros(result.shape, dtype=node.meta["val"].dtype) if isinstance(result, Value) else result
+
+    def apply(self, context: Context, args: Any, kwargs: Any, several: bool) -> Any:
+        """The result of a rule."""
+        target = context.operator.target
+        rule = RULES.get(f"{context.name}.{target._overloadname}") or RULES.get(context.name)
+        if rule is None:
+            raise NoRuleError
+        result = rule(context, **_arguments(rule, target, args, kwargs))
+        if isinstance(result, AffineMap):
+            result = [(result, context.shape)]
+        if isinstance(result, Value):
+            return (result,) if several else result
+        pieces = tuple(self.graph.add_piece(map, shape, context.origin) for map, shape in result)
+        return pieces if several else pieces[0]
+
+    def keep(self, context: Context, name: str, several: bool) -> Any:
+        """The result of an operator that has no rule."""
+        op = context.operator
+        used = sorted(context.used)
+        shapes = [context.shapes[number] for number in used]
+        outputs = self.graph.add_step(name, context.inputs, shapes, operator=op, origin=context.origin)
+        return dict(zip(used, outputs, strict=True)) if several else outputs[0]
+
+
+def origin(node: fx.Node) -> str:
+    """The module that a node comes from; the name of the node where that is the whole model."""
+    modules = node.meta.get("nn_module_stack") or {"": ("", None)}
+    return list(modules.values())[-1][0] or node.name
+
+
+def _arguments(rule: Any, target: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """The arguments by name, as the rule takes them; it need not take those that have their defaults."""
+    parameters = inspect.signature(rule).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    arguments = {}
+    for number, argument in enumerate(target._schema.arguments):
+        name = "input" if argument.name == "self" else argument.name
+        if number < len(args):
+            given = args[number]
+        elif argument.name in kwargs:
+            given = kwargs[argument.name]
+        else:
+            continue
+        if takes_all or name in parameters:
+            arguments[name] = given
+        elif not argument.has_default_value() or given != argument.default_value:
+            raise NoRuleError
+    return arguments

@@ -1,0 +1,54 @@
+"""A PyTorch operator with its constant arguments: how a step is run as it was."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils import _pytree as pytree
+
+from conv2affine.network.graph import Value
+
+__all__ = ["Operator", "Slot"]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of an input among the arguments of an operator."""
+
+    number: int
+
+
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """A PyTorch operator with its constant arguments.
+
+    Args:
+        target: The operator.
+        args: Its arguments, with a `Slot` for each input.
+        kwargs: Likewise.
+        results: Which of its results are wanted; None if it has only one.
+    """
+
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    results: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, target: Any, args: Any, kwargs: Any) -> tuple[Operator, list[Value]]:
+        """The operator and its inputs: the values among its arguments, each once."""
+        inputs: list[Value] = []
+
+        def slot(value: Value) -> Slot:
+            if value not in inputs:
+                inputs.append(value)
+            return Slot(inputs.index(value))
+
+        args, kwargs = pytree.tree_map_only(Value, slot, (args, kwargs))
+        return cls(target, args, kwargs), inputs
+
+    def filled(self, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Its arguments, with inputs in their places."""
+        args, kwargs = pytree.tree_map_only(Slot, lambda slot: inputs[slot.number], (self.args, self.kwargs))
+        return args, kwargs

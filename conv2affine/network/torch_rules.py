@@ -1,0 +1,362 @@
+"""One rule per ATen operator that is affine in what is not constant; whoever adds one adds one function here.
+
+A rule takes a context and the operator's arguments by their names in its schema (`self` is `input`). A tensor that
+depends on the network's inputs comes as a `Value`, all others as tensors. A rule may leave out arguments: then it is
+used only where these have their defaults. It returns affine maps, or values of steps that it added to the graph; or it
+raises `NoRuleError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from conv2affine.network import rules
+from conv2affine.network.affine import AffineMap
+from conv2affine.network.graph import Graph, Value
+from conv2affine.network.matrices import Array, Matrix, Selection
+from conv2affine.network.moves import follow
+from conv2affine.network.torch_operator import Operator
+
+__all__ = ["RULES", "Context", "NoRuleError", "broadcast", "constant", "per_axis", "rule", "value"]
+
+Map = AffineMap[Value]
+
+
+class NoRuleError(Exception):
+    """The operator, or the operator with these arguments, has no rule."""
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What a rule may know besides the arguments.
+
+    Args:
+        graph: Where steps are added.
+        operator: The operator, with its arguments.
+        inputs: Its inputs.
+        shapes: Of its results.
+        used: Which of its results are used.
+        parameters: Where the numbers of the model's parameters lie.
+        origin: Name of the module.
+    """
+
+    graph: Graph
+    operator: Operator
+    inputs: Sequence[Value]
+    shapes: tuple[tuple[int, ...], ...]
+    used: frozenset[int]
+    parameters: frozenset[int]
+    origin: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the first result; no other is used."""
+        if self.used - {0}:
+            raise NoRuleError
+        return self.shapes[0]
+
+    @property
+    def name(self) -> str:
+        """Of the operator, without its overload."""
+        return str(self.operator.target.overloadpacket.__name__)
+
+    @property
+    def axes(self) -> int:
+        """The number of axes that the name of the operator ends with, as in avg_pool2d."""
+        return int(self.name.removesuffix("_with_indices")[-2])
+
+    def is_parameter(self, tensor: Tensor) -> bool:
+        """Whether the numbers of a tensor are those of a parameter."""
+        return tensor.untyped_storage().data_ptr() in self.parameters
+
+
+RULES: dict[str, Callable[..., Any]] = {}
+Rule = TypeVar("Rule", bound=Callable[..., Any])
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Enter a rule for operators by name, "add", or with the overload, "max.dim"."""
+
+    def enter(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(names, function))
+        return function
+
+    return enter
+
+
+def value(argument: Any) -> Value:
+    """An argument that has to depend on the inputs."""
+    if not isinstance(argument, Value):
+        raise NoRuleError
+    return argument
+
+
+def constant(argument: Any) -> Array:
+    """An argument that must not depend on the inputs."""
+    if isinstance(argument, Value):
+        raise NoRuleError
+    if isinstance(argument, Tensor):
+        argument = argument.detach().double().cpu().numpy()
+    return np.asarray(argument, np.float64)
+
+
+def weight_of(argument: Any) -> Tensor:
+    """A weight that must not depend on the inputs."""
+    if not isinstance(argument, Tensor) or not argument.is_floating_point():
+        raise NoRuleError
+    return argument.detach().cpu()
+
+
+def through(argument: Any, matrix: Matrix, bias: Array | None = None) -> Map:
+    """The map matrix @ value + bias."""
+    source = value(argument)
+    return AffineMap.identity(source, source.size).then(matrix, bias)
+
+
+def broadcast(argument: Any, shape: Sequence[int]) -> Map:
+    """The map of a value or a constant that is broadcast to a shape."""
+    if not isinstance(argument, Value):
+        return AffineMap.constant(np.broadcast_to(constant(argument), shape))
+    [(map, _)] = follow(lambda x: np.broadcast_to(x, shape), [argument])
+    return map
+
+
+def scaled(map: Map, scale: Any, shape: Sequence[int]) -> Map:
+    """The product of a map with a constant that is broadcast."""
+    return map if np.ndim(scale) == 0 and scale == 1 else map.then(rules.diagonal(scale, shape))
+
+
+@rule("add", "sub")
+def add(context: Context, input: Any, other: Any, alpha: Any = 1) -> Map:
+    sign = -1.0 if context.name == "sub" else 1.0
+    shape = context.shape
+    return broadcast(input, shape) + scaled(broadcast(other, shape), sign * float(alpha), shape)
+
+
+@rule("neg")
+def neg(context: Context, input: Any) -> Map:
+    return through(input, rules.diagonal(-1, context.shape))
+
+
+@rule("mul")
+def mul(context: Context, input: Any, other: Any) -> Map:
+    if not isinstance(input, Value):
+        input, other = other, input
+    return scaled(broadcast(value(input), context.shape), constant(other), context.shape)
+
+
+@rule("div.Tensor")
+def div(context: Context, input: Any, other: Any) -> Map:
+    with np.errstate(divide="ignore"):
+        scale = 1 / constant(other)
+    if not np.isfinite(scale).all():
+        raise NoRuleError
+    return scaled(broadcast(value(input), context.shape), scale, context.shape)
+
+
+@rule("where")
+def where(context: Context, condition: Any, input: Any, other: Any) -> Map:
+    mask, shape = constant(condition), context.shape
+    return scaled(broadcast(input, shape), mask, shape) + scaled(broadcast(other, shape), 1 - mask, shape)
+
+
+@rule("clone", "alias", "_to_copy")
+def clone(context: Context, input: Any, **options: Any) -> Map:
+    return through(input, Selection(None, value(input).size))
+
+
+@rule("convolution")
+def convolution(
+    context: Context,
+    input: Any,
+    weight: Any,
+    bias: Any,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Map:
+    samples, _, *input_size = value(input).shape
+    weight = weight_of(weight)
+    copied = context.is_parameter(weight)
+    if samples != 1:  # part of the sample, not of the batch: one group of channels for each
+        weight, copied = weight.repeat(samples, *(1 for _ in weight.shape[1:])), False
+    axes = len(input_size)
+    matrix = rules.convolution(
+        weight,
+        input_size,
+        stride=per_axis(stride, axes),
+        padding=[(side, side) for side in per_axis(padding, axes)],
+        dilation=per_axis(dilation, axes),
+        groups=groups * samples,
+        transposed=transposed,
+        output_padding=per_axis(output_padding, axes) if transposed else (0,) * axes,
+        copied=copied,
+    )
+    if bias is None:
+        return through(input, matrix)
+    positions = prod(context.shape[2:])
+    return through(input, matrix, np.tile(np.repeat(constant(bias), positions), samples))
+
+
+@rule("_native_batch_norm_legit_no_training")
+def batch_norm(
+    context: Context,
+    input: Any,
+    weight: Any,
+    bias: Any,
+    running_mean: Any,
+    running_var: Any,
+    momentum: float,
+    eps: float,
+) -> Map:
+    scale, offset = (None if part is None else constant(part) for part in (weight, bias))
+    running = constant(running_mean), constant(running_var)
+    return through(input, *rules.batch_norm(context.shape, scale, offset, *running, eps))
+
+
+@rule("linear")
+def linear(context: Context, input: Any, weight: Any, bias: Any = None) -> Map:
+    product = matmul(context, input, weight_of(weight).mT)
+    return product if bias is None else product + broadcast(bias, context.shape)
+
+
+@rule("matmul", "mm", "bmm")
+def matmul(context: Context, input: Any, other: Any = None, mat2: Any = None) -> Map:
+    other = mat2 if other is None else other
+    from_right = isinstance(input, Value)
+    source, weight = (input, weight_of(other)) if from_right else (value(other), weight_of(input))
+    shape = source.shape
+    if weight.dim() == 1:
+        weight = weight[:, None] if from_right else weight[None]
+    if len(shape) == 1:
+        shape = (1, *shape) if from_right else (*shape, 1)
+    if weight.dim() > len(shape) or np.broadcast_shapes(weight.shape[:-2], shape[:-2]) != shape[:-2]:
+        raise NoRuleError  # the value is repeated for each matrix
+    make = rules.matmul_right if from_right else rules.matmul_left
+    return through(source, make(weight, shape, copied=context.is_parameter(weight)))
+
+
+@rule("addmm")
+def addmm(context: Context, input: Any, mat1: Any, mat2: Any, beta: Any = 1, alpha: Any = 1) -> Map:
+    product = scaled(matmul(context, mat1, mat2), float(alpha), context.shape)
+    return product + scaled(broadcast(input, context.shape), float(beta), context.shape)
+
+
+@rule("mean", "sum")
+def mean(context: Context, input: Any, dim: Any = None, keepdim: bool = False) -> Map:
+    shape = value(input).shape
+    return through(input, rules.reduce(shape, _axes(dim, shape), mean=context.name == "mean"))
+
+
+@rule("cumsum")
+def cumsum(context: Context, input: Any, dim: int) -> Map:
+    shape = value(input).shape
+    axes = [
+        np.tril(np.ones((size, size))) if axis == dim % len(shape) else np.eye(size) for axis, size in enumerate(shape)
+    ]
+    return through(input, rules.separable(1, axes))
+
+
+@rule("avg_pool1d", "avg_pool2d", "avg_pool3d")
+def avg_pool(
+    context: Context,
+    input: Any,
+    kernel_size: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Map:
+    axes = context.axes
+    shape, kernel = value(input).shape, per_axis(kernel_size, axes)
+    matrix = rules.average_pool(
+        prod(shape[:-axes]),
+        shape[-axes:],
+        context.shape[-axes:],
+        kernel,
+        per_axis(stride, axes) if stride else kernel,
+        [(side, side) for side in per_axis(padding, axes)],
+        (1,) * axes,
+        count_include_pad=count_include_pad,
+        divisor=divisor_override,
+    )
+    return through(input, matrix)
+
+
+@rule("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
+def adaptive_avg_pool(context: Context, input: Any, output_size: Any) -> Map:
+    axes = context.axes
+    shape = value(input).shape
+    return through(input, rules.adaptive_average_pool(prod(shape[:-axes]), shape[-axes:], context.shape[-axes:]))
+
+
+@rule("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d")
+def upsample(context: Context, input: Any, **arguments: Any) -> Map:
+    axes = context.axes
+    shape, outputs = value(input).shape, context.shape[-axes:]
+    scales = arguments.pop("scale_factors", None)
+    if scales is None:
+        names = [name for name in ("scales_d", "scales_h", "scales_w", "scales") if name in arguments]
+        scales = [arguments.pop(name) for name in names]
+    scales = scales or [None] * axes
+    aligned = arguments["align_corners"]
+    matrices = []
+    for size, output, scale in zip(shape[-axes:], outputs, scales, strict=True):
+        unit = torch.eye(size, dtype=torch.float64)[None]
+        if context.name == "upsample_bicubic2d":
+            line = torch.ops.aten.upsample_bicubic2d(unit[..., None], [output, 1], aligned, scale, None)[..., 0]
+        else:
+            line = torch.ops.aten.upsample_linear1d(unit, [output], aligned, scale)
+        matrices.append(line[0].T.numpy())
+    return through(input, rules.separable(prod(shape[:-axes]), matrices))
+
+
+def moving(context: Context, **arguments: Any) -> Any:
+    """Any operator that only moves elements: run on the numbers of the elements."""
+    operator = context.operator
+
+    def double(tensor: Tensor) -> Tensor:
+        return tensor.detach().double() if tensor.is_floating_point() else tensor
+
+    def run(*arrays: Any) -> Any:
+        tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+        args, kwargs = pytree.tree_map_only(Tensor, double, operator.filled(tensors))
+        result = operator.target(*args, **kwargs)
+        return [part.numpy() for part in result] if isinstance(result, tuple | list) else result.numpy()
+
+    try:
+        return follow(run, context.inputs)
+    except ValueError as error:
+        raise NoRuleError from error
+
+
+MOVING = (
+    *("view", "permute", "squeeze", "unsqueeze", "expand", "repeat", "diagonal", "unfold", "flip", "slice", "select"),
+    *("split_with_sizes", "cat", "slice_scatter", "index", "index_select", "gather", "pad", "constant_pad_nd"),
+    *(f"upsample_nearest{axes}d" for axes in (1, 2, 3)),
+)
+RULES.update(dict.fromkeys(MOVING, moving))
+
+
+def _axes(dim: Any, shape: Sequence[int]) -> Sequence[int]:
+    if isinstance(dim, int):
+        return [dim]
+    return dim or range(len(shape))
+
+
+def per_axis(numbers: Any, axes: int) -> list[int]:
+    """One number per axis, of as many or of one."""
+    per: list[int] = [numbers] if isinstance(numbers, int) else list(numbers)
+    return per * axes if len(per) == 1 else per

@@ -1,0 +1,112 @@
+"""The check at the end of every conversion: the result is run against the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+__all__ = ["verify"]
+
+BATCH = 3
+# Roundings add up, over the layers and over the elements of a sum; what goes wrong is off by far more.
+ROUNDINGS = 1000
+
+
+def verify(
+    model: nn.Module, result: nn.Module, inputs: Sequence[Tensor], dtype: torch.dtype, *, flat: bool = False
+) -> None:
+    """Compare a result with the model, on example inputs and on random ones.
+
+    What rounding may change is measured: it is what the model itself makes of inputs that are off by one rounding.
+
+    Args:
+        model: What was converted.
+        result: What it was converted to.
+        inputs: Example inputs.
+        dtype: Of the result.
+        flat: Whether the result gives one vector per sample, whatever the shape of the model's output.
+
+    Raises:
+        ValueError: If the model does not take any batch, or mixes its samples.
+        RuntimeError: If the results differ by more than rounding.
+    """
+    generator = torch.Generator().manual_seed(0)
+    if flat:
+        model = nn.Sequential(model, _Flat())
+    _compare(model, result, inputs, dtype, generator)
+    _compare(model, result, [_random(x, generator) for x in inputs], dtype, generator)
+
+
+class _Flat(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) if x.dim() > 1 else x.unsqueeze(1)
+
+
+def _random(x: Tensor, generator: torch.Generator) -> Tensor:
+    """A batch of random samples like those of x; integers are taken from x."""
+    if x.is_floating_point():
+        scale = x.detach().double().abs().max().clamp(min=1).cpu()
+        sample = torch.randn(BATCH, *x.shape[1:], generator=generator, dtype=torch.float64) * scale / 2
+        return sample.to(x)
+    return x[torch.randint(len(x), (BATCH,), generator=generator)]
+
+
+def _compare(model: nn.Module, result: nn.Module, inputs: Sequence[Tensor], dtype: torch.dtype, generator: Any) -> None:
+    eps = max(torch.finfo(dtype).eps, *(torch.finfo(x.dtype).eps for x in inputs if x.is_floating_point()))
+    nearby = [
+        x * (1 + eps * torch.randn(x.shape, generator=generator).to(x)) if x.is_floating_point() else x for x in inputs
+    ]
+    with torch.no_grad():
+        try:
+            expected, moved = _leaves(model(*inputs)), _leaves(model(*nearby))
+        except Exception as error:
+            raise ValueError(
+                f"the model must take a batch of any size, and failed on one of {len(inputs[0])}"
+            ) from error
+        got = _leaves(result(*(x.to(dtype) if x.is_floating_point() else x for x in inputs)))
+        for number, (a, b, c) in enumerate(zip(expected, got, moved, strict=True)):
+            problem = _difference(a, b, c, eps)
+            if not problem:
+                continue
+            if _mixes(model, inputs, number, ROUNDINGS * eps):
+                raise ValueError(
+                    "the model mixes the samples of a batch: what it makes of one depends on the others; only models "
+                    "that treat each sample by itself can be converted (batch norm needs eval() and running statistics)"
+                )
+            raise RuntimeError(f"the result does not equal the model, {problem} in output {number}; please report this")
+
+
+def _difference(expected: Tensor, got: Tensor, moved: Tensor, eps: float) -> str:
+    """How two outputs differ beyond rounding; "" if they do not."""
+    if expected.shape != got.shape:
+        return f"shape {tuple(got.shape)} for {tuple(expected.shape)}"
+    if not expected.is_floating_point():
+        wrong = (expected != got) & (expected == moved)
+        return f"{int(wrong.sum())} elements" if wrong.any() else ""
+    expected, got, moved = expected.double(), got.double(), moved.double()
+    finite = expected.isfinite()
+    if not torch.equal(expected[~finite].nan_to_num(), got[~finite].nan_to_num()):
+        return "infinities"
+    if not finite.any():
+        return ""
+    expected, got, moved = expected[finite], got[finite], moved[finite]
+    allowed = ROUNDINGS * max(eps * expected.abs().max().item(), (moved - expected).abs().nan_to_num().max().item())
+    difference = (got - expected).abs().max().item()
+    return "" if difference <= allowed else f"off by {difference:.1e}, where rounding explains {allowed:.1e}"
+
+
+def _mixes(model: nn.Module, inputs: Sequence[Tensor], number: int, tolerance: float) -> bool:
+    """Whether the model gives other results for each sample by itself."""
+    together = _leaves(model(*inputs))[number].double()
+    alone = torch.cat([_leaves(model(*(x[n : n + 1] for x in inputs)))[number] for n in range(len(inputs[0]))]).double()
+    return together.shape != alone.shape or not torch.allclose(
+        together, alone, rtol=0, atol=tolerance * float(together.abs().max()), equal_nan=True
+    )
+
+
+def _leaves(outputs: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]

@@ -1,0 +1,195 @@
+"""Every kind of matrix against the one that it is written out to, and products and sums of all kinds."""
+
+import numpy as np
+import pytest
+import torch
+
+from conv2affine.network import rules
+from conv2affine.network.compose import add, compose
+from conv2affine.network.layers import Convolution
+from conv2affine.network.matrices import Matrix, Product, Selection, Sparse, Sum
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def weight(*shape):
+    return torch.randn(shape, generator=generator(), dtype=torch.float64)
+
+
+def random(*shape):
+    return np.random.default_rng(0).normal(size=shape)
+
+
+MATRICES = {
+    "conv1d": rules.convolution(weight(4, 2, 3), (6,), (2,), [(2, 1)], (1,)),
+    "conv2d": rules.convolution(weight(4, 3, 3, 2), (5, 6), (2, 1), [(1, 0), (2, 1)], (1, 2)),
+    "conv2d-groups": rules.convolution(weight(4, 2, 3, 3), (4, 4), (1, 1), [(1, 1), (1, 1)], (1, 1), 2),
+    "conv3d": rules.convolution(weight(2, 1, 2, 2, 2), (3, 3, 3), (1, 1, 1), [(0, 0)] * 3, (1, 1, 1)),
+    "transposed": rules.convolution(weight(3, 2, 3), (5,), (2,), [(1, 0)], (2,), transposed=True, output_padding=(1,)),
+    "transposed-groups": rules.convolution(weight(4, 3, 2), (3,), (3,), [(0, 0)], (1,), 2, transposed=True),
+    "transposed-cut": rules.convolution(weight(1, 1, 2), (4,), (1,), [(2, 2)], (1,), transposed=True),
+    "average": rules.average_pool(2, (5, 7), (3, 3), (2, 3), (2, 3), [(0, 0), (1, 1)], (1, 1), count_include_pad=False),
+    "adaptive": rules.adaptive_average_pool(3, (5, 7), (3, 4)),
+    "mean": rules.reduce((1, 3, 4, 5), (2,), mean=True),
+    "matmul-right": rules.matmul_right(weight(4, 3), (2, 5, 4)),
+    "matmul-left": rules.matmul_left(weight(2, 3, 4), (2, 4, 5)),
+    "identity": Selection(None, 6),
+    "diagonal": Selection(None, 6, random(6)),
+    "selection": Selection(np.array([3, -1, 3, 0, 5]), 6, random(5)),
+}
+MATRICES["product"] = Product(
+    rules.convolution(weight(2, 2, 3), (5,), (1,), [(0, 0)], (1,)), rules.separable(2, [random(5, 4)])
+)
+MATRICES["sum"] = Sum(Selection(None, 6, random(6)), Sparse(Selection(np.array([1, 0, 2, 3, -1, 5]), 6).csr()))
+matrices = pytest.mark.parametrize("matrix", MATRICES.values(), ids=MATRICES)
+
+
+def same(matrix: Matrix, dense: np.ndarray) -> None:
+    """The matrix equals a dense one, by all that it says of itself."""
+    csr = matrix.csr()
+    assert matrix.shape == dense.shape
+    np.testing.assert_allclose(csr.toarray(), dense, atol=1e-13)
+    assert csr.has_canonical_format
+    x = random(3, dense.shape[1])
+    np.testing.assert_allclose(matrix.apply(x), x @ dense.T, atol=1e-12)
+    # At most so many, whatever they happen to be.
+    assert matrix.nnz >= csr.nnz
+    assert (matrix.counts(1) >= np.diff(csr.indptr)).all()
+    assert (matrix.counts(0) >= np.bincount(csr.indices, minlength=csr.shape[1])).all()
+
+
+@matrices
+def test_apply_and_counts(matrix):
+    same(matrix, matrix.csr().toarray())
+
+
+@pytest.mark.parametrize("name", [name for name in MATRICES if name not in ("product", "sum")])
+def test_counts_are_exact(name):
+    matrix = MATRICES[name]
+    csr = matrix.csr()
+    assert matrix.nnz == csr.nnz
+    assert (matrix.counts(1) == np.diff(csr.indptr)).all()
+    assert (matrix.counts(0) == np.bincount(csr.indices, minlength=csr.shape[1])).all()
+
+
+def selections(size: int) -> list[Selection]:
+    generator = np.random.default_rng(1)
+    return [
+        Selection(None, size),
+        Selection(None, size, generator.normal(size=size)),
+        Selection(generator.permutation(size), size),
+        Selection(np.arange(size) - 1, size, generator.normal(size=size)),
+        Selection(generator.integers(-1, size, 7), size, generator.normal(size=7)),
+    ]
+
+
+@matrices
+@pytest.mark.parametrize("number", range(5))
+def test_selected_outputs(matrix, number):
+    selection = selections(matrix.shape[0])[number]
+    same(compose(selection, matrix), selection.csr().toarray() @ matrix.csr().toarray())
+
+
+@matrices
+@pytest.mark.parametrize("number", range(5))
+def test_selected_inputs(matrix, number):
+    rows = matrix.shape[1]
+    selection = selections(rows)[number]
+    if number == 4:  # inputs that are read several times, or never
+        index = np.random.default_rng(2).integers(-1, 5, rows)
+        selection = Selection(index, 5, random(rows))
+    same(compose(matrix, selection), matrix.csr().toarray() @ selection.csr().toarray())
+
+
+@matrices
+def test_product(matrix):
+    other = rules.separable(1, [random(matrix.shape[1], 4)])
+    same(compose(matrix, other), matrix.csr().toarray() @ other.csr().toarray())
+
+
+@matrices
+def test_sum(matrix):
+    same(add(matrix, matrix), 2 * matrix.csr().toarray())
+    other = Sparse(compose(Selection(None, matrix.shape[0], random(matrix.shape[0])), matrix).csr())
+    same(add(matrix, other), matrix.csr().toarray() + other.csr().toarray())
+
+
+CONVOLUTIONS = {name: matrix for name, matrix in MATRICES.items() if isinstance(matrix, Convolution)}
+
+
+@pytest.mark.parametrize("conv", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+@pytest.mark.parametrize("outputs", [True, False])
+def test_a_factor_per_channel_goes_into_the_weight(conv, outputs):
+    g = conv.geometry
+    channels, size = (g.out_channels, g.output_size) if outputs else (g.in_channels, g.input_size)
+    positions = int(np.prod(size))
+    diagonal = Selection(None, channels * positions, np.repeat(random(channels), positions))
+    pair = (diagonal, conv) if outputs else (conv, diagonal)
+    result = compose(*pair)
+    assert isinstance(result, Convolution)
+    assert not result.copied
+    same(result, pair[0].csr().toarray() @ pair[1].csr().toarray())
+
+
+def test_a_choice_of_channels_goes_into_the_weight():
+    conv = MATRICES["conv2d"]
+    outputs = Selection(np.r_[28:42, 0:14], conv.shape[0])
+    chosen = compose(outputs, conv)
+    assert isinstance(chosen, Convolution)
+    assert chosen.copied
+    same(chosen, outputs.csr().toarray() @ conv.csr().toarray())
+    # The second and third of three parts that are concatenated; the first is another input.
+    inputs = Selection(np.r_[np.full(30, -1), 0:60], 60)
+    read = compose(conv, inputs)
+    assert isinstance(read, Convolution)
+    assert read.geometry.in_channels == 2
+    same(read, conv.csr().toarray() @ inputs.csr().toarray())
+
+
+def pointwise(outputs, inputs, groups=1, stride=1):
+    return rules.convolution(
+        weight(outputs, inputs // groups, 1, 1), (4, 5), (stride,) * 2, [(0, 0)] * 2, (1, 1), groups
+    )
+
+
+JOINED = {
+    "inner-pointwise": (
+        MATRICES["conv2d-groups"],
+        rules.convolution(weight(4, 3, 1, 1), (4, 4), (1, 1), [(0, 0)] * 2, (1, 1)),
+    ),
+    "outer-pointwise": (
+        pointwise(2, 4, stride=2),
+        rules.convolution(weight(4, 3, 3, 2), (5, 5), (1, 1), [(1, 0), (1, 0)], (1, 1)),
+    ),
+    "pool-after-pointwise": (
+        rules.average_pool(4, (4, 5), (2, 2), (2, 2), (2, 2), [(0, 0)] * 2, (1, 1), count_include_pad=True),
+        pointwise(4, 6),
+    ),
+    "both": (pointwise(6, 4, groups=2), pointwise(4, 3)),
+}
+
+
+@pytest.mark.parametrize("pair", JOINED.values(), ids=JOINED)
+def test_a_kernel_of_size_1_joins_another_convolution(pair):
+    result = compose(*pair)
+    assert isinstance(result, Convolution)
+    same(result, pair[0].csr().toarray() @ pair[1].csr().toarray())
+
+
+def test_selections_are_followed():
+    result = compose(
+        Selection(np.array([1, -1]), 2, np.array([2.0, 3.0])), Selection(np.array([4, 0]), 6, np.array([5.0, 7.0]))
+    )
+    assert isinstance(result, Selection)
+    same(result, np.array([[14.0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]]))
+    there_and_back = compose(Selection(np.array([1, 2, 0]), 3), Selection(np.array([2, 0, 1]), 3))
+    assert isinstance(there_and_back, Selection)
+    assert there_and_back.is_identity
+
+
+@pytest.mark.parametrize("function", [compose, add])
+def test_shapes_must_fit(function):
+    with pytest.raises(ValueError, match=r"got \(6, 6\) and \(5, 6\)" if function is add else r"\(6, 6\) and \(5, 6\)"):
+        function(MATRICES["identity"], MATRICES["selection"])

@@ -1,0 +1,281 @@
+"""Each operator alone, over its arguments: as one linear layer, as a step of a known kind, or kept."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import conv2affine
+from conv2affine import to_linear_network, to_mlp
+
+
+class Function(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs):
+        return self.function(*inputs)
+
+
+def constant(*shape, seed=0):
+    return torch.tensor(np.random.default_rng(seed).normal(size=shape))
+
+
+LINE, IMAGE, VOLUME, MATRIX = (2, 6), (2, 5, 6), (2, 3, 4, 5), (4, 3)
+MASK = constant(2, 5, 6) > 0
+BATCH_NORM = nn.BatchNorm2d(2).double().eval()
+with torch.no_grad():
+    for tensor in (*BATCH_NORM.parameters(), BATCH_NORM.running_mean):
+        tensor.copy_(constant(2, seed=1))
+
+AFFINE = {
+    # Arithmetic with constants
+    "add": (lambda x: x + constant(5, 1), IMAGE),
+    "add-scalar-alpha": (lambda x: torch.add(x, 3.0, alpha=0.1), IMAGE),
+    "add-broadcasts-the-value": (lambda x: x.mean(2, keepdim=True) + constant(5, 6), IMAGE),
+    "sub": (lambda x: x - constant(6), IMAGE),
+    "sub-alpha": (lambda x: torch.sub(x, x.flip(1), alpha=3), IMAGE),
+    "rsub": (lambda x: 1 - x, IMAGE),
+    "rsub-tensor": (lambda x: torch.rsub(x, constant(5, 6), alpha=2), IMAGE),
+    "neg": (lambda x: -x, IMAGE),
+    "mul": (lambda x: constant(2, 1, 6) * x, IMAGE),
+    "mul-broadcasts-the-value": (lambda x: x[:, :1] * constant(3, 5, 6), IMAGE),
+    "mul-scalar": (lambda x: x * 0.1, IMAGE),
+    "mul-mask": (lambda x: x * MASK, IMAGE),
+    "div": (lambda x: x / 3, IMAGE),
+    "div-tensor": (lambda x: x / constant(5, 6), IMAGE),
+    "where": (lambda x: torch.where(MASK, x, constant(6)), IMAGE),
+    "where-both": (lambda x: torch.where(MASK, x.flip(2), 2 * x), IMAGE),
+    "masked-fill": (lambda x: x.masked_fill(MASK, 3.5), IMAGE),
+    "lerp-with-constants": (lambda x: 0.3 * x + 0.7 * x.roll(1, 1), IMAGE),
+    "full-like": (lambda x: x + torch.full_like(x, 2.5), IMAGE),
+    # Moving
+    "view": (lambda x: x.view(len(x), -1, 3), IMAGE),
+    "permute": (lambda x: x.permute(0, 3, 1, 2), IMAGE),
+    "transpose-the-batch-away-and-back": (lambda x: x.transpose(0, 1).flip(0).transpose(0, 1), IMAGE),
+    "slice": (lambda x: x[:, 1:, ::2, 3:5], IMAGE),
+    "select": (lambda x: x[:, 1], IMAGE),
+    "index": (lambda x: x[:, [1, 0, 0], [4, 1, 1]], IMAGE),
+    "index-select": (lambda x: x.index_select(2, torch.tensor([4, 0, 0])), IMAGE),
+    "gather": (lambda x: x.gather(1, torch.tensor([[[[1] * 6] * 5]]).expand(len(x), -1, -1, -1)), IMAGE),
+    "expand": (lambda x: x[:, :, None].expand(-1, -1, 3, -1, -1), IMAGE),
+    "repeat": (lambda x: x.repeat(1, 2, 1, 3), IMAGE),
+    "repeat-interleave": (lambda x: x.repeat_interleave(2, dim=1), IMAGE),
+    "flip": (lambda x: x.flip(1, 3), IMAGE),
+    "roll": (lambda x: x.roll((1, 2), (2, 3)), IMAGE),
+    "cat": (lambda x: torch.cat([x, constant(1, 1, 5, 6).expand(len(x), -1, -1, -1), x.flip(1)], 1), IMAGE),
+    "stack": (lambda x: torch.stack([x, 2 * x], 2), IMAGE),
+    "split": (lambda x: torch.cat(x.split([1, 4], 2)[::-1], 2), IMAGE),
+    "chunk": (lambda x: sum(x.chunk(3, 3)), IMAGE),
+    "unbind": (lambda x: x.unbind(1)[1], IMAGE),
+    "unfold": (lambda x: x.unfold(2, 3, 2), IMAGE),
+    "im2col": (lambda x: F.unfold(x, 3, padding=1, stride=2), IMAGE),
+    "tril": (lambda x: x.tril(), IMAGE),
+    "diagonal": (lambda x: x.diagonal(dim1=2, dim2=3), IMAGE),
+    "pixel-shuffle": (lambda x: F.pixel_shuffle(x.repeat(1, 2, 1, 1), 2), IMAGE),
+    "pixel-unshuffle": (lambda x: F.pixel_unshuffle(x[:, :, :4], 2), IMAGE),
+    "channel-shuffle": (lambda x: F.channel_shuffle(x.repeat(1, 2, 1, 1), 2), IMAGE),
+    "pad": (lambda x: F.pad(x, (1, 2, 0, 3), value=1.5), IMAGE),
+    "pad-cuts": (lambda x: F.pad(x, (-1, 2)), IMAGE),
+    **{
+        f"pad-{mode}": (lambda x, mode=mode: F.pad(x, (1, 2, 2, 0), mode), IMAGE)
+        for mode in ("reflect", "replicate", "circular")
+    },
+    **{
+        f"pad-{mode}-1d": (lambda x, mode=mode: F.pad(x, (3, 2), mode), LINE)
+        for mode in ("reflect", "replicate", "circular")
+    },
+    **{
+        f"pad-{mode}-3d": (lambda x, mode=mode: F.pad(x, (1, 2, 0, 1, 1, 2), mode), VOLUME)
+        for mode in ("reflect", "replicate", "circular")
+    },
+    "nearest": (lambda x: F.interpolate(x, scale_factor=2), IMAGE),
+    "nearest-1d": (lambda x: F.interpolate(x, 9), LINE),
+    "nearest-3d": (lambda x: F.interpolate(x, (4, 3, 7)), VOLUME),
+    "nearest-exact": (lambda x: F.interpolate(x, (7, 4), mode="nearest-exact"), IMAGE),
+    "slice-assignment": (lambda x: F.pad(torch.cat([x[:, :, :2], 0 * x[:, :, 2:]], 2), (0, 1)), IMAGE),
+    "clone-detach-contiguous": (lambda x: x.clone().detach().contiguous(), IMAGE),
+    "dropout": (nn.Dropout(0.5), IMAGE),
+    # Sums
+    "mean": (lambda x: x.mean((2, 3)), IMAGE),
+    "mean-keepdim": (lambda x: x.mean(1, keepdim=True), IMAGE),
+    "sum": (lambda x: x.sum(-1), IMAGE),
+    "cumsum": (lambda x: x.cumsum(2), IMAGE),
+    # Products with constants
+    "linear": (nn.Linear(6, 4), (6,)),
+    "linear-positions": (nn.Linear(6, 4, bias=False), IMAGE),
+    "matmul": (lambda x: x @ constant(6, 3), IMAGE),
+    "matmul-left": (lambda x: constant(3, 5) @ x, IMAGE),
+    "matmul-batched": (lambda x: x @ constant(2, 6, 3), IMAGE),
+    "matmul-batched-left": (lambda x: constant(2, 3, 5) @ x, IMAGE),
+    "matmul-vector": (lambda x: x @ constant(6), IMAGE),
+    "matmul-vector-left": (lambda x: constant(5) @ x, IMAGE),
+    "addmm": (lambda x: torch.addmm(constant(3), x, constant(6, 3), alpha=2, beta=0.5), (6,)),
+    "bmm": (lambda x: torch.bmm(x, constant(1, 6, 3).expand(len(x), -1, -1)), LINE),
+    "mm": (lambda x: torch.mm(x, constant(6, 3)), (6,)),
+    "baddbmm": (lambda x: torch.baddbmm(constant(5, 3), x[:, 0], constant(1, 6, 3).expand(len(x), -1, -1)), IMAGE),
+    "to-the-same-dtype": (lambda x: x.to(torch.float64, copy=True), IMAGE),
+    "split-evenly": (lambda x: torch.cat(x.split(2, 3)[1:], 2), IMAGE),
+    "triu": (lambda x: x.triu(1), IMAGE),
+    "slice-written": (
+        lambda x: torch.slice_scatter(x, constant(1, 2, 2, 6).expand(len(x), -1, -1, -1), 2, 1, 3),
+        IMAGE,
+    ),
+    "select-written": (lambda x: torch.select_scatter(x, x[:, 1], 1, 0), IMAGE),
+    "einsum": (lambda x: torch.einsum("nchw,hd->ncdw", x, constant(5, 3)), IMAGE),
+    "einsum-channels": (lambda x: torch.einsum("oc,nchw->nohw", constant(4, 2), x), IMAGE),
+    "bilinear-with-a-constant": (lambda x: F.linear(x.transpose(1, 3), constant(4, 2)).transpose(1, 3), IMAGE),
+    # Normalisation
+    "batch-norm": (BATCH_NORM, IMAGE),
+    "batch-norm-1d": (nn.BatchNorm1d(6).eval(), (6,)),
+    "batch-norm-3d": (nn.BatchNorm3d(2, affine=False).eval(), VOLUME),
+    # Pooling
+    "avg-pool-1d": (nn.AvgPool1d(3, 2, 1), LINE),
+    "avg-pool-2d": (nn.AvgPool2d((2, 3), (1, 2)), IMAGE),
+    "avg-pool-3d": (nn.AvgPool3d(2, padding=1), VOLUME),
+    "avg-pool-ceil": (nn.AvgPool2d(2, ceil_mode=True), IMAGE),
+    "avg-pool-ceil-padding": (nn.AvgPool2d(3, 2, 1, ceil_mode=True), IMAGE),
+    "avg-pool-without-padding": (nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False), IMAGE),
+    "avg-pool-divisor": (nn.AvgPool2d(3, 2, 1, divisor_override=5), IMAGE),
+    "adaptive-avg-pool-1d": (nn.AdaptiveAvgPool1d(4), LINE),
+    "adaptive-avg-pool-2d": (nn.AdaptiveAvgPool2d((3, 4)), IMAGE),
+    "adaptive-avg-pool-3d": (nn.AdaptiveAvgPool3d((2, None, 3)), VOLUME),
+    "global-avg-pool": (nn.AdaptiveAvgPool2d(1), IMAGE),
+    "lp-pool-1": (lambda x: F.avg_pool2d(x, 2) * 4, IMAGE),
+    # Resizing
+    "bilinear": (lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"), IMAGE),
+    "bilinear-aligned": (lambda x: F.interpolate(x, (3, 9), mode="bilinear", align_corners=True), IMAGE),
+    "bilinear-scale": (lambda x: F.interpolate(x, scale_factor=(1.7, 0.6), mode="bilinear"), IMAGE),
+    "linear-1d": (lambda x: F.interpolate(x, 9, mode="linear"), LINE),
+    "trilinear": (lambda x: F.interpolate(x, (2, 7, 6), mode="trilinear"), VOLUME),
+    "bicubic": (lambda x: F.interpolate(x, (7, 4), mode="bicubic"), IMAGE),
+    "bicubic-scale": (lambda x: F.interpolate(x, scale_factor=1.3, mode="bicubic", align_corners=True), IMAGE),
+    # Convolutions
+    "conv1d": (nn.Conv1d(2, 3, 3, 2, 1), LINE),
+    "conv2d": (nn.Conv2d(2, 4, (3, 2), (2, 1), (1, 2), (1, 2), groups=2), IMAGE),
+    "conv3d": (nn.Conv3d(2, 3, 2, padding=1, bias=False), VOLUME),
+    "conv-same": (nn.Conv2d(2, 3, (2, 3), padding="same"), IMAGE),
+    "conv-circular": (nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), IMAGE),
+    "conv-reflect-same": (nn.Conv1d(2, 3, 4, padding="same", padding_mode="reflect"), LINE),
+    "conv-transposed-1d": (nn.ConvTranspose1d(2, 3, 3, 2, 1, 1), LINE),
+    "conv-transposed-2d": (nn.ConvTranspose2d(2, 4, 3, 2, 1, groups=2, dilation=2, output_padding=1), IMAGE),
+    "conv-transposed-3d": (nn.ConvTranspose3d(2, 1, 2), VOLUME),
+    "conv-for-each-frame": (
+        lambda x: F.conv1d(x.flatten(0, 1), constant(4, 5, 3), constant(4)).unflatten(0, (-1, 2)),
+        IMAGE,
+    ),
+    "conv-weight-computed": (lambda x: F.conv2d(x, F.normalize(constant(3, 2, 3, 3), dim=1)), IMAGE),
+}
+
+
+def double(function, shape):
+    """A module, and an example for it; a layer is inside of another module, so that it is taken as a network."""
+    made = nn.Sequential(function) if isinstance(function, nn.Module) else Function(function)
+    return made.double().eval(), constant(2, *shape, seed=3)
+
+
+@pytest.mark.parametrize("case", AFFINE.values(), ids=AFFINE)
+def test_affine(case):
+    made, x = double(*case)
+    fc = conv2affine.to_linear(made, x)
+    torch.testing.assert_close(fc(x.flatten(1)), made(x).flatten(1), atol=1e-12, rtol=0)
+
+
+X = IMAGE
+STEPS = {
+    "relu": ("relu", F.relu, X),
+    "relu6": ("clip", F.relu6, X),
+    "leaky-relu": ("leaky_relu", lambda x: F.leaky_relu(x, 0.3), X),
+    "leaky-relu-default": ("leaky_relu", F.leaky_relu, X),
+    "leaky-relu-steep": ("leaky_relu", lambda x: F.leaky_relu(x, -1.5), X),
+    "prelu": ("leaky_relu", nn.PReLU(), X),
+    "prelu-channels": ("leaky_relu", lambda x: F.prelu(x, constant(2)), X),
+    "hardtanh": ("clip", lambda x: F.hardtanh(x, -0.5, 0.25), X),
+    "hardsigmoid": ("clip", lambda x: F.hardsigmoid(4 * x), X),
+    "clamp-low": ("clip", lambda x: x.clamp(min=0.1), X),
+    "clamp-high": ("clip", lambda x: x.clamp(max=-0.1), X),
+    "clamp-crossed": ("clip", lambda x: x.clamp(0.5, -0.5), X),
+    "clamp-tensors": ("clip", lambda x: torch.clamp(x, constant(6) - 1, constant(5, 1) + 1), X),
+    "threshold": ("clip", lambda x: F.threshold(x, 0.2, 0.2), X),
+    "abs": ("abs", torch.abs, X),
+    "maximum": ("maximum", lambda x: torch.maximum(x, 1 - x), X),
+    "maximum-broadcast": ("maximum", lambda x: torch.maximum(x.mean(2, keepdim=True), x), X),
+    "maximum-constant": ("clip", lambda x: torch.maximum(constant(5, 6), x), X),
+    "minimum": ("minimum", lambda x: torch.minimum(x, x.roll(1, 3)), X),
+    "minimum-constant": ("clip", lambda x: torch.minimum(x, constant(6)), X),
+    "amax": ("window_max", lambda x: x.amax((1, 3)), X),
+    "amax-keepdim": ("window_max", lambda x: x.amax(2, keepdim=True), X),
+    "max-dim": ("window_max", lambda x: x.max(1).values, X),
+    "max-pool-1d": ("window_max", nn.MaxPool1d(3, 2, 1), LINE),
+    "max-pool-2d": ("window_max", nn.MaxPool2d((2, 3), (1, 2), (1, 0), dilation=(2, 1)), X),
+    "max-pool-3d": ("window_max", nn.MaxPool3d(2, 1), VOLUME),
+    "max-pool-ceil": ("window_max", nn.MaxPool2d(3, 2, 1, ceil_mode=True), X),
+    "max-pool-first-result": ("window_max", lambda x: F.max_pool2d(x, 2, return_indices=True)[0], X),
+    "adaptive-max-pool-1d": ("window_max", nn.AdaptiveMaxPool1d(4), LINE),
+    "adaptive-max-pool-2d": ("window_max", nn.AdaptiveMaxPool2d((2, 4)), X),
+    "adaptive-max-pool-3d": ("window_max", nn.AdaptiveMaxPool3d(2), VOLUME),
+}
+
+
+@pytest.mark.parametrize("case", STEPS.values(), ids=STEPS)
+def test_steps(case):
+    kind, *rest = case
+    made, x = double(*rest)
+    net, mlp = to_linear_network(made, x), to_mlp(made, x)
+    assert {row.kind for row in net.plan.rows if not row.layout} == {kind}
+    assert {type(layer).__name__ for layer in mlp} <= {"Flatten", "Linear", "SparseLinear", "ReLU"}
+    for batch in (x, constant(5, *rest[1], seed=4)):
+        torch.testing.assert_close(net(batch), made(batch), atol=1e-12, rtol=0)
+        torch.testing.assert_close(mlp(batch), made(batch).flatten(1), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["max-pool-2d", "max-pool-ceil", "amax"])
+def test_max_pool_as_relus(name):
+    made, x = double(*STEPS[name][1:])
+    net = to_linear_network(made, x, max_pool="relu")
+    assert {row.kind for row in net.plan.rows if not row.layout} == {"relu"}
+    torch.testing.assert_close(net(x), made(x), atol=1e-12, rtol=0)
+
+
+KEPT = {
+    "sigmoid": ("sigmoid", torch.sigmoid, X),
+    "gelu": ("gelu", F.gelu, X),
+    "hardswish": ("hardswish", F.hardswish, X),
+    "square": ("pow", lambda x: x**2, X),
+    "divided-by-a-value": ("reciprocal", lambda x: 1 / (x**2 + 1), X),
+    "product": ("mul", lambda x: x * x.flip(1), X),
+    "product-broadcast": ("mul", lambda x: x * x.mean((2, 3), keepdim=True), X),
+    "softmax": ("_softmax", lambda x: x.softmax(1), X),
+    "layer-norm": ("layer_norm", nn.LayerNorm(6), X),
+    "group-norm": ("group_norm", nn.GroupNorm(1, 2), X),
+    "instance-norm": ("instance_norm", nn.InstanceNorm2d(2), X),
+    "glu": ("glu", lambda x: F.glu(x, 3), X),
+    "matmul-of-values": ("matmul", lambda x: x @ x.mT, X),
+    "attention": ("scaled_dot_product_attention", lambda x: F.scaled_dot_product_attention(x, x, 2 * x), X),
+    "threshold-with-a-jump": ("threshold", lambda x: F.threshold(x, 0.2, 0.0), X),
+    "comparison": ("gt", lambda x: (x > x.flip(1)).double(), X),
+    "pooling-with-indices": (
+        "max_pool2d_with_indices",
+        lambda x: F.max_unpool2d(*F.max_pool2d(x[:, :, :4], 2, return_indices=True), 2),
+        X,
+    ),
+    "fewer-digits": ("_to_copy", lambda x: x.float().double(), X),
+    "argmax": ("argmax", lambda x: x.flatten(1).argmax(1), X),
+    "sort": ("sort", lambda x: x.sort(2).values, X),
+    "cumulative-product": ("cumprod", lambda x: x.cumprod(1), X),
+    "batched-frames": ("_softmax", lambda x: x.flatten(0, 1).softmax(1).unflatten(0, (-1, 2)), X),
+}
+
+
+@pytest.mark.parametrize("case", KEPT.values(), ids=KEPT)
+def test_kept(case):
+    name, *rest = case
+    made, x = double(*rest)
+    net = to_linear_network(made, x)
+    assert f"kept: {name}" in {row.kind for row in net.plan.kept}
+    for batch in (x, constant(5, *rest[1], seed=4)):
+        torch.testing.assert_close(net(batch), made(batch), atol=1e-12, rtol=0)
