@@ -28,13 +28,13 @@ def test_cuda_kernels_are_there_or_refused():
         """
 import torch
 from conv2affine import _C, extension
-OPS = ["dense", "csr", "coo", "values", "dense_adjoint", "sparse_adjoint"]
+OPS = ["dense", "csr", "coo", "values", "bias", "dense_adjoint", "sparse_adjoint"]
 has = [torch._C._dispatch_has_kernel_for_dispatch_key(f"conv2affine::{op}", "CUDA") for op in OPS]
-assert has == [torch.version.cuda is not None] * 6, has
+assert has == [torch.version.cuda is not None] * 7, has
 if not _C.build_info()["cuda"]:
     extension._refuse_cuda()
 cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
-torch.ops.conv2affine.dense.default.redispatch(cuda, torch.ones(1, 1, 1, 1), [1, 1, 1, 0, 1], "zeros", 0, 1)
+torch.ops.conv2affine.dense.default.redispatch(cuda, torch.ones(1, 1, 1, 1), [1, 1, 1, 0, 1], "zeros", False, 0, 1)
 """
     )
     assert result.returncode == 1
