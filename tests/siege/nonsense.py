@@ -35,7 +35,7 @@ def attack(seed: int, size: int) -> str:
 
 
 def run_batch(first: int, count: int, outcomes: Counter[str]) -> tuple[int, str]:
-    """(calls made in one subprocess, what went wrong in the last of them); counts the outcomes of the others."""
+    """(calls made in one subprocess, what went wrong in the last of them); counts the outcomes if nothing did."""
     with tempfile.TemporaryDirectory() as folder:
         progress, report, errors = Path(folder, "progress"), Path(folder, "report"), Path(folder, "errors")
         progress.write_text(str(first))
