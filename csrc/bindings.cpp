@@ -11,6 +11,7 @@
 #include <torch/version.h>
 
 #include <new>
+#include <stdexcept>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -48,13 +49,15 @@ auto with_memory_error(Result (*f)(Args...)) {
   return [f](Args... arguments) -> Result {
     try {
       return f(std::forward<Args>(arguments)...);
-    } catch (const std::bad_alloc&) {
+    } catch (const std::exception& error) {
+      // length_error: no vector could be so long.
+      if (!dynamic_cast<const std::bad_alloc*>(&error) && !dynamic_cast<const std::length_error*>(&error)) throw;
       const py::gil_scoped_acquire gil;
       PyErr_SetString(PyExc_MemoryError,
                       "there is no memory for the tables of this convolution: its borders are too long");
-      python_error error;
-      error.persist();
-      throw error;
+      python_error memory_error;
+      memory_error.persist();
+      throw memory_error;
     }
   };
 }
