@@ -45,8 +45,8 @@ def test_current_stream():
     with torch.cuda.stream(torch.cuda.Stream()):
         torch.cuda._sleep(100_000_000)  # the weight is still to come: a kernel on another stream would see zeros
         weight.fill_(1)
-        matrix = OPS.dense(weight, GEOMETRY, "zeros", 0, 64 * SIZE)
-        values = OPS.values(weight, GEOMETRY, "zeros", 0, 64 * SIZE, False)
+        matrix = OPS.dense(weight, GEOMETRY, "zeros", False, 0, 64 * SIZE)
+        values = OPS.values(weight, GEOMETRY, "zeros", False, 0, 64 * SIZE, False)
     torch.cuda.synchronize()
     assert matrix.count_nonzero() == values.numel()
     assert (values == 1).all()
@@ -54,7 +54,7 @@ def test_current_stream():
 
 def test_large_sums_do_not_change_from_run_to_run():
     matrix = torch.randn(64 * SIZE, 32 * SIZE, dtype=torch.half, device="cuda")
-    call = (matrix, list(WEIGHT), GEOMETRY, "zeros", 0, 64 * SIZE)
+    call = (matrix, list(WEIGHT), GEOMETRY, "zeros", False, 0, 64 * SIZE)
     adjoint = OPS.dense_adjoint(*call)
     assert torch.equal(adjoint, OPS.dense_adjoint(*call))
     torch.testing.assert_close(adjoint.cpu(), OPS.dense_adjoint(matrix.cpu(), *call[1:]))
@@ -66,14 +66,14 @@ def test_graph_capture():
     results = {}
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        results["dense"] = OPS.dense(weight, geometry, "reflect", 0, 180)
-        results["csr"] = OPS.csr(weight, geometry, "reflect", 0, 120, torch.int64, True)[2]
-        results["adjoint"] = OPS.dense_adjoint(results["dense"], list(weight.shape), geometry, "reflect", 0, 180)
+        results["dense"] = OPS.dense(weight, geometry, "reflect", False, 0, 180)
+        results["csr"] = OPS.csr(weight, geometry, "reflect", False, 0, 120, True, torch.int64)[2]
+        results["adjoint"] = OPS.dense_adjoint(results["dense"], list(weight.shape), geometry, "reflect", False, 0, 180)
     weight.copy_(torch.randn(weight.shape))
     graph.replay()
     cpu = weight.cpu()
-    dense = OPS.dense(cpu, geometry, "reflect", 0, 180)
+    dense = OPS.dense(cpu, geometry, "reflect", False, 0, 180)
     assert torch.equal(results["dense"].cpu(), dense)
-    assert torch.equal(results["csr"].cpu(), OPS.csr(cpu, geometry, "reflect", 0, 120, torch.int64, True)[2])
-    adjoint = OPS.dense_adjoint(dense, list(weight.shape), geometry, "reflect", 0, 180)
+    assert torch.equal(results["csr"].cpu(), OPS.csr(cpu, geometry, "reflect", False, 0, 120, True, torch.int64)[2])
+    adjoint = OPS.dense_adjoint(dense, list(weight.shape), geometry, "reflect", False, 0, 180)
     torch.testing.assert_close(results["adjoint"].cpu(), adjoint)
