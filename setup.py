@@ -46,7 +46,7 @@ class CMakeBuild(build_ext):
         subprocess.run([cmake, "--install", str(build), "--prefix", str(package.parent)], check=True)
 
     def copy_extensions_to_source(self) -> None:
-        """An editable installation has the extension in the source tree, and what is beside it."""
+        """An editable installation has the extension in the source tree, and what is next to it."""
         super().copy_extensions_to_source()
         for library in Path(self.build_lib, "conv2affine").glob("lib*.so"):
             shutil.copy(library, ROOT / "conv2affine")

@@ -87,7 +87,7 @@ def draw_curves(axes: Axes, all_curves: Curves) -> None:
 
 
 def label_ends(axes: Axes, ends: list[tuple[float, Any, str, str, str]]) -> None:
-    """Names beside the last points, pushed apart where they would touch."""
+    """Names next to the last points, pushed apart where they would touch."""
     last = max(x for x, *_ in ends)
     style: dict[str, Any] = {"textcoords": "offset points", "size": 9.5, "annotation_clip": False}
     for x, y, name, colour, _ in ends:

@@ -43,7 +43,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Whole networks are imported when asked for: they need SciPy."""
+    """Import whole networks on first use: they need SciPy."""
     if name in ("to_linear_network", "to_mlp"):
         from conv2affine.network import convert
 

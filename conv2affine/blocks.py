@@ -1,4 +1,4 @@
-"""Blocks of rows: what each engine past one machine builds its part of a matrix from."""
+"""Blocks of rows, from which processes and files build their parts of a matrix."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from conv2affine.matrix import checked_request
 
 __all__ = ["BLOCK_ENTRIES", "bias_rows", "check_rows", "csr_rows", "row_blocks"]
 
-# Entries in a block of rows. So few are made by one thread, which is faster than a disk. In blocks four times as large,
-# 0.9 GB took two threads 18 s on a busy machine, where they waited for each other, and one thread 0.1 s.
+# Entries in a block of rows. One thread makes so few of them, faster than a disk writes. In blocks four times as large,
+# 0.9 GB took 18 s with two threads on a busy machine, where they waited for each other, and 0.1 s with one.
 BLOCK_ENTRIES = 2**15
 
 
@@ -57,6 +57,6 @@ def row_blocks(geometry: Geometry, rows: range) -> Iterator[range]:
         >>> list(row_blocks(Geometry(1, 1, (3,), input_size=32768), range(30000)))
         [range(0, 10922), range(10922, 21844), range(21844, 30000)]
     """
-    entries = geometry.in_channels // geometry.groups * prod(geometry.kernel_size)  # of a row, at most
-    step = max(1, BLOCK_ENTRIES // entries)
+    row_nnz = geometry.in_channels // geometry.groups * prod(geometry.kernel_size)  # at most
+    step = max(1, BLOCK_ENTRIES // row_nnz)
     return (rows[start : start + step] for start in range(0, len(rows), step))

@@ -1,4 +1,4 @@
-"""What users pass: the types of it, as integers, and the refusal of layers and weights that are no convolutions."""
+"""What users pass: its types, its sizes as integers, and the refusal of what is no convolution layer or weight."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def to_conv(linear: nn.Linear, geometry: Geometry, *, tolerance: float | None = 
     The weight is that of `from_matrix`; the bias is the mean over the positions of each channel.
 
     Args:
-        linear: An `nn.Linear` or `SparseLinear`; its weight, strided or sparse, is read once, as `linear.weight`.
+        linear: An `nn.Linear` or `SparseLinear`; its weight, dense or sparse, is read once, as `linear.weight`.
         geometry: The convolution that it should be, for instance `Geometry.from_layer(conv, input_size)`.
         tolerance: How far the convolution may be from the linear layer: the residual of the weight relative to its
             Frobenius norm, and that of the bias relative to its norm. Default: 10 times the machine epsilon of the

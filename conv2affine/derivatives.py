@@ -1,4 +1,4 @@
-"""What PyTorch knows of the operators besides their kernels: derivatives, batches, and outputs without data.
+"""What PyTorch needs of the operators besides their kernels: derivatives, batches, and outputs without data.
 
 The last output of every operator is linear in its first argument, and the other outputs do not depend on its values.
 So the derivative in forward mode is the operator itself, in reverse mode its adjoint, and a batch of weights is one
@@ -36,7 +36,7 @@ def is_transformed() -> bool:
 
 
 def call(name: str, x: Tensor, *arguments: Any) -> Any:
-    """An operator, the shortest way: for a small matrix, PyTorch's own takes three times as long."""
+    """Call an operator the shortest way: for a small matrix, PyTorch's own takes three times as long."""
     is_plain = type(x) in PLAIN and not has_torch_function_unary(x)  # else, sizes may be symbols
     if not is_plain or torch.compiler.is_compiling() or is_transformed():
         return _overload(name)(x, *arguments)
@@ -96,7 +96,7 @@ def _transformed(name: str, x: Tensor, *arguments: Any) -> Any:
     if interpreter.key() != TransformType.Functionalize:
         return Operator.apply(name, x, *arguments)  # type: ignore[no-untyped-call]
     assert isinstance(interpreter, FunctionalizeInterpreter)
-    functionalize = FunctorchFunctionalizeAPI(interpreter)  # PyTorch 2.13 has it for no autograd.Function
+    functionalize = FunctorchFunctionalizeAPI(interpreter)  # PyTorch 2.13 supports it for no autograd.Function
     plain = functionalize.unwrap_tensors(x)
     with functionalize.redispatch_to_next():
         result = _overload(name)(plain, *arguments)
@@ -139,6 +139,6 @@ def _check_index_dtype(index_dtype: torch.dtype, nnz: int, rows: int, cols: int)
 LIBRARY = torch.library.Library("conv2affine", "IMPL")  # type: ignore[no-untyped-call]
 for _name in LINEAR:
     torch.library.register_fake(f"conv2affine::{_name}", partial(_fake, _name), lib=LIBRARY)
-    # The second is above the kernels of torch.func, which refuse, or take a derivative that they do not know for zero.
+    # The second is above the kernels of torch.func, which refuse, or treat a derivative that is not registered as zero.
     for _key, _kernel in (("Autograd", record), ("FuncTorchDynamicLayerFrontMode", _transformed)):
         LIBRARY.impl(_name, partial(_kernel, _name), _key)  # type: ignore[no-untyped-call]

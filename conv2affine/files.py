@@ -94,7 +94,7 @@ def save_csr(
         _create(part, weight, geometry, index_dtype)
     offsets, rows = _resume(part, weight, geometry, index_dtype)
     blocks = row_blocks(geometry, rows)
-    # The disk is waited for in a thread, while the next rows are made and written.
+    # A thread waits for the disk while the next rows are made and written.
     with open(part, "r+b", buffering=0) as file, ThreadPoolExecutor(1) as thread:
         unsynced, synced = 0, thread.submit(os.fdatasync, file)
         for block in _shown(blocks, rows) if progress and sys.stderr.isatty() else blocks:

@@ -37,17 +37,17 @@ def check_memory(geometry: Geometry, weight: Tensor, request: Request) -> None:
 
     Raises:
         MemoryError: With the bytes of every layout, and which of them would fit.
-        ValueError: If 64 bits cannot count the bytes of a strided matrix, on any device.
+        ValueError: If 64 bits cannot count the bytes of a dense matrix, on any device.
     """
     dtype, rows = weight.dtype, request.rows
-    strided = len(rows) * geometry.shape[1] * dtype.itemsize
+    dense = len(rows) * geometry.shape[1] * dtype.itemsize
     if request.layout is torch.strided:
-        _check_countable("matrix", strided, geometry, "choose a sparse layout, or a block of rows")
-    if strided <= UNCHECKED_BYTES or _is_unchecked(weight):
+        _check_countable("matrix", dense, geometry, "choose a sparse layout, or a block of rows")
+    if dense <= UNCHECKED_BYTES or _is_unchecked(weight):
         return
     wanted = layout_name(request.layout, request.index_dtype)
     sizes = layout_sizes(geometry, dtype, rows)
-    # Address space and memory at the peak. Pages of a strided matrix in which no weight lies take address space only.
+    # Address space and memory at the peak. Pages of a dense matrix in which no weight lies take address space only.
     mapped = {name: LAYOUTS[layout].peak_bytes(size, request.drop_zeros) for name, (layout, size) in sizes.items()}
     if mapped[wanted] <= UNCHECKED_BYTES:
         return

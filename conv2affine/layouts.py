@@ -79,7 +79,7 @@ class Layout:
         return self.bytes(size) + dropping * drop_zeros
 
 
-def strided(weight: Tensor, geometry: Geometry, request: Request) -> Tensor:
+def dense(weight: Tensor, geometry: Geometry, request: Request) -> Tensor:
     """All elements."""
     return ops.dense(weight, geometry, request.rows.start, request.rows.stop)
 
@@ -111,7 +111,7 @@ def sparse_coo(weight: Tensor, geometry: Geometry, request: Request) -> Tensor:
 
 LAYOUTS: dict[torch.layout, Layout] = {
     torch.strided: Layout(
-        strided,
+        dense,
         index_dtypes=(),
         has_blocks=True,
         bytes=lambda size: size.rows * size.cols * size.value,
@@ -182,7 +182,7 @@ def _assemble(starts: Tensor, indices: Tensor, values: Tensor, size: tuple[int, 
 
 
 class _Assembled(torch.autograd.Function):
-    """The same, with a gradient that keeps to the pattern: PyTorch's own makes a strided matrix on the way."""
+    """The same, with a gradient that keeps to the pattern: PyTorch's own makes a dense matrix on the way."""
 
     @staticmethod
     def forward(

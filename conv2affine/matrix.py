@@ -49,8 +49,8 @@ def to_matrix(
     Returns:
         A tensor of shape (len(rows), in_channels * prod(input_size)), dtype and device of the weight, in new memory.
         Element [r, c] is the factor of input element c in output element rows[r], both counted in C order over
-        (channel, *position). It is differentiable in the layer's parameters: any number of times if strided, once if
-        sparse. PyTorch's backward through `@` makes a strided gradient of a sparse matrix; that through `.values()` and
+        (channel, *position). It is differentiable in the layer's parameters: any number of times if dense, once if
+        sparse. PyTorch's backward through `@` makes a dense gradient of a sparse matrix; that through `.values()` and
         `torch.sparse.mm` does not.
 
     Raises:

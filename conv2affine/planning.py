@@ -151,7 +151,7 @@ def layout_sizes(geometry: Geometry, dtype: torch.dtype, rows: range) -> dict[st
     cols, nnz = geometry.shape[1], ops.entries(geometry, rows)
     sizes = {}
     for layout in LAYOUTS:
-        # A strided matrix has no indices; its size counts none either.
+        # A dense matrix has no indices, and none are counted.
         for index_dtype in index_dtypes(layout, len(rows), cols, nnz) or [torch.int64]:
             size = Size(len(rows), cols, nnz, dtype.itemsize, index_dtype.itemsize)
             sizes[layout_name(layout, index_dtype)] = layout, size

@@ -39,7 +39,7 @@ def from_matrix(matrix: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
     be smaller than 1.8e308 / n. Beyond that, it is infinite or NaN, and so is the residual.
 
     Args:
-        matrix: The matrix, of shape `geometry.shape`, floating or complex; strided, or sparse with layout
+        matrix: The matrix, of shape `geometry.shape`, floating or complex; dense, or sparse with layout
             `torch.sparse_csr`, `torch.sparse_csc` or `torch.sparse_coo` and any pattern.
         geometry: The convolution that it should be.
 
@@ -49,7 +49,7 @@ def from_matrix(matrix: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
         the Frobenius norm of what no convolution of this geometry can express, and of the rounding of the weight.
         Neither has a gradient. Everything is computed in float64 or complex128.
 
-        Besides the result, a strided matrix takes a few MB, and the memory of a few weights in float64. A sparse one is
+        Besides the result, a dense matrix takes a few MB, and the memory of a few weights in float64. A sparse one is
         never made dense; it takes up to 35 (COO), 50 (CSR) or 64 (CSC) bytes per entry, measured in float32 and
         float64.
 
@@ -65,7 +65,7 @@ def from_matrix(matrix: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
     check_matrix("matrix", matrix, geometry)
     wide = torch.promote_types(matrix.dtype, torch.float64)
     inverses = [inverse.to(matrix.device, wide) for inverse in _inverse_grams(geometry)]
-    source = _Strided(matrix, geometry) if matrix.layout is torch.strided else _Sparse(matrix, geometry, wide)
+    source = _Dense(matrix, geometry) if matrix.layout is torch.strided else _Sparse(matrix, geometry, wide)
     solution = torch.zeros(geometry.weight_size, dtype=wide, device=matrix.device)
     # In float64, a sum of n equal float32 numbers is exact. A sum of float64 numbers is rounded: the second round sums
     # what is missing, a few units in the last place, and this sum is exact.
@@ -78,8 +78,8 @@ def from_matrix(matrix: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
     return weight, source.distance(weight.to(wide))
 
 
-class _Strided:
-    """A strided matrix M, read by blocks of its rows, so that no second matrix in float64 is needed."""
+class _Dense:
+    """A dense matrix M, read by blocks of its rows, so that no second matrix in float64 is needed."""
 
     def __init__(self, matrix: Tensor, geometry: Geometry) -> None:
         self.matrix, self.geometry = matrix, geometry

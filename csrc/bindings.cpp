@@ -109,8 +109,8 @@ struct Received<at::IntArrayRef> {
   using type = const std::vector<int64_t>&;
 };
 
-// Binds an operator of this type as the dispatcher has it, but below autograd and with sizes that are numbers, not
-// symbols: torch.ops takes half of the time of a small matrix to find out what is in its lists.
+// Binds the dispatcher's operator of this type, but below autograd and with sizes that are numbers, not symbols:
+// torch.ops takes half of the time of a small matrix to find out the types of its list elements.
 template <typename Result, typename... Args>
 void def_operator(py::module_& m, const char* name, std::type_identity<Result(Args...)>) {
   const auto op = c10::Dispatcher::singleton()

@@ -14,7 +14,7 @@ namespace conv2affine {
 // weights are copied, whatever they are. Else throws
 //     NotImplementedError    unless the dtype is one that convolutions have
 //     ValueError             where a sum of integers does not fit into their dtype, or where a sum of float16 may not
-// A sum that is in range for the largest of the weights costs one pass over them; only others are computed to be seen.
+// Where the largest of the weights rules out an overflow, this costs one pass over them; otherwise sums are computed.
 void check_sums(const MatrixRows& rows, const at::Tensor& weight, at::IntArrayRef geometry,
                 std::string_view padding_mode, bool transposed);
 

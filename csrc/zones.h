@@ -19,7 +19,7 @@ struct Place {
 //
 //     [0, begin)       left border: a pattern each, but the first `same_left` coordinates share that of the next one
 //     [begin, end)     interior: `patterns` patterns in turn, moved by `step` input coordinates each `period`
-//     [end, output)    right border: a pattern each, but the coordinates behind `same_right` share its pattern
+//     [end, output)    right border: a pattern each, but the coordinates after `same_right` share its pattern
 struct Zones {
   int64_t begin;
   int64_t end;

@@ -251,7 +251,7 @@ def draw_kernel(
     scale: int,
     place: tuple[int, int],
 ) -> None:
-    """The block of one pair of channels (co, ci), enlarged beside or below its matrix."""
+    """The block of one pair of channels (co, ci), enlarged next to or below its matrix."""
     rows = c.fc.out_features // c.conv.out_channels
     cols = c.fc.in_features // c.conv.in_channels
     row, col = channels[0] * rows, channels[1] * cols

@@ -12,10 +12,10 @@ def _seeded():
     torch.manual_seed(0)
 
 
-def assert_same_bits(actual, expected):
+def assert_same_bits(actual, expected, message=None):
     """Equal bit by bit: for torch.equal, -0.0 equals 0.0, and NaN equals nothing."""
-    assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape)
-    assert torch.equal(actual.contiguous().view(torch.uint8), expected.contiguous().view(torch.uint8))
+    assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape), message
+    assert torch.equal(actual.contiguous().view(torch.uint8), expected.contiguous().view(torch.uint8)), message
 
 
 def peak_bytes(setup, expression):

@@ -1,6 +1,7 @@
 """Calls of all operators for one layer, and the comparison of their results between two backends."""
 
 import torch
+from conftest import assert_same_bits
 
 from conv2affine import Geometry
 
@@ -53,12 +54,5 @@ def assert_same(run, op, arguments):
     """run(op, *arguments) is what the CPU gives, bit by bit."""
     expected, results = getattr(OPS, op)(*arguments), run(op, *arguments)
     for cpu, result in zip(*((r if isinstance(r, tuple) else (r,)) for r in (expected, results)), strict=True):
-        assert (result.shape, result.dtype) == (cpu.shape, cpu.dtype)
         assert result.is_contiguous()
-        assert bits(result.cpu()).equal(bits(cpu)), (op, arguments[1:])
-
-
-def bits(tensor):
-    """The tensor as integers, so that NaN equals itself and -0.0 is not 0.0."""
-    real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-    return real.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[real.element_size()])
+        assert_same_bits(result.cpu(), cpu, (op, arguments[1:]))

@@ -1,9 +1,11 @@
-"""The installed package: what it says of itself, and what it refuses to be loaded with."""
+"""The installed package: what it says about itself, and what it refuses to be loaded with."""
 
+import inspect
 import subprocess
 import sys
 from importlib import resources
 
+import pytest
 import torch
 
 import conv2affine
@@ -30,7 +32,7 @@ import torch
 from conv2affine import _C, extension
 OPS = ["dense", "csr", "coo", "values", "bias", "dense_adjoint", "sparse_adjoint"]
 has = [torch._C._dispatch_has_kernel_for_dispatch_key(f"conv2affine::{op}", "CUDA") for op in OPS]
-assert has == [torch.version.cuda is not None] * 7, has
+assert has == [torch.version.cuda is not None] * len(OPS), has
 if not _C.build_info()["cuda"]:
     extension._refuse_cuda()
 cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
@@ -51,9 +53,16 @@ def test_is_typed_and_versioned():
     assert conv2affine.__version__ == "0.1.0"
 
 
-def test_every_public_name_has_a_docstring():
-    for name in conv2affine.__all__:
-        assert getattr(conv2affine, name).__doc__, name
+PUBLIC = [getattr(conv2affine, name) for name in conv2affine.__all__]
+FUNCTIONS = [public for public in PUBLIC if inspect.isfunction(public)]
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
+def test_docstring_is_complete(function):
+    for section in ("Args:", "Returns:", "Raises:", "Example:"):
+        assert f"\n    {section}\n" in function.__doc__
+    for name in inspect.signature(function).parameters:
+        assert f"\n        {name}: " in function.__doc__
 
 
 def test_another_torch_is_refused():

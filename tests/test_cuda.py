@@ -66,14 +66,14 @@ def test_graph_capture():
     results = {}
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        results["dense"] = OPS.dense(weight, geometry, "reflect", 0, 180)
-        results["csr"] = OPS.csr(weight, geometry, "reflect", 0, 120, torch.int64, True)[2]
-        results["adjoint"] = OPS.dense_adjoint(results["dense"], list(weight.shape), geometry, "reflect", 0, 180)
+        results["dense"] = OPS.dense(weight, geometry, "reflect", False, 0, 180)
+        results["csr"] = OPS.csr(weight, geometry, "reflect", False, 0, 120, True, torch.int64)[2]
+        results["adjoint"] = OPS.dense_adjoint(results["dense"], list(weight.shape), geometry, "reflect", False, 0, 180)
     weight.copy_(torch.randn(weight.shape))
     graph.replay()
     cpu = weight.cpu()
-    dense = OPS.dense(cpu, geometry, "reflect", 0, 180)
+    dense = OPS.dense(cpu, geometry, "reflect", False, 0, 180)
     assert torch.equal(results["dense"].cpu(), dense)
-    assert torch.equal(results["csr"].cpu(), OPS.csr(cpu, geometry, "reflect", 0, 120, torch.int64, True)[2])
-    adjoint = OPS.dense_adjoint(dense, list(weight.shape), geometry, "reflect", 0, 180)
+    assert torch.equal(results["csr"].cpu(), OPS.csr(cpu, geometry, "reflect", False, 0, 120, True, torch.int64)[2])
+    adjoint = OPS.dense_adjoint(dense, list(weight.shape), geometry, "reflect", False, 0, 180)
     torch.testing.assert_close(results["adjoint"].cpu(), adjoint)

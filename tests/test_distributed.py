@@ -9,10 +9,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from cases import CASES
+from cases import CASES, layers, made
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_properties import layers, made
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor

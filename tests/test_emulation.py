@@ -3,12 +3,11 @@
 import emulation
 import pytest
 import torch
-from cases import CASES
+from cases import CASES, layers, made
 from emulation import cuda
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from operators import DTYPES, OPS, arguments_of, assert_same, calls
-from test_properties import layers, made
 
 from conv2affine import Geometry
 
@@ -78,7 +77,7 @@ def test_half_types_add_as_in_torch(dtype):
 
 
 def test_tables_of_several_uploads():
-    """A long kernel between wide margins, and an axis whose transpose has a pattern for each coordinate."""
+    """A long kernel between wide borders, and an axis with a pattern for each coordinate by columns."""
     for weight, geometry, padding_mode, rows, cols in (
         (torch.randn(1, 1, 1, 40), [90, 129, 1, 39, 1], "zeros", 129, 90),
         (torch.randn(1, 1, 2, 3), [700, 700, 1, 1, 1], "reflect", 700, 1400),

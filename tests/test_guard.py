@@ -32,7 +32,7 @@ def test_what_does_not_fit_is_refused_with_the_bytes_of_every_layout(layout, mon
     assert "rows=range(start, stop)" in message
 
 
-def test_message_tells_what_would_fit(monkeypatch):
+def test_message_says_what_would_fit(monkeypatch):
     monkeypatch.setattr(guard, "memory_left", lambda: 500 * MIB)
     conv = nn.Conv2d(16, 64, 3, padding=1)
     with pytest.raises(MemoryError, match=r"strided: 68.72 GB, does not fit; sparse_csr, int32: .*, fits;"):
@@ -143,7 +143,7 @@ def test_bytes_that_64_bits_do_not_count_are_refused_on_any_device(device):
         to_bias(conv, 3)
 
 
-def test_sparse_layouts_are_guarded_where_64_bits_do_not_count_the_strided_bytes(monkeypatch):
+def test_sparse_layouts_are_guarded_where_64_bits_do_not_count_the_dense_bytes(monkeypatch):
     monkeypatch.setattr(guard, "memory_left", lambda: 30 * MIB)
     with pytest.raises(MemoryError, match=r"needs 60.13 GB.*strided: 9223.37 PB, does not fit"):
         to_matrix(nn.Conv1d(1, 1, 3, padding=1, dtype=torch.float64), 2**30, layout=torch.sparse_csr)

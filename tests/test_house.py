@@ -28,6 +28,15 @@ def test_citation_has_the_version():
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
 
 
+def test_field_names_tests_that_exist():
+    """docs/field.md has a file before its test functions."""
+    page = (ROOT / "docs/field.md").read_text()
+    named = re.findall(r"`(test_\w+\.py)`: `(test_\w+)`", page)
+    assert len(named) == page.count("`: `test_")
+    for file, test in named:
+        assert f"\ndef {test}(" in (ROOT / "tests" / file).read_text()
+
+
 def test_api_reference_has_every_public_name():
     pages = "".join(path.read_text() for path in (ROOT / "docs/api").glob("*.md"))
     documented = set(re.findall(r"^\.\. auto\w+:: (?:conv2affine\.)?(\S+)", pages, re.MULTILINE))

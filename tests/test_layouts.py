@@ -52,7 +52,7 @@ def test_equals_dense(case, layout):
 
 @pytest.mark.parametrize("index_dtype", INDEX_DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES[::3], **by_id)
-def test_scipy_finds_it_canonical(case, index_dtype):
+def test_has_scipys_canonical_format(case, index_dtype):
     conv = case.conv().requires_grad_(False)
     matrix = to_matrix(conv, case.input_size, layout=torch.sparse_csr, index_dtype=index_dtype)
     crow, col = matrix.crow_indices(), matrix.col_indices()

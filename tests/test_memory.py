@@ -86,7 +86,7 @@ def test_memory_is_given_back():
 
 def test_huge_pages_are_asked_for_where_rows_are_touched_everywhere():
     def flags(matrix):
-        """Flags of the mapping that holds the matrix, as the kernel tells them: hg for huge pages, nh for none."""
+        """Flags of the mapping that holds the matrix, as the kernel shows them: hg for huge pages, nh for none."""
         address, found = matrix.data_ptr(), False
         for line in Path("/proc/self/smaps").read_text().splitlines():
             if "-" in line.split(" ")[0]:

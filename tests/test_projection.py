@@ -4,9 +4,8 @@ from itertools import product
 
 import pytest
 import torch
-from cases import CASES
+from cases import CASES, layers, made
 from hypothesis import given, settings
-from test_properties import layers, made
 from torch import nn
 
 from conv2affine import Geometry, from_matrix, projection, to_conv, to_linear, to_matrix
@@ -88,8 +87,8 @@ def test_sums_neither_overflow_nor_round(dtype):
 def test_float64_takes_the_second_round():
     weight = torch.randn(4, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     geometry = Geometry(2, 4, (3, 3), input_size=(31, 29), padding=1)
-    counts = projection._Strided(torch.ones(1).expand(geometry.shape), geometry).adjoint(torch.zeros_like(weight))
-    sums = projection._Strided(to_matrix(weight, geometry), geometry).adjoint(torch.zeros_like(weight))
+    counts = projection._Dense(torch.ones(1).expand(geometry.shape), geometry).adjoint(torch.zeros_like(weight))
+    sums = projection._Dense(to_matrix(weight, geometry), geometry).adjoint(torch.zeros_like(weight))
     assert not torch.equal(sums / counts, weight)  # what makes this a test
     assert torch.equal(from_matrix(to_matrix(weight, geometry), geometry)[0], weight)
 
