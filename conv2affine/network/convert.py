@@ -74,11 +74,11 @@ def to_linear_network(
         >>> torch.allclose(net(x), model(x), atol=1e-5)
         True
         >>> print(net.plan)
-        from  is           matrix  entries      dense     sparse  layout
-        0, 1  computed  288 x 192    7,776  221.18 kB   63.36 kB  dense
-        2     relu            288
-        4     copied     10 x 288    2,880   11.52 kB   23.08 kB  dense
-        total                       10,656  232.70 kB   86.44 kB  232.70 kB
+        from   is           matrix  entries      dense    sparse  layout
+        0, 1   computed  288 x 192    7,776  221.18 kB  63.36 kB  dense
+        2      relu            288
+        4      copied     10 x 288    2,880   11.52 kB  23.08 kB  dense
+        total                        10,656  232.70 kB  86.45 kB  232.70 kB
     """
     network, dtype = _import(model, example_inputs, layout, merge, max_pool, dtype)
     plan = describe(network.graph, dtype, layout)
@@ -118,11 +118,11 @@ def to_mlp(
         >>> to_mlp(model, torch.rand(1, 1, 6, 6))
         Sequential(
           (0): Flatten(start_dim=1, end_dim=-1)
-          (1): Linear(in_features=36, out_features=80, bias=True)
+          (1): Linear(in_features=36, out_features=48, bias=True)
           (2): ReLU()
-          (3): Linear(in_features=80, out_features=24, bias=True)
+          (3): Linear(in_features=48, out_features=32, bias=True)
           (4): ReLU()
-          (5): Linear(in_features=24, out_features=16, bias=True)
+          (5): Linear(in_features=32, out_features=16, bias=True)
           (6): ReLU()
           (7): Linear(in_features=16, out_features=8, bias=True)
         )
@@ -229,7 +229,7 @@ def plan_network(
 
     Example:
         >>> plan_network(nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU()), torch.rand(1, 64, 224, 224)).bytes
-        14733484036
+        14722400260
     """
     network, dtype = _import(model, example_inputs, layout, merge, max_pool, dtype)
     return describe(network.graph, dtype, layout)

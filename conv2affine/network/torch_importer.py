@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 from torch.utils import _pytree as pytree
 
-from conv2affine.network import torch_steps  # noqa: F401  # enters its rules
+from conv2affine.network import torch_pooling, torch_steps  # noqa: F401  # they enter their rules
 from conv2affine.network.affine import AffineMap
 from conv2affine.network.graph import Graph, Value
 from conv2affine.network.torch_operator import Operator

@@ -49,7 +49,7 @@ def choose_layout(matrix: Sized, dtype: torch.dtype, layout: Layout) -> str:
 def layer(matrix: Matrix, bias: Array | None, dtype: torch.dtype, layout: Layout = "auto") -> nn.Linear:
     """The layer x -> x @ matrix.T + bias, an `nn.Linear` or a `SparseLinear`; numbers are rounded here, once."""
     weight = _weight(matrix, dtype, choose_layout(matrix, dtype, layout))
-    rounded = None if bias is None else torch.from_numpy(bias).to(dtype)
+    rounded = None if bias is None else torch.tensor(bias, dtype=dtype)
     if weight.layout is torch.sparse_csr:
         return SparseLinear(weight, rounded)
     linear = nn.Linear.__new__(nn.Linear)  # its constructor would allocate and fill another weight
