@@ -55,7 +55,7 @@ sanitize: $(VENV)/tools
 	export LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" && \
 	export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 && \
 	$(BIN)/pytest -o pythonpath="build/sanitize . tests" $(SANITIZED_TESTS) && \
-	cd build/sanitize && PYTHONPATH=$(CURDIR) $(CURDIR)/$(BIN)/python -m tests.siege nonsense --size 5000
+	cd build/sanitize && PYTHONPATH=$(CURDIR) $(CURDIR)/$(BIN)/python -m tests.siege nonsense --size 4000
 SANITIZED_TESTS := $(addprefix tests/,test_layouts.py test_matrix.py test_ops.py test_projection.py test_taps.py)
 
 lint: $(VENV)/tools

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <c10/core/DeviceGuard.h>
 #include <c10/util/ArrayRef.h>
 #include <c10/util/Exception.h>
 
@@ -34,7 +33,6 @@ at::Tensor dense_adjoint(const at::Tensor& matrix, at::IntArrayRef weight_size, 
   TORCH_CHECK_VALUE(matrix.dim() == 2 && matrix.size(0) == rows.count() && matrix.size(1) == rows.conv.cols(),
                     "matrix must have shape (", rows.count(), ", ", rows.conv.cols(), "), got ", matrix.sizes());
   check_weight_bytes(weight_size, static_cast<int64_t>(matrix.element_size()));
-  const c10::OptionalDeviceGuard guard(matrix.device());
   return kernel(matrix.resolve_conj().resolve_neg(), rows).view(weight_size);
 }
 
@@ -48,7 +46,6 @@ at::Tensor sparse_adjoint(const at::Tensor& values, at::IntArrayRef weight_size,
   TORCH_CHECK_VALUE(values.dim() == 1 && values.size(0) == nnz, "values must have shape (", nnz, "), got ",
                     values.sizes());
   check_weight_bytes(weight_size, static_cast<int64_t>(values.element_size()));
-  const c10::OptionalDeviceGuard guard(values.device());
   return kernel(values.resolve_conj().resolve_neg().contiguous(), rows).view(weight_size);
 }
 

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <c10/core/DeviceGuard.h>
 #include <c10/util/Exception.h>
 
 #include "convolution.h"
@@ -21,7 +20,6 @@ at::Tensor bias(const at::Tensor& bias, int64_t outputs) {
   TORCH_CHECK_VALUE(bias.dim() == 1, "bias must have shape (channels), got ", bias.sizes());
   TORCH_CHECK_VALUE(outputs >= 1, "outputs (", outputs, ") must be >= 1");
   checked_product({bias.numel(), outputs, static_cast<int64_t>(bias.element_size())}, "bytes of the bias");
-  const c10::OptionalDeviceGuard guard(bias.device());
   return kernel(bias.contiguous(), outputs);
 }
 

@@ -11,6 +11,7 @@
 #include <torch/version.h>
 
 #include <new>
+#include <stdexcept>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -42,27 +43,30 @@ py::dict build_info() {
   return info;
 }
 
-// PyTorch makes a RuntimeError with a C++ trace of std::bad_alloc; Python has MemoryError.
-template <typename Result, typename... Args>
-auto with_memory_error(Result (*f)(Args...)) {
-  return [f](Args... arguments) -> Result {
-    try {
-      return f(std::forward<Args>(arguments)...);
-    } catch (const std::bad_alloc&) {
-      const py::gil_scoped_acquire gil;
-      PyErr_SetString(PyExc_MemoryError,
-                      "there is no memory for the tables of this convolution: its borders are too long");
-      python_error error;
-      error.persist();
-      throw error;
-    }
+// Calls f. PyTorch makes a RuntimeError with a C++ trace of std::bad_alloc; Python has MemoryError.
+template <typename F>
+auto with_memory_error(const F& f) {
+  const auto raise = []() {
+    const py::gil_scoped_acquire gil;
+    PyErr_SetString(PyExc_MemoryError,
+                    "there is no memory for the tables of this convolution: its borders are too long");
+    python_error error;
+    error.persist();
+    return error;
   };
+  try {
+    return f();
+  } catch (const std::bad_alloc&) {
+    throw raise();
+  } catch (const std::length_error&) {  // no vector could be so long
+    throw raise();
+  }
 }
 
 py::tuple axis_taps(int64_t input, int64_t output, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation,
                     const std::string& padding_mode, bool transposed, bool by_columns) {
   const Axis axis = check_axis("axis", input, output, kernel, stride, padding, dilation, padding_mode, transposed);
-  const AxisTaps taps = by_columns ? AxisTaps::transposed(axis) : AxisTaps(axis);
+  const AxisTaps taps = with_memory_error([&] { return by_columns ? AxisTaps::transposed(axis) : AxisTaps(axis); });
   std::vector<int64_t> start = {0}, inputs, kernels;
   for (int64_t o = 0; o < (by_columns ? input : output); ++o) {
     const Place place = taps[o];
@@ -85,7 +89,9 @@ py::tuple axis_taps(int64_t input, int64_t output, int64_t kernel, int64_t strid
 int64_t entries(const std::vector<int64_t>& weight_size, const std::vector<int64_t>& geometry,
                 const std::string& padding_mode, bool transposed, int64_t row_start, int64_t row_stop,
                 bool by_columns) {
-  return check_rows(weight_size, geometry, padding_mode, transposed, row_start, row_stop, by_columns).nnz();
+  return with_memory_error([&] {
+    return check_rows(weight_size, geometry, padding_mode, transposed, row_start, row_stop, by_columns).nnz();
+  });
 }
 
 int64_t dense_resident_bytes(const std::vector<int64_t>& weight_size, const std::vector<int64_t>& geometry,
@@ -112,7 +118,7 @@ void def_operator(py::module_& m, const char* name, std::type_identity<Result(Ar
                       .typed<Result(Args...)>();
   m.def(name, torch::wrap_pybind_function_no_gil([op](typename Received<Args>::type... arguments) {
           const at::AutoDispatchBelowAutograd guard;
-          return op.call(arguments...);
+          return with_memory_error([&] { return op.call(arguments...); });
         }),
         ("torch.ops.conv2affine." + std::string(name) + ", below autograd.").c_str());
 }
@@ -123,13 +129,13 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled part of conv2affine; importing it registers torch.ops.conv2affine.";
   m.def("build_info", &build_info, "What this binary was built with and for.");
   // wrap_pybind_function keeps torch's exception types, which plain pybind11 turns into RuntimeError.
-  m.def("axis_taps", torch::wrap_pybind_function(with_memory_error(axis_taps)), py::arg("input"), py::arg("output"),
-        py::arg("kernel"), py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("padding_mode"),
-        py::arg("transposed"), py::arg("by_columns") = false,
+  m.def("axis_taps", torch::wrap_pybind_function(axis_taps), py::arg("input"), py::arg("output"), py::arg("kernel"),
+        py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("padding_mode"), py::arg("transposed"),
+        py::arg("by_columns") = false,
         "(start, input, kernel): output coordinate o reads input[start[o]:start[o+1]] through those kernel taps; by "
         "columns, input and output change places.");
-  m.def("entries", torch::wrap_pybind_function_no_gil(with_memory_error(entries)), py::arg("weight_size"),
-        py::arg("geometry"), py::arg("padding_mode"), py::arg("transposed"), py::arg("row_start"), py::arg("row_stop"),
+  m.def("entries", torch::wrap_pybind_function_no_gil(entries), py::arg("weight_size"), py::arg("geometry"),
+        py::arg("padding_mode"), py::arg("transposed"), py::arg("row_start"), py::arg("row_stop"),
         py::arg("by_columns"), "Number of entries in rows of the matrix, or of its transpose, that a weight goes to.");
   m.def("dense_resident_bytes", torch::wrap_pybind_function_no_gil(dense_resident_bytes), py::arg("weight_size"),
         py::arg("geometry"), py::arg("padding_mode"), py::arg("transposed"), py::arg("rows"), py::arg("itemsize"),

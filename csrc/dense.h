@@ -2,7 +2,6 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <c10/core/DeviceGuard.h>
 #include <c10/util/ArrayRef.h>
 
 #include <string_view>
@@ -27,7 +26,6 @@ at::Tensor dense(const at::Tensor& weight, at::IntArrayRef geometry, std::string
   const MatrixRows rows = check_rows(weight.sizes(), geometry, padding_mode, transposed, row_start, row_stop);
   checked_product({rows.count(), rows.conv.cols(), static_cast<int64_t>(weight.element_size())},
                   "bytes of the dense matrix");
-  const c10::OptionalDeviceGuard guard(weight.device());
   check_sums(rows, weight, geometry, padding_mode, transposed);
   return kernel(weight_of_rows(weight, rows), rows);
 }

@@ -105,6 +105,7 @@ def test_bytes_of_row_starts_are_checked():
         torch.ops.conv2affine.csr(torch.ones(1, 1, 1, 1, 1, 1), geometry, "zeros", False, 0, rows, False, torch.int64)
 
 
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint16, torch.float8_e4m3fn, torch.complex32], ids=str)
 def test_any_dtype_is_copied(dtype):
     bits = torch.arange(72, dtype=torch.uint8).view(2, 3, 2, 2, 3)

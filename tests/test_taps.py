@@ -139,6 +139,24 @@ def test_wide_padding_takes_no_memory(padding_mode, outside):
     assert entries((10, 8 + 2 * 10**12, 3, 1, 10**12, 1), (padding_mode, False)) == 30 + outside
 
 
+def matrix_values(axis, mode):
+    input, output, kernel, *rest = axis
+    weight = torch.ones(()).expand(1, 1, 1, kernel)
+    return _C.values(weight, [input, output, *rest], *mode, 0, 1, False)
+
+
+@pytest.mark.parametrize("border", [2**40, 2**60])
+@pytest.mark.parametrize(
+    "call",
+    [entries, matrix_values, lambda axis, mode: _C.axis_taps(*axis, *mode)],
+    ids=["entries", "values", "axis_taps"],
+)
+def test_tables_beyond_all_memory_are_refused(border, call):
+    """Each output of the border reads something else."""
+    with pytest.raises(MemoryError, match="no memory for the tables of this convolution"):
+        call((1, border, border, 1, border - 1, 1), ("zeros", False))
+
+
 @pytest.mark.parametrize(
     ("axis", "mode", "message"),
     [

@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/sum.h>
 #include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -38,6 +39,7 @@ at::Tensor to_weight(const at::Tensor& partial, at::ScalarType dtype) {
 }
 
 at::Tensor dense_adjoint_cuda(const at::Tensor& matrix, const MatrixRows& rows) {
+  const c10::cuda::CUDAGuard guard(matrix.device());
   const Dtype dtype = float_dtype_of(matrix.scalar_type(), "dense_adjoint");
   const AdjointShape shape = shape_of(rows);
   const at::Tensor partial = empty_partial(shape, matrix.options());
@@ -47,6 +49,7 @@ at::Tensor dense_adjoint_cuda(const at::Tensor& matrix, const MatrixRows& rows) 
 }
 
 at::Tensor sparse_adjoint_cuda(const at::Tensor& values, const MatrixRows& rows) {
+  const c10::cuda::CUDAGuard guard(values.device());
   const Dtype dtype = float_dtype_of(values.scalar_type(), "sparse_adjoint");
   const UploadedTable table = upload(rows, values.options());
   const AdjointShape shape = shape_of(rows);

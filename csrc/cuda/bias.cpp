@@ -2,6 +2,7 @@
 
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
 #include "cuda/kernels.h"
@@ -12,6 +13,7 @@ namespace conv2affine {
 namespace {
 
 at::Tensor bias_cuda(const at::Tensor& bias, int64_t outputs) {
+  const c10::cuda::CUDAGuard guard(bias.device());
   const at::Tensor result = at::empty({bias.numel() * outputs}, bias.options());
   C10_CUDA_CHECK(launch_bias(dtype_of(bias.scalar_type()), bias.const_data_ptr(), result.mutable_data_ptr(), outputs,
                              result.numel(), current_stream()));

@@ -2,6 +2,7 @@
 
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
 #include "cuda/kernels.h"
@@ -12,6 +13,7 @@ namespace conv2affine {
 namespace {
 
 at::Tensor dense_cuda(const at::Tensor& weight, const MatrixRows& rows) {
+  const c10::cuda::CUDAGuard guard(weight.device());
   const int64_t cols = rows.conv.cols();
   const at::Tensor matrix = at::empty({rows.count(), cols}, weight.options());
   const UploadedTable table = upload(rows, weight.options());

@@ -3,6 +3,7 @@
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
 #include "cuda/kernels.h"
@@ -15,6 +16,7 @@ namespace {
 at::Tensor empty_cuda(at::IntArrayRef sizes, const at::TensorOptions& options) { return at::empty(sizes, options); }
 
 void sparse_cuda(const at::Tensor& weight, const MatrixRows& rows, const SparseParts& to) {
+  const c10::cuda::CUDAGuard guard(weight.device());
   const UploadedTable table = upload(rows, weight.options());
   AT_DISPATCH_INDEX_TYPES(to.col.defined() ? to.col.scalar_type() : at::kLong, "conv2affine::sparse", [&] {
     const auto indices = [](const at::Tensor& part) -> index_t* {

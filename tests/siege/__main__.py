@@ -11,7 +11,7 @@ from tests.siege import interrupts, layers, nonsense, threads
 # their time depends on how busy the machine is.
 ATTACKS = {
     "layers": (layers.attack, "random layers", 200, 20_000),
-    "nonsense": (nonsense.attack, "calls of operators", 5_000, 100_000),
+    "nonsense": (nonsense.attack, "calls of operators", 4_000, 100_000),
     "threads": (threads.attack, "conversions in 8 threads", 400, 20_000),
     "interrupts": (interrupts.attack, "interrupts", 0, 50),
 }

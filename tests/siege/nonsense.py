@@ -15,6 +15,8 @@ BATCH = 2_500  # calls in one subprocess
 MOST_SECONDS = 60  # of one call
 MOST_FAULTS = 20  # then the attack ends
 MOST_LOST_BYTES = 100e6  # of one subprocess, between its first and its last hundred calls
+# AddressSanitizer ends the process where `new` would throw.
+NO_MEMORY = "AddressSanitizer: allocator is out of memory"
 
 CALLS = "from tests.siege import calls; calls.run({first}, {count}, {progress!r})"
 
@@ -33,7 +35,7 @@ def attack(seed: int, size: int) -> str:
 
 
 def run_batch(first: int, count: int, outcomes: Counter[str]) -> tuple[int, str]:
-    """(calls made in one subprocess, what went wrong in the last of them); counts the outcomes of the others."""
+    """(calls made in one subprocess, what went wrong in the last of them); counts the outcomes if nothing did."""
     with tempfile.TemporaryDirectory() as folder:
         progress, report, errors = Path(folder, "progress"), Path(folder, "report"), Path(folder, "errors")
         progress.write_text(str(first))
@@ -50,6 +52,9 @@ def run_batch(first: int, count: int, outcomes: Counter[str]) -> tuple[int, str]
                     worker.wait()
         if worker.returncode:
             last = int(progress.read_text())
+            if NO_MEMORY in errors.read_text():
+                outcomes["ends without memory"] += 1
+                return last + 1 - first, ""
             what = f"status {worker.returncode}, {time.monotonic() - since:.0f} s, in call of seed {last}"
             return last + 1 - first, f"{what}:\n{errors.read_text()[-1000:]}"
         *lines, lost = report.read_text().splitlines()
