@@ -41,8 +41,8 @@ c10::DataPtr map(int64_t bytes, bool huge_pages) {
   if (mapping->address == MAP_FAILED) return {};
   const uintptr_t first = (reinterpret_cast<uintptr_t>(mapping->address) + kHugePage - 1) / kHugePage * kHugePage;
   void* data = reinterpret_cast<void*>(first);
-  // A kernel without huge pages refuses, which costs only time. Both cases are set explicitly: the system's default may be
-  // huge pages everywhere.
+  // A kernel without huge pages refuses, which costs only time. Both cases are set explicitly: the system's default may
+  // be huge pages everywhere.
   madvise(data, bytes, huge_pages ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
   return {data, mapping.release(), &unmap, at::kCPU};
 }
