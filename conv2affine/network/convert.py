@@ -246,7 +246,7 @@ def to_layers(graph: Graph) -> list[Layer]:
     """The chain of a graph of one input and one output whose steps are piecewise linear."""
     for what, values in (("input", graph.inputs), ("output", graph.outputs)):
         if len(values) != 1:
-            raise ValueError(f"a chain has one {what}, and the model has {len(values)}; keep it a graph")
+            raise ValueError(f"a chain has one {what}, and the model has {len(values)}; a graph may have more")
     graph = simplify(to_relu(graph))
     for node in graph.nodes:
         if isinstance(node, Step) and node.kind != "relu":

@@ -5,6 +5,6 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError("ONNX files need onnx; install it with: pip install 'conv2affine[onnx]'") from error
 
-from conv2affine.onnx.convert import Conversion, convert, plan
+from conv2affine.onnx.convert import Conversion, convert, export, plan
 
-__all__ = ["Conversion", "convert", "plan"]
+__all__ = ["Conversion", "convert", "export", "plan"]

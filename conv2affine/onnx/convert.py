@@ -7,11 +7,12 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import onnx
 import torch
 from onnx import ModelProto, defs
+from torch import nn
 
 from conv2affine.network.chain import Layer
 from conv2affine.network.convert import check_memory, to_layers
@@ -22,6 +23,7 @@ from conv2affine.network.progress import progress
 from conv2affine.network.report import NetworkPlan, describe, describe_layers
 from conv2affine.network.simplify import simplify
 from conv2affine.network.to_relu import to_relu
+from conv2affine.onnx.aten import import_module, module_runner
 from conv2affine.onnx.exporter import Exporter
 from conv2affine.onnx.importer import FLOATS, OnnxNetwork, import_onnx
 from conv2affine.onnx.reader import read
@@ -29,7 +31,7 @@ from conv2affine.onnx.runner import Run, RunError, compare, runner, sample
 from conv2affine.onnx.storage import check_target, publish, save
 from conv2affine.plan import readable_bytes
 
-__all__ = ["Conversion", "convert", "plan"]
+__all__ = ["Conversion", "convert", "export", "plan"]
 
 Form = Literal["graph", "mlp"]
 FORMS = ("graph", "mlp")
@@ -119,6 +121,57 @@ def convert(
         check_target(target, overwrite)
     model = read(source, shapes)
     return _convert(import_onnx(model), lambda: runner(model.proto), options, target)
+
+
+def export(
+    model: nn.Module,
+    example_inputs: Any,
+    path: str | Path | None = None,
+    *,
+    form: Form = "graph",
+    merge: Merge = "auto",
+    max_pool: Literal["max", "relu"] = "max",
+    opset: int | None = None,
+    dtype: torch.dtype | None = None,
+    max_bytes: int = MAX_BYTES,
+    overwrite: bool = False,
+) -> Conversion:
+    """A PyTorch module as an ONNX model of linear layers, with nonlinear steps between them.
+
+    Args:
+        model: As in `to_linear_network`.
+        example_inputs: A tensor or a tuple of tensors, batch first.
+        path: As in `convert`.
+        form: As in `convert`.
+        merge: As in `convert`.
+        max_pool: As in `convert`; "max" writes it as Gather and ReduceMax.
+        opset: As in `convert`.
+        dtype: As in `convert`.
+        max_bytes: As in `convert`.
+        overwrite: As in `convert`.
+
+    Returns:
+        The `Conversion`; its `model` takes any number of samples.
+
+    Raises:
+        TypeError: If an input is no tensor of float32 or float64.
+        NotImplementedError: If a step has no ONNX operator, or as in `convert`; the message names its module.
+        ValueError: As `to_linear_network`.
+        MemoryError: As `convert`.
+        RuntimeError: As `convert`.
+
+    Example:
+        >>> module = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Tanh())
+        >>> result = export(module, torch.rand(1, 1, 6, 6))
+        >>> [node.op_type for node in result.model.graph.node]
+        ['Flatten', 'Gemm', 'Tanh', 'Reshape']
+    """
+    options = Options(form, merge, max_pool, opset, dtype, max_bytes)
+    target = None if path is None else Path(path)
+    if target is not None:
+        check_target(target, overwrite)
+    network = import_module(model, example_inputs)
+    return _convert(network, lambda: module_runner(model, network), options, target)
 
 
 def plan(
@@ -253,8 +306,8 @@ def _takes_batches(network: OnnxNetwork, original: Run) -> bool:
 
 def _choose_opset(steps: Sequence[Step], wanted: int | None) -> int:
     """The opset of the result: one by which all steps that are kept mean what they meant."""
-    sources = [step.operator.opset for step in steps]
-    for opset in [OPSET, *sources[:1], *range(OPSET - 1, MIN_OPSET - 1, -1)] if wanted is None else [wanted]:
+    sources = sorted({step.operator.opset for step in steps}, reverse=True)
+    for opset in [OPSET, *sources, *range(OPSET - 1, MIN_OPSET - 1, -1)] if wanted is None else [wanted]:
         changed = [step for step in steps if _since(step, opset) != _since(step, step.operator.opset)]
         if not changed:
             return opset

@@ -76,6 +76,7 @@ class _Importer:
         self.results: dict[str, Any] = {"": None}  # names to values, or to arrays where no input reaches
         self.types: dict[str, TypeProto] = {}
         self.weights: set[int] = set()
+        self.used = {*model.outputs, *(name for node in model.proto.graph.node for name in node.input if name)}
 
     def run(self) -> OnnxNetwork:
         """Go through the nodes."""
@@ -114,6 +115,9 @@ class _Importer:
     def node(self, node: NodeProto) -> None:
         """Enter the results of a node."""
         where = f"{node.op_type} node {location(node)}"
+        names = [name for name in node.output if name in self.used]
+        if not names:
+            return
         attributes = {attribute.name: attribute for attribute in node.attribute}
         if node.domain not in ("", "ai.onnx"):
             raise NotImplementedError(f"{where}: operators of domain {node.domain} are not known")
@@ -124,7 +128,7 @@ class _Importer:
         if node.op_type in RANDOM or _is_training(node, attributes, args):
             raise ValueError(f"{where} depends on chance or on its batch; export the model for inference")
         shapes = self.infer(node, where)
-        operator, inputs = Operator.of(node, self.model.opset, args)
+        operator, inputs = Operator.of(node, self.model.opset, args, self.used)
         if node.op_type == "Constant" or not inputs or node.op_type in ("Shape", "Size"):
             blanks = [np.broadcast_to(np.float32(0), value.shape) for value in inputs]
             try:
@@ -132,13 +136,13 @@ class _Importer:
                     results = operator.run(blanks)
             except Exception as error:  # whatever the reference trips over
                 raise ValueError(f"{where} must have a result: {error}") from error
-            for name, result in zip(filter(None, node.output), results, strict=True):
+            for name, result in zip(names, results, strict=True):
                 self.constant(name, np.asarray(result))
             if node.op_type == "Constant":
-                self.weights.update(id(self.results[name]) for name in node.output)
+                self.weights.update(id(self.results[name]) for name in names)
             return
         context = Context(self.graph, operator, inputs, shapes, self.weights, location(node))
-        for name, value in zip(filter(None, node.output), self.values(context, node, args), strict=True):
+        for name, value in zip(names, self.values(context, node, args), strict=True):
             self.results[name] = value
 
     def constant(self, name: str, array: Any) -> None:
@@ -169,7 +173,9 @@ class _Importer:
             raise ValueError(f"{where} must follow the rules of its operator: {' '.join(str(error).split())}") from error
         self.types.update(inferred)
         shapes = []
-        for name in filter(None, node.output):
+        for name in node.output:
+            if name not in self.used:
+                continue
             type = inferred.get(name)
             if type is None or not type.HasField("tensor_type"):
                 raise NotImplementedError(f"{where}: its result {name} must be a tensor of a known type")
@@ -183,7 +189,7 @@ class _Importer:
     def values(self, context: Context, node: NodeProto, args: list[Any]) -> list[Value]:
         """The results of a node that inputs reach: by its rule, or of the operator that is kept."""
         moved = [name for name in node.input if isinstance(self.results[name], Value)]
-        moved += filter(None, node.output)
+        moved += [name for name in node.output if name in self.used]
         others = [name for name in moved if self.types[name].tensor_type.elem_type not in FLOATS]
         if others:
             type = TensorProto.DataType.Name(self.types[others[0]].tensor_type.elem_type)

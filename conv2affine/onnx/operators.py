@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,11 +37,13 @@ class Operator:
     reason: str = ""
 
     @classmethod
-    def of(cls, node: NodeProto, opset: int, args: Sequence[Any]) -> tuple[Operator, list[Value]]:
-        """The operator and its inputs: the values among its arguments, each once."""
+    def of(
+        cls, node: NodeProto, opset: int, args: Sequence[Any], used: Container[str]
+    ) -> tuple[Operator, list[Value]]:
+        """The operator and its inputs: the values among its arguments, each once; `used` has the results wanted."""
         inputs = list(dict.fromkeys(arg for arg in args if isinstance(arg, Value)))
         slots = tuple(Slot(inputs.index(arg)) if isinstance(arg, Value) else arg for arg in args)
-        results = tuple(number for number, name in enumerate(node.output) if name)
+        results = tuple(number for number, name in enumerate(node.output) if name in used)
         return cls(node.op_type, opset, slots, tuple(node.attribute), results), inputs
 
     def node(self, inputs: Sequence[str], outputs: Sequence[str], name: str = "") -> NodeProto:

@@ -53,7 +53,7 @@ class Context:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the first result; no other is wanted."""
+        """Shape of the first result; no other is used."""
         if self.operator.results != (0,):
             raise NoRuleError("more than one result is used")
         return self.shapes[0]
