@@ -63,7 +63,8 @@ FormOption = Annotated[
     typer.Option(help="graph: Gemm, Add, Relu and the steps that are not affine; mlp: one chain of Gemm and Relu."),
 ]
 MergeOption = Annotated[
-    Merge, typer.Option(help="Multiply affine pieces that follow one another: where it saves entries, always, or never.")
+    Merge,
+    typer.Option(help="Multiply affine pieces that follow one another: where it saves entries, always, or never."),
 ]
 MaxPoolOption = Annotated[MaxPool, typer.Option(help="In form graph, keep max pooling, or make it Gemm and Relu.")]
 DTypeOption = Annotated[DType | None, typer.Option(help="Type of the layers; that of the model if left out.")]

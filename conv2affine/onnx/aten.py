@@ -26,7 +26,9 @@ __all__ = ["import_module", "module_runner"]
 # The name of each operator that a module may keep, and the first opset by which it means the same. Their arguments are
 # those of PyTorch.
 POINTWISE = {
-    **{name: (name.capitalize(), 13) for name in ("ceil", "erf", "exp", "floor", "log", "neg", "reciprocal", "sigmoid")},
+    **{
+        name: (name.capitalize(), 13) for name in ("ceil", "erf", "exp", "floor", "log", "neg", "reciprocal", "sigmoid")
+    },
     **{name: (name.capitalize(), 13) for name in ("sign", "sqrt", "tanh", "add", "sub", "mul", "div", "softplus")},
     **{name: (name.capitalize(), 13) for name in ("acos", "asin", "atan", "cos", "cosh", "sin", "sinh", "tan")},
     "hardswish": ("HardSwish", 14),

@@ -24,9 +24,14 @@ __all__ = ["Exporter"]
 
 # Operators that treat every element alike: they run on flat vectors.
 POINTWISE = frozenset(
-    "Acos Acosh Asin Asinh Atan Atanh BitwiseNot Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu HardSwish IsNaN Log Mish Neg "
-    "Not Reciprocal Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu "
-    "Add Sub Mul Div Pow Mod And Or Xor Equal Greater GreaterOrEqual Less LessOrEqual Where Cast Sum Mean Max Min".split()
+    (
+        *("Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Ceil", "Celu", "Cos", "Cosh"),
+        *("Elu", "Erf", "Exp", "Floor", "Gelu", "HardSwish", "IsNaN", "Log", "Mish", "Neg", "Not"),
+        *("Reciprocal", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign"),
+        *("Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Add", "Sub", "Mul", "Div", "Pow", "Mod"),
+        *("And", "Or", "Xor", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Where", "Cast"),
+        *("Sum", "Mean", "Max", "Min"),
+    )
 )
 
 
@@ -130,7 +135,9 @@ class Exporter:
         shapes = {*step.shapes, *(value.shape for value in step.outputs)}
         if operator.op_type in POINTWISE and len(shapes) == 1 and all(array.size == 1 for array in constants):
             names = [self.vector(value) for value in step.inputs]
-            results = [self.writer.name(origin)] if step.outputs[0] not in self.wishes else [self.wishes[step.outputs[0]]]
+            results = (
+                [self.writer.name(origin)] if step.outputs[0] not in self.wishes else [self.wishes[step.outputs[0]]]
+            )
             self.flat[step.outputs[0]] = results[0]
             scalar = True
         else:
@@ -227,7 +234,7 @@ class Exporter:
         made = helper.make_graph(self.writer.nodes, "conv2affine", inputs, infos, self.writer.initializers)
         opsets = [helper.make_opsetid("", self.opset)]
         model = helper.make_model(made, opset_imports=opsets, producer_name="conv2affine")
-        model.ir_version = helper.find_min_ir_version_for(opsets)
+        model.ir_version = max(4, helper.find_min_ir_version_for(opsets))  # before 4, initializers are inputs
         helper.set_model_props(model, {"conv2affine.form": form})
         return model
 

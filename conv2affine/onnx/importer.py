@@ -17,7 +17,7 @@ from onnx.shape_inference import InferenceError
 from conv2affine.network.affine import AffineMap
 from conv2affine.network.graph import Graph, Value
 from conv2affine.network.torch_rules import NoRuleError
-from conv2affine.onnx import steps  # noqa: F401  # enters its rules
+from conv2affine.onnx import arithmetic, steps, windows  # noqa: F401  # enter their rules
 from conv2affine.onnx.operators import Operator
 from conv2affine.onnx.reader import Model, Tensor, location
 from conv2affine.onnx.rules import RULES, Context
@@ -170,7 +170,9 @@ class _Importer:
                 ir_version=self.model.proto.ir_version,
             )
         except (InferenceError, onnx.defs.SchemaError, RuntimeError, ValueError) as error:
-            raise ValueError(f"{where} must follow the rules of its operator: {' '.join(str(error).split())}") from error
+            raise ValueError(
+                f"{where} must follow the rules of its operator: {' '.join(str(error).split())}"
+            ) from error
         self.types.update(inferred)
         shapes = []
         for name in node.output:

@@ -37,9 +37,7 @@ class Operator:
     reason: str = ""
 
     @classmethod
-    def of(
-        cls, node: NodeProto, opset: int, args: Sequence[Any], used: Container[str]
-    ) -> tuple[Operator, list[Value]]:
+    def of(cls, node: NodeProto, opset: int, args: Sequence[Any], used: Container[str]) -> tuple[Operator, list[Value]]:
         """The operator and its inputs: the values among its arguments, each once; `used` has the results wanted."""
         inputs = list(dict.fromkeys(arg for arg in args if isinstance(arg, Value)))
         slots = tuple(Slot(inputs.index(arg)) if isinstance(arg, Value) else arg for arg in args)
@@ -66,7 +64,11 @@ class Operator:
         names = [f"x{number}" if f"x{number}" in feeds else "" for number in range(len(self.args))]
         node = self.node(names, [f"y{number}" for number in self.results])
         # As a model: of a node alone, onnx.reference takes the newest meaning.
-        infos = [[ValueInfoProto(name=name) for name in dict.fromkeys(side) if name] for side in (names, node.output)]
-        graph = helper.make_graph([node], "node", *infos)
+        read, written = ([ValueInfoProto(name=name) for name in set(side) if name] for side in (names, node.output))
+        graph = helper.make_graph([node], "node", read, written)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)])
-        return list(ReferenceEvaluator(model).run(None, feeds))
+        try:
+            evaluator = ReferenceEvaluator(model)
+        except RuntimeError:  # it has no older one: what changed since is an addition
+            evaluator = ReferenceEvaluator(node)
+        return list(evaluator.run(None, feeds))

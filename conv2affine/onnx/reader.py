@@ -66,37 +66,33 @@ def read(source: ModelProto | str | Path, shapes: Mapping[str, Sequence[int]] | 
         FileNotFoundError: If there is no such file.
         ValueError: If it is not an ONNX model, or breaks its rules; or if a size is missing.
     """
-    proto = ModelProto()
     if isinstance(source, ModelProto):
+        proto = ModelProto()
         proto.CopyFrom(source)
     else:
         proto = _parse(Path(source))
     if not proto.graph.node and not proto.graph.output:
         raise ValueError("the file must hold an ONNX model, and has no graph")
-    try:
-        if proto.functions:
-            proto = inliner.inline_local_functions(proto)
-        _sort(proto.graph)
-        onnx.checker.check_model(proto)
-    except (onnx.checker.ValidationError, RuntimeError) as error:
-        raise ValueError(f"the model must be valid ONNX: {' '.join(str(error).split())}") from error
     opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
     if not MIN_OPSET <= opset <= onnx.defs.onnx_opset_version():
         raise ValueError(
             f"the model's opset ({opset}) must be {MIN_OPSET} to {onnx.defs.onnx_opset_version()}; convert it with "
             "onnx.version_converter, or install a newer onnx"
         )
+    try:
+        if proto.functions:
+            proto = inliner.inline_local_functions(proto)
+        _sort(proto.graph)
+        _check(proto)
+    except (onnx.checker.ValidationError, RuntimeError) as error:
+        raise ValueError(f"the model must be valid ONNX: {' '.join(str(error).split())}") from error
     initializers = {tensor.name for tensor in proto.graph.initializer}
-    given = dict(shapes or {})
-    inputs = [
-        _input(info.name, info.type, given.pop(info.name, None))
-        for info in proto.graph.input
-        if info.name not in initializers
-    ]
-    if given:
-        names = ", ".join(tensor.name for tensor in inputs)
-        raise ValueError(f"shapes must be of inputs ({names}), got {', '.join(given)}")
-    return Model(proto, opset, tuple(inputs), tuple(info.name for info in proto.graph.output))
+    infos = [info for info in proto.graph.input if info.name not in initializers]
+    given, names = shapes or {}, [info.name for info in infos]
+    if not set(given).issubset(names):
+        raise ValueError(f"shapes must be of inputs ({', '.join(names)}), got {', '.join(given)}")
+    inputs = tuple(_input(info.name, info.type, given.get(info.name)) for info in infos)
+    return Model(proto, opset, inputs, tuple(info.name for info in proto.graph.output))
 
 
 def location(node: NodeProto) -> str:
@@ -109,7 +105,7 @@ def _parse(path: Path) -> ModelProto:
     if size > MAX_BYTES:
         raise ValueError(f"{path} ({size} bytes) must be at most {MAX_BYTES} bytes, without its external data")
     try:
-        proto = ModelProto.FromString(path.read_bytes())
+        proto: ModelProto = ModelProto.FromString(path.read_bytes())
     except DecodeError as error:
         raise ValueError(f"{path} must be an ONNX file, and is not, or is truncated") from error
     folder = path.resolve().parent
@@ -133,6 +129,17 @@ def _load_external(tensor: TensorProto, folder: Path) -> None:
         raise ValueError(f"external data of tensor {tensor.name} ({name!r}) must be readable: {error}") from error
     tensor.data_location = TensorProto.DEFAULT
     del tensor.external_data[:]
+
+
+def _check(proto: ModelProto) -> None:
+    """Check a model; inputs and outputs may lack shapes, which the checker asks for."""
+    infos = [*proto.graph.input, *proto.graph.output]
+    bare = [info for info in infos if info.type.HasField("tensor_type") and not info.type.tensor_type.HasField("shape")]
+    for info in bare:
+        info.type.tensor_type.shape.SetInParent()
+    onnx.checker.check_model(proto)
+    for info in bare:
+        info.type.tensor_type.ClearField("shape")
 
 
 def _sort(graph: GraphProto) -> None:

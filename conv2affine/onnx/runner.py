@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from conv2affine.network.verify import difference
@@ -81,7 +81,7 @@ def sample(tensors: Sequence[Tensor], batch: int, is_batched: bool) -> dict[str,
 def compare(expected: Run, got: Run, inputs: Mapping[str, Any], dtypes: Mapping[str, Any]) -> float:
     """The largest difference of two models, relative to the largest element of each output.
 
-    What rounding may change is measured: it is what the first model itself makes of inputs that are off by one rounding.
+    What rounding may change is measured: it is what the first model makes of inputs that are off by one rounding.
 
     Args:
         expected: The original.
@@ -110,12 +110,18 @@ def compare(expected: Run, got: Run, inputs: Mapping[str, Any], dtypes: Mapping[
         a, b, c = (np.asarray(array) for array in arrays)
         if a.shape != b.shape:
             raise RuntimeError(f"output {number} has shape {b.shape}, and that of the original is {a.shape}")
-        problem = difference(*(torch.from_numpy(np.array(array)) for array in (a, b, c)), float(eps))
+        problem = difference(_tensor(a), _tensor(b), _tensor(c), float(eps))
         if problem:
-            raise RuntimeError(f"the result does not equal the original, {problem} in output {number}; please report this")
+            raise RuntimeError(
+                f"the result does not equal the original, {problem} in output {number}; please report this"
+            )
         if a.dtype.kind == "f" and a.size:
             with np.errstate(all="ignore"):
                 scale = np.nanmax(np.abs(np.where(np.isfinite(a), a, 0)))
                 off = np.nanmax(np.nan_to_num(np.abs(a - b), posinf=0))
             largest = max(largest, float(off / scale) if scale else float(off))
     return largest
+
+
+def _tensor(array: Any) -> torch.Tensor:
+    return torch.from_numpy(np.array(array))

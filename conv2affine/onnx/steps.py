@@ -62,7 +62,10 @@ def prelu(context: Context, x: Any, slope: Any) -> Value:
 def clip(context: Context, x: Any, low: Any = None, high: Any = None, *, min: Any = None, max: Any = None) -> Value:
     """The bounds are attributes before opset 11."""
     low, high = (a if b is None else b for a, b in ((low, min), (high, max)))
-    bounds = elementwise(context, -np.inf if low is None else low), elementwise(context, np.inf if high is None else high)
+    bounds = (
+        elementwise(context, -np.inf if low is None else low),
+        elementwise(context, np.inf if high is None else high),
+    )
     return step(context, "clip", as_shape(context, x), low=bounds[0], high=bounds[1])
 
 
@@ -85,7 +88,7 @@ def extremum(context: Context, *terms: Any) -> Value:
         first = step(context, kind, first, other)
     if constants:
         limit = (np.maximum if bound == "low" else np.minimum).reduce(np.broadcast_arrays(*constants))
-        bounds = {"low": np.float64(-np.inf), "high": np.float64(np.inf), bound: elementwise(context, limit)}
+        bounds: Any = {"low": np.float64(-np.inf), "high": np.float64(np.inf), bound: elementwise(context, limit)}
         first = step(context, "clip", first, **bounds)
     return first
 
@@ -122,7 +125,13 @@ def global_max_pool(context: Context, x: Any) -> Value:
 
 @rule("ReduceMax", "ReduceMin")
 def reduce_max(
-    context: Context, x: Any, axes_input: Any = None, *, axes: Any = None, keepdims: int = 1, noop_with_empty_axes: int = 0
+    context: Context,
+    x: Any,
+    axes_input: Any = None,
+    *,
+    axes: Any = None,
+    keepdims: int = 1,
+    noop_with_empty_axes: int = 0,
 ) -> Any:
     """The minimum is minus the maximum of what is negated."""
     source = value(x)

@@ -57,4 +57,3 @@ def _with_external_data(model: ModelProto, path: Path) -> ModelProto:
                 entry.external_data.add(key=key, value=value)
             file.write(tensor.raw_data)
     return light
-

@@ -44,7 +44,9 @@ class Writer:
         self.initializers.append(numpy_helper.from_array(array, name))
         return name
 
-    def call(self, op_type: str, inputs: Sequence[str], origin: str, output: str | None = None, **attributes: Any) -> str:
+    def call(
+        self, op_type: str, inputs: Sequence[str], origin: str, output: str | None = None, **attributes: Any
+    ) -> str:
         """A node of one result, both named after where they come from."""
         result = self.name(origin) if output is None else output
         self.nodes.append(helper.make_node(op_type, inputs, [result], self.name(f"{origin}/{op_type}"), **attributes))
