@@ -169,7 +169,7 @@ class _Importer:
                 opset_imports=[helper.make_opsetid("", self.model.opset)],
                 ir_version=self.model.proto.ir_version,
             )
-        except (InferenceError, onnx.defs.SchemaError, RuntimeError, ValueError) as error:
+        except (InferenceError, onnx.checker.ValidationError, onnx.defs.SchemaError, RuntimeError, ValueError) as error:
             raise ValueError(
                 f"{where} must follow the rules of its operator: {' '.join(str(error).split())}"
             ) from error
@@ -255,4 +255,4 @@ def _is_training(node: NodeProto, attributes: Mapping[str, AttributeProto], args
 
 def _shown(attribute: Any) -> Any:
     """The value of an attribute, text as such."""
-    return attribute.decode() if isinstance(attribute, bytes) else attribute
+    return attribute.decode(errors="replace") if isinstance(attribute, bytes) else attribute

@@ -64,7 +64,9 @@ class Operator:
         names = [f"x{number}" if f"x{number}" in feeds else "" for number in range(len(self.args))]
         node = self.node(names, [f"y{number}" for number in self.results])
         # As a model: of a node alone, onnx.reference takes the newest meaning.
-        read, written = ([ValueInfoProto(name=name) for name in set(side) if name] for side in (names, node.output))
+        read, written = (
+            [ValueInfoProto(name=name) for name in dict.fromkeys(side) if name] for side in (names, node.output)
+        )
         graph = helper.make_graph([node], "node", read, written)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)])
         try:

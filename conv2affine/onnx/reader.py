@@ -84,6 +84,8 @@ def read(source: ModelProto | str | Path, shapes: Mapping[str, Sequence[int]] | 
             proto = inliner.inline_local_functions(proto)
         _sort(proto.graph)
         _check(proto)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"names in the model must be text in UTF-8, got {error.object!r:.100}") from error
     except (onnx.checker.ValidationError, RuntimeError) as error:
         raise ValueError(f"the model must be valid ONNX: {' '.join(str(error).split())}") from error
     initializers = {tensor.name for tensor in proto.graph.initializer}
