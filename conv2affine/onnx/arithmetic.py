@@ -48,8 +48,7 @@ def mul(context: Context, a: Any, b: Any) -> Map:
 
 @rule("Div")
 def div(context: Context, a: Any, b: Any) -> Map:
-    with np.errstate(all="ignore"):
-        scale = 1 / constant(b)
+    scale = 1 / constant(b)
     if not np.isfinite(scale).all():
         raise NoRuleError("the divisor is 0")
     return scaled(broadcast(value(a), context.shape), scale, context.shape)
@@ -86,8 +85,7 @@ def batch_norm(
     training_mode: int = 0,
 ) -> Map:
     scale, b, mean, var = (constant(part) for part in (scale, b, mean, var))
-    with np.errstate(all="ignore"):
-        matrix, bias = rules.batch_norm(context.shape, scale, b, mean, var, epsilon)
+    matrix, bias = rules.batch_norm(context.shape, scale, b, mean, var, epsilon)
     if not np.isfinite(bias).all():
         raise NoRuleError("its variance must be positive")
     return through(x, matrix, bias)

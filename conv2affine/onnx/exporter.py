@@ -82,8 +82,9 @@ class Exporter:
         x = self.vector(value)
         made = []
         for item, matrix, bias in write_out(layers):
-            self.each(item.origin[0] if item.origin else "carried")
-            made.append((item.origin[0] if item.origin else "carried", *self.arrays(matrix, bias)))
+            origin = item.origin[0] if item.origin else "carried"
+            self.each(origin)
+            made.append((origin, *self.arrays(matrix, bias, origin)))
         made.reverse()
         while made:
             origin, weight, bias = made.pop(0)
@@ -93,10 +94,15 @@ class Exporter:
                 self.flat[output] = self.writer.linear(x, weight, bias, origin, self.wishes.get(output))
         return self.finish("mlp")
 
-    def arrays(self, matrix: Matrix, bias: Any) -> tuple[Any, Any]:
+    def arrays(self, matrix: Matrix, bias: Any, origin: str) -> tuple[Any, Any]:
         """Weight and bias of a layer."""
         fc = layer(matrix, bias, self.dtype, "dense")
-        return fc.weight.numpy(), fc.bias.numpy()
+        weight = fc.weight.numpy()
+        if weight.size and not np.isfinite([weight.min(), weight.max()]).all():
+            raise ValueError(
+                f"{origin}: numbers of its layer must be finite in {self.dtype}; dtype=float64 may hold them"
+            )
+        return weight, fc.bias.numpy()
 
     def piece(self, piece: Piece) -> None:
         """The sum of a layer for each source; a source that is only added needs none."""
@@ -114,7 +120,7 @@ class Exporter:
             if source not in added:
                 origin = (piece.origins.get(source) or piece.origin)[0]
                 self.each(origin)
-                x = self.writer.linear(x, *self.arrays(matrix, bias), origin, wish if len(terms) == 1 else None)
+                x = self.writer.linear(x, *self.arrays(matrix, bias, origin), origin, wish if len(terms) == 1 else None)
                 bias = np.zeros_like(bias)
             operands.append(x)
         total, *others = operands

@@ -53,6 +53,7 @@ class OnnxNetwork:
     is_double: bool
 
 
+@np.errstate(all="ignore")  # constants may hold anything; what matters is checked
 def import_onnx(model: Model) -> OnnxNetwork:
     """The graph of a model.
 
@@ -132,8 +133,7 @@ class _Importer:
         if node.op_type == "Constant" or not inputs or node.op_type in ("Shape", "Size"):
             blanks = [np.broadcast_to(np.float32(0), value.shape) for value in inputs]
             try:
-                with np.errstate(all="ignore"):
-                    results = operator.run(blanks)
+                results = operator.run(blanks)
             except Exception as error:  # whatever the reference trips over
                 raise ValueError(f"{where} must have a result: {error}") from error
             for name, result in zip(names, results, strict=True):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import onnx
 import torch
 from onnx import ModelProto, defs
@@ -90,6 +91,7 @@ class Prepared:
     dtype: torch.dtype
 
 
+@np.errstate(all="ignore")
 def prepare(network: OnnxNetwork, options: Options) -> Prepared:
     """Run the passes, and make the plan."""
     dtype = options.dtype or (torch.float64 if network.is_double else torch.float32)
@@ -103,6 +105,7 @@ def prepare(network: OnnxNetwork, options: Options) -> Prepared:
     return Prepared(dataclasses.replace(network, graph=graph), None, describe(graph, dtype, "dense"), dtype)
 
 
+@np.errstate(all="ignore")
 def run(network: OnnxNetwork, original: Callable[[], Run], options: Options, path: Path | None) -> Conversion:
     """Convert a network; `original` is called to get what the result is compared with."""
     prepared = prepare(network, options)

@@ -73,6 +73,7 @@ def read(source: ModelProto | str | Path, shapes: Mapping[str, Sequence[int]] | 
         proto = _parse(Path(source))
     if not proto.graph.node and not proto.graph.output:
         raise ValueError("the file must hold an ONNX model, and has no graph")
+    _check_text(proto.graph)
     opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
     if not MIN_OPSET <= opset <= onnx.defs.onnx_opset_version():
         raise ValueError(
@@ -131,6 +132,20 @@ def _load_external(tensor: TensorProto, folder: Path) -> None:
         raise ValueError(f"external data of tensor {tensor.name} ({name!r}) must be readable: {error}") from error
     tensor.data_location = TensorProto.DEFAULT
     del tensor.external_data[:]
+
+
+def _check_text(graph: GraphProto) -> None:
+    """Raise an error for names that are no text, which protobuf gives as bytes."""
+    infos = [*graph.input, *graph.output]
+    names = [
+        *(info.name for info in infos),
+        *(dim.dim_param for info in infos for dim in info.type.tensor_type.shape.dim),
+        *(tensor.name for tensor in graph.initializer),
+        *(name for node in graph.node for name in (node.name, node.op_type, node.domain, *node.input, *node.output)),
+    ]
+    for name in names:
+        if not isinstance(name, str):
+            raise ValueError(f"names in the model must be text in UTF-8, got {name!r}")
 
 
 def _check(proto: ModelProto) -> None:

@@ -58,6 +58,8 @@ class Context:
         return id(array) in self.weights
 
 
+# Along an axis; all windows together have to fit into memory.
+MAX_KERNEL = 2**12
 RULES: dict[str, Callable[..., Any]] = {}
 Rule = TypeVar("Rule", bound=Callable[..., Any])
 
@@ -95,6 +97,8 @@ def window(
     for name, numbers in zip(("kernel_shape", "strides", "dilations"), sizes, strict=True):
         if len(numbers) != len(kernel) or min(numbers) < 1:
             raise NoRuleError(f"{name} = {list(numbers)}")
+    if max(kernel) > MAX_KERNEL:
+        raise NoRuleError(f"kernel_shape = {list(kernel)}")
     return sizes
 
 

@@ -52,7 +52,10 @@ def runner(model: ModelProto | Path) -> Run:
 
 
 def _reference(model: ModelProto | Path) -> Run:
-    evaluator = ReferenceEvaluator(str(model) if isinstance(model, Path) else model)
+    try:
+        evaluator = ReferenceEvaluator(str(model) if isinstance(model, Path) else model)
+    except Exception as error:
+        raise RunError(f"neither onnxruntime nor onnx.reference take the model: {error}") from error
 
     def run(inputs: Mapping[str, Any]) -> list[Any]:
         try:

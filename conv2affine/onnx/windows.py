@@ -126,17 +126,16 @@ def average_pool(
     shape = value(x).shape
     kernel, stride, dilation = window(kernel_shape, strides, dilations)
     padding = window_padding(auto_pad, pads, shape[2:], kernel, stride, dilation)
-    with np.errstate(invalid="ignore"):  # of an empty window
-        matrix = rules.average_pool(
-            prod(shape[:2]),
-            shape[2:],
-            context.shape[2:],
-            kernel,
-            stride,
-            padding,
-            dilation,
-            count_include_pad=bool(count_include_pad),
-        )
+    matrix = rules.average_pool(
+        prod(shape[:2]),
+        shape[2:],
+        context.shape[2:],
+        kernel,
+        stride,
+        padding,
+        dilation,
+        count_include_pad=bool(count_include_pad),
+    )
     if any((np.diff(axis.indptr) == 0).any() for axis in matrix.axes):
         raise NoRuleError("a window lies in the padding")
     return through(x, matrix)
