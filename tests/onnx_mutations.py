@@ -47,9 +47,9 @@ def base(choice: random.Random) -> ModelProto:
         case = choice.choice(CASES)
         return model(case.nodes, {"x": case.shape}, case.constants, opset=case.opset)
     numbers = np.random.default_rng(0)
-    shapes = {"w": (2, 1, 3, 3), "b": (2,), "s": (2,), "v": (2,), "k": (3, 32), "l": (3,)}
+    shapes = {"w": (2, 1, 3, 3), "b": (2,), "s": (2,), "v": (2,), "k": (3, 18), "l": (3,)}
     constants = {name: np.abs(numbers.standard_normal(shape)).astype(np.float32) for name, shape in shapes.items()}
-    constants["q"] = np.array([-1, 32])
+    constants["q"] = np.array([-1, 18])
     return model(CNN, {"x": ("N", 1, 6, 6)}, constants)
 
 
@@ -66,7 +66,13 @@ def cut(data: ModelProto, choice: random.Random) -> bytes:
 
 
 def drop_node(data: ModelProto, choice: random.Random) -> bytes:
-    del data.graph.node[choice.randrange(len(data.graph.node))]
+    number = choice.randrange(len(data.graph.node))
+    node = data.graph.node[number]
+    for other in data.graph.node:  # its first input takes the place of its result
+        for place, name in enumerate(other.input):
+            if name == node.output[0] and node.input:
+                other.input[place] = node.input[0]
+    del data.graph.node[number]
     return data.SerializeToString()
 
 
