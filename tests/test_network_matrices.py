@@ -148,6 +148,36 @@ def test_a_choice_of_channels_goes_into_the_weight():
     same(read, conv.csr().toarray() @ inputs.csr().toarray())
 
 
+def pointwise(outputs, inputs, groups=1, stride=1):
+    return rules.convolution(
+        weight(outputs, inputs // groups, 1, 1), (4, 5), (stride,) * 2, [(0, 0)] * 2, (1, 1), groups
+    )
+
+
+JOINED = {
+    "inner-pointwise": (
+        MATRICES["conv2d-groups"],
+        rules.convolution(weight(4, 3, 1, 1), (4, 4), (1, 1), [(0, 0)] * 2, (1, 1)),
+    ),
+    "outer-pointwise": (
+        pointwise(2, 4, stride=2),
+        rules.convolution(weight(4, 3, 3, 2), (5, 6), (1, 1), [(1, 0), (1, 0)], (1, 1)),
+    ),
+    "pool-after-pointwise": (
+        rules.average_pool(4, (4, 5), (2, 2), (2, 2), (2, 2), [(0, 0)] * 2, (1, 1), count_include_pad=True),
+        pointwise(4, 6),
+    ),
+    "both": (pointwise(6, 4, groups=2), pointwise(4, 3)),
+}
+
+
+@pytest.mark.parametrize("pair", JOINED.values(), ids=JOINED)
+def test_a_kernel_of_size_1_joins_another_convolution(pair):
+    result = compose(*pair)
+    assert isinstance(result, Convolution)
+    same(result, pair[0].csr().toarray() @ pair[1].csr().toarray())
+
+
 def test_selections_are_followed():
     result = compose(
         Selection(np.array([1, -1]), 2, np.array([2.0, 3.0])), Selection(np.array([4, 0]), 6, np.array([5.0, 7.0]))

@@ -40,6 +40,8 @@ def compose(outer: Matrix, inner: Matrix) -> Matrix:
             return _select_inputs(outer, inner) or Product(outer, inner)
         if isinstance(outer, Product) and isinstance(outer.inner, Selection):
             return compose(outer.outer, compose(outer.inner, inner))
+    if isinstance(outer, Convolution) and isinstance(inner, Convolution):
+        return _join(outer, inner) or Product(outer, inner)
     return Product(outer, inner)
 
 
@@ -82,7 +84,7 @@ def _select_outputs(selection: Selection, conv: Convolution) -> Convolution | No
         weight = weight[:, torch.from_numpy(channels)]
         conv = _with_channels(conv, g.in_channels, len(channels))
     if scale is not None:
-        factor = torch.from_numpy(scale).view(g.groups, -1, 1, *(1 for _ in g.kernel_size))
+        factor = torch.tensor(scale).view(g.groups, -1, 1, *(1 for _ in g.kernel_size))
         weight = weight.double() * factor
     return Convolution(_ungrouped(conv, weight), conv.geometry, conv.copied and scale is None)
 
@@ -96,7 +98,7 @@ def _select_inputs(conv: Convolution, selection: Selection) -> Convolution | Non
     channels, scale = found
     weight = _grouped(conv)
     if scale is not None:
-        weight = weight.double() * torch.from_numpy(scale).view(g.groups, 1, -1, *(1 for _ in g.kernel_size))
+        weight = weight.double() * torch.tensor(scale).view(g.groups, 1, -1, *(1 for _ in g.kernel_size))
     if channels is not None:
         read = channels >= 0
         in_channels = selection.cols // prod(g.input_size)
@@ -106,6 +108,44 @@ def _select_inputs(conv: Convolution, selection: Selection) -> Convolution | Non
         weight = weight[:, :, torch.from_numpy(np.flatnonzero(read)[np.argsort(channels[read])])]
         conv = _with_channels(conv, in_channels, g.out_channels)
     return Convolution(_ungrouped(conv, weight), conv.geometry, conv.copied and scale is None)
+
+
+def _join(outer: Convolution, inner: Convolution) -> Convolution | None:
+    """The product of two convolutions of which one has a kernel of size 1: a convolution."""
+    a, b = outer.geometry, inner.geometry
+    if (
+        a.transposed
+        or b.transposed
+        or b.groups != 1
+        or (a.in_channels, a.input_size) != (b.out_channels, b.output_size)
+    ):
+        return None
+    if _is_pointwise(b) and all(step == 1 for step in b.stride):
+        frame, stride = a, a.stride
+    elif _is_pointwise(a):
+        frame, stride = b, tuple(first * second for first, second in zip(a.stride, b.stride, strict=True))
+    else:
+        return None
+    left = _grouped(outer).double().flatten(3)  # (group, output, intermediate, tap)
+    right = (
+        inner.weight.detach().double().reshape(a.groups, -1, b.in_channels, prod(b.kernel_size))
+    )  # (group, intermediate, input, tap)
+    weight = torch.einsum("gomk,gmil->goikl", left, right)
+    geometry = Geometry(
+        b.in_channels,
+        a.out_channels,
+        kernel_size=frame.kernel_size,
+        input_size=b.input_size,
+        stride=stride,
+        padding=frame.padding,
+        dilation=frame.dilation,
+    )
+    return Convolution(weight.reshape(a.out_channels, b.in_channels, *frame.kernel_size), geometry, copied=False)
+
+
+def _is_pointwise(g: Geometry) -> bool:
+    """Whether the kernel has size 1, and nothing is padded."""
+    return all(size == 1 for size in g.kernel_size) and not any(map(any, g.padding))
 
 
 def _channels(selection: Selection, positions: int) -> tuple[NDArray[np.int64] | None, Array | None] | None:

@@ -140,7 +140,7 @@ def to_mlp(
             modules = [layer(matrix, bias, dtype, layout), nn.ReLU(), *modules]
     mlp = nn.Sequential(nn.Flatten(), *modules[:-1]).to(network.device)
     mlp.plan = plan  # type: ignore[assignment]
-    verify(model, mlp, tensors(example_inputs), dtype)
+    verify(model, mlp, tensors(example_inputs), dtype, flat=True)
     return _finish(model, mlp)
 
 
@@ -189,7 +189,7 @@ def module_to_linear(
     [source] = graph.inputs
     matrix = map.terms.get(source, Selection(np.full(map.size, -1), source.size))
     fc = layer(matrix, map.bias if map.bias.any() else None, dtype, layout).to(network.device)
-    verify(module, nn.Sequential(nn.Flatten(), fc), tensors(example_input), dtype)
+    verify(module, nn.Sequential(nn.Flatten(), fc), tensors(example_input), dtype, flat=True)
     return _finish(module, fc)
 
 

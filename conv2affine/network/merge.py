@@ -8,9 +8,8 @@ from typing import Literal
 import numpy as np
 
 from conv2affine.network.affine import AffineMap
-from conv2affine.network.compose import compose
 from conv2affine.network.graph import Graph, Node, Piece, Value
-from conv2affine.network.matrices import Matrix, Selection
+from conv2affine.network.matrices import Matrix, Product, Selection
 
 __all__ = ["MERGE", "Merge", "merge"]
 
@@ -54,7 +53,7 @@ def _pays(piece: Piece, following: list[Piece], is_read: bool) -> bool:
     after = 0
     for factor in factors:
         for matrix in piece.map.terms.values():
-            after += compose(factor, matrix).nnz
+            after += Product(factor, matrix).nnz
             if after > before:
                 return False
     return True

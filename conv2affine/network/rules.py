@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
+import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
 from conv2affine.geometry import Geometry
 from conv2affine.network.layers import Convolution, Separable
-from conv2affine.network.matrices import Array, Selection
+from conv2affine.network.matrices import Array, Matrix, Selection
 
 __all__ = [
     "adaptive_average_pool",
@@ -126,8 +127,23 @@ def average_pool(
     *,
     count_include_pad: bool,
     divisor: float | None = None,
-) -> Separable:
+) -> Matrix:
     """Average pooling; the output size shows whether it was rounded up."""
+    count = divisor or prod(kernel_size)
+    geometry = Geometry(
+        channels,
+        channels,
+        kernel_size=tuple(kernel_size),
+        input_size=tuple(input_size),
+        stride=tuple(stride),
+        padding=tuple(padding),
+        dilation=tuple(dilation),
+        groups=channels,
+    )
+    if (divisor or not any(map(any, padding))) and geometry.output_size == tuple(output_size):
+        # All windows are alike: a convolution, which may become one with that before it.
+        weight = torch.full((channels, 1, *kernel_size), 1 / count, dtype=torch.float64)
+        return Convolution(weight, geometry, copied=False)
     axes = []
     for size, outputs, kernel, step, sides, apart in zip(
         input_size, output_size, kernel_size, stride, padding, dilation, strict=True

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 
 from conv2affine.network.affine import AffineMap
 from conv2affine.network.graph import Graph, Node, Piece, Step, Value
@@ -99,6 +100,9 @@ def _equal(first: Any, second: Any) -> bool:
         return np.array_equal(first, second, equal_nan=True)
     if isinstance(first, torch.Tensor):
         return first.dtype == second.dtype and torch.equal(first, second)
+    if isinstance(first, csr_array):
+        parts = [[matrix.shape, matrix.data, matrix.indices, matrix.indptr] for matrix in (first, second)]
+        return _equal(*parts)
     if isinstance(first, dict):
         return first.keys() == second.keys() and all(_equal(first[key], second[key]) for key in first)
     if isinstance(first, list | tuple):

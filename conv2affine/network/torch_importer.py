@@ -81,13 +81,15 @@ def import_torch(model: nn.Module, example_inputs: Any) -> TorchNetwork:
         ValueError: If the result depends on chance or on the other samples of the batch, as in training mode.
         NotImplementedError: If the exported graph has what is no operator.
     """
-    samples = tuple(x[:1] for x in tensors(example_inputs))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of PyTorch, about itself
-        with torch.no_grad():
-            program = torch.export.export(unwrap(model), samples)
-        program = program.run_decompositions(_decompositions())
-    return _Importer(program).run()
+    return _Importer(export(unwrap(model), tuple(x[:1] for x in tensors(example_inputs)))).run()
+
+
+def export(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
+    """The operators of a module, as PyTorch finds them."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of PyTorch about itself; the result is checked
+        program = torch.export.export(model, inputs)
+        return program.run_decompositions(_decompositions())
 
 
 @functools.cache
@@ -131,6 +133,13 @@ class _Importer:
         state = program.state_dict.values()
         self.parameters = frozenset(tensor.untyped_storage().data_ptr() for tensor in state)
         self.device = next((tensor.device for tensor in state), torch.device("cpu"))
+        self.nodes = {node.name: node for node in program.graph.nodes}
+        specs = program.graph_signature.output_specs
+        self.user_outputs = [spec for spec in specs if spec.kind == OutputKind.USER_OUTPUT]
+        nodes = [self.nodes.get(getattr(spec.arg, "name", "")) for spec in self.user_outputs]
+        dtypes = [node.meta["val"].dtype for node in nodes if node is not None]
+        default = torch.get_default_dtype()
+        self.dtype: torch.dtype = next((dtype for dtype in dtypes if dtype.is_floating_point), default)
 
     def run(self) -> TorchNetwork:
         """Go through the nodes."""
@@ -141,18 +150,11 @@ class _Importer:
                 self.results[node] = self.call(node)
             elif node.op != "output":
                 raise NotImplementedError(f"node {node.name} ({node.target}) of the exported graph must be an operator")
-        by_name = {node.name: node for node in self.program.graph.nodes}
-        leaves, dtypes = [], []
-        for spec in self.program.graph_signature.output_specs:
-            if spec.kind == OutputKind.USER_OUTPUT:
-                node = by_name.get(getattr(spec.arg, "name", None))
-                leaves.append(getattr(spec.arg, "value", None) if node is None else self.output(node))
-                dtypes += [] if node is None else [node.meta["val"].dtype]
+        leaves = [self.output(spec.arg) for spec in self.user_outputs]
         for leaf in leaves:
             if isinstance(leaf, Value):
                 self.graph.add_output(leaf)
-        dtype = next((dtype for dtype in dtypes if dtype.is_floating_point), torch.get_default_dtype())
-        return TorchNetwork(self.graph, leaves, self.program.call_spec.out_spec, dtype, self.device)
+        return TorchNetwork(self.graph, leaves, self.program.call_spec.out_spec, self.dtype, self.device)
 
     def placeholder(self, node: fx.Node) -> Any:
         signature = self.program.graph_signature
@@ -165,7 +167,11 @@ class _Importer:
         tensor = self.program.state_dict.get(name)
         return (self.program.constants[name] if tensor is None else tensor).detach()
 
-    def output(self, node: fx.Node) -> Value:
+    def output(self, argument: Any) -> Any:
+        """A value, or what is no tensor."""
+        node = self.nodes.get(getattr(argument, "name", ""))
+        if node is None:
+            return getattr(argument, "value", None)
         result = self.results[node]
         if isinstance(result, Value):
             return result
@@ -200,8 +206,9 @@ class _Importer:
         shapes = tuple(() if fake is None else tuple(fake.shape) for fake in fakes)
         op = dataclasses.replace(op, results=tuple(sorted(used)) if several else None)
         context = Context(self.graph, op, inputs, shapes, frozenset(used), self.parameters, origin(node))
-        values = [arg.meta["val"] for arg in node.all_input_nodes if isinstance(self.results[arg], Value)]
-        if all(fake.dtype.is_floating_point for fake in [*values, *(fakes[number] for number in used)]):
+        # What is computed in another dtype is rounded there, or is no number.
+        dtypes = {arg.meta["val"].dtype for arg in node.all_input_nodes if isinstance(self.results[arg], Value)}
+        if dtypes.union(fakes[number].dtype for number in used) == {self.dtype}:
             try:
                 return self.apply(context, args, kwargs, several)
             except NoRuleError:

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from conv2affine.network import rules
 from conv2affine.network.affine import AffineMap
 from conv2affine.network.graph import Graph, Value
-from conv2affine.network.matrices import Array, Matrix
+from conv2affine.network.matrices import Array, Matrix, Selection
 from conv2affine.network.moves import follow
 from conv2affine.network.torch_operator import Operator
 
@@ -141,12 +141,6 @@ def add(context: Context, input: Any, other: Any, alpha: Any = 1) -> Map:
     return broadcast(input, shape) + scaled(broadcast(other, shape), sign * float(alpha), shape)
 
 
-@rule("rsub")
-def rsub(context: Context, input: Any, other: Any, alpha: Any = 1) -> Map:
-    shape = context.shape
-    return broadcast(other, shape) + scaled(broadcast(input, shape), -float(alpha), shape)
-
-
 @rule("neg")
 def neg(context: Context, input: Any) -> Map:
     return through(input, rules.diagonal(-1, context.shape))
@@ -159,7 +153,7 @@ def mul(context: Context, input: Any, other: Any) -> Map:
     return scaled(broadcast(value(input), context.shape), constant(other), context.shape)
 
 
-@rule("div.Tensor", "div.Scalar")
+@rule("div.Tensor")
 def div(context: Context, input: Any, other: Any) -> Map:
     with np.errstate(divide="ignore"):
         scale = 1 / constant(other)
@@ -168,21 +162,15 @@ def div(context: Context, input: Any, other: Any) -> Map:
     return scaled(broadcast(value(input), context.shape), scale, context.shape)
 
 
-@rule("where.self", "where.ScalarOther", "where.ScalarSelf", "where.Scalar")
+@rule("where")
 def where(context: Context, condition: Any, input: Any, other: Any) -> Map:
     mask, shape = constant(condition), context.shape
     return scaled(broadcast(input, shape), mask, shape) + scaled(broadcast(other, shape), 1 - mask, shape)
 
 
-@rule("masked_fill")
-def masked_fill(context: Context, input: Any, mask: Any, value: Any) -> Map:
-    return where(context, mask, value, input)
-
-
-@rule("clone", "alias", "detach", "contiguous", "_to_copy", "lift_fresh_copy", "dropout", "copy")
-def copy(context: Context, **arguments: Any) -> Map:
-    source = value(arguments["src"] if "src" in arguments else arguments["input"])
-    return broadcast(source, context.shape)
+@rule("clone", "alias", "_to_copy")
+def clone(context: Context, input: Any, **options: Any) -> Map:
+    return through(input, Selection(None, value(input).size))
 
 
 @rule("convolution")
@@ -221,7 +209,7 @@ def convolution(
     return through(input, matrix, np.tile(np.repeat(constant(bias), positions), samples))
 
 
-@rule("_native_batch_norm_legit_no_training", "cudnn_batch_norm")
+@rule("_native_batch_norm_legit_no_training")
 def batch_norm(
     context: Context,
     input: Any,
@@ -259,19 +247,9 @@ def matmul(context: Context, input: Any, other: Any = None, mat2: Any = None) ->
     return through(source, make(weight, shape, copied=context.is_parameter(weight)))
 
 
-@rule("addmm", "baddbmm")
-def addmm(
-    context: Context,
-    input: Any,
-    mat1: Any = None,
-    mat2: Any = None,
-    batch1: Any = None,
-    batch2: Any = None,
-    beta: Any = 1,
-    alpha: Any = 1,
-) -> Map:
-    first, second = (mat1, mat2) if batch1 is None else (batch1, batch2)
-    product = scaled(matmul(context, first, second), float(alpha), context.shape)
+@rule("addmm")
+def addmm(context: Context, input: Any, mat1: Any, mat2: Any, beta: Any = 1, alpha: Any = 1) -> Map:
+    product = scaled(matmul(context, mat1, mat2), float(alpha), context.shape)
     return product + scaled(broadcast(input, context.shape), float(beta), context.shape)
 
 
@@ -317,7 +295,7 @@ def avg_pool(
     return through(input, matrix)
 
 
-@rule("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", *(f"adaptive_avg_pool{axes}d" for axes in (1, 2, 3)))
+@rule("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
 def adaptive_avg_pool(context: Context, input: Any, output_size: Any) -> Map:
     axes = context.axes
     shape = value(input).shape
@@ -365,51 +343,9 @@ def moving(context: Context, **arguments: Any) -> Any:
 
 
 MOVING = (
-    *(
-        "view",
-        "_unsafe_view",
-        "reshape",
-        "permute",
-        "transpose",
-        "t",
-        "squeeze",
-        "unsqueeze",
-        "expand",
-        "repeat",
-        "flip",
-    ),
-    *(
-        "roll",
-        "rot90",
-        "slice",
-        "select",
-        "split",
-        "split_with_sizes",
-        "unbind",
-        "chunk",
-        "narrow",
-        "cat",
-        "stack",
-        "movedim",
-    ),
-    *(
-        "index",
-        "_unsafe_index",
-        "index_select",
-        "gather",
-        "take",
-        "diagonal",
-        "unfold",
-        "im2col",
-        "as_strided",
-        "tril",
-        "triu",
-    ),
-    *("pad", "constant_pad_nd", "slice_scatter", "select_scatter", "scatter.src", "scatter.value", "repeat_interleave"),
-    *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "swapaxes", "flatten", "unflatten"),
-    *(f"{kind}_pad{axes}d" for axes in (1, 2, 3) for kind in ("reflection", "replication")),
+    *("view", "permute", "squeeze", "unsqueeze", "expand", "repeat", "diagonal", "unfold", "flip", "slice", "select"),
+    *("split_with_sizes", "cat", "slice_scatter", "index", "index_select", "gather", "pad", "constant_pad_nd"),
     *(f"upsample_nearest{axes}d" for axes in (1, 2, 3)),
-    *(f"_upsample_nearest_exact{axes}d" for axes in (1, 2, 3)),
 )
 RULES.update(dict.fromkeys(MOVING, moving))
 

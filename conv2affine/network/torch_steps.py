@@ -73,7 +73,7 @@ def hardtanh(context: Context, input: Any, min_val: Any = -1, max_val: Any = 1) 
     return clamp(context, input, min_val, max_val)
 
 
-@rule("clamp", "clip", "clamp_min", "clamp_max")
+@rule("clamp")
 def clamp(context: Context, input: Any, min: Any = None, max: Any = None) -> Value:
     low = elementwise(context, -np.inf if min is None else min)
     high = elementwise(context, np.inf if max is None else max)
@@ -95,7 +95,7 @@ def threshold(context: Context, input: Any, threshold: Any, value: Any) -> Value
     return clamp(context, input, threshold)
 
 
-@rule("maximum", "max.other")
+@rule("maximum")
 def maximum(context: Context, input: Any, other: Any) -> Value:
     if not isinstance(input, Value):
         input, other = other, input
@@ -104,7 +104,7 @@ def maximum(context: Context, input: Any, other: Any) -> Value:
     return step(context, "maximum", as_shape(context, input), as_shape(context, other))
 
 
-@rule("minimum", "min.other")
+@rule("minimum")
 def minimum(context: Context, input: Any, other: Any) -> Value:
     if not isinstance(input, Value):
         input, other = other, input
@@ -113,7 +113,7 @@ def minimum(context: Context, input: Any, other: Any) -> Value:
     return step(context, "minimum", as_shape(context, input), as_shape(context, other))
 
 
-@rule("amax", "max.dim", "max")
+@rule("amax", "max.dim")
 def amax(context: Context, input: Any, dim: Any = None, keepdim: bool = False) -> Value:
     source = value(input)
     axes = [dim] if isinstance(dim, int) else dim or range(len(source.shape))
@@ -121,7 +121,7 @@ def amax(context: Context, input: Any, dim: Any = None, keepdim: bool = False) -
     return step(context, "window_max", source, operator=context.operator, windows=windows)
 
 
-@rule("max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices")
+@rule("max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices")
 def max_pool(
     context: Context,
     input: Any,

@@ -16,7 +16,9 @@ BATCH = 3
 ROUNDINGS = 1000
 
 
-def verify(model: nn.Module, result: nn.Module, inputs: Sequence[Tensor], dtype: torch.dtype) -> None:
+def verify(
+    model: nn.Module, result: nn.Module, inputs: Sequence[Tensor], dtype: torch.dtype, *, flat: bool = False
+) -> None:
     """Compare a result with the model, on example inputs and on random ones.
 
     What rounding may change is measured: it is what the model itself makes of inputs that are off by one rounding.
@@ -26,14 +28,22 @@ def verify(model: nn.Module, result: nn.Module, inputs: Sequence[Tensor], dtype:
         result: What it was converted to.
         inputs: Example inputs.
         dtype: Of the result.
+        flat: Whether the result gives one vector per sample, whatever the shape of the model's output.
 
     Raises:
         ValueError: If the model does not take any batch, or mixes its samples.
         RuntimeError: If the results differ by more than rounding.
     """
     generator = torch.Generator().manual_seed(0)
+    if flat:
+        model = nn.Sequential(model, _Flat())
     _compare(model, result, inputs, dtype, generator)
     _compare(model, result, [_random(x, generator) for x in inputs], dtype, generator)
+
+
+class _Flat(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) if x.dim() > 1 else x.unsqueeze(1)
 
 
 def _random(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -72,8 +82,6 @@ def _compare(model: nn.Module, result: nn.Module, inputs: Sequence[Tensor], dtyp
 
 def difference(expected: Tensor, got: Tensor, moved: Tensor, eps: float) -> str:
     """How two outputs differ beyond rounding; "" if they do not."""
-    if got.dim() == 2:  # a flat result stands for any shape
-        expected, moved = expected.reshape(len(got), -1), moved.reshape(len(got), -1)
     if expected.shape != got.shape:
         return f"shape {tuple(got.shape)} for {tuple(expected.shape)}"
     if not expected.is_floating_point():

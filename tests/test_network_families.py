@@ -1,0 +1,97 @@
+"""Networks of the families that people use, against themselves in float64."""
+
+import pytest
+import torch
+from network_models import OTHERS, PIECEWISE, Several, build
+from torch import nn
+
+from conv2affine import SparseLinear, to_linear_network, to_mlp
+
+MERGES = ("auto", "always", "never")
+
+
+def samples(count, shape, dtype=torch.float64):
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+
+def close(result, expected):
+    torch.testing.assert_close(result, expected, atol=1e-11 * float(expected.detach().abs().max().clamp(min=1)), rtol=0)
+
+
+@pytest.mark.parametrize("name", [*PIECEWISE, *OTHERS])
+def test_network(name):
+    make, shape = {**PIECEWISE, **OTHERS}[name]
+    model = build(make)
+    x = samples(5, shape)
+    for merge, layout in zip(MERGES, ("auto", "dense", "sparse"), strict=True):
+        net = to_linear_network(model, x[:1], merge=merge, layout=layout)
+        close(net(x), model(x))
+        kinds = {"dense": (nn.Linear,), "sparse": (SparseLinear,), "auto": (nn.Linear, SparseLinear)}[layout]
+        assert {type(module) for module in net.children()} <= {
+            *kinds,
+            *(type(m) for m in net.children() if "PerSample" in type(m).__name__),
+        }
+
+
+@pytest.mark.parametrize("name", PIECEWISE)
+def test_chain(name):
+    make, shape = PIECEWISE[name]
+    model = build(make)
+    x = samples(5, shape)
+    mlp = to_mlp(model, x[:1])
+    close(mlp(x), model(x).flatten(1))
+    kinds = [type(layer).__name__.removeprefix("Sparse") for layer in mlp]
+    assert kinds == ["Flatten", *["Linear", "ReLU"] * (len(kinds) // 2 - 1), "Linear"]
+
+
+def test_chain_carries_what_is_known_to_be_positive_once():
+    """A residual block after a ReLU is as wide as its branch and its shortcut together."""
+    model = build(PIECEWISE["resnet"][0])[2]
+    mlp = to_mlp(nn.Sequential(nn.ReLU(), model), samples(1, (4, 4, 4)))
+    assert [layer.out_features for layer in mlp if isinstance(layer, nn.Linear)] == [64, 128, 64, 64]
+
+
+def test_several_inputs_and_outputs():
+    model = build(Several)
+    image, vector = samples(4, (2, 3)), samples(4, (6,))
+    net = to_linear_network(model, (image, vector))
+    result, expected = net(image, vector), model(image, vector)
+    assert result.keys() == expected.keys()
+    close(result["both"], expected["both"])
+    close(result["pair"][0], expected["pair"][0])
+    assert torch.equal(result["pair"][1], vector)
+    assert torch.equal(result["largest"], expected["largest"])
+
+
+def test_batch_norm_costs_nothing():
+    """One layer for each convolution, and one entry for each tap: no more than the convolutions alone."""
+    model = build(PIECEWISE["vgg-bn"][0])
+    net = to_linear_network(model, samples(1, PIECEWISE["vgg-bn"][1]))
+    names = [name for name, _ in net.named_children()]
+    assert names == ["_0_0", "_2_0", "_3_0", "_6", "_9"]
+
+
+def test_repvgg_is_one_layer():
+    net = to_linear_network(build(PIECEWISE["repvgg"][0]), samples(1, (3, 8, 8)))
+    assert len(list(net.children())) == 1
+
+
+@pytest.mark.parametrize("name", ["resnet", "densenet", "unet"])
+def test_auto_has_no_more_entries_than_always(name):
+    make, shape = PIECEWISE[name]
+    model, x = build(make), samples(1, shape)
+    auto, always, never = (to_linear_network(model, x, merge=merge).plan.nnz for merge in MERGES)
+    assert auto <= always
+    assert auto <= never
+
+
+def test_float32_is_rounded_once():
+    make, shape = PIECEWISE["resnet"]
+    model, x = build(make), samples(3, shape)
+    exact, rounded = to_linear_network(model, x), to_linear_network(model, x, dtype=torch.float32)
+    for name, tensor in exact.state_dict().items():
+        weight, other = (
+            t.to_dense() if t.layout is torch.sparse_csr else t for t in (tensor, rounded.state_dict()[name])
+        )
+        assert torch.equal(weight.float(), other)
+    assert rounded(x.float()).dtype is torch.float32

@@ -1,0 +1,339 @@
+"""What users do with a converted network, what is refused, and what is left unchanged."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from network_models import PIECEWISE, build
+from torch import nn
+from torch.nn.utils import prune
+
+import conv2affine
+from conv2affine import SparseLinear, to_linear, to_linear_network, to_mlp
+from conv2affine.network.report import NetworkPlan
+
+MODEL, SHAPE = PIECEWISE["resnet"]
+
+
+class Function(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs):
+        return self.function(*inputs)
+
+
+def samples(count, *shape, dtype=torch.float64):
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+
+@pytest.fixture
+def model():
+    return build(MODEL)
+
+
+@pytest.fixture
+def x():
+    return samples(4, *SHAPE)
+
+
+# Use
+
+
+def test_names_are_those_of_the_modules():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1, self.conv2 = nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(1, 1, 1)
+
+        def forward(self, x):
+            return x + self.conv2(F.relu(self.conv1(x)))
+
+    net = to_linear_network(nn.ModuleDict({"layer1": Block()})["layer1"], samples(1, 1, 4, 4, dtype=torch.float32))
+    assert [name for name, _ in net.named_children()] == ["conv1", "conv2"]
+    assert "self.conv1(" in net.code
+
+
+@pytest.mark.parametrize("convert", [to_linear_network, to_mlp])
+@pytest.mark.parametrize("layout", ["dense", "sparse"])
+def test_is_a_module_like_any_other(convert, layout, model, x):
+    net = convert(model, x, layout=layout)
+    expected = net(x)
+    assert torch.equal(pickle.loads(pickle.dumps(net))(x), expected)
+    assert torch.equal(copy.deepcopy(net)(x), expected)
+    torch.testing.assert_close(net.float()(x.float()), expected.float(), atol=1e-4, rtol=1e-4)
+
+
+def test_state_dict(model, x):
+    first, second = to_linear_network(model, x, layout="dense"), to_linear_network(build(MODEL), x, layout="dense")
+    with torch.no_grad():
+        for parameter in second.parameters():
+            parameter.zero_()
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(second(x), first(x))
+
+
+def test_export(model, x):
+    net = to_linear_network(model, x, layout="dense")
+    program = torch.export.export(net, (x,), dynamic_shapes=[{0: torch.export.Dim("batch", min=2)}])
+    larger = samples(7, *SHAPE)
+    torch.testing.assert_close(program.module()(larger), model(larger))
+
+
+def test_gradients_are_those_of_the_model(model, x):
+    net = to_linear_network(model, x, layout="dense")
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    model(a).sum().backward()
+    net(b).sum().backward()
+    torch.testing.assert_close(a.grad, b.grad)
+    assert all(parameter.grad is not None for parameter in net.parameters())
+
+
+def test_parameters_require_gradients_as_the_models(model, x):
+    assert all(parameter.requires_grad for parameter in to_linear_network(model, x).parameters())
+    assert not any(
+        parameter.requires_grad for parameter in to_linear_network(model.requires_grad_(False), x).parameters()
+    )
+
+
+def test_nothing_is_changed(model, x):
+    model.train(False)
+    before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    net = to_linear_network(model, x)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.layout is torch.strided:
+                parameter.zero_()
+    to_mlp(model, x)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not model.training
+
+
+def test_the_mode_is_that_of_the_model(x):
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU()).double().train()
+    assert to_linear_network(model, x).training
+    assert not to_linear_network(model.eval(), x).training
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_other_dtypes(dtype):
+    model, x = build(MODEL, dtype), samples(3, *SHAPE, dtype=dtype)
+    net = to_linear_network(model, x, layout="dense")
+    assert net(x).dtype is dtype
+    assert {parameter.dtype for parameter in net.parameters()} == {dtype}
+
+
+WRAPPED = {
+    "data-parallel": nn.DataParallel,
+    "compiled": lambda model: torch.compile(model, backend="eager"),
+    "sequential": nn.Sequential,
+    "swa": torch.optim.swa_utils.AveragedModel,
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_wrapped(wrap, model, x):
+    torch.testing.assert_close(to_linear_network(wrap(model).eval(), x)(x), model(x))
+
+
+# Modules that are affine as a whole
+
+
+class Same(nn.Conv2d):
+    """TensorFlow's "same" padding, with a stride."""
+
+    def forward(self, x):
+        pads = [
+            max((-(-n // s) - 1) * s + k - n, 0)
+            for n, s, k in zip(x.shape[:1:-1], self.stride[::-1], self.kernel_size[::-1], strict=True)
+        ]
+        sides = [side for pad in pads for side in (pad // 2, pad - pad // 2)]
+        return F.conv2d(F.pad(x, sides), self.weight, self.bias, self.stride)
+
+
+class Standardised(nn.Conv2d):
+    """A convolution with standardised weights."""
+
+    def forward(self, x):
+        variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True)
+        return F.conv2d(x, (self.weight - mean) / (variance + 1e-5).sqrt(), self.bias)
+
+
+class LowRank(nn.Module):
+    """A convolution and a product of two small ones, as adapters add them."""
+
+    def __init__(self):
+        super().__init__()
+        self.base_layer = nn.Conv2d(3, 4, 3)
+        self.down, self.up = nn.Conv2d(3, 2, 3, bias=False), nn.Conv2d(2, 4, 1, bias=False)
+
+    def forward(self, x):
+        return self.base_layer(x) + 0.5 * self.up(self.down(x))
+
+
+class OutputSize(nn.ConvTranspose2d):
+    """A transposed convolution that is asked for a size."""
+
+    def forward(self, x):
+        return super().forward(x, output_size=(18, 17))
+
+
+WHOLE = {
+    "padding-and-convolution": lambda: nn.Sequential(nn.ZeroPad2d((1, 2, 0, 3)), nn.Conv2d(3, 4, 3)),
+    "reflection-and-convolution": lambda: nn.Sequential(nn.ReflectionPad2d(2), nn.Conv2d(3, 4, 3, 2)),
+    "convolution-and-norm": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)),
+    "same": lambda: Same(3, 4, 3, 2),
+    "standardised": lambda: Standardised(3, 4, 3),
+    "low-rank": LowRank,
+    "channels-last": lambda: Function(
+        lambda x: F.conv2d(x.permute(0, 2, 1, 3), torch.ones(2, 8, 3, 3, dtype=x.dtype)).permute(0, 2, 3, 1)
+    ),
+    "output-size": lambda: OutputSize(3, 4, 3, 2),
+    "weight-norm": lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)),
+    "pruned": lambda: prune.l1_unstructured(nn.Conv2d(3, 4, 3), "weight", 0.5),
+    "convolution-and-linear": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 5)),
+    "compiled": lambda: torch.compile(nn.Sequential(nn.Conv2d(3, 4, 3)), backend="eager"),
+    "nothing": nn.Identity,
+    "constant": lambda: Function(lambda x: 0 * x + 1),
+}
+
+
+@pytest.mark.parametrize("make", WHOLE.values(), ids=WHOLE)
+@pytest.mark.parametrize("layout", [torch.strided, torch.sparse_csr])
+def test_affine_as_a_whole(make, layout):
+    module, x = nn.Sequential(make()).double().eval(), samples(3, 3, 8, 8)
+    fc = to_linear(module, x, layout=layout)
+    assert type(fc) is (nn.Linear if layout is torch.strided else SparseLinear)
+    torch.testing.assert_close(fc(x.flatten(1)), module(x).flatten(1))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Same(3, 4, 3, 2), lambda: Standardised(3, 4, 3)], ids=["same", "standardised"]
+)
+def test_layers_that_compute_otherwise_are_networks(make):
+    module, x = make().double(), samples(3, 3, 8, 8)
+    torch.testing.assert_close(to_linear(module, x)(x.flatten(1)), module(x).flatten(1))
+    with pytest.raises(TypeError, match="overrides forward"):
+        to_linear(module, 8)
+
+
+# Plans and memory
+
+
+def test_plan_is_that_of_the_result(model, x):
+    plan = conv2affine.plan(model, x)
+    assert isinstance(plan, NetworkPlan)
+    assert str(plan) == str(to_linear_network(model, x).plan)
+    layers = [m for m in to_linear_network(model, x).modules() if isinstance(m, nn.Linear)]
+    assert [(row.rows, row.cols) for row in plan.layers] == [(m.out_features, m.in_features) for m in layers]
+
+
+def test_plan_of_a_large_network_makes_nothing_large():
+    model = nn.Sequential(
+        *(nn.Conv2d(64, 64, 3, padding=1, bias=False) for _ in range(2)), nn.BatchNorm2d(64), nn.ReLU()
+    ).eval()
+    plan = conv2affine.plan(model, samples(1, 64, 224, 224, dtype=torch.float32))
+    assert [row.nnz for row in plan.layers] == [2 * 0 + 64 * 64 * (3 * 224 - 2) ** 2] * 2
+    assert [row.kind for row in plan.rows] == ["copied", "computed", "relu"]
+    with pytest.raises(MemoryError, match=r"(?s)the layers need .* GB, and there are .* left; .*total"):
+        to_linear_network(model, samples(1, 64, 224, 224, dtype=torch.float32))
+
+
+# Refusals
+
+
+class Mixes(nn.Module):
+    def forward(self, x):
+        return x - x.mean(0, keepdim=True)
+
+
+X = samples(3, 3, 8, 8)
+DROPOUT = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Dropout(0.3))
+REFUSED = {
+    "training-norm": (
+        to_linear_network,
+        nn.Sequential(nn.BatchNorm2d(3)),
+        X,
+        ValueError,
+        r"0 \(.*batch_norm.*\) must not depend .*call model.eval\(\)",
+    ),
+    "no-statistics": (
+        to_linear_network,
+        nn.BatchNorm2d(3, track_running_stats=False).eval(),
+        X,
+        ValueError,
+        "running statistics",
+    ),
+    "dropout": (to_linear_network, DROPOUT, X, ValueError, r"1 \(.*dropout.*\) must not depend on chance"),
+    "mixes-samples": (to_linear_network, Mixes(), X, ValueError, "mixes the samples of a batch"),
+    "softmax-over-the-batch": (to_linear_network, Function(lambda x: x.softmax(0)), X, ValueError, "mixes the samples"),
+    "one-number": (to_linear_network, Function(lambda x: x.mean()), X, ValueError, "batch first"),
+    "one-batch-only": (to_linear_network, Function(lambda x: x.view(1, -1)), X, ValueError, "mixes the samples"),
+    "not-a-tensor": (to_linear_network, nn.ReLU(), (X, 3), TypeError, r"example_inputs\[1\] must be a tensor, got int"),
+    "no-sample": (
+        to_linear_network,
+        nn.ReLU(),
+        X[:0],
+        ValueError,
+        r"example_inputs\[0\] must have a sample, .*\(0, 3, 8, 8\)",
+    ),
+    "chain-sigmoid": (
+        to_mlp,
+        nn.Sequential(nn.Conv2d(3, 2, 3), nn.Sigmoid()),
+        X,
+        NotImplementedError,
+        "1: sigmoid must be affine or piecewise linear",
+    ),
+    "chain-outputs": (
+        to_mlp,
+        Function(lambda x: (x, F.relu(x))),
+        X,
+        ValueError,
+        "a chain has one output, and the model has 2",
+    ),
+    "chain-inputs": (to_mlp, Function(torch.add), (X, X), ValueError, "a chain has one input, and the model has 2"),
+    "not-affine": (
+        to_linear,
+        nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU()),
+        X,
+        TypeError,
+        r"module \(Sequential\) must be affine in its input, and 1 \(relu\) is not",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
+def test_refused(case):
+    convert, model, x, error, message = case
+    with pytest.raises(error, match=message):
+        convert(model.double() if isinstance(x, torch.Tensor) else model, x)
+
+
+@pytest.mark.parametrize("option", ["layout", "merge", "max_pool"])
+def test_options(option, model, x):
+    with pytest.raises(ValueError, match=rf"{option} \('csr'\) must be one of \("):
+        to_linear_network(model, x, **{option: "csr"})
+
+
+def test_a_wrong_rule_is_noticed(model, x, monkeypatch):
+    from conv2affine.network import rules
+
+    diagonal = rules.diagonal
+    monkeypatch.setattr(rules, "diagonal", lambda scale, shape: diagonal(1.000001 * scale, shape))
+    with pytest.raises(RuntimeError, match=r"the result does not equal the model, off by .*, where rounding explains"):
+        to_linear_network(model, x)
+
+
+def test_saved_and_loaded(model, x):
+    file = io.BytesIO()
+    net = to_linear_network(model, x)
+    torch.save(net, file)
+    file.seek(0)
+    assert torch.equal(torch.load(file, weights_only=False)(x), net(x))
