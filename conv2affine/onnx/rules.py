@@ -16,12 +16,13 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from conv2affine.network import rules
 from conv2affine.network.affine import AffineMap
 from conv2affine.network.graph import Graph, Value
 from conv2affine.network.torch_rules import NoRuleError, constant, value
 from conv2affine.onnx.operators import Operator
 
-__all__ = ["RULES", "Context", "Map", "reduced_axes", "rule", "tensor", "window", "window_padding"]
+__all__ = ["RULES", "Context", "Map", "pool_windows", "reduced_axes", "rule", "tensor", "window", "window_padding"]
 
 Map = AffineMap[Value]
 
@@ -127,3 +128,18 @@ def window_padding(
         sides = (total // 2, total - total // 2)
         padding.append(sides if auto_pad == "SAME_UPPER" else sides[::-1])
     return padding
+
+
+def pool_windows(
+    shape: Sequence[int],
+    output_size: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    dilation: Sequence[int],
+) -> Any:
+    """The windows of a pooling, none of which is empty."""
+    windows = rules.pool_windows(shape, output_size, kernel, stride, [left for left, _ in padding], dilation)
+    if (windows < 0).all(axis=1).any():
+        raise NoRuleError("a window lies in the padding")
+    return windows

@@ -11,9 +11,9 @@ from conv2affine.network import rules
 from conv2affine.network.affine import AffineMap
 from conv2affine.network.graph import Value
 from conv2affine.network.matrices import Array
-from conv2affine.network.torch_rules import NoRuleError, broadcast, constant, value
+from conv2affine.network.torch_rules import broadcast, constant, value
 from conv2affine.onnx.operators import Operator
-from conv2affine.onnx.rules import Context, Map, reduced_axes, rule, window, window_padding
+from conv2affine.onnx.rules import Context, Map, pool_windows, reduced_axes, rule, window, window_padding
 
 __all__: list[str] = []
 
@@ -109,10 +109,8 @@ def max_pool(
     source = value(x)
     input_size = source.shape[2:]
     kernel, stride, dilation = window(kernel_shape, strides, dilations)
-    padding = [left for left, _ in window_padding(auto_pad, pads, input_size, kernel, stride, dilation)]
-    windows = rules.pool_windows(source.shape, context.shape[2:], kernel, stride, padding, dilation)
-    if (windows < 0).all(axis=1).any():
-        raise NoRuleError("a window lies in the padding")
+    padding = window_padding(auto_pad, pads, input_size, kernel, stride, dilation)
+    windows = pool_windows(source.shape, context.shape[2:], kernel, stride, padding, dilation)
     return step(context, "window_max", source, operator=context.operator, windows=windows)
 
 

@@ -13,7 +13,7 @@ from onnx.reference import ReferenceEvaluator
 from conv2affine.network import rules
 from conv2affine.network.graph import Value
 from conv2affine.network.torch_rules import NoRuleError, constant, through, value
-from conv2affine.onnx.rules import Context, Map, rule, tensor, window, window_padding
+from conv2affine.onnx.rules import Context, Map, pool_windows, rule, tensor, window, window_padding
 
 __all__: list[str] = []
 
@@ -126,6 +126,7 @@ def average_pool(
     shape = value(x).shape
     kernel, stride, dilation = window(kernel_shape, strides, dilations)
     padding = window_padding(auto_pad, pads, shape[2:], kernel, stride, dilation)
+    pool_windows((1, *shape[2:]), context.shape[2:], kernel, stride, padding, dilation)  # an empty one has no mean
     matrix = rules.average_pool(
         prod(shape[:2]),
         shape[2:],
@@ -136,8 +137,6 @@ def average_pool(
         dilation,
         count_include_pad=bool(count_include_pad),
     )
-    if any((np.diff(axis.indptr) == 0).any() for axis in matrix.axes):
-        raise NoRuleError("a window lies in the padding")
     return through(x, matrix)
 
 
