@@ -74,7 +74,7 @@ def convert(
         ... ''')
         >>> result = convert(model, form="mlp")
         >>> [node.op_type for node in result.model.graph.node]
-        ['Flatten', 'Gemm', 'Relu', 'Gemm', 'Reshape']
+        ['Constant', 'Reshape', 'Gemm', 'Relu', 'Gemm', 'Constant', 'Reshape']
     """
     options = Options(form, merge, max_pool, opset, dtype, max_bytes)
     target = None if path is None else Path(path)
@@ -125,7 +125,7 @@ def export(
         >>> module = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Tanh())
         >>> result = export(module, torch.rand(1, 1, 6, 6))
         >>> [node.op_type for node in result.model.graph.node]
-        ['Flatten', 'Gemm', 'Tanh', 'Reshape']
+        ['Constant', 'Reshape', 'Gemm', 'Tanh', 'Constant', 'Reshape']
     """
     options = Options(form, merge, max_pool, opset, dtype, max_bytes)
     target = None if path is None else Path(path)

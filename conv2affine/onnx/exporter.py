@@ -197,10 +197,7 @@ class Exporter:
             name = self.shaped[value, value.shape]
             if not self.is_flat(value.shape):
                 origin = f"{value.name}/flat"
-                if len(value.shape) > 2 and value.shape[0] == 1:
-                    name = self.writer.call("Flatten", [name], origin, axis=1)
-                else:
-                    name = self.writer.reshape(name, [-1 if self.is_batched else 1, value.size], origin)
+                name = self.writer.reshape(name, [-1 if self.is_batched else 1, value.size], origin)
             self.flat[value] = name
         return self.flat[value]
 

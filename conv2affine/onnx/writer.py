@@ -58,6 +58,8 @@ class Writer:
         return self.call("Gemm", names, origin, output, alpha=1.0, beta=1.0, transA=0, transB=1)
 
     def reshape(self, x: str, shape: Sequence[int], origin: str, output: str | None = None) -> str:
-        """The same elements as a tensor of another shape."""
-        target = self.constant(f"{origin}.shape", np.array(shape, np.int64))
+        """The same elements as a tensor of another shape, which OMLT wants to come from a node."""
+        target = self.name(f"{origin}.shape")
+        value = numpy_helper.from_array(np.array(shape, np.int64), target)
+        self.nodes.append(helper.make_node("Constant", [], [target], self.name(f"{target}/Constant"), value=value))
         return self.call("Reshape", [x, target], origin, output)
