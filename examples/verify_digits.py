@@ -39,7 +39,7 @@ MARGIN = 1e-4
 class ResidualCnn(nn.Module):
     """A CNN with one of each that OMLT does not read."""
 
-    def __init__(self, channels: int = 4) -> None:
+    def __init__(self, channels: int = 2) -> None:
         super().__init__()
         self.first = nn.Conv2d(1, channels, 3, stride=2, padding=1)
         self.norm = nn.BatchNorm2d(channels)
@@ -75,9 +75,9 @@ class Answer:
 def main(arguments: Sequence[str] | None = None) -> list[Answer]:
     """Train, export, convert, ask the solver, show."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--eps", type=float, default=0.06, help="change of a pixel, of 1 from black to white")
+    parser.add_argument("--eps", type=float, default=0.04, help="change of a pixel, of 1 from black to white")
     parser.add_argument("--images", type=int, default=12)
-    parser.add_argument("--channels", type=int, default=4)
+    parser.add_argument("--channels", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("build/verify"))
     options = parser.parse_args(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
@@ -134,7 +134,7 @@ def ask(cnn: nn.Module, model: onnx.ModelProto, image: Tensor, eps: float) -> An
         solver = pyo.SolverFactory("appsi_highs")
         solver.solve(problem)
         if pyo.value(problem.wins_by) > MARGIN:
-            pixels = [pyo.value(problem.network.inputs[0, *index]) for index in np.ndindex(*image.shape)]
+            pixels = [pyo.value(problem.network.inputs[(0, *index)]) for index in np.ndindex(*image.shape)]
             found = torch.tensor(pixels).reshape(image.shape)
             confirmed = cnn(found[None])[0]
             if confirmed[other] <= confirmed[label]:

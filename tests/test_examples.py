@@ -26,7 +26,7 @@ def test_verify_digits(tmp_path, capsys):
     pytest.importorskip("omlt", reason="the example needs what the extra `verify` brings")
     from examples import verify_digits
 
-    options = {"channels": 2, "images": 4, "eps": 0.05, "output": tmp_path}
+    options = {"images": 2, "output": tmp_path}
     answers = verify_digits.main([text for name, value in options.items() for text in (f"--{name}", str(value))])
     assert {answer.found is None for answer in answers} == {True, False}
     printed = capsys.readouterr().out
