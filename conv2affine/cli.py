@@ -116,6 +116,9 @@ def convert(
     shape: ShapeOption = None,
     opset: Annotated[int | None, typer.Option(help="Opset of the result; 13, if nothing that is kept changed.")] = None,
     max_gib: Annotated[float, typer.Option(help="Refuse layers of more than this, in GiB.")] = 1.0,
+    flat: Annotated[
+        bool, typer.Option("--flat", help="Make inputs and outputs vectors, so that nothing reshapes.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the file OUT if it is there.")] = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -137,6 +140,7 @@ def convert(
             shapes=_shapes(shape),
             opset=opset,
             max_bytes=int(max_gib * 2**30),
+            flat=flat,
             overwrite=force,
         )
         opset = result.model.opset_import[0].version

@@ -55,6 +55,17 @@ def test_mlp_form_is_what_simple_readers_take():
     onnx.checker.check_model(result, full_check=True)
 
 
+@pytest.mark.parametrize("form", ["graph", "mlp"])
+def test_flat(form):
+    original = model("y = Conv<pads = [1, 1, 1, 1]>(x, w)", {"x": ("N", 1, 6, 6)}, WEIGHTS)
+    result = convert(original, form=form, flat=True).model
+    assert operators(result) == ["Gemm"]
+    x = random(3, 1, 6, 6)
+    [expected], [got] = runner.runner(original)({"x": x}), runner.runner(result)({"x": x.reshape(3, -1)})
+    np.testing.assert_allclose(got, expected.reshape(3, -1), atol=1e-5)
+    convert(cnn(), form=form, flat=True)
+
+
 def test_max_pooling_as_relus():
     result = convert(cnn(), max_pool="relu")
     assert set(operators(result.model)) == {"Add", "Reshape", "Gemm", "Relu"}

@@ -33,6 +33,7 @@ def convert(
     dtype: torch.dtype | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     max_bytes: int = MAX_BYTES,
+    flat: bool = False,
     overwrite: bool = False,
 ) -> Conversion:
     r"""The same network, from ONNX to ONNX, as linear layers with nonlinear steps between them.
@@ -50,6 +51,8 @@ def convert(
         dtype: Of the layers, float32 or float64; they are computed in float64. Default: as the model.
         shapes: Shapes of inputs, by name, where sizes besides the first are not fixed.
         max_bytes: The layers may have. Default: 1 GiB.
+        flat: Whether inputs and outputs are vectors (batch, elements), so that an mlp is Gemm and Relu alone. Default:
+            False: they have the shapes that they had.
         overwrite: Whether a file at `path` may be replaced. Default: False.
 
     Returns:
@@ -76,7 +79,7 @@ def convert(
         >>> [node.op_type for node in result.model.graph.node]
         ['Constant', 'Reshape', 'Gemm', 'Relu', 'Gemm', 'Constant', 'Reshape']
     """
-    options = Options(form, merge, max_pool, opset, dtype, max_bytes)
+    options = Options(form, merge, max_pool, opset, dtype, max_bytes, flat)
     target = None if path is None else Path(path)
     if target is not None:
         check_target(target, overwrite)
@@ -95,6 +98,7 @@ def export(
     opset: int | None = None,
     dtype: torch.dtype | None = None,
     max_bytes: int = MAX_BYTES,
+    flat: bool = False,
     overwrite: bool = False,
 ) -> Conversion:
     """A PyTorch module as an ONNX model of linear layers, with nonlinear steps between them.
@@ -109,6 +113,7 @@ def export(
         opset: As in `convert`.
         dtype: As in `convert`.
         max_bytes: As in `convert`.
+        flat: As in `convert`.
         overwrite: As in `convert`.
 
     Returns:
@@ -127,7 +132,7 @@ def export(
         >>> [node.op_type for node in result.model.graph.node]
         ['Constant', 'Reshape', 'Gemm', 'Tanh', 'Constant', 'Reshape']
     """
-    options = Options(form, merge, max_pool, opset, dtype, max_bytes)
+    options = Options(form, merge, max_pool, opset, dtype, max_bytes, flat)
     target = None if path is None else Path(path)
     if target is not None:
         check_target(target, overwrite)

@@ -43,11 +43,18 @@ class Exporter:
         dtype: Of the layers, float32 or float64.
         opset: Of the result.
         is_batched: Whether it takes any number of samples, else one.
+        flat: Whether its inputs and outputs are vectors.
         each: Called with the name of each layer before it is made.
     """
 
     def __init__(
-        self, network: OnnxNetwork, dtype: torch.dtype, opset: int, is_batched: bool, each: Callable[[str], None]
+        self,
+        network: OnnxNetwork,
+        dtype: torch.dtype,
+        opset: int,
+        is_batched: bool,
+        flat: bool,
+        each: Callable[[str], None],
     ) -> None:
         self.network, self.opset, self.is_batched, self.each = network, opset, is_batched, each
         self.dtype = dtype
@@ -56,18 +63,19 @@ class Exporter:
         self.writer = Writer(np.float64 if dtype is torch.float64 else np.float32, [tensor.name for tensor in tensors])
         self.flat: dict[Value, str] = {}  # names of values as vectors
         self.shaped: dict[tuple[Value, tuple[int, ...]], str] = {}  # names of values as tensors
+        graph, self.is_vector = network.graph, flat
+        self.output_shapes = [(1, value.size) for value in graph.outputs] if flat else graph.output_shapes
         # Outputs that need no reshape are computed under their names at once.
-        graph = network.graph
         self.wishes = {
             value: tensor.name
-            for value, shape, tensor in zip(graph.outputs, graph.output_shapes, network.outputs, strict=True)
+            for value, shape, tensor in zip(graph.outputs, self.output_shapes, network.outputs, strict=True)
             if self.is_flat(shape) and value not in graph.inputs
         }
 
     def graph(self) -> ModelProto:
         """The model of form "graph"."""
         for value, tensor in zip(self.network.graph.inputs, self.network.inputs, strict=True):
-            self.shaped[value, value.shape] = tensor.name
+            self.enter(value, tensor)
         for node in self.network.graph.nodes:
             if isinstance(node, Piece):
                 self.piece(node)
@@ -78,7 +86,7 @@ class Exporter:
     def mlp(self, layers: Sequence[Layer]) -> ModelProto:
         """The model of form "mlp"."""
         [value], [tensor], [output] = self.network.graph.inputs, self.network.inputs, self.network.graph.outputs
-        self.shaped[value, value.shape] = tensor.name
+        self.enter(value, tensor)
         x = self.vector(value)
         made = []
         for item, matrix, bias in write_out(layers):
@@ -93,6 +101,13 @@ class Exporter:
             else:
                 self.flat[output] = self.writer.linear(x, weight, bias, origin, self.wishes.get(output))
         return self.finish("mlp")
+
+    def enter(self, value: Value, tensor: Tensor) -> None:
+        """Enter the name of an input."""
+        if self.is_vector:
+            self.flat[value] = tensor.name
+        else:
+            self.shaped[value, value.shape] = tensor.name
 
     def arrays(self, matrix: Matrix, bias: Any, origin: str) -> tuple[Any, Any]:
         """Weight and bias of a layer."""
@@ -217,7 +232,7 @@ class Exporter:
         names = [
             tensor.name
             for other, shape, tensor in zip(
-                self.network.graph.outputs, self.network.graph.output_shapes, self.network.outputs, strict=True
+                self.network.graph.outputs, self.output_shapes, self.network.outputs, strict=True
             )
             if other is value and shape == value.shape
         ]
@@ -229,11 +244,14 @@ class Exporter:
         """The model, once all values are there."""
         graph, infos = self.network.graph, []
         computed = {name for node in self.writer.nodes for name in node.output}
-        for value, shape, tensor in zip(graph.outputs, graph.output_shapes, self.network.outputs, strict=True):
+        for value, shape, tensor in zip(graph.outputs, self.output_shapes, self.network.outputs, strict=True):
             if tensor.name not in computed:
                 self.tensor(value, shape, tensor.name, tensor.name)
             infos.append(self.info(tensor, self.sizes(shape)))
-        inputs = [self.info(tensor, tensor.shape) for tensor in self.network.inputs]
+        inputs = [
+            self.info(tensor, (1, value.size) if self.is_vector else tensor.shape)
+            for value, tensor in zip(graph.inputs, self.network.inputs, strict=True)
+        ]
         made = helper.make_graph(self.writer.nodes, "conv2affine", inputs, infos, self.writer.initializers)
         opsets = [helper.make_opsetid("", self.opset)]
         model = helper.make_model(made, opset_imports=opsets, producer_name="conv2affine")

@@ -70,6 +70,7 @@ class Options:
     opset: int | None
     dtype: torch.dtype | None
     max_bytes: int
+    flat: bool = False
 
     def __post_init__(self) -> None:
         for name, allowed in (("form", FORMS), ("merge", MERGE), ("max_pool", ("max", "relu"))):
@@ -125,31 +126,33 @@ def run(network: OnnxNetwork, original: Callable[[], Run], options: Options, pat
     with tempfile.TemporaryDirectory(prefix=".conv2affine-", dir=folder) as temporary:
         file = Path(temporary) / (path.name if path else "model.onnx")
         try:
-            model, difference = _write(prepared, opset, is_batched, expected, file)
+            model, difference = _write(prepared, opset, is_batched, options.flat, expected, file)
         except RuntimeError:
             if not is_batched:
                 raise
             # Some networks mix the samples of a batch, or hold numbers of their own for each: one at a time, then.
             is_batched = False
-            model, difference = _write(prepared, opset, is_batched, expected, file)
+            model, difference = _write(prepared, opset, is_batched, options.flat, expected, file)
         if path is not None:
             publish(file, path)
     kept = {name: step.operator.reason for step in steps for name in step.origin if step.operator.reason}
     return Conversion(model, prepared.plan, kept, difference, is_batched)
 
 
-def _write(prepared: Prepared, opset: int, is_batched: bool, original: Run, file: Path) -> tuple[ModelProto, float]:
+def _write(
+    prepared: Prepared, opset: int, is_batched: bool, flat: bool, original: Run, file: Path
+) -> tuple[ModelProto, float]:
     """Write the model to a file, and compare it with the original."""
     network, layers = prepared.network, prepared.layers
     with progress(len(prepared.plan.layers)) as each:
-        exporter = Exporter(network, prepared.dtype, opset, is_batched, each)
+        exporter = Exporter(network, prepared.dtype, opset, is_batched, flat, each)
         model = exporter.graph() if layers is None else exporter.mlp(layers)
     save(model, file)
     onnx.checker.check_model(str(file))
     got = runner(file)
     floats = {tensor.name: exporter.writer.dtype for tensor in network.inputs if tensor.elem_type in FLOATS}
     differences = [
-        compare(original, got, sample(network.inputs, batch, is_batched), floats)
+        compare(original, got, sample(network.inputs, batch, is_batched), floats, batch if flat else None)
         for batch in (BATCHES if is_batched else BATCHES[:1])
     ]
     return model, max(differences)

@@ -81,7 +81,9 @@ def sample(tensors: Sequence[Tensor], batch: int, is_batched: bool) -> dict[str,
     return inputs
 
 
-def compare(expected: Run, got: Run, inputs: Mapping[str, Any], dtypes: Mapping[str, Any]) -> float:
+def compare(
+    expected: Run, got: Run, inputs: Mapping[str, Any], dtypes: Mapping[str, Any], flat: int | None = None
+) -> float:
     """The largest difference of two models, relative to the largest element of each output.
 
     What rounding may change is measured: it is what the first model makes of inputs that are off by one rounding.
@@ -91,6 +93,7 @@ def compare(expected: Run, got: Run, inputs: Mapping[str, Any], dtypes: Mapping[
         got: What was made of it.
         inputs: Of the original.
         dtypes: Of the inputs that the second model takes in another type.
+        flat: The number of samples, if the second model takes and gives vectors.
 
     Raises:
         RunError: If the original does not run.
@@ -105,13 +108,14 @@ def compare(expected: Run, got: Run, inputs: Mapping[str, Any], dtypes: Mapping[
     scale = max([1.0, *(float(np.abs(x).max(initial=0)) for x in inputs.values() if x.dtype.kind == "f")])
     pairs = zip(
         expected(inputs),
-        got({name: x.astype(dtypes.get(name, x.dtype)) for name, x in inputs.items()}),
+        got({name: _reshaped(x.astype(dtypes.get(name, x.dtype)), flat) for name, x in inputs.items()}),
         expected(nearby),
         strict=True,
     )
     largest = 0.0
     for number, arrays in enumerate(pairs):
         a, b, c = (np.asarray(array) for array in arrays)
+        a, c = _reshaped(a, flat), _reshaped(c, flat)
         if a.shape != b.shape:
             raise RuntimeError(f"output {number} has shape {b.shape}, and that of the original is {a.shape}")
         # Where all of an output is 0, only the inputs show what rounding may leave of it.
@@ -131,3 +135,7 @@ def compare(expected: Run, got: Run, inputs: Mapping[str, Any], dtypes: Mapping[
 
 def _tensor(array: Any) -> torch.Tensor:
     return torch.from_numpy(np.array(array))
+
+
+def _reshaped(array: Any, samples: int | None) -> Any:
+    return array if samples is None else array.reshape(samples, -1)
