@@ -20,3 +20,16 @@ def test_power_iteration_finds_the_norm(size):
         found = estimate(conv, size)
     expected = spectral_norm.exact_norm(conv, size)
     spectral_norm.torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_verify_digits(tmp_path, capsys):
+    pytest.importorskip("omlt", reason="the example needs what the extra `verify` brings")
+    from examples import verify_digits
+
+    options = {"images": 2, "output": tmp_path}
+    answers = verify_digits.main([text for name, value in options.items() for text in (f"--{name}", str(value))])
+    assert {answer.found is None for answer in answers} == {True, False}
+    printed = capsys.readouterr().out
+    assert "OMLT refuses it: ValueError" in printed
+    assert "proved: it stays that" in printed
+    assert (tmp_path / "counterexamples.png").stat().st_size > 1000

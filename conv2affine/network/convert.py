@@ -11,8 +11,8 @@ from torch import fx, nn
 
 from conv2affine.guard import memory_left
 from conv2affine.network.affine import AffineMap
-from conv2affine.network.chain import chain, write_out
-from conv2affine.network.graph import Step, Value
+from conv2affine.network.chain import Layer, chain, write_out
+from conv2affine.network.graph import Graph, Step, Value
 from conv2affine.network.matrices import Selection
 from conv2affine.network.merge import MERGE, Merge
 from conv2affine.network.merge import merge as merge_pieces
@@ -130,15 +130,7 @@ def to_mlp(
     _one_of("layout", layout, LAYOUTS)
     network = import_torch(model, example_inputs)
     dtype = dtype or network.dtype
-    _one_each(network, "a chain")
-    graph = simplify(to_relu(simplify(network.graph)))
-    for node in graph.nodes:
-        if isinstance(node, Step) and node.kind != "relu":
-            raise NotImplementedError(
-                f"{', '.join(node.origin)}: {node.kind} must be affine or piecewise linear to become linear layers and "
-                "ReLUs; to_linear_network keeps it as it is"
-            )
-    layers = chain(simplify(merge_pieces(graph)))
+    layers = to_layers(simplify(network.graph))
     plan = describe_layers(layers, dtype, layout)
     check_memory(plan)
     modules: list[nn.Module] = []
@@ -248,6 +240,22 @@ def _import(
         graph = simplify(to_relu(graph, ("window_max",)))
     graph = merge_pieces(graph, mode)
     return dataclasses.replace(network, graph=simplify(graph)), dtype or network.dtype
+
+
+def to_layers(graph: Graph) -> list[Layer]:
+    """The chain of a graph of one input and one output whose steps are piecewise linear."""
+    for what, values in (("input", graph.inputs), ("output", graph.outputs)):
+        if len(values) != 1:
+            raise ValueError(f"a chain has one {what}, and the model has {len(values)}; a graph may have more")
+    graph = simplify(to_relu(graph))
+    for node in graph.nodes:
+        if isinstance(node, Step) and node.kind != "relu":
+            reason = getattr(node.operator, "reason", "")
+            raise NotImplementedError(
+                f"{', '.join(node.origin)}: {node.kind} must be affine or piecewise linear to become linear layers and "
+                f"ReLUs{reason and f', and is not: {reason}'}; a graph keeps it as it is"
+            )
+    return chain(simplify(merge_pieces(graph)))
 
 
 def check_memory(plan: NetworkPlan) -> None:

@@ -67,7 +67,7 @@ def convolution(
 
 def diagonal(scale: Any, shape: Sequence[int]) -> Selection:
     """The product scale * x, for a scale that is broadcast to the shape of x."""
-    scale = np.broadcast_to(np.asarray(scale, np.float64), shape).ravel()
+    scale = np.broadcast_to(np.asarray(scale, np.float64), shape).flatten()  # a copy: it may be written to
     return Selection(None, len(scale), scale)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-__all__ = ["verify"]
+__all__ = ["difference", "verify"]
 
 BATCH = 3
 # Roundings add up, over the layers and over the elements of a sum; what goes wrong is off by far more.
@@ -69,7 +69,7 @@ def _compare(model: nn.Module, result: nn.Module, inputs: Sequence[Tensor], dtyp
             ) from error
         got = _leaves(result(*(x.to(dtype) if x.is_floating_point() else x for x in inputs)))
         for number, (a, b, c) in enumerate(zip(expected, got, moved, strict=True)):
-            problem = _difference(a, b, c, eps)
+            problem = difference(a, b, c, eps)
             if not problem:
                 continue
             if _mixes(model, inputs, number, ROUNDINGS * eps):
@@ -80,7 +80,7 @@ def _compare(model: nn.Module, result: nn.Module, inputs: Sequence[Tensor], dtyp
             raise RuntimeError(f"the result does not equal the model, {problem} in output {number}; please report this")
 
 
-def _difference(expected: Tensor, got: Tensor, moved: Tensor, eps: float) -> str:
+def difference(expected: Tensor, got: Tensor, moved: Tensor, eps: float) -> str:
     """How two outputs differ beyond rounding; "" if they do not."""
     if expected.shape != got.shape:
         return f"shape {tuple(got.shape)} for {tuple(expected.shape)}"

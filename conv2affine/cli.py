@@ -1,0 +1,200 @@
+"""The command line: `conv2affine plan FILE` and `conv2affine convert IN OUT`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+try:
+    import typer
+except ModuleNotFoundError as error:
+    raise ImportError("the command line needs typer; install it with: pip install 'conv2affine[onnx]'") from error
+
+if TYPE_CHECKING:
+    from conv2affine.network.report import NetworkPlan
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Networks in ONNX files as linear layers: convolutions, pooling, batch norm and the like become matrices.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+
+class Form(str, Enum):
+    """What a network becomes."""
+
+    graph = "graph"
+    mlp = "mlp"
+
+
+class Merge(str, Enum):
+    """Which affine pieces are multiplied."""
+
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
+class MaxPool(str, Enum):
+    """What max pooling becomes."""
+
+    max = "max"
+    relu = "relu"
+
+
+class DType(str, Enum):
+    """The type of the layers."""
+
+    float32 = "float32"
+    float64 = "float64"
+
+
+FormOption = Annotated[
+    Form,
+    typer.Option(help="graph: Gemm, Add, Relu and the steps that are not affine; mlp: one chain of Gemm and Relu."),
+]
+MergeOption = Annotated[
+    Merge,
+    typer.Option(help="Multiply affine pieces that follow one another: where it saves entries, always, or never."),
+]
+MaxPoolOption = Annotated[MaxPool, typer.Option(help="In form graph, keep max pooling, or make it Gemm and Relu.")]
+DTypeOption = Annotated[DType | None, typer.Option(help="Type of the layers; that of the model if left out.")]
+ShapeOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Shape of an input with sizes that are not fixed, once for each: --shape image=1,3,32,32"),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+@app.command()
+def plan(
+    file: Annotated[Path, typer.Argument(help="An ONNX file.")],
+    form: FormOption = Form.graph,
+    merge: MergeOption = Merge.auto,
+    max_pool: MaxPoolOption = MaxPool.max,
+    dtype: DTypeOption = None,
+    shape: ShapeOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Show the layers that a network would become, before anything large is made.
+
+    Example: `conv2affine plan lenet.onnx --form mlp`
+    """
+    with _errors(debug):
+        from conv2affine import onnx
+
+        table = onnx.plan(
+            file,
+            form=form.value,
+            merge=merge.value,
+            max_pool=max_pool.value,
+            dtype=_dtype(dtype),
+            shapes=_shapes(shape),
+        )
+        print(json.dumps(_plan(table), indent=2) if as_json else table)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="An ONNX file.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="Where to write the result.")],
+    form: FormOption = Form.graph,
+    merge: MergeOption = Merge.auto,
+    max_pool: MaxPoolOption = MaxPool.max,
+    dtype: DTypeOption = None,
+    shape: ShapeOption = None,
+    opset: Annotated[int | None, typer.Option(help="Opset of the result; 13, if nothing that is kept changed.")] = None,
+    max_gib: Annotated[float, typer.Option(help="Refuse layers of more than this, in GiB.")] = 1.0,
+    flat: Annotated[
+        bool, typer.Option("--flat", help="Make inputs and outputs vectors, so that nothing reshapes.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file OUT if it is there.")] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Convert a network, compare the result with it on random inputs, and write it.
+
+    Example: `conv2affine convert lenet.onnx lenet_mlp.onnx --form mlp`
+    """
+    with _errors(debug):
+        from conv2affine import onnx
+
+        result = onnx.convert(
+            source,
+            target,
+            form=form.value,
+            merge=merge.value,
+            max_pool=max_pool.value,
+            dtype=_dtype(dtype),
+            shapes=_shapes(shape),
+            opset=opset,
+            max_bytes=int(max_gib * 2**30),
+            flat=flat,
+            overwrite=force,
+        )
+        opset = result.model.opset_import[0].version
+        if as_json:
+            report = {"difference": result.difference, "opset": opset, "any_batch": result.is_batched}
+            print(json.dumps({**report, "kept": dict(result.kept), **_plan(result.plan)}, indent=2))
+            return
+        print(result.plan, file=sys.stderr)
+        for name, reason in result.kept.items():
+            print(f"kept: {name}: {reason}", file=sys.stderr)
+        print(
+            f"{target}: opset {opset}, {'any number of samples' if result.is_batched else 'sizes as in the file'}; "
+            f"differs from {source} by {result.difference:.1e} of the largest output",
+            file=sys.stderr,
+        )
+
+
+@contextmanager
+def _errors(debug: bool) -> Iterator[None]:
+    """Show an error as one line; or as it is, for those who look for its cause."""
+    try:
+        yield
+    except Exception as error:
+        if debug:
+            raise
+        message = str(error).partition("\n")[0] or type(error).__name__
+        if isinstance(error, FileNotFoundError) and error.filename:
+            message = f"{error.filename}: {error.strerror}"
+        print(f"error: {message}", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+def _dtype(dtype: DType | None) -> Any:
+    import torch
+
+    return None if dtype is None else getattr(torch, dtype.value)
+
+
+def _shapes(given: list[str] | None) -> dict[str, tuple[int, ...]]:
+    """Shapes by name, from name=1,3,32,32."""
+    shapes = {}
+    for text in given or []:
+        name, _, sizes = text.rpartition("=")
+        if not name or not all(size.strip().isdecimal() for size in sizes.split(",")):
+            raise ValueError(f"--shape ({text}) must be a name and sizes, as in image=1,3,32,32")
+        shapes[name] = tuple(int(size) for size in sizes.split(","))
+    return shapes
+
+
+def _plan(table: NetworkPlan) -> dict[str, Any]:
+    """A plan, for JSON."""
+    rows = [{**asdict(row), "bytes": dict(row.bytes)} for row in table.rows]
+    return {"rows": rows, "nnz": table.nnz, "bytes": table.bytes}
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,11 @@
+"""ONNX files: a network in, the same network as linear layers out."""
+
+try:
+    import onnx  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ImportError("ONNX files need onnx; install it with: pip install 'conv2affine[onnx]'") from error
+
+from conv2affine.onnx.convert import convert, export, plan
+from conv2affine.onnx.pipeline import Conversion
+
+__all__ = ["Conversion", "convert", "export", "plan"]

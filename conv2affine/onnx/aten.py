@@ -1,0 +1,100 @@
+"""From a PyTorch module to a network whose steps are ONNX operators, to be written as an ONNX model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from onnx import helper
+from torch import Tensor as TorchTensor
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from conv2affine.network.graph import Node, Step
+from conv2affine.network.torch_importer import import_torch, tensors
+from conv2affine.network.torch_operator import Slot
+from conv2affine.onnx.importer import OnnxNetwork
+from conv2affine.onnx.operators import Operator
+from conv2affine.onnx.reader import Tensor
+from conv2affine.onnx.runner import Run
+
+__all__ = ["import_module", "module_runner"]
+
+# The name of each operator that a module may keep, and the first opset by which it means the same. Their arguments are
+# those of PyTorch.
+POINTWISE = {
+    **{
+        name: (name.capitalize(), 13) for name in ("ceil", "erf", "exp", "floor", "log", "neg", "reciprocal", "sigmoid")
+    },
+    **{name: (name.capitalize(), 13) for name in ("sign", "sqrt", "tanh", "add", "sub", "mul", "div", "softplus")},
+    **{name: (name.capitalize(), 13) for name in ("acos", "asin", "atan", "cos", "cosh", "sin", "sinh", "tan")},
+    "hardswish": ("HardSwish", 14),
+    "matmul": ("MatMul", 13),
+    "bmm": ("MatMul", 13),
+    "mish": ("Mish", 18),
+}
+SOFTMAX = {"_softmax": "Softmax", "softmax": "Softmax", "_log_softmax": "LogSoftmax", "log_softmax": "LogSoftmax"}
+
+
+def import_module(model: nn.Module, example_inputs: Any) -> OnnxNetwork:
+    """The network of a module.
+
+    Raises:
+        TypeError: If an input has a type that ONNX files of linear layers do not have.
+        NotImplementedError: If a step has no ONNX operator here; the message names it.
+    """
+    network = import_torch(model, example_inputs)
+    graph = dataclasses.replace(network.graph, nodes=[_node(node) for node in network.graph.nodes])
+    if any(not x.dtype.is_floating_point or x.dtype.itemsize < 4 for x in tensors(example_inputs)):
+        raise TypeError("example_inputs must be tensors of float32 or float64; call model.float()")
+    elem_types = [helper.np_dtype_to_tensor_dtype(x[:0].cpu().numpy().dtype) for x in tensors(example_inputs)]
+    inputs = tuple(
+        Tensor(value.name, elem_type, ("batch", *value.shape[1:]), value.shape)
+        for value, elem_type in zip(graph.inputs, elem_types, strict=True)
+    )
+    names = ["output"] if len(graph.outputs) == 1 else [f"output_{number}" for number in range(len(graph.outputs))]
+    outputs = tuple(Tensor(name, elem_types[0]) for name in names)
+    return OnnxNetwork(graph, inputs, outputs, True, 13, network.dtype is torch.float64)
+
+
+def module_runner(model: nn.Module, network: OnnxNetwork) -> Run:
+    """What runs a module as others run an ONNX model."""
+    device = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
+
+    def run(inputs: Mapping[str, Any]) -> list[Any]:
+        with torch.no_grad():
+            result = model(*(torch.from_numpy(inputs[tensor.name]).to(device) for tensor in network.inputs))
+        return [leaf.cpu().numpy() for leaf in pytree.tree_leaves(result) if isinstance(leaf, TorchTensor)]
+
+    return run
+
+
+def _node(node: Node) -> Node:
+    """The node, with an ONNX operator for that of PyTorch."""
+    if not isinstance(node, Step) or node.operator is None:
+        return node
+    if node.kind == "window_max":  # its kind says all
+        return dataclasses.replace(node, operator=None)
+    name, args, kwargs = node.kind, node.operator.args, node.operator.kwargs
+    if name in SOFTMAX and len(args) > 1:
+        axis = helper.make_attribute("axis", args[1])
+        operator = Operator(SOFTMAX[name], 13, args[:1], (axis,), reason="it is not affine")
+    elif name in POINTWISE and not kwargs and all(isinstance(arg, Slot | TorchTensor | float | int) for arg in args):
+        op_type, opset = POINTWISE[name]
+        operator = Operator(op_type, opset, tuple(map(_argument, args)), (), reason="it is not affine")
+    else:
+        raise NotImplementedError(
+            f"{', '.join(node.origin)} ({name}) has no ONNX operator here; use torch.onnx.export, and convert the file"
+        )
+    return dataclasses.replace(node, operator=operator)
+
+
+def _argument(argument: Any) -> Any:
+    if isinstance(argument, Slot):
+        return argument
+    if isinstance(argument, TorchTensor):
+        return argument.detach().cpu().numpy()
+    return np.array(argument, np.float64)

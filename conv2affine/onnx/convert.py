@@ -1,0 +1,170 @@
+"""The public functions: from ONNX to ONNX, and from PyTorch to ONNX."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from onnx import ModelProto
+from torch import nn
+
+from conv2affine.network.merge import Merge
+from conv2affine.network.report import NetworkPlan
+from conv2affine.onnx.aten import import_module, module_runner
+from conv2affine.onnx.importer import import_onnx
+from conv2affine.onnx.pipeline import MAX_BYTES, Conversion, Form, MaxPool, Options, prepare, run
+from conv2affine.onnx.reader import read
+from conv2affine.onnx.runner import runner
+from conv2affine.onnx.storage import check_target
+
+__all__ = ["convert", "export", "plan"]
+
+
+def convert(
+    source: ModelProto | str | Path,
+    path: str | Path | None = None,
+    *,
+    form: Form = "graph",
+    merge: Merge = "auto",
+    max_pool: MaxPool = "max",
+    opset: int | None = None,
+    dtype: torch.dtype | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    max_bytes: int = MAX_BYTES,
+    flat: bool = False,
+    overwrite: bool = False,
+) -> Conversion:
+    r"""The same network, from ONNX to ONNX, as linear layers with nonlinear steps between them.
+
+        y_piece = sum over sources s of Gemm(x_s, A_s) + b
+
+    Args:
+        source: A model, or its file.
+        path: Where to write the result; None for nowhere.
+        form: "graph" has Gemm, Add, ReLU and other steps on vectors, and keeps what is not affine as it is; "mlp" has
+            Gemm and ReLU by turns, for networks of affine and piecewise-linear steps. Default: "graph".
+        merge: In form "graph", as in `to_linear_network`. Default: "auto".
+        max_pool: In form "graph", as in `to_linear_network`. Default: "max".
+        opset: Of the result. Default: 13, which most readers take; that of the source if it keeps steps that changed.
+        dtype: Of the layers, float32 or float64; they are computed in float64. Default: as the model.
+        shapes: Shapes of inputs, by name, where sizes besides the first are not fixed.
+        max_bytes: The layers may have. Default: 1 GiB.
+        flat: Whether inputs and outputs are vectors (batch, elements), so that an mlp is Gemm and Relu alone. Default:
+            False: they have the shapes that they had.
+        overwrite: Whether a file at `path` may be replaced. Default: False.
+
+    Returns:
+        The `Conversion`: its `model` takes and gives what the source does, under the same names. It was compared with
+        the source on random inputs, and that before anything was written.
+
+    Raises:
+        FileExistsError: If there is a file at `path`, and `overwrite` is not set.
+        FileNotFoundError: If `source` is not there.
+        ValueError: If the model is broken, depends on chance, or lacks sizes.
+        NotImplementedError: If a node cannot be kept, or, in form "mlp", is neither affine nor piecewise linear; the
+            message names it.
+        MemoryError: If the layers need more than `max_bytes`, or than is left; the message has the table.
+        RuntimeError: If the result is not what the source computes.
+
+    Example:
+        >>> from onnx import parser
+        >>> model = parser.parse_model('''
+        ...     <ir_version: 8, opset_import: ["" : 13]>
+        ...     example (float[N, 1, 2, 2] x) => (float[N, 1, 2, 2] y)
+        ...     <float[1, 1, 1, 1] w = {3.0}> { z = Conv(x, w)  y = Relu(z) }
+        ... ''')
+        >>> result = convert(model, form="mlp")
+        >>> [node.op_type for node in result.model.graph.node]
+        ['Constant', 'Reshape', 'Gemm', 'Relu', 'Gemm', 'Constant', 'Reshape']
+    """
+    options = Options(form, merge, max_pool, opset, dtype, max_bytes, flat)
+    target = None if path is None else Path(path)
+    if target is not None:
+        check_target(target, overwrite)
+    model = read(source, shapes)
+    return run(import_onnx(model), lambda: runner(model.proto), options, target)
+
+
+def export(
+    model: nn.Module,
+    example_inputs: Any,
+    path: str | Path | None = None,
+    *,
+    form: Form = "graph",
+    merge: Merge = "auto",
+    max_pool: MaxPool = "max",
+    opset: int | None = None,
+    dtype: torch.dtype | None = None,
+    max_bytes: int = MAX_BYTES,
+    flat: bool = False,
+    overwrite: bool = False,
+) -> Conversion:
+    """A PyTorch module as an ONNX model of linear layers, with nonlinear steps between them.
+
+    Args:
+        model: As in `to_linear_network`.
+        example_inputs: A tensor or a tuple of tensors, batch first.
+        path: As in `convert`.
+        form: As in `convert`.
+        merge: As in `convert`.
+        max_pool: As in `convert`; "max" writes it as Gather and ReduceMax.
+        opset: As in `convert`.
+        dtype: As in `convert`.
+        max_bytes: As in `convert`.
+        flat: As in `convert`.
+        overwrite: As in `convert`.
+
+    Returns:
+        The `Conversion`; its `model` takes any number of samples.
+
+    Raises:
+        TypeError: If an input is no tensor of float32 or float64.
+        NotImplementedError: If a step has no ONNX operator, or as in `convert`; the message names its module.
+        ValueError: As `to_linear_network`.
+        MemoryError: As `convert`.
+        RuntimeError: As `convert`.
+
+    Example:
+        >>> module = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Tanh())
+        >>> result = export(module, torch.rand(1, 1, 6, 6))
+        >>> [node.op_type for node in result.model.graph.node]
+        ['Constant', 'Reshape', 'Gemm', 'Tanh', 'Constant', 'Reshape']
+    """
+    options = Options(form, merge, max_pool, opset, dtype, max_bytes, flat)
+    target = None if path is None else Path(path)
+    if target is not None:
+        check_target(target, overwrite)
+    network = import_module(model, example_inputs)
+    return run(network, lambda: module_runner(model, network), options, target)
+
+
+def plan(
+    source: ModelProto | str | Path,
+    *,
+    form: Form = "graph",
+    merge: Merge = "auto",
+    max_pool: MaxPool = "max",
+    dtype: torch.dtype | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> NetworkPlan:
+    """The table of what `convert` would make, before anything large is made.
+
+    Args:
+        source: As in `convert`.
+        form: As in `convert`.
+        merge: As in `convert`.
+        max_pool: As in `convert`.
+        dtype: As in `convert`.
+        shapes: As in `convert`.
+
+    Returns:
+        A `NetworkPlan`: a row for each layer and step, with its nodes, sizes, entries, and bytes per layout.
+
+    Raises:
+        FileNotFoundError: As `convert`.
+        ValueError: As `convert`.
+        NotImplementedError: As `convert`.
+    """
+    return prepare(import_onnx(read(source, shapes)), Options(form, merge, max_pool, None, dtype, 0)).plan

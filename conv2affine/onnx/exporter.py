@@ -1,0 +1,277 @@
+"""From a graph, or a chain, to an ONNX model of Gemm, Add and the nonlinear steps, on flat vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import ModelProto, TensorProto, helper
+
+from conv2affine.network.chain import Layer, write_out
+from conv2affine.network.graph import Piece, Step, Value
+from conv2affine.network.matrices import Matrix, Selection
+from conv2affine.network.torch_layers import layer
+from conv2affine.network.torch_operator import Slot
+from conv2affine.onnx.importer import FLOATS, OnnxNetwork
+from conv2affine.onnx.operators import Operator
+from conv2affine.onnx.reader import Tensor
+from conv2affine.onnx.writer import Writer
+
+__all__ = ["Exporter"]
+
+# Operators that treat every element alike: they run on flat vectors.
+POINTWISE = frozenset(
+    (
+        *("Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Ceil", "Celu", "Cos", "Cosh"),
+        *("Elu", "Erf", "Exp", "Floor", "Gelu", "HardSwish", "IsNaN", "Log", "Mish", "Neg", "Not"),
+        *("Reciprocal", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign"),
+        *("Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Add", "Sub", "Mul", "Div", "Pow", "Mod"),
+        *("And", "Or", "Xor", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Where", "Cast"),
+        *("Sum", "Mean", "Max", "Min"),
+    )
+)
+
+
+class Exporter:
+    """Writes one model.
+
+    Args:
+        network: What was imported, its graph after any passes.
+        dtype: Of the layers, float32 or float64.
+        opset: Of the result.
+        is_batched: Whether it takes any number of samples, else one.
+        flat: Whether its inputs and outputs are vectors.
+        each: Called with the name of each layer before it is made.
+    """
+
+    def __init__(
+        self,
+        network: OnnxNetwork,
+        dtype: torch.dtype,
+        opset: int,
+        is_batched: bool,
+        flat: bool,
+        each: Callable[[str], None],
+    ) -> None:
+        self.network, self.opset, self.is_batched, self.each = network, opset, is_batched, each
+        self.dtype = dtype
+        self.elem_type = TensorProto.DOUBLE if dtype is torch.float64 else TensorProto.FLOAT
+        tensors = (*network.inputs, *network.outputs)
+        self.writer = Writer(np.float64 if dtype is torch.float64 else np.float32, [tensor.name for tensor in tensors])
+        self.flat: dict[Value, str] = {}  # names of values as vectors
+        self.shaped: dict[tuple[Value, tuple[int, ...]], str] = {}  # names of values as tensors
+        graph, self.is_vector = network.graph, flat
+        self.output_shapes = [(1, value.size) for value in graph.outputs] if flat else graph.output_shapes
+        # Outputs that need no reshape are computed under their names at once.
+        self.wishes = {
+            value: tensor.name
+            for value, shape, tensor in zip(graph.outputs, self.output_shapes, network.outputs, strict=True)
+            if self.is_flat(shape) and value not in graph.inputs
+        }
+
+    def graph(self) -> ModelProto:
+        """The model of form "graph"."""
+        for value, tensor in zip(self.network.graph.inputs, self.network.inputs, strict=True):
+            self.enter(value, tensor)
+        for node in self.network.graph.nodes:
+            if isinstance(node, Piece):
+                self.piece(node)
+            else:
+                self.step(node)
+        return self.finish("graph")
+
+    def mlp(self, layers: Sequence[Layer]) -> ModelProto:
+        """The model of form "mlp"."""
+        [value], [tensor], [output] = self.network.graph.inputs, self.network.inputs, self.network.graph.outputs
+        self.enter(value, tensor)
+        x = self.vector(value)
+        made = []
+        for item, matrix, bias in write_out(layers):
+            origin = item.origin[0] if item.origin else "carried"
+            self.each(origin)
+            made.append((origin, *self.arrays(matrix, bias, origin)))
+        made.reverse()
+        while made:
+            origin, weight, bias = made.pop(0)
+            if made:
+                x = self.writer.call("Relu", [self.writer.linear(x, weight, bias, origin)], origin)
+            else:
+                self.flat[output] = self.writer.linear(x, weight, bias, origin, self.wishes.get(output))
+        return self.finish("mlp")
+
+    def enter(self, value: Value, tensor: Tensor) -> None:
+        """Enter the name of an input."""
+        if self.is_vector:
+            self.flat[value] = tensor.name
+        else:
+            self.shaped[value, value.shape] = tensor.name
+
+    def arrays(self, matrix: Matrix, bias: Any, origin: str) -> tuple[Any, Any]:
+        """Weight and bias of a layer."""
+        fc = layer(matrix, bias, self.dtype, "dense")
+        weight = fc.weight.numpy()
+        if weight.size and not np.isfinite([weight.min(), weight.max()]).all():
+            raise ValueError(
+                f"{origin}: numbers of its layer must be finite in {self.dtype}; dtype=float64 may hold them"
+            )
+        return weight, fc.bias.numpy()
+
+    def piece(self, piece: Piece) -> None:
+        """The sum of a layer for each source; a source that is only added needs none."""
+        bias: Any = piece.map.bias
+        # A constant is a layer of zeros.
+        anything = self.network.graph.inputs[0]
+        terms = piece.map.terms or {anything: Selection(np.full(len(bias), -1), anything.size)}
+        added = [source for source, matrix in terms.items() if isinstance(matrix, Selection) and matrix.is_identity]
+        if len(added) == len(terms) and bias.any():
+            added = added[1:]
+        wish = self.wishes.get(piece.output)
+        operands = []
+        for source, matrix in terms.items():
+            x = self.vector(source)
+            if source not in added:
+                origin = (piece.origins.get(source) or piece.origin)[0]
+                self.each(origin)
+                x = self.writer.linear(x, *self.arrays(matrix, bias, origin), origin, wish if len(terms) == 1 else None)
+                bias = np.zeros_like(bias)
+            operands.append(x)
+        total, *others = operands
+        for other in others:
+            total = self.writer.call("Add", [total, other], piece.origin[0], wish if other is others[-1] else None)
+        self.flat[piece.output] = total
+
+    def step(self, step: Step) -> None:
+        """A nonlinear step on vectors, or on tensors of its own shape."""
+        origin = (*step.origin, step.kind)[0]
+        if step.operator is None:
+            [output] = step.outputs
+            x = [self.vector(value) for value in step.inputs]
+            self.flat[output] = self.kind(step, x, origin, self.wishes.get(output))
+            return
+        operator: Operator = step.operator
+        constants = [arg for arg in operator.args if isinstance(arg, np.ndarray)]
+        shapes = {*step.shapes, *(value.shape for value in step.outputs)}
+        if operator.op_type in POINTWISE and len(shapes) == 1 and all(array.size == 1 for array in constants):
+            names = [self.vector(value) for value in step.inputs]
+            results = (
+                [self.writer.name(origin)] if step.outputs[0] not in self.wishes else [self.wishes[step.outputs[0]]]
+            )
+            self.flat[step.outputs[0]] = results[0]
+            scalar = True
+        else:
+            names = [self.tensor(value, shape, origin) for value, shape in zip(step.inputs, step.shapes, strict=True)]
+            results = [self.result(value, origin) for value in step.outputs]
+            scalar = False
+        args = []
+        for number, arg in enumerate(operator.args):
+            if isinstance(arg, Slot):
+                args.append(names[arg.number])
+            elif arg is None:
+                args.append("")
+            else:
+                args.append(self.writer.constant(f"{origin}.{number}", arg.reshape(()) if scalar else arg))
+        node = operator.node(args, results, self.writer.name(f"{origin}/{operator.op_type}"))
+        if operator.op_type == "Cast" and helper.get_node_attr_value(node, "to") in FLOATS:
+            node.attribute[0].i = self.elem_type
+        self.writer.nodes.append(node)
+
+    def kind(self, step: Step, x: list[str], origin: str, output: str | None) -> str:
+        """A step that its kind describes."""
+        call, constant = self.writer.call, self.writer.constant
+        if step.kind in SIMPLE:
+            return call(SIMPLE[step.kind], x, origin, output)
+        if step.kind == "leaky_relu":
+            slope = step.parameters["slope"]
+            if np.ndim(slope) == 0:
+                return call("LeakyRelu", x, origin, output, alpha=float(slope))
+            return call("PRelu", [*x, constant(f"{origin}.slope", slope)], origin, output)
+        if step.kind == "clip":
+            bounds = [("Max", step.parameters["low"]), ("Min", step.parameters["high"])]
+            finite = [(op_type, bound) for op_type, bound in bounds if np.isfinite(bound).any()]
+            for op_type, bound in finite:
+                name = output if op_type == finite[-1][0] else None
+                x = [call(op_type, [*x, constant(f"{origin}.{op_type.lower()}", bound)], origin, name)]
+            return x[0] if finite else call("Identity", x, origin, output)
+        if step.kind == "window_max":
+            windows = step.parameters["windows"]
+            # What is no element is replaced by another of the window, which changes no maximum.
+            windows = np.where(windows < 0, windows.max(axis=1, keepdims=True), windows)
+            gathered = call("Gather", [*x, constant(f"{origin}.windows", windows)], origin, axis=1)
+            if self.opset < 18:
+                return call("ReduceMax", [gathered], origin, output, axes=[2], keepdims=0)
+            axes = constant(f"{origin}.axes", np.array([2]))
+            return call("ReduceMax", [gathered, axes], origin, output, keepdims=0)
+        raise NotImplementedError(f"a step of kind {step.kind} from {step.origin} has no operator to run it")
+
+    def vector(self, value: Value) -> str:
+        """The name of a value as one vector per sample."""
+        if value not in self.flat:
+            name = self.shaped[value, value.shape]
+            if not self.is_flat(value.shape):
+                origin = f"{value.name}/flat"
+                name = self.writer.reshape(name, [-1 if self.is_batched else 1, value.size], origin)
+            self.flat[value] = name
+        return self.flat[value]
+
+    def tensor(self, value: Value, shape: tuple[int, ...], origin: str, output: str | None = None) -> str:
+        """The name of a value as a tensor of a shape."""
+        if output is None and (value, shape) in self.shaped:
+            return self.shaped[value, shape]
+        if self.is_flat(shape):
+            name = self.vector(value)
+            return name if output is None else self.writer.call("Identity", [name], origin, output)
+        name = self.writer.reshape(self.vector(value), self.sizes(shape), f"{origin}/shaped", output)
+        self.shaped[value, shape] = name
+        return name
+
+    def result(self, value: Value, origin: str) -> str:
+        """The name of a new result as a tensor of its shape."""
+        names = [
+            tensor.name
+            for other, shape, tensor in zip(
+                self.network.graph.outputs, self.output_shapes, self.network.outputs, strict=True
+            )
+            if other is value and shape == value.shape
+        ]
+        name = names[0] if names else self.writer.name(origin)
+        self.shaped[value, value.shape] = name
+        return name
+
+    def finish(self, form: str) -> ModelProto:
+        """The model, once all values are there."""
+        graph, infos = self.network.graph, []
+        computed = {name for node in self.writer.nodes for name in node.output}
+        for value, shape, tensor in zip(graph.outputs, self.output_shapes, self.network.outputs, strict=True):
+            if tensor.name not in computed:
+                self.tensor(value, shape, tensor.name, tensor.name)
+            infos.append(self.info(tensor, self.sizes(shape)))
+        inputs = [
+            self.info(tensor, (1, value.size) if self.is_vector else tensor.shape)
+            for value, tensor in zip(graph.inputs, self.network.inputs, strict=True)
+        ]
+        made = helper.make_graph(self.writer.nodes, "conv2affine", inputs, infos, self.writer.initializers)
+        opsets = [helper.make_opsetid("", self.opset)]
+        model = helper.make_model(made, opset_imports=opsets, producer_name="conv2affine")
+        model.ir_version = max(4, helper.find_min_ir_version_for(opsets))  # before 4, initializers are inputs
+        helper.set_model_props(model, {"conv2affine.form": form})
+        return model
+
+    def info(self, tensor: Tensor, shape: Sequence[int]) -> onnx.ValueInfoProto:
+        """The type of an input or output."""
+        elem_type = self.elem_type if tensor.elem_type in FLOATS else tensor.elem_type
+        dims = [next(t.dims[0] for t in self.network.inputs), *shape[1:]] if self.is_batched and shape else shape
+        return helper.make_tensor_value_info(tensor.name, elem_type, dims)
+
+    def is_flat(self, shape: Sequence[int]) -> bool:
+        """Whether a tensor of this shape is one vector per sample already."""
+        return len(shape) == 2 and shape[0] == 1
+
+    def sizes(self, shape: Sequence[int]) -> list[int]:
+        """What reshapes to a shape."""
+        return [-1, *shape[1:]] if self.is_batched and shape else list(shape)
+
+
+SIMPLE = {"relu": "Relu", "abs": "Abs", "maximum": "Max", "minimum": "Min"}

@@ -1,0 +1,258 @@
+"""From an ONNX model to a graph, one node after the other."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper, shape_inference
+from onnx.shape_inference import InferenceError
+
+from conv2affine.network.affine import AffineMap
+from conv2affine.network.graph import Graph, Value
+from conv2affine.network.torch_rules import NoRuleError
+from conv2affine.onnx import arithmetic, steps, windows  # noqa: F401  # enter their rules
+from conv2affine.onnx.operators import Operator
+from conv2affine.onnx.reader import Model, Tensor, location
+from conv2affine.onnx.rules import RULES, Context
+
+__all__ = ["FLOATS", "OnnxNetwork", "import_onnx"]
+
+FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
+# Constants of the file that say sizes and axes have fewer elements, and shape inference looks only at those.
+SMALL = 1024
+# No single value of a network for which matrices can be made has more elements.
+MAX_ELEMENTS = 2**27
+RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
+
+
+@dataclass(frozen=True)
+class OnnxNetwork:
+    """An imported model.
+
+    Args:
+        graph: Its values are those of a batch of one sample.
+        inputs: Of the model, as those of the graph.
+        outputs: Of the model, as those of the graph; they have no shapes.
+        is_batched: Whether all inputs may hold any number of samples.
+        opset: Of the model.
+        is_double: Whether it computes in float64.
+    """
+
+    graph: Graph
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    is_batched: bool
+    opset: int
+    is_double: bool
+
+
+@np.errstate(all="ignore")  # constants may hold anything; what matters is checked
+def import_onnx(model: Model) -> OnnxNetwork:
+    """The graph of a model.
+
+    Args:
+        model: As `read` gives it.
+
+    Returns:
+        The graph, not simplified: one piece or step for each node.
+
+    Raises:
+        ValueError: If the model breaks the rules of its operators, or depends on chance.
+        NotImplementedError: If it has what no value of a graph can be: subgraphs, sequences, other domains.
+    """
+    return _Importer(model).run()
+
+
+class _Importer:
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.graph = Graph()
+        self.results: dict[str, Any] = {"": None}  # names to values, or to arrays where no input reaches
+        self.types: dict[str, TypeProto] = {}
+        self.weights: set[int] = set()
+        self.used = {*model.outputs, *(name for node in model.proto.graph.node for name in node.input if name)}
+
+    def run(self) -> OnnxNetwork:
+        """Go through the nodes."""
+        for tensor in self.model.inputs:
+            _check_size(tensor.shape, f"input {tensor.name}")
+            self.results[tensor.name] = self.graph.add_input(tensor.shape, tensor.name)
+            self.types[tensor.name] = helper.make_tensor_type_proto(tensor.elem_type, tensor.shape)
+        for initializer in self.model.proto.graph.initializer:
+            self.constant(initializer.name, _array(initializer, f"initializer {initializer.name}"))
+        self.weights = {id(array) for array in self.results.values() if array is not None}
+        if self.model.proto.graph.sparse_initializer:
+            raise NotImplementedError("sparse initializers must be written as dense ones")
+        for node in self.model.proto.graph.node:
+            self.node(node)
+        outputs = []
+        for name in self.model.outputs:
+            result = self.results[name]
+            elem_type = self.types[name].tensor_type.elem_type
+            if not isinstance(result, Value):
+                if elem_type not in FLOATS:
+                    raise NotImplementedError(f"output {name} must depend on an input, and is a constant")
+                result = self.graph.add_piece(AffineMap.constant(result), result.shape, name)
+            self.graph.add_output(result)
+            outputs.append(Tensor(name, elem_type))
+        if not self.model.inputs:
+            raise ValueError("the model must have an input, and has constants only")
+        return OnnxNetwork(
+            self.graph,
+            self.model.inputs,
+            tuple(outputs),
+            all(tensor.is_batched for tensor in self.model.inputs),
+            self.model.opset,
+            any(tensor.elem_type == TensorProto.DOUBLE for tensor in (*self.model.inputs, *outputs)),
+        )
+
+    def node(self, node: NodeProto) -> None:
+        """Enter the results of a node."""
+        where = f"{node.op_type} node {location(node)}"
+        names = [name for name in node.output if name in self.used]
+        if not names:
+            return
+        attributes = {attribute.name: attribute for attribute in node.attribute}
+        if node.domain not in ("", "ai.onnx"):
+            raise NotImplementedError(f"{where}: operators of domain {node.domain} are not known")
+        for attribute in node.attribute:
+            if attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
+                raise NotImplementedError(f"{where}: subgraphs, as in attribute {attribute.name}, are not known")
+        args = [self.results[name] for name in node.input]
+        if node.op_type in RANDOM or _is_training(node, attributes, args):
+            raise ValueError(f"{where} depends on chance or on its batch; export the model for inference")
+        shapes = self.infer(node, where)
+        operator, inputs = Operator.of(node, self.model.opset, args, self.used)
+        if node.op_type == "Constant" or not inputs or node.op_type in ("Shape", "Size"):
+            blanks = [np.broadcast_to(np.float32(0), value.shape) for value in inputs]
+            try:
+                results = operator.run(blanks)
+            except Exception as error:  # whatever the reference trips over
+                raise ValueError(f"{where} must have a result: {error}") from error
+            for name, result in zip(names, results, strict=True):
+                self.constant(name, np.asarray(result))
+            if node.op_type == "Constant":
+                self.weights.update(id(self.results[name]) for name in names)
+            return
+        context = Context(self.graph, operator, inputs, shapes, self.weights, location(node))
+        for name, value in zip(names, self.values(context, node, args), strict=True):
+            self.results[name] = value
+
+    def constant(self, name: str, array: Any) -> None:
+        """Enter a constant."""
+        _check_size(array.shape, name)
+        self.results[name] = array
+        self.types[name] = helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+
+    def infer(self, node: NodeProto, where: str) -> tuple[tuple[int, ...], ...]:
+        """Enter the types of the results of a node; gives their shapes."""
+        names = [name for name in node.input if name]
+        data = {
+            name: numpy_helper.from_array(array, name)
+            for name in names
+            if isinstance(array := self.results[name], np.ndarray) and array.size <= SMALL
+        }
+        try:
+            schema = onnx.defs.get_schema(node.op_type, self.model.opset, "")
+            inferred = shape_inference.infer_node_outputs(
+                schema,
+                node,
+                {name: self.types[name] for name in names},
+                data,
+                opset_imports=[helper.make_opsetid("", self.model.opset)],
+                ir_version=self.model.proto.ir_version,
+            )
+        except (InferenceError, onnx.checker.ValidationError, onnx.defs.SchemaError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"{where} must follow the rules of its operator: {' '.join(str(error).split())}"
+            ) from error
+        self.types.update(inferred)
+        shapes = []
+        for name in node.output:
+            if name not in self.used:
+                continue
+            type = inferred.get(name)
+            if type is None or not type.HasField("tensor_type"):
+                raise NotImplementedError(f"{where}: its result {name} must be a tensor of a known type")
+            dims = type.tensor_type.shape.dim
+            if not type.tensor_type.HasField("shape") or not all(dim.HasField("dim_value") for dim in dims):
+                raise NotImplementedError(f"{where}: the shape of {name} must follow from those of the inputs")
+            shapes.append(tuple(dim.dim_value for dim in dims))
+            _check_size(shapes[-1], f"{where}: {name}")
+        return tuple(shapes)
+
+    def values(self, context: Context, node: NodeProto, args: list[Any]) -> list[Value]:
+        """The results of a node that inputs reach: by its rule, or of the operator that is kept."""
+        moved = [name for name in node.input if isinstance(self.results[name], Value)]
+        moved += [name for name in node.output if name in self.used]
+        others = [name for name in moved if self.types[name].tensor_type.elem_type not in FLOATS]
+        if others:
+            type = TensorProto.DataType.Name(self.types[others[0]].tensor_type.elem_type)
+            reason = f"{others[0]} is of type {type.lower()}"
+        elif node.op_type not in RULES:
+            reason = "no rule knows the operator"
+        else:
+            try:
+                return self.apply(context, args, {a.name: helper.get_attribute_value(a) for a in node.attribute})
+            except NoRuleError as error:
+                reason = str(error) or "no rule knows it with these inputs"
+        if any(size == 0 for shape in context.shapes for size in shape):
+            raise NotImplementedError(f"{node.op_type} node {context.origin}: its result must have elements")
+        operator = dataclasses.replace(context.operator, reason=reason)
+        outputs = self.graph.add_step(
+            node.op_type, context.inputs, context.shapes, operator=operator, origin=context.origin
+        )
+        return list(outputs)
+
+    def apply(self, context: Context, args: list[Any], attributes: Mapping[str, Any]) -> list[Value]:
+        """The results of a rule."""
+        rule = RULES[context.operator.op_type]
+        parameters = inspect.signature(rule).parameters.values()
+        named = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            for name in attributes:
+                if name not in named:
+                    raise NoRuleError(f"{name} = {_shown(attributes[name])}")
+        if not any(p.kind is p.VAR_POSITIONAL for p in parameters):
+            positional = sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters) - 1
+            if len(args) > positional:
+                raise NoRuleError(f"it has {len(args)} inputs")
+        result = rule(context, *args, **{name: _shown(attribute) for name, attribute in attributes.items()})
+        if isinstance(result, Value):
+            return [result]
+        if isinstance(result, AffineMap):
+            result = [(result, context.shape)]
+        return [self.graph.add_piece(map, shape, context.origin) for map, shape in result]
+
+
+def _array(tensor: TensorProto, where: str) -> Any:
+    """The array of a tensor."""
+    _check_size(tensor.dims, where)
+    try:
+        return numpy_helper.to_array(tensor)
+    except Exception as error:  # what is broken in a tensor turns up as any exception
+        raise ValueError(f"{where} must hold a tensor: {error}") from error
+
+
+def _check_size(shape: Any, where: str) -> None:
+    if any(size < 0 for size in shape) or prod(shape) > MAX_ELEMENTS:
+        raise ValueError(f"{where} (shape {tuple(shape)}) must have at most {MAX_ELEMENTS} elements")
+
+
+def _is_training(node: NodeProto, attributes: Mapping[str, AttributeProto], args: list[Any]) -> bool:
+    if node.op_type == "Dropout" and len(args) > 2 and args[2] is not None:
+        return isinstance(args[2], Value) or bool(np.any(args[2]))
+    training = attributes.get("training_mode") if node.op_type == "BatchNormalization" else None
+    return training is not None and bool(training.i)
+
+
+def _shown(attribute: Any) -> Any:
+    """The value of an attribute, text as such."""
+    return attribute.decode(errors="replace") if isinstance(attribute, bytes) else attribute

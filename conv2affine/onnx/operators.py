@@ -1,0 +1,76 @@
+"""An ONNX operator with its constant arguments: how a step is run as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from onnx import AttributeProto, NodeProto, ValueInfoProto, helper
+from onnx.reference import ReferenceEvaluator
+
+from conv2affine.network.graph import Value
+from conv2affine.network.torch_operator import Slot
+
+__all__ = ["Operator"]
+
+
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """An ONNX operator with its constant arguments.
+
+    Args:
+        op_type: Its name.
+        opset: By which it is meant.
+        args: Its arguments: a `Slot` for each input, arrays for constants, None for what is left out.
+        attributes: Its attributes.
+        results: Which of its results are wanted.
+        reason: Why it is kept, if no rule knows it as it is.
+    """
+
+    op_type: str
+    opset: int
+    args: tuple[Any, ...]
+    attributes: tuple[AttributeProto, ...]
+    results: tuple[int, ...] = (0,)
+    reason: str = ""
+
+    @classmethod
+    def of(cls, node: NodeProto, opset: int, args: Sequence[Any], used: Container[str]) -> tuple[Operator, list[Value]]:
+        """The operator and its inputs: the values among its arguments, each once; `used` has the results wanted."""
+        inputs = list(dict.fromkeys(arg for arg in args if isinstance(arg, Value)))
+        slots = tuple(Slot(inputs.index(arg)) if isinstance(arg, Value) else arg for arg in args)
+        results = tuple(number for number, name in enumerate(node.output) if name in used)
+        return cls(node.op_type, opset, slots, tuple(node.attribute), results), inputs
+
+    def node(self, inputs: Sequence[str], outputs: Sequence[str], name: str = "") -> NodeProto:
+        """The node of these names; a result that is not wanted has none."""
+        every = [""] * (max(self.results) + 1)
+        for number, output in zip(self.results, outputs, strict=True):
+            every[number] = output
+        node = NodeProto(op_type=self.op_type, input=inputs, output=every, name=name)
+        node.attribute.extend(self.attributes)
+        return node
+
+    def run(self, inputs: Sequence[Any], *, double: bool = False) -> list[Any]:
+        """Its results for arrays, in `onnx.reference`; with constants as float64 too if so wanted."""
+        feeds = {}
+        for number, arg in enumerate(self.args):
+            if isinstance(arg, Slot):
+                feeds[f"x{number}"] = inputs[arg.number]
+            elif arg is not None:
+                feeds[f"x{number}"] = arg.astype(np.float64) if double and arg.dtype.kind == "f" else arg
+        names = [f"x{number}" if f"x{number}" in feeds else "" for number in range(len(self.args))]
+        node = self.node(names, [f"y{number}" for number in self.results])
+        # As a model: of a node alone, onnx.reference takes the newest meaning.
+        read, written = (
+            [ValueInfoProto(name=name) for name in dict.fromkeys(side) if name] for side in (names, node.output)
+        )
+        graph = helper.make_graph([node], "node", read, written)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)])
+        try:
+            evaluator = ReferenceEvaluator(model)
+        except RuntimeError:  # it has no older one: what changed since is an addition
+            evaluator = ReferenceEvaluator(node)
+        return list(evaluator.run(None, feeds))

@@ -1,0 +1,189 @@
+"""From an imported network to a model that was compared with the original: passes, limits, export, check, file."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+import torch
+from onnx import ModelProto, defs
+
+from conv2affine.network.chain import Layer
+from conv2affine.network.convert import check_memory, to_layers
+from conv2affine.network.graph import Step
+from conv2affine.network.merge import MERGE, Merge
+from conv2affine.network.merge import merge as merge_pieces
+from conv2affine.network.progress import progress
+from conv2affine.network.report import NetworkPlan, describe, describe_layers
+from conv2affine.network.simplify import simplify
+from conv2affine.network.to_relu import to_relu
+from conv2affine.onnx.exporter import Exporter
+from conv2affine.onnx.importer import FLOATS, OnnxNetwork
+from conv2affine.onnx.runner import Run, RunError, compare, runner, sample
+from conv2affine.onnx.storage import publish, save
+from conv2affine.plan import readable_bytes
+
+__all__ = ["MAX_BYTES", "Conversion", "Form", "MaxPool", "Options", "prepare", "run"]
+
+Form = Literal["graph", "mlp"]
+MaxPool = Literal["max", "relu"]
+FORMS = ("graph", "mlp")
+# Readers of ONNX that are no longer worked on end here; all of ours is older.
+OPSET = 13
+MAX_BYTES = 2**30
+MIN_OPSET = 8  # the first in which Max broadcasts
+BATCHES = (1, 3)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What became of a network.
+
+    Args:
+        model: The new model.
+        plan: Its layers and steps.
+        kept: For each node that stays as it is, why.
+        difference: The largest found between both models, relative to the largest element of the output.
+        is_batched: Whether it takes any number of samples.
+    """
+
+    model: ModelProto
+    plan: NetworkPlan
+    kept: Mapping[str, str]
+    difference: float
+    is_batched: bool
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user asks for; see `convert`."""
+
+    form: Form
+    merge: Merge
+    max_pool: MaxPool
+    opset: int | None
+    dtype: torch.dtype | None
+    max_bytes: int
+    flat: bool = False
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("form", FORMS), ("merge", MERGE), ("max_pool", ("max", "relu"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} ({getattr(self, name)!r}) must be one of {allowed}")
+        if self.dtype not in (None, torch.float32, torch.float64):
+            raise ValueError(f"dtype ({self.dtype}) must be torch.float32 or torch.float64")
+        if self.opset is not None and not MIN_OPSET <= self.opset <= defs.onnx_opset_version():
+            raise ValueError(f"opset ({self.opset}) must be {MIN_OPSET} to {defs.onnx_opset_version()}")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A network after all passes: its graph, or its layers in form "mlp"."""
+
+    network: OnnxNetwork
+    layers: Sequence[Layer] | None
+    plan: NetworkPlan
+    dtype: torch.dtype
+
+
+@np.errstate(all="ignore")
+def prepare(network: OnnxNetwork, options: Options) -> Prepared:
+    """Run the passes, and make the plan."""
+    dtype = options.dtype or (torch.float64 if network.is_double else torch.float32)
+    graph = simplify(network.graph)
+    if options.form == "mlp":
+        layers = to_layers(graph)
+        return Prepared(network, layers, describe_layers(layers, dtype, "dense"), dtype)
+    if options.max_pool == "relu":
+        graph = simplify(to_relu(graph, ("window_max",)))
+    graph = simplify(merge_pieces(graph, options.merge))
+    return Prepared(dataclasses.replace(network, graph=graph), None, describe(graph, dtype, "dense"), dtype)
+
+
+@np.errstate(all="ignore")
+def run(network: OnnxNetwork, original: Callable[[], Run], options: Options, path: Path | None) -> Conversion:
+    """Convert a network; `original` is called to get what the result is compared with."""
+    prepared = prepare(network, options)
+    steps = [node for node in prepared.network.graph.nodes if isinstance(node, Step) and node.operator is not None]
+    opset = _choose_opset([] if prepared.layers else steps, options.opset)
+    if prepared.plan.bytes > options.max_bytes:
+        largest = max(prepared.plan.layers, key=lambda row: row.rows * row.cols)
+        raise MemoryError(
+            f"the layers need {readable_bytes(prepared.plan.bytes)}, more than max_bytes "
+            f"({readable_bytes(options.max_bytes)}); the largest is that of {largest.name} ({largest.rows} x "
+            f"{largest.cols}); choose a smaller input, or raise max_bytes\n{prepared.plan}"
+        )
+    check_memory(prepared.plan)
+    expected = original()
+    is_batched = network.is_batched and _takes_batches(network, expected)
+    folder = None if path is None else path.parent
+    with tempfile.TemporaryDirectory(prefix=".conv2affine-", dir=folder) as temporary:
+        file = Path(temporary) / (path.name if path else "model.onnx")
+        try:
+            model, difference = _write(prepared, opset, is_batched, options.flat, expected, file)
+        except RuntimeError:
+            if not is_batched:
+                raise
+            # Some networks mix the samples of a batch, or hold numbers of their own for each: one at a time, then.
+            is_batched = False
+            model, difference = _write(prepared, opset, is_batched, options.flat, expected, file)
+        if path is not None:
+            publish(file, path)
+    kept = {name: step.operator.reason for step in steps for name in step.origin if step.operator.reason}
+    return Conversion(model, prepared.plan, kept, difference, is_batched)
+
+
+def _write(
+    prepared: Prepared, opset: int, is_batched: bool, flat: bool, original: Run, file: Path
+) -> tuple[ModelProto, float]:
+    """Write the model to a file, and compare it with the original."""
+    network, layers = prepared.network, prepared.layers
+    with progress(len(prepared.plan.layers)) as each:
+        exporter = Exporter(network, prepared.dtype, opset, is_batched, flat, each)
+        model = exporter.graph() if layers is None else exporter.mlp(layers)
+    save(model, file)
+    onnx.checker.check_model(str(file))
+    got = runner(file)
+    floats = {tensor.name: exporter.writer.dtype for tensor in network.inputs if tensor.elem_type in FLOATS}
+    differences = [
+        compare(original, got, sample(network.inputs, batch, is_batched), floats, batch if flat else None)
+        for batch in (BATCHES if is_batched else BATCHES[:1])
+    ]
+    return model, max(differences)
+
+
+def _takes_batches(network: OnnxNetwork, original: Run) -> bool:
+    """Whether the original runs on more than one sample."""
+    try:
+        original(sample(network.inputs, BATCHES[-1], True))
+    except RunError:
+        return False
+    return True
+
+
+def _choose_opset(steps: Sequence[Step], wanted: int | None) -> int:
+    """The opset of the result: one by which all steps that are kept mean what they meant."""
+    sources = sorted({step.operator.opset for step in steps}, reverse=True)
+    for opset in [OPSET, *sources, *range(OPSET - 1, MIN_OPSET - 1, -1)] if wanted is None else [wanted]:
+        changed = [step for step in steps if _since(step, opset) != _since(step, step.operator.opset)]
+        if not changed:
+            return opset
+    step = changed[0]
+    raise ValueError(
+        f"opset ({wanted or OPSET}) must not change the meaning of node {', '.join(step.origin)} "
+        f"({step.operator.op_type}), which is kept; use opset {step.operator.opset}"
+    )
+
+
+def _since(step: Step, opset: int) -> int:
+    """The opset that last changed an operator."""
+    try:
+        return int(defs.get_schema(step.operator.op_type, opset, "").since_version)
+    except defs.SchemaError:
+        return 0

@@ -1,0 +1,221 @@
+"""Reads ONNX files, which may be broken or hostile: checks them, and puts them into the order of computation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, external_data_helper, inliner
+
+__all__ = ["Model", "Tensor", "location", "read"]
+
+MAX_BYTES = 2**31 - 1  # of one protobuf message
+MIN_OPSET = 7
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of a model.
+
+    Args:
+        name: As in the file.
+        elem_type: As in `onnx.TensorProto`.
+        dims: A number, or a name for a size that is not fixed. Of an input.
+        shape: Of a batch of one sample; all sizes are numbers. Of an input.
+    """
+
+    name: str
+    elem_type: int
+    dims: tuple[int | str, ...] = ()
+    shape: tuple[int, ...] = ()
+
+    @property
+    def is_batched(self) -> bool:
+        """Whether it may hold any number of samples, along its first axis."""
+        return bool(self.dims) and isinstance(self.dims[0], str) and self.shape[0] == 1
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that was checked.
+
+    Args:
+        proto: The model, its nodes in the order of computation, its functions written out, its data in it.
+        opset: Of the standard operators.
+        inputs: Those that are no initializers.
+        outputs: Their types are not looked at.
+    """
+
+    proto: ModelProto
+    opset: int
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[str, ...]
+
+
+def read(source: ModelProto | str | Path, shapes: Mapping[str, Sequence[int]] | None = None) -> Model:
+    """Read and check a model.
+
+    Args:
+        source: The model, or its file.
+        shapes: By name, for inputs that have sizes that are not fixed, besides the first, which is 1 then.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not an ONNX model, or breaks its rules; or if a size is missing.
+    """
+    if isinstance(source, ModelProto):
+        proto = ModelProto()
+        proto.CopyFrom(source)
+    else:
+        proto = _parse(Path(source))
+    if not proto.graph.node and not proto.graph.output:
+        raise ValueError("the file must hold an ONNX model, and has no graph")
+    _check_text(proto.graph)
+    opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    if not MIN_OPSET <= opset <= onnx.defs.onnx_opset_version():
+        raise ValueError(
+            f"the model's opset ({opset}) must be {MIN_OPSET} to {onnx.defs.onnx_opset_version()}; convert it with "
+            "onnx.version_converter, or install a newer onnx"
+        )
+    try:
+        if proto.functions:
+            proto = inliner.inline_local_functions(proto)
+        _sort(proto.graph)
+        _check(proto)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"names in the model must be text in UTF-8, got {error.object!r:.100}") from error
+    except (onnx.checker.ValidationError, RuntimeError) as error:
+        raise ValueError(f"the model must be valid ONNX: {' '.join(str(error).split())}") from error
+    initializers = {tensor.name for tensor in proto.graph.initializer}
+    infos = [info for info in proto.graph.input if info.name not in initializers]
+    given, names = shapes or {}, [info.name for info in infos]
+    if not set(given).issubset(names):
+        raise ValueError(f"shapes must be of inputs ({', '.join(names)}), got {', '.join(given)}")
+    inputs = tuple(_input(info.name, info.type, given.get(info.name)) for info in infos)
+    return Model(proto, opset, inputs, tuple(info.name for info in proto.graph.output))
+
+
+def location(node: NodeProto) -> str:
+    """What to call a node."""
+    return node.name or next(filter(None, node.output), "") or str(node.op_type)
+
+
+def _parse(path: Path) -> ModelProto:
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise ValueError(f"{path} ({size} bytes) must be at most {MAX_BYTES} bytes, without its external data")
+    try:
+        proto: ModelProto = ModelProto.FromString(path.read_bytes())
+    except DecodeError as error:
+        raise ValueError(f"{path} must be an ONNX file, and is not, or is truncated") from error
+    folder = path.resolve().parent
+    for tensor in external_data_helper._get_all_tensors(proto):
+        if external_data_helper.uses_external_data(tensor):
+            _load_external(tensor, folder)
+    return proto
+
+
+def _load_external(tensor: TensorProto, folder: Path) -> None:
+    """Read the data of a tensor from a file in the folder of the model."""
+    name = str({entry.key: entry.value for entry in tensor.external_data}.get("location", ""))
+    file = (folder / name).resolve()
+    if not name or not file.is_relative_to(folder):
+        raise ValueError(f"external data of tensor {tensor.name} ({name!r}) must lie in the folder of the model")
+    if not file.is_file():
+        raise ValueError(f"external data of tensor {tensor.name} ({name!r}) must be a file, and is not there")
+    try:
+        external_data_helper.load_external_data_for_tensor(tensor, str(folder))
+    except (ValueError, onnx.checker.ValidationError) as error:
+        raise ValueError(f"external data of tensor {tensor.name} ({name!r}) must be readable: {error}") from error
+    tensor.data_location = TensorProto.DEFAULT
+    del tensor.external_data[:]
+
+
+def _check_text(graph: GraphProto) -> None:
+    """Raise an error for names that are no text, which protobuf gives as bytes."""
+    infos = [*graph.input, *graph.output]
+    names = [
+        *(info.name for info in infos),
+        *(dim.dim_param for info in infos for dim in info.type.tensor_type.shape.dim),
+        *(tensor.name for tensor in graph.initializer),
+        *(name for node in graph.node for name in (node.name, node.op_type, node.domain, *node.input, *node.output)),
+    ]
+    for name in names:
+        if not isinstance(name, str):
+            raise ValueError(f"names in the model must be text in UTF-8, got {name!r}")
+
+
+def _check(proto: ModelProto) -> None:
+    """Check a model; inputs and outputs may lack shapes, which the checker asks for."""
+    infos = [*proto.graph.input, *proto.graph.output]
+    bare = [info for info in infos if info.type.HasField("tensor_type") and not info.type.tensor_type.HasField("shape")]
+    for info in bare:
+        info.type.tensor_type.shape.SetInParent()
+    onnx.checker.check_model(proto)
+    for info in bare:
+        info.type.tensor_type.ClearField("shape")
+
+
+def _sort(graph: GraphProto) -> None:
+    """Put the nodes into an order in which each uses only what comes before it."""
+    waiting = {name for node in graph.node for name in node.output}
+    ready: list[NodeProto] = []
+    nodes = list(graph.node)
+    while nodes:
+        later = []
+        for node in nodes:
+            if waiting.isdisjoint(filter(None, _reads(node))):
+                ready.append(node)
+                waiting.difference_update(node.output)
+            else:
+                later.append(node)
+        if len(later) == len(nodes):
+            names = ", ".join(location(node) for node in later[:3])
+            raise ValueError(f"nodes must not depend on their own results, and these do: {names}")
+        nodes = later
+    copies = [NodeProto.FromString(node.SerializeToString()) for node in ready]
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def _reads(node: NodeProto) -> set[str]:
+    """What a node and its subgraphs read."""
+    names = set(node.input)
+    for attribute in node.attribute:
+        for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+            names |= {name for inner in graph.node for name in _reads(inner)}
+    return names
+
+
+def _input(name: str, type: TypeProto, given: Sequence[int] | None) -> Tensor:
+    if not type.HasField("tensor_type"):
+        raise ValueError(f"input {name} must be a tensor, got {type.WhichOneof('value')}")
+    tensor = type.tensor_type
+    if not tensor.HasField("shape"):
+        if given is None:
+            raise ValueError(f"input {name} must have a shape, and the file has none; give it: {name}=1,3,32,32")
+        return Tensor(name, tensor.elem_type, tuple(given), tuple(given))
+    dims = tuple(
+        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or f"{name}_{axis}"
+        for axis, dim in enumerate(tensor.shape.dim)
+    )
+    shown = ", ".join(map(str, dims))
+    fits = given is None or (
+        len(given) == len(dims) and all(isinstance(a, str) or a == b for a, b in zip(dims, given, strict=True))
+    )
+    if given is not None and not fits:
+        raise ValueError(f"the shape given for input {name} ({tuple(given)}) must fit that in the file, ({shown})")
+    shape = []
+    for axis, dim in enumerate(dims):
+        size = given[axis] if given is not None else 1 if isinstance(dim, str) and axis == 0 else dim
+        if isinstance(size, str):
+            raise ValueError(
+                f"input {name} ({shown}) must have fixed sizes after its first axis; give a shape, {name}=1,3,32,32"
+            )
+        if size < 1:
+            raise ValueError(f"sizes of input {name} must be at least 1, got {size} in ({shown})")
+        shape.append(size)
+    return Tensor(name, tensor.elem_type, dims, tuple(shape))

@@ -1,0 +1,141 @@
+"""Runs models, and compares what two of them make of the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from onnx import ModelProto, helper
+from onnx.reference import ReferenceEvaluator
+
+from conv2affine.network.verify import difference
+from conv2affine.onnx.reader import Tensor
+
+__all__ = ["Run", "RunError", "compare", "runner", "sample"]
+
+Run = Callable[[Mapping[str, Any]], list[Any]]
+
+
+class RunError(RuntimeError):
+    """The model does not run."""
+
+
+def runner(model: ModelProto | Path) -> Run:
+    """A function that runs a model: in onnxruntime where that is installed and takes the model, else in onnx.reference.
+
+    Args:
+        model: The model, or its file.
+    """
+    try:
+        import onnxruntime
+    except ModuleNotFoundError:
+        return _reference(model)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # runs once
+    try:
+        source = str(model) if isinstance(model, Path) else model.SerializeToString()
+        session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception:  # its exceptions have no class of their own: an operator that it lacks, say
+        return _reference(model)
+
+    def run(inputs: Mapping[str, Any]) -> list[Any]:
+        try:
+            return list(session.run(None, dict(inputs)))
+        except Exception as error:
+            raise RunError(f"onnxruntime cannot run the model: {error}") from error
+
+    return run
+
+
+def _reference(model: ModelProto | Path) -> Run:
+    try:
+        evaluator = ReferenceEvaluator(str(model) if isinstance(model, Path) else model)
+    except Exception as error:
+        raise RunError(f"neither onnxruntime nor onnx.reference take the model: {error}") from error
+
+    def run(inputs: Mapping[str, Any]) -> list[Any]:
+        try:
+            with np.errstate(all="ignore"):
+                return list(evaluator.run(None, dict(inputs)))
+        except Exception as error:  # whatever the reference trips over
+            raise RunError(f"onnx.reference cannot run the model: {error}") from error
+
+    return run
+
+
+def sample(tensors: Sequence[Tensor], batch: int, is_batched: bool) -> dict[str, Any]:
+    """Random inputs; of so many samples each, if they may hold any number of them."""
+    random = np.random.default_rng(batch)
+    inputs = {}
+    for tensor in tensors:
+        shape = (batch, *tensor.shape[1:]) if is_batched else tensor.shape
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+        if dtype.kind in "iub":
+            inputs[tensor.name] = random.integers(0, 2, shape).astype(dtype)
+        else:
+            inputs[tensor.name] = random.standard_normal(shape).astype(dtype)
+    return inputs
+
+
+def compare(
+    expected: Run, got: Run, inputs: Mapping[str, Any], dtypes: Mapping[str, Any], flat: int | None = None
+) -> float:
+    """The largest difference of two models, relative to the largest element of each output.
+
+    What rounding may change is measured: it is what the first model makes of inputs that are off by one rounding.
+
+    Args:
+        expected: The original.
+        got: What was made of it.
+        inputs: Of the original.
+        dtypes: Of the inputs that the second model takes in another type.
+        flat: The number of samples, if the second model takes and gives vectors.
+
+    Raises:
+        RunError: If the original does not run.
+        RuntimeError: If they differ by more than rounding, or if the second does not run.
+    """
+    random = np.random.default_rng(0)
+    eps = max(np.finfo(x.dtype).eps for x in [np.float32(0), *inputs.values()] if x.dtype.kind == "f")
+    nearby = {
+        name: x * (1 + eps * random.standard_normal(x.shape)).astype(x.dtype) if x.dtype.kind == "f" else x
+        for name, x in inputs.items()
+    }
+    scale = max([1.0, *(float(np.abs(x).max(initial=0)) for x in inputs.values() if x.dtype.kind == "f")])
+    pairs = zip(
+        expected(inputs),
+        got({name: _reshaped(x.astype(dtypes.get(name, x.dtype)), flat) for name, x in inputs.items()}),
+        expected(nearby),
+        strict=True,
+    )
+    largest = 0.0
+    for number, arrays in enumerate(pairs):
+        a, b, c = (np.asarray(array) for array in arrays)
+        a, c = _reshaped(a, flat), _reshaped(c, flat)
+        if a.shape != b.shape:
+            raise RuntimeError(f"output {number} has shape {b.shape}, and that of the original is {a.shape}")
+        # Where all of an output is 0, only the inputs show what rounding may leave of it.
+        offset = 0 if a.any() or a.dtype.kind != "f" else scale
+        problem = difference(_tensor(a + offset), _tensor(b + offset), _tensor(c + offset), float(eps))
+        if problem:
+            raise RuntimeError(
+                f"the result does not equal the original, {problem} in output {number}; please report this"
+            )
+        if a.dtype.kind == "f" and a.size:
+            with np.errstate(all="ignore"):
+                size = np.nanmax(np.abs(np.where(np.isfinite(a), a, 0)))
+                off = np.nanmax(np.nan_to_num(np.abs(a - b), posinf=0))
+            largest = max(largest, float(off / size) if size else float(off))
+    return largest
+
+
+def _tensor(array: Any) -> torch.Tensor:
+    return torch.from_numpy(np.array(array))
+
+
+def _reshaped(array: Any, samples: int | None) -> Any:
+    return array if samples is None else array.reshape(samples, -1)

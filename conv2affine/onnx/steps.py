@@ -1,0 +1,145 @@
+"""One rule per ONNX operator that is a nonlinear step with a meaning of its own; see `network.kinds`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from conv2affine.network import rules
+from conv2affine.network.affine import AffineMap
+from conv2affine.network.graph import Value
+from conv2affine.network.matrices import Array
+from conv2affine.network.torch_rules import broadcast, constant, value
+from conv2affine.onnx.operators import Operator
+from conv2affine.onnx.rules import Context, Map, pool_windows, reduced_axes, rule, window, window_padding
+
+__all__: list[str] = []
+
+
+def step(context: Context, kind: str, *inputs: Value, operator: Operator | None = None, **parameters: Any) -> Value:
+    """Add a step with one result to the graph."""
+    [output] = context.graph.add_step(kind, inputs, [context.shape], parameters, operator, context.origin)
+    return output
+
+
+def elementwise(context: Context, argument: Any) -> Array:
+    """A constant for each element of the result; or for all of them."""
+    array = constant(argument)
+    return array.reshape(()) if array.size == 1 else np.broadcast_to(array, context.shape).ravel()
+
+
+def as_shape(context: Context, argument: Any) -> Value:
+    """A value that is broadcast to the shape of the result."""
+    source = value(argument)
+    if source.shape == context.shape:
+        return source
+    return context.graph.add_piece(broadcast(source, context.shape), context.shape, context.origin)
+
+
+@rule("Relu")
+def relu(context: Context, x: Any) -> Value:
+    return step(context, "relu", value(x))
+
+
+@rule("Abs")
+def absolute(context: Context, x: Any) -> Value:
+    return step(context, "abs", value(x))
+
+
+@rule("LeakyRelu")
+def leaky_relu(context: Context, x: Any, *, alpha: float = 0.01) -> Value:
+    return step(context, "leaky_relu", value(x), slope=np.float64(alpha))
+
+
+@rule("PRelu")
+def prelu(context: Context, x: Any, slope: Any) -> Value:
+    return step(context, "leaky_relu", value(x), slope=elementwise(context, slope))
+
+
+@rule("Clip")
+def clip(context: Context, x: Any, low: Any = None, high: Any = None, *, min: Any = None, max: Any = None) -> Value:
+    """The bounds are attributes before opset 11."""
+    low, high = (a if b is None else b for a, b in ((low, min), (high, max)))
+    bounds = (
+        elementwise(context, -np.inf if low is None else low),
+        elementwise(context, np.inf if high is None else high),
+    )
+    return step(context, "clip", as_shape(context, x), low=bounds[0], high=bounds[1])
+
+
+@rule("HardSigmoid")
+def hard_sigmoid(context: Context, x: Any, *, alpha: float = 0.2, beta: float = 0.5) -> Value:
+    source = value(x)
+    inner: Map = AffineMap.identity(source, source.size)
+    inner = inner.then(rules.diagonal(alpha, source.shape), np.full(source.size, beta))
+    scaled = context.graph.add_piece(inner, source.shape, context.origin)
+    return step(context, "clip", scaled, low=np.float64(0), high=np.float64(1))
+
+
+@rule("Max", "Min")
+def extremum(context: Context, *terms: Any) -> Value:
+    """Of all terms, one after the other; constants are bounds."""
+    kind, bound = ("maximum", "low") if context.operator.op_type == "Max" else ("minimum", "high")
+    constants = [constant(term) for term in terms if not isinstance(term, Value)]
+    first, *others = [as_shape(context, term) for term in terms if isinstance(term, Value)]
+    for other in others:
+        first = step(context, kind, first, other)
+    if constants:
+        limit = (np.maximum if bound == "low" else np.minimum).reduce(np.broadcast_arrays(*constants))
+        bounds: Any = {"low": np.float64(-np.inf), "high": np.float64(np.inf), bound: elementwise(context, limit)}
+        first = step(context, "clip", first, **bounds)
+    return first
+
+
+@rule("MaxPool")
+def max_pool(
+    context: Context,
+    x: Any,
+    *,
+    kernel_shape: Sequence[int],
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+    dilations: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    storage_order: int = 0,
+    strides: Sequence[int] | None = None,
+) -> Value:
+    source = value(x)
+    input_size = source.shape[2:]
+    kernel, stride, dilation = window(kernel_shape, strides, dilations)
+    padding = window_padding(auto_pad, pads, input_size, kernel, stride, dilation)
+    windows = pool_windows(source.shape, context.shape[2:], kernel, stride, padding, dilation)
+    return step(context, "window_max", source, operator=context.operator, windows=windows)
+
+
+@rule("GlobalMaxPool")
+def global_max_pool(context: Context, x: Any) -> Value:
+    shape = value(x).shape
+    windows = rules.reduce_windows(shape, range(2, len(shape)))
+    return step(context, "window_max", value(x), operator=context.operator, windows=windows)
+
+
+@rule("ReduceMax", "ReduceMin")
+def reduce_max(
+    context: Context,
+    x: Any,
+    axes_input: Any = None,
+    *,
+    axes: Any = None,
+    keepdims: int = 1,
+    noop_with_empty_axes: int = 0,
+) -> Any:
+    """The minimum is minus the maximum of what is negated."""
+    source = value(x)
+    over = reduced_axes(x, axes if axes_input is None else axes_input, noop_with_empty_axes)
+    windows = rules.reduce_windows(source.shape, over)
+    if context.operator.op_type == "ReduceMax":
+        return step(context, "window_max", source, operator=context.operator, windows=windows)
+    negated = context.graph.add_piece(_minus(source), source.shape, context.origin)
+    return _minus(step(context, "window_max", negated, windows=windows))
+
+
+def _minus(x: Value) -> Map:
+    return AffineMap.identity(x, x.size).then(rules.diagonal(-1, x.shape))

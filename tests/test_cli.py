@@ -1,0 +1,119 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from onnx_models import model, operators, random
+from typer.testing import CliRunner
+
+from conv2affine.cli import app
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A small network."""
+    path = tmp_path / "in.onnx"
+    nodes = "c = Conv(x, w)\ny = Sigmoid(c)"
+    path.write_bytes(model(nodes, {"x": ("N", 1, 4, "W")}, {"w": random(2, 1, 3, 3)}).SerializeToString())
+    return path
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [*map(str, arguments)])
+
+
+SHAPE = ("--shape", "x=1,1,4,4")
+
+
+def test_plan(file):
+    result = run("plan", file, *SHAPE)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[0].split() == ["from", "is", "matrix", "entries", "dense", "sparse", "layout"]
+    assert "kept: Sigmoid" in result.stdout
+    assert not result.stderr
+
+
+def test_plan_as_json(file):
+    table = json.loads(run("plan", file, *SHAPE, "--json").stdout)
+    assert table["nnz"] == 2 * 4 * 9
+    assert table["rows"][0]["name"] == "c"
+    assert table["rows"][0]["bytes"]["dense"] == 8 * 16 * 4
+
+
+def test_convert(file, tmp_path):
+    result = run("convert", file, tmp_path / "out.onnx", *SHAPE, "--opset", 14)
+    assert result.exit_code == 0
+    assert not result.stdout
+    assert "kept: y: no rule knows the operator" in result.stderr
+    assert "opset 14, any number of samples; differs from" in result.stderr
+    assert operators(onnx.load(tmp_path / "out.onnx")) == ["Reshape", "Gemm", "Sigmoid", "Reshape"]
+
+
+def test_convert_as_json(file, tmp_path):
+    report = json.loads(run("convert", file, tmp_path / "out.onnx", *SHAPE, "--json", "--dtype", "float64").stdout)
+    assert report["kept"] == {"y": "no rule knows the operator"}
+    assert report["difference"] < 1e-6
+    assert report["any_batch"]
+    assert report["opset"] == 13
+
+
+def test_force(file, tmp_path):
+    out = tmp_path / "out.onnx"
+    out.write_text("mine")
+    result = run("convert", file, out, *SHAPE)
+    assert result.exit_code == 1
+    assert "is there already; overwrite=True, or --force, replaces it" in result.stderr
+    assert out.read_text() == "mine"
+    assert run("convert", file, out, *SHAPE, "--force").exit_code == 0
+    assert operators(onnx.load(out))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "error: input x (N, 1, 4, W) must have fixed sizes after its first axis"),
+        (("--shape", "4"), "error: --shape (4) must be a name and sizes, as in image=1,3,32,32"),
+        ((*SHAPE, "--form", "mlp"), "error: y: Sigmoid must be affine or piecewise linear"),
+        ((*SHAPE, "--max-gib", "1e-7"), "error: the layers need 512 B, more than max_bytes"),
+    ],
+    ids=["sizes", "shape", "mlp", "memory"],
+)
+def test_an_error_is_one_line(file, tmp_path, arguments, message):
+    result = run("convert", file, tmp_path / "out.onnx", *arguments)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(message)
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_missing_file(tmp_path):
+    result = run("plan", tmp_path / "no.onnx")
+    assert result.exit_code == 1
+    assert result.stderr == f"error: {tmp_path / 'no.onnx'}: No such file or directory\n"
+
+
+def test_debug_has_the_traceback(tmp_path):
+    result = run("plan", tmp_path / "no.onnx", "--debug")
+    assert isinstance(result.exception, FileNotFoundError)
+
+
+def test_usage_errors(file):
+    assert run("plan", file, "--form", "cnn").exit_code == 2
+    assert run("convert", file).exit_code == 2
+
+
+@pytest.mark.parametrize("command", ["plan", "convert"])
+def test_help_teaches_by_example(command):
+    assert f"conv2affine {command} lenet.onnx" in run(command, "--help").stdout
+
+
+def test_plan_of_random_bytes(tmp_path):
+    path = tmp_path / "random.onnx"
+    path.write_bytes(np.random.default_rng(0).bytes(1000))
+    result = run("plan", path)
+    assert result.exit_code == 1
+    assert "must be an ONNX file" in result.stderr

@@ -1,0 +1,447 @@
+"""ONNX files in, ONNX files out: what is read, what is written, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx_models import difference, inputs, model, operators, random
+from torch import nn
+
+from conv2affine.onnx import convert, export, exporter, plan, runner, storage
+
+CNN = """
+c = Conv<pads = [1, 1, 1, 1]>(x, w, b)
+r = Relu(c)
+p = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(r)
+f = Flatten(p)
+y = Gemm(f, v, u)
+"""
+WEIGHTS = {"w": random(2, 1, 3, 3), "b": random(2), "v": random(18, 4), "u": random(4)}
+
+
+def cnn(batch: int | str = "N", **options) -> ModelProto:
+    return model(CNN, {"x": (batch, 1, 6, 6)}, WEIGHTS, **options)
+
+
+def test_graph_form():
+    result = convert(cnn())
+    assert operators(result.model) == ["Reshape", "Gemm", "Relu", "Reshape", "MaxPool", "Reshape", "Gemm"]
+    assert difference(cnn(), result.model, inputs(result.model, 5)) < 1e-6
+    assert result.difference < 1e-6
+    assert result.is_batched
+    assert not result.kept
+
+
+def test_mlp_form_is_what_simple_readers_take():
+    result = convert(cnn(1), form="mlp").model
+    assert operators(result) == ["Reshape", *["Gemm", "Relu"] * 3, "Gemm"]
+    gemms = [node for node in result.graph.node if node.op_type == "Gemm"]
+    for node in gemms:
+        assert {a.name: helper.get_attribute_value(a) for a in node.attribute} == {
+            "alpha": 1,
+            "beta": 1,
+            "transA": 0,
+            "transB": 1,
+        }
+        assert len(node.input) == 3
+    names = [node.name for node in result.graph.node]
+    assert len(set(names)) == len(names)
+    assert names[2] == "c/Gemm"
+    onnx.checker.check_model(result, full_check=True)
+
+
+@pytest.mark.parametrize("form", ["graph", "mlp"])
+def test_flat(form):
+    original = model("y = Conv<pads = [1, 1, 1, 1]>(x, w)", {"x": ("N", 1, 6, 6)}, WEIGHTS)
+    result = convert(original, form=form, flat=True).model
+    assert operators(result) == ["Gemm"]
+    x = random(3, 1, 6, 6)
+    [expected], [got] = runner.runner(original)({"x": x}), runner.runner(result)({"x": x.reshape(3, -1)})
+    np.testing.assert_allclose(got, expected.reshape(3, -1), atol=1e-5)
+    convert(cnn(), form=form, flat=True)
+
+
+def test_max_pooling_as_relus():
+    result = convert(cnn(), max_pool="relu")
+    assert set(operators(result.model)) == {"Add", "Reshape", "Gemm", "Relu"}
+
+
+def test_merge():
+    linear = model("a = MatMul(x, v)\ny = MatMul(a, w)", {"x": ("N", 4)}, {"v": random(4, 9), "w": random(9, 5)})
+    assert operators(convert(linear, merge="never").model) == ["Gemm", "Gemm"]
+    assert operators(convert(linear, merge="always").model) == ["Gemm"]
+
+
+def test_names_and_types_are_kept():
+    original = model("out = Add(left, right)", {"left": (2, 3), "right": (3,)}, outputs=["out"])
+    result = convert(original).model
+    assert [info.name for info in result.graph.input] == ["left", "right"]
+    assert [info.type for info in result.graph.input] == [info.type for info in original.graph.input]
+    assert result.graph.output[0] == original.graph.output[0]
+
+
+def test_symbolic_batch_keeps_its_name():
+    result = convert(cnn()).model
+    assert [d.dim_param or d.dim_value for d in result.graph.input[0].type.tensor_type.shape.dim] == ["N", 1, 6, 6]
+    assert [d.dim_param or d.dim_value for d in result.graph.output[0].type.tensor_type.shape.dim] == ["N", 4]
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    ["y = Softmax<axis = 0>(x)", "a = Transpose<perm = [1, 0]>(x)\nb = Reshape(a, s)\ny = Neg(b)", "y = Reshape(x, t)"],
+    ids=["mixes-samples", "moves-across-samples", "fixed-reshape"],
+)
+def test_what_does_not_take_a_batch_is_one_sample(nodes):
+    original = model(nodes, {"x": ("N", 3)}, {"s": np.array([-1, 3]), "t": np.array([3, 1])})
+    result = convert(original)
+    assert difference(original, result.model, inputs(result.model)) < 1e-6
+    if result.is_batched:  # only if it is right
+        assert difference(original, result.model, inputs(result.model, 4)) < 1e-6
+
+
+def test_shapes_of_symbolic_sizes():
+    original = model("y = Conv(x, w)", {"x": ("N", 1, "H", "W")}, {"w": random(2, 1, 3, 3)})
+    with pytest.raises(ValueError, match=r"input x \(N, 1, H, W\) must have fixed sizes after its first axis"):
+        convert(original)
+    assert convert(original, shapes={"x": (1, 1, 5, 6)}).plan.layers[0].cols == 30
+    with pytest.raises(ValueError, match=r"shape given for input x \(\(1, 2, 5, 6\)\) must fit .* \(N, 1, H, W\)"):
+        convert(original, shapes={"x": (1, 2, 5, 6)})
+    with pytest.raises(ValueError, match=r"shapes must be of inputs \(x\), got z"):
+        convert(original, shapes={"z": (1,)})
+
+
+def test_input_without_a_shape():
+    original = model("y = Neg(x)", {"x": (1, 3)})
+    original.graph.input[0].type.tensor_type.ClearField("shape")
+    with pytest.raises(ValueError, match="input x must have a shape"):
+        convert(original)
+    assert operators(convert(original, shapes={"x": (1, 3)}).model) == ["Gemm"]
+
+
+def test_weights_among_the_inputs():
+    original = cnn()
+    original.ir_version = 3
+    original.graph.input.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, array.shape) for name, array in WEIGHTS.items()
+    )
+    result = convert(original)
+    assert [info.name for info in result.model.graph.input] == ["x"]
+
+
+def test_nodes_in_any_order():
+    original = cnn()
+    nodes = list(original.graph.node)[::-1]
+    del original.graph.node[:]
+    original.graph.node.extend(nodes)
+    assert convert(original).difference < 1e-6
+
+
+def test_functions_are_inlined():
+    original = model("y = Twice(x)", {"x": (1, 3)})
+    original.graph.node[0].domain = "mine"
+    body = [helper.make_node("Add", ["a", "a"], ["b"])]
+    opsets = [helper.make_opsetid("", 13)]
+    original.functions.append(helper.make_function("mine", "Twice", ["a"], ["b"], body, opsets))
+    original.opset_import.append(helper.make_opsetid("mine", 1))
+    assert operators(convert(original).model) == ["Gemm"]
+
+
+def test_float64():
+    original = model(
+        "y = Gemm(x, w)", {"x": ("N", 3)}, {"w": random(3, 4).astype(np.float64)}, types=dict.fromkeys("xy", 11)
+    )
+    assert convert(original).difference < 1e-15
+    narrow = convert(original, dtype=torch.float32).model
+    assert narrow.graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT
+    assert convert(cnn(), dtype=torch.float64).model.graph.output[0].type.tensor_type.elem_type == TensorProto.DOUBLE
+
+
+def test_integer_input():
+    original = model("a = Cast<to = 1>(x)\ny = MatMul(a, w)", {"x": ("N", 3)}, {"w": random(3, 4)}, types={"x": 7})
+    result = convert(original).model
+    assert operators(result) == ["Cast", "Gemm"]
+    assert difference(original, result, inputs(result, 4)) < 1e-6
+
+
+def test_opset():
+    assert convert(cnn(opset=9)).model.opset_import[0].version == 9  # MaxPool has changed since
+    assert convert(cnn(opset=9), max_pool="relu").model.opset_import[0].version == 13
+    assert convert(cnn(), form="mlp", opset=8).model.opset_import[0].version == 8
+    assert convert(cnn(opset=17)).model.opset_import[0].version == 13
+    with pytest.raises(ValueError, match=r"opset \(8\) must not change the meaning of node p \(MaxPool\)"):
+        convert(cnn(), opset=8)
+    with pytest.raises(ValueError, match=r"opset \(6\) must be 8 to"):
+        convert(cnn(), opset=6)
+
+
+@pytest.mark.parametrize("opset", [8, 11, 13, 18])
+def test_every_kind_in_old_and_new_opsets(opset):
+    original = model(
+        "a = Abs(x)\nb = Max(a, x)\nc = Min(b, l)\nd = PRelu(c, s)\ne = LeakyRelu(d)\ny = Clip(e, l)",
+        {"x": ("N", 3)},
+        {"l": random(), "s": random(3)},
+    )
+    result = convert(original, opset=opset).model
+    assert difference(original, result, inputs(result, 3)) < 1e-6
+
+
+def test_the_same_bytes_each_time(tmp_path):
+    for name in ("a", "b"):
+        convert(cnn(), tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_external_data(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "LARGE", 100)
+    path = tmp_path / "big.onnx"
+    result = convert(cnn(), path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["big.onnx", "big.onnx.data"]
+    assert difference(cnn(), onnx.load(path), inputs(result.model, 2)) < 1e-6
+    assert difference(cnn(), result.model, inputs(result.model, 2)) < 1e-6
+    again = convert(path, tmp_path / "again.onnx", form="mlp")
+    assert difference(cnn(), again.model, inputs(again.model, 2)) < 1e-6
+
+
+def test_nothing_is_written_over_or_left_behind(tmp_path, monkeypatch):
+    path = tmp_path / "out.onnx"
+    path.write_text("mine")
+    with pytest.raises(FileExistsError, match="is there already"):
+        convert(cnn(), path)
+    monkeypatch.setattr("conv2affine.onnx.exporter.Exporter.arrays", lambda *args: (random(72, 36), random(72)))
+    with pytest.raises(Exception, match=r"."):
+        convert(cnn(), path, overwrite=True)
+    assert path.read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [path]
+    monkeypatch.undo()
+    convert(cnn(), path, overwrite=True)
+    onnx.checker.check_model(str(path))
+    with pytest.raises(FileNotFoundError, match="the folder of"):
+        convert(cnn(), tmp_path / "no" / "out.onnx")
+
+
+def test_a_wrong_result_is_noticed(monkeypatch):
+    arrays = exporter.Exporter.arrays
+    monkeypatch.setattr(
+        "conv2affine.onnx.exporter.Exporter.arrays", lambda *args: (1.001 * arrays(*args)[0], arrays(*args)[1])
+    )
+    with pytest.raises(RuntimeError, match="does not equal the original"):
+        convert(cnn())
+
+
+def test_without_onnxruntime(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    assert runner.runner(cnn()).__qualname__.startswith("_reference")
+    assert convert(cnn()).difference < 1e-6
+
+
+def test_memory():
+    with pytest.raises(MemoryError, match=r"more than max_bytes \(1.00 kB\); the largest is that of c \(72 x 36\)"):
+        convert(cnn(), max_bytes=1000)
+
+
+def test_plan():
+    table = plan(cnn())
+    assert [row.name for row in table.rows] == ["c", "r", "p", "y"]
+    assert table.layers[0].nnz == 2 * 16**2
+    assert len(plan(cnn(), form="mlp").layers) == 4
+
+
+def broken(change) -> ModelProto:
+    original = cnn()
+    change(original)
+    return original
+
+
+REFUSED = {
+    "empty": (lambda m: m.Clear(), ValueError, "has no graph"),
+    "cycle": (lambda m: m.graph.node[0].input.__setitem__(0, "y"), ValueError, "must not depend on their own results"),
+    "unknown-operator": (
+        lambda m: setattr(m.graph.node[1], "op_type", "Rely"),
+        ValueError,
+        "No Op registered for Rely",
+    ),
+    "unknown-attribute": (
+        lambda m: m.graph.node[1].attribute.append(helper.make_attribute("slope", 1)),
+        ValueError,
+        "Unrecognized attribute: slope",
+    ),
+    "other-domain": (lambda m: setattr(m.graph.node[1], "domain", "com.mine"), ValueError, "com.mine"),
+    "opset": (lambda m: setattr(m.opset_import[0], "version", 6), ValueError, r"opset \(6\) must be 7 to"),
+    "weight-of-wrong-shape": (
+        lambda m: m.graph.initializer[2].CopyFrom(numpy_helper.from_array(random(17, 4), "v")),
+        ValueError,
+        "Gemm node y must follow the rules",
+    ),
+    "truncated-weight": (lambda m: setattr(m.graph.initializer[0], "raw_data", b"123"), ValueError, "raw_data size"),
+    "size-0": (
+        lambda m: setattr(m.graph.input[0].type.tensor_type.shape.dim[2], "dim_value", 0),
+        ValueError,
+        "sizes of input x must be at least 1, got 0",
+    ),
+    "no-input": (lambda m: m.graph.node[0].input.__setitem__(0, "z"), ValueError, "z"),
+}
+
+
+@pytest.mark.parametrize(("change", "error", "message"), REFUSED.values(), ids=REFUSED)
+def test_refused(change, error, message):
+    with pytest.raises(error, match=message):
+        convert(broken(change))
+
+
+NODES_REFUSED = {
+    "random": ("n = RandomNormalLike(x)\ny = Add(x, n)", ValueError, "RandomNormalLike node n depends on chance"),
+    "dropout-in-training": ("y = Dropout(x, r, t)", ValueError, "Dropout node y depends on chance"),
+    "dynamic-shape": ("i = NonZero(x)\ny = Cast<to = 1>(i)", NotImplementedError, "NonZero node i: the shape of i"),
+    "huge": ("y = Expand(x, s)", ValueError, "must have at most 134217728 elements"),
+    "sequence": (
+        "s2 = SequenceConstruct(x)\ny = ConcatFromSequence<axis = 0>(s2)",
+        NotImplementedError,
+        "SequenceConstruct",
+    ),
+    "subgraph": (
+        "y = If<then_branch = g () => (float[1, 3] a) { a = Neg(x) }, "
+        "else_branch = h () => (float[1, 3] b) { b = Abs(x) }>(t)",
+        NotImplementedError,
+        "If node y: subgraphs",
+    ),
+    "empty-result": ("y = Sigmoid(z)\nz = Slice(x, o, o)", NotImplementedError, "must have elements"),
+}
+
+
+@pytest.mark.parametrize(("nodes", "error", "message"), NODES_REFUSED.values(), ids=NODES_REFUSED)
+def test_refused_nodes(nodes, error, message):
+    constants = {"r": np.float32(0.5), "t": np.array(True), "s": np.array([2**40, 3]), "o": np.array([0])}
+    with pytest.raises(error, match=message):
+        convert(model(nodes, {"x": (1, 3)}, constants))
+
+
+MLP_REFUSED = {
+    "two-inputs": ("y = Add(x, z)", {"x": (1, 3), "z": (1, 3)}, ["y"], ValueError, "a chain has one input"),
+    "two-outputs": ("y = Neg(x)\nz = Abs(x)", {"x": (1, 3)}, ["y", "z"], ValueError, "a chain has one output"),
+    "not-piecewise-linear": ("y = Tanh(x)", {"x": (1, 3)}, ["y"], NotImplementedError, "y: Tanh must be affine or"),
+    "attribute": (
+        "a, i = MaxPool<kernel_shape = [2], storage_order = 1>(x)\ny = Cast<to = 1>(i)",
+        {"x": (1, 1, 3)},
+        ["y"],
+        NotImplementedError,
+        "a: MaxPool must be .* i is of type int64",
+    ),
+}
+
+
+@pytest.mark.parametrize(("nodes", "shapes", "outputs", "error", "message"), MLP_REFUSED.values(), ids=MLP_REFUSED)
+def test_refused_as_mlp(nodes, shapes, outputs, error, message):
+    with pytest.raises(error, match=message):
+        convert(model(nodes, shapes, outputs=outputs), form="mlp")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"form": "cnn"}, r"form \('cnn'\) must be one of"),
+        ({"merge": "all"}, r"merge \('all'\)"),
+        ({"max_pool": "no"}, r"max_pool \('no'\)"),
+        ({"dtype": torch.float16}, r"dtype \(torch.float16\) must be torch.float32 or torch.float64"),
+    ],
+)
+def test_refused_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        convert(cnn(), **options)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x08\x01\x12"], ids=["empty", "text", "truncated"])
+def test_not_a_model(tmp_path, content):
+    path = tmp_path / "x.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"must (be|hold) an ONNX"):
+        convert(path)
+
+
+def test_truncated_file(tmp_path):
+    path = tmp_path / "x.onnx"
+    path.write_bytes(cnn().SerializeToString()[:-20])
+    with pytest.raises(ValueError, match="must be an ONNX file, and is not, or is truncated"):
+        convert(path)
+
+
+def test_huge_file(tmp_path):
+    path = tmp_path / "x.onnx"
+    with path.open("wb") as file:
+        file.truncate(3 * 2**30)  # sparse
+    with pytest.raises(ValueError, match="must be at most 2147483647 bytes"):
+        convert(path)
+
+
+@pytest.mark.parametrize("location", ["../secret", "/etc/hostname", "link", "missing", ""])
+def test_external_data_outside_of_the_folder(tmp_path, location):
+    (tmp_path / "secret").write_bytes(bytes(8 * 18))
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path / "secret")
+    original = cnn()
+    tensor = original.graph.initializer[2]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    path = folder / "x.onnx"
+    path.write_bytes(original.SerializeToString())
+    with pytest.raises(ValueError, match=r"external data of tensor v \(.*\) must"):
+        convert(path)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 2, 3, padding=1)
+        self.norm = nn.BatchNorm2d(2)
+        self.second = nn.Conv2d(2, 2, 3, padding=1)
+        self.pool = nn.MaxPool2d(3, 2, padding=1)
+        self.head = nn.Linear(18, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.first(x)))
+        x = torch.relu(self.second(x) + x)
+        return self.head(self.pool(x).flatten(1))
+
+
+@pytest.mark.parametrize("form", ["graph", "mlp"])
+def test_export(form, tmp_path):
+    module, x = Residual().eval(), torch.randn(3, 1, 6, 6)
+    export(module, x, tmp_path / "x.onnx", form=form)
+    [y] = runner.runner(tmp_path / "x.onnx")({"x": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(y), module(x).detach())
+    found = operators(onnx.load(tmp_path / "x.onnx"))
+    assert set(found) <= {"Reshape", "Gemm", "Relu"} | ({"Gather", "ReduceMax"} if form == "graph" else set())
+
+
+KEPT_MODULES = {
+    "sigmoid": nn.Sigmoid(),
+    "tanh": nn.Tanh(),
+    "softmax": nn.Softmax(1),
+    "log-softmax": nn.LogSoftmax(1),
+    "hardswish": nn.Hardswish(),
+    "mish": nn.Mish(),
+}
+
+
+@pytest.mark.parametrize("step", KEPT_MODULES.values(), ids=KEPT_MODULES)
+def test_export_keeps_steps(step):
+    result = export(nn.Sequential(nn.Conv1d(1, 2, 3), step), torch.randn(2, 1, 5))
+    assert result.kept == {"1": "it is not affine"}
+
+
+def test_export_refuses():
+    with pytest.raises(NotImplementedError, match=r"0 \(gelu\) has no ONNX operator here; use torch.onnx.export"):
+        export(nn.Sequential(nn.GELU()), torch.randn(1, 3))
+    with pytest.raises(TypeError, match="must be tensors of float32 or float64"):
+        export(nn.Sequential(nn.ReLU()).half(), torch.randn(1, 3).half())
+
+
+def test_result_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        convert(cnn()).difference = 0
