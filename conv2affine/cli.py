@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -162,7 +163,9 @@ def convert(
 def _errors(debug: bool) -> Iterator[None]:
     """Show an error as one line; or as it is, for those who look for its cause."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor")  # PyTorch's, about itself
+            yield
     except Exception as error:
         if debug:
             raise
