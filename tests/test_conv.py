@@ -57,7 +57,7 @@ def test_layer_follows_the_linear(training, weight_grad, bias_grad):
     linear.weight.requires_grad_(weight_grad)
     linear.bias.requires_grad_(bias_grad)
     with torch.no_grad():
-        conv = to_conv(linear, Geometry(1, 2, (3,), 5))
+        conv = to_conv(linear, Geometry(1, 2, (3,), input_size=5))
     assert (conv.weight.requires_grad, conv.bias.requires_grad, conv.training) == (weight_grad, bias_grad, training)
 
 
@@ -101,7 +101,7 @@ def test_bias_that_is_not_constant_is_refused():
 def test_default_tolerance_is_what_rounding_explains(dtype):
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(2, 2, 5, generator=generator, dtype=torch.complex128 if dtype.is_complex else torch.float64)
-    geometry = Geometry(2, 2, (5,), 7, padding=2, padding_mode="reflect")
+    geometry = Geometry(2, 2, (5,), input_size=7, padding=2, padding_mode="reflect")
     linear = nn.Linear(14, 14, bias=False, dtype=dtype).requires_grad_(False)
     linear.weight.copy_(to_matrix(weight, geometry))
     rounding = 10 * torch.finfo(dtype).eps
@@ -174,7 +174,7 @@ def test_padding_that_no_layer_has_is_refused(options):
 
 
 def test_padding_of_an_even_kernel_is_same():
-    geometry = Geometry(1, 1, (2, 3), (4, 5), padding="same")
+    geometry = Geometry(1, 1, (2, 3), input_size=(4, 5), padding="same")
     matrix = conv_matrix(torch.arange(6.0).view(1, 1, 2, 3), (4, 5), padding="same")
     linear = nn.Linear(20, 20, bias=False).requires_grad_(False)
     linear.weight.copy_(matrix)
