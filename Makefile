@@ -22,6 +22,7 @@ demo: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks --output build/bench
+	$(BIN)/python -m benchmarks.networks
 
 lint: $(VENV)/tools
 	$(BIN)/ruff check $(PYTHON_FILES)
@@ -80,7 +81,7 @@ $(VENV)/tools: $(VENV)/torch pyproject.toml
 	$(BIN)/pip install --quiet 'setuptools>=77' cmake ninja 'pybind11>=3' build
 	$(BIN)/python -c "import tomllib; extras = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; print(*(r for e in ('test', 'lint', 'demo', 'bench') for r in extras[e]), sep='\n')" > $(VENV)/tools.txt
 	$(BIN)/pip install --quiet -r $(VENV)/tools.txt
-	$(BIN)/pip install --quiet --no-deps einconv
+	$(BIN)/pip install --quiet --no-deps einconv relucent
 	touch $@
 
 # Editable: Python changes are there at once, C++ changes at the next make.

@@ -1,33 +1,43 @@
 """Speed and memory of conv2affine, next to floors and to what people do instead.
 
-Per layer and layout, each contender is first called once in a fresh process: that tells its peak memory, and whether
-its matrix is right. Those that are right are then timed side by side, in rounds in which each has its turn; a peer
-that takes seconds gets fewer rounds, or only that first call. Two floors go with every table: `torch.zeros`
-of as many bytes, and `zero_()` of memory that is there already.
+The tables `dense` and `csr` have contenders. Each is first called once in a fresh process, which shows its peak memory
+and whether its matrix is right. Those that are right are then timed side by side, in rounds in which each has its turn;
+a peer that takes seconds gets fewer rounds, or only that first call. Two floors go with both tables: `torch.zeros` of
+as many bytes, and `zero_()` of memory that is there already.
+
+`training` has gradients, `layer` the sparse layer, `long` kernels as long as the input: calls in rounds, as ratios to a
+floor. With `--against`, all calls of ours are timed by turns in this checkout and in another one instead.
 
 Leave the machine alone meanwhile. The tables are printed; the output folder gets results.json, with every round and
-the machine's description, and the plots: time by size, by threads and by the number of non-zeros.
+the machine's description, and with `--plot` the plot.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 
+from benchmarks.against import Worker, compare
+from benchmarks.calls import COMPARED, TABLES, fitting, measure_calls
 from benchmarks.cases import BY_ID, CASES
-from benchmarks.report import save, table
-from benchmarks.series import LAYOUTS, Settings, measure, run_plots
+from benchmarks.measure import use
+from benchmarks.report import calls_table, comparison_table, save, table
+from benchmarks.series import Settings, measure, measure_plot
+
+LAYOUTS = {"dense": torch.strided, "csr": torch.sparse_csr}
 
 
 def main() -> None:
     """Measure, print, save, draw."""
     arguments = parser().parse_args()
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
-    layouts = LAYOUTS.values() if arguments.layout == "both" else [LAYOUTS[arguments.layout]]
+    arguments.output.mkdir(parents=True, exist_ok=True)
     settings = Settings(
         arguments.rounds,
         arguments.threads,
@@ -36,25 +46,57 @@ def main() -> None:
         arguments.memory,
         arguments.device,
     )
+    run = against if arguments.against else side_by_side
     results = []
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    for layout in layouts:
-        for id in arguments.cases:
-            with console.status(f"case {id}, {layout}"):
-                measured = measure("cases", BY_ID[id], layout, settings)
-            if measured:
-                console.print(table(measured))
-            results += measured
-            save(results, settings, arguments.output / "results.json")
-    if arguments.plots:
-        from benchmarks import plots  # not needed otherwise, and slow to import
-
-        with console.status("series for the plots"):
-            results += run_plots(settings)
+    for found in run(arguments, settings, console):
+        results += found
         save(results, settings, arguments.output / "results.json")
-        for path in plots.draw(results, arguments.output):
-            console.print(f"Plot: {path}")
+    if arguments.plot:
+        from benchmarks.plot import draw  # not needed otherwise, and slow to import
+
+        with console.status("points of the plot"):
+            points = measure_plot(settings)
+        save([*results, *map(asdict, points)], settings, arguments.output / "results.json")
+        draw(points).savefig(arguments.output / "scaling.png", dpi=200)
     console.print(f"All numbers: {arguments.output / 'results.json'}")
+
+
+def side_by_side(arguments: argparse.Namespace, settings: Settings, console: Console) -> Any:
+    """Everyone who takes part, in this process."""
+    use(settings.threads, settings.device)
+    for name in arguments.table or [*LAYOUTS, *TABLES]:
+        cases = CASES if name in LAYOUTS else TABLES[name].cases
+        for case in cases:
+            if arguments.cases and case.id not in arguments.cases:
+                continue
+            with console.status(f"{name}, case {case.id}"):
+                if name in LAYOUTS:
+                    measured = measure(name, case, LAYOUTS[name], settings)
+                    printed, found = measured and table(measured), list(map(asdict, measured))
+                else:
+                    tasks = fitting(TABLES[name], case, settings.limit)
+                    tasks = [task for task in tasks if settings.peers or task.kind != "peer"]
+                    seconds = measure_calls(tasks, settings.rounds, settings.threads)
+                    printed = calls_table(name, case, tasks, seconds)
+                    found = [{"series": name, "case": case.id, "layer": str(case), "seconds": seconds}]
+            if printed:
+                console.print(printed)
+            yield found
+
+
+def against(arguments: argparse.Namespace, settings: Settings, console: Console) -> Any:
+    """This checkout and another one, by turns."""
+    workers = tuple(Worker(checkout, settings.threads) for checkout in (Path.cwd(), arguments.against))
+    for name in arguments.table or COMPARED:
+        for case in COMPARED[name].cases:
+            if arguments.cases and case.id not in arguments.cases:
+                continue
+            with console.status(f"{name}, case {case.id}"):
+                comparisons = compare(workers, name, case, settings.rounds, settings.limit)
+            console.print(comparison_table(comparisons))
+            yield list(map(asdict, comparisons))
+    for worker in workers:
+        worker.close()
 
 
 def parser() -> argparse.ArgumentParser:
@@ -63,17 +105,18 @@ def parser() -> argparse.ArgumentParser:
         "python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = result.add_argument
-    ids = [case.id for case in CASES]
-    layers = "; ".join(f"{case.id}: {case}" for case in CASES)
+    layers = "; ".join(f"{case.id}: {case}" for case in BY_ID.values())
+    tables = [*LAYOUTS, *COMPARED]
     add("--output", type=Path, default=Path("build/bench"), metavar="DIR", help="default: %(default)s")
-    add("--cases", nargs="+", default=ids, choices=ids, metavar="ID", help=f"default: all. {layers}")
-    add("--layout", default="both", choices=["strided", "sparse_csr", "both"], help="default: %(default)s")
+    add("--table", nargs="+", choices=tables, metavar="NAME", help=f"{', '.join(tables)}; default: all")
+    add("--cases", nargs="+", choices=list(BY_ID), metavar="ID", help=f"default: all. {layers}")
     add("--rounds", type=int, default=7, metavar="N", help="default: %(default)s")
     add("--threads", type=int, default=2, metavar="N", help="default: %(default)s")
-    add("--limit-gb", type=float, default=11, metavar="X", help="who needs more sits out; default: %(default)s")
-    add("--device", default="cpu", help="default: %(default)s")
+    add("--limit-gb", type=float, default=11, metavar="X", help="whoever needs more sits out; default: %(default)s")
+    add("--device", default="cpu", help="of the tables dense and csr; default: %(default)s")
+    add("--against", type=Path, metavar="PATH", help="another checkout, with its own compiled part")
+    add("--plot", action="store_true", help="also measure and draw the time by size")
     add("--no-peers", dest="peers", action="store_false", help="conv2affine and the floors only")
-    add("--no-plots", dest="plots", action="store_false", help="the tables only")
     add("--no-memory", dest="memory", action="store_false", help="check in this process, measure no memory")
     return result
 

@@ -1,4 +1,4 @@
-"""What is measured: the layers of the tables, and the series of the plots. All of it data."""
+"""What is measured: the layers of the tables, and those of the plot. All of it data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Case:
     layer: type[nn.Module]
     args: tuple[int, ...]
     options: dict[str, Any]
-    input_size: tuple[int, int]
+    input_size: tuple[int, ...]
 
     def conv(self, dtype: torch.dtype = torch.float32) -> Any:
         """The layer, its weights the same each time; frozen, so that nobody pays for autograd."""
@@ -39,7 +39,7 @@ class Case:
 
     @property
     def needs(self) -> set[str]:
-        """Options beyond a plain convolution, as `Contender.lacks` names them."""
+        """Options that a plain convolution lacks, as in `Contender.lacks`."""
         conv = self.conv()
         needs = {
             "transposed": conv.transposed,
@@ -51,13 +51,14 @@ class Case:
 
     def __str__(self) -> str:
         options = [f"{name}={value}" for name, value in self.options.items()]
-        height, width = self.input_size
-        return f"{self.layer.__name__}({', '.join([*map(str, self.args), *options])}) @ {height}x{width}"
+        size = "x".join(map(str, self.input_size))
+        return f"{self.layer.__name__}({', '.join([*map(str, self.args), *options])}) @ {size}"
 
 
-def case(id: str, layer: type[nn.Module], input_size: int | tuple[int, int], *args: int, **options: Any) -> Case:
-    """A case; one int is a square input."""
-    return Case(id, layer, args, options, (input_size, input_size) if isinstance(input_size, int) else input_size)
+def case(id: str, layer: type[nn.Module], input_size: int | tuple[int, ...], *args: int, **options: Any) -> Case:
+    """A case; one int is the size of all axes."""
+    dims = 1 if layer is nn.Conv1d else 2
+    return Case(id, layer, args, options, (input_size,) * dims if isinstance(input_size, int) else input_size)
 
 
 C, T = nn.Conv2d, nn.ConvTranspose2d
@@ -74,13 +75,13 @@ CASES = [
     case("H", C, 56, 64, 64, 3, padding=1),
     case("T", T, 32, 32, 16, 4, stride=2, padding=1),
 ]
-BY_ID = {c.id: c for c in CASES}
+# Kernels about as long as the input, and more padding than anything else; and many channels of such a kernel.
+LONG = [
+    *(case(f"n={n}", nn.Conv1d, n, 1, 1, n, padding=n // 2) for n in (6000, 12000, 16001)),
+    case("padding", nn.Conv1d, 10, 1, 1, 3, padding=10**8),
+    case("K", C, 40, 4, 4, 31, padding=15, groups=4),
+]
+BY_ID = {c.id: c for c in [*CASES, *LONG]}
 
 # One layer, the input growing: 65 kB to 3.3 GB, a step is about a factor of 4.
 SCALING = [case(f"n={n}", C, n, 8, 8, 3, padding=1) for n in (4, 6, 8, 12, 16, 24, 32, 48, 60)]
-
-# One matrix of 8192 x 8192, 268 MB, getting fuller: first fewer groups, then larger kernels, up to no zero at all.
-FILLING = [
-    *(case(f"groups={groups}", C, 16, 32, 32, 3, padding=1, groups=groups) for groups in (32, 8, 2)),
-    *(case(f"kernel={kernel}", C, 16, 32, 32, kernel, padding=kernel // 2) for kernel in (3, 5, 9, 15, 31)),
-]

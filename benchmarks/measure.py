@@ -10,20 +10,19 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import get_context
 from statistics import median
 
 import torch
 from torch import nn
-from torch.utils.benchmark import Timer
 
 from benchmarks.cases import Case, case
 from benchmarks.check import is_right
 from benchmarks.contender import Contender
 from benchmarks.contenders import BY_KEY
+from benchmarks.timing import interleave, patient_rounds
 
-SHORTEST = 0.02  # seconds of one round: calls are repeated until they fill it
-PATIENCE = 4.0  # seconds for all rounds of a peer
 TINY = case("tiny", nn.Conv2d, 3, 1, 1, 2)
 UNITS = 1 if sys.platform == "darwin" else 1024  # bytes, and kilobytes, of ru_maxrss
 
@@ -110,22 +109,18 @@ def use(threads: int, device: str) -> None:
 
 
 def time_rounds(running: list[tuple[Contender, Result]], case: Case, rounds: int, threads: int) -> None:
-    """Rounds in which each contender has its turn, so that a slow minute of the machine hits all of them.
-
-    The result of a call is dropped at once, so that giving the memory back counts, for all alike.
-    """
-    for number in range(rounds):
-        for contender, result in running:
-            if number < planned_rounds(result, rounds):
-                timer = Timer("call()", globals={"call": contender.prepare(case)}, num_threads=threads)
-                result.seconds.append(timer.blocked_autorange(min_run_time=SHORTEST).median)
-    for _, result in running:
-        if not result.seconds and result.first_call:
-            result.seconds = [result.first_call]
+    """Time everyone side by side; of a slow peer, its first call may be all that there is."""
+    seconds = interleave(
+        {contender.id: partial(contender.prepare, case) for contender, _ in running},
+        {contender.id: planned_rounds(result, rounds) for contender, result in running},
+        threads,
+    )
+    for contender, result in running:
+        result.seconds = seconds[contender.id] or [result.first_call or 0.0]
 
 
 def planned_rounds(result: Result, rounds: int) -> int:
-    """All rounds, or for a slow peer as many as `PATIENCE` lasts; 0: its first call is all that it gets."""
+    """All rounds, or for a slow peer as many as there is patience for."""
     if result.kind != "peer" or not result.first_call:
         return rounds
-    return min(rounds, int(PATIENCE / (2 * result.first_call)))  # a round is two calls, the first to warm up
+    return patient_rounds(rounds, result.first_call)

@@ -1,8 +1,8 @@
 """Whole networks: what a conversion takes next to the sum of its convolutions, and next to relucent.
 
 The floor is what must be done anyway: the CSR matrix of each convolution, and a copy of the result. All is float32. A
-conversion is timed without `torch.export`, and without the check of its result, which have their own columns. Of several
-rounds the best counts. Peak memory is that of a fresh process, beyond what it held after `torch.export`.
+conversion is timed without `torch.export`, and without the check of its result, which have their own columns. The
+best of several rounds counts. Peak memory is that of a fresh process, beyond what it held after `torch.export`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks.cases import Case
 from benchmarks.contender import Contender, calling, result_bytes
-from conv2affine import Geometry, derivatives, to_linear, to_matrix
+from conv2affine import to_linear, to_matrix
 
 DENSE, CSR = torch.strided, torch.sparse_csr
 FRESH, WARM = "torch.zeros", "warm zero_()"  # the floors that every table has ratios to
@@ -43,31 +42,11 @@ def constructor(case: Case) -> partial[nn.Linear]:
     return partial(nn.Linear, case.plan.cols, case.plan.rows)
 
 
-def operator(case: Case) -> Callable[[], Any]:
-    """The dense operator as `to_matrix` calls it, without the checks of a layer: those show in small matrices."""
-    return partial(derivatives.call, "dense", *arguments(case))
-
-
-def csr_operator(case: Case) -> Callable[[], Any]:
-    """The same of CSR: the parts of the matrix, not yet a tensor."""
-    return partial(derivatives.call, "csr", *arguments(case), torch.int32, False)
-
-
-def arguments(case: Case) -> tuple[Any, ...]:
-    """What every operator takes."""
-    conv = case.conv()
-    geometry = Geometry.from_layer(conv, case.input_size)
-    return (geometry.canonical(conv.weight), *geometry.operator_arguments(), 0, geometry.shape[0])
-
-
 TINY: dict[str, Any] = {"too_slow": lambda case: case.plan.nnz > 1e4}
-SMALL: dict[str, Any] = {"too_slow": lambda case: case.plan.nnz > 1e6}
 
 OURS = [
     Contender("conv2affine.to_matrix", DENSE, "ours", calling(to_matrix), result_bytes(DENSE)),
     Contender("conv2affine.to_linear", DENSE, "ours", calling(to_linear), result_bytes(DENSE)),
-    Contender("the operator alone", DENSE, "ours", operator, result_bytes(DENSE), **TINY),
-    Contender("the operator alone", CSR, "ours", csr_operator, result_bytes(CSR), **SMALL),
     Contender("conv2affine.to_matrix", CSR, "ours", calling(csr_matrix), result_bytes(CSR)),
 ]
 FLOORS = [

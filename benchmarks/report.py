@@ -10,6 +10,8 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import torch
 from rich.box import SIMPLE_HEAD
@@ -17,11 +19,14 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from benchmarks.against import Comparison
+from benchmarks.calls import Task
+from benchmarks.cases import Case
 from benchmarks.measure import Result
 from benchmarks.ours import FRESH, WARM
 from benchmarks.series import Settings
-from conv2affine.plan import readable_bytes
 
+BYTES = ("B", "kB", "MB", "GB")
 STYLES = {"ours": "bold", "floor": "dim", "peer": ""}
 PACKAGES = ("conv2affine", "torch", "numpy", "scipy", "einconv")
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
@@ -30,7 +35,7 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
 def table(results: list[Result]) -> Group:
     """One case in one layout, fastest first."""
     first = results[0]
-    size = f"{first.rows:,} x {first.cols:,}, {first.nnz:,} non-zeros, {readable_bytes(first.bytes)}"
+    size = f"{first.rows:,} x {first.cols:,}, {first.nnz:,} non-zeros, {unit(first.bytes, BYTES)}"
     heading = Text(f"{first.case}  {first.layer}, {first.layout}, {first.threads} threads\n   {size}", "bold")
     rows = Table("contender", box=SIMPLE_HEAD)
     for column in ("ms, median", "min .. max", "rounds", "/ zeros", "/ zero_()", "peak MB"):
@@ -43,14 +48,63 @@ def table(results: list[Result]) -> Group:
     return Group(heading, rows)
 
 
+def calls_table(name: str, case: Case, tasks: list[Task], seconds: dict[str, list[float]]) -> Group:
+    """The calls on one case, and their ratios to the fastest floor of the same batch."""
+    rows = Table("call", box=SIMPLE_HEAD)
+    for column in ("ms, median", "min .. max", "/ floor"):
+        rows.add_column(column, justify="right")
+    for task in tasks:
+        times = seconds[task.name]
+        floors = [median(seconds[other.name]) for other in tasks if other.kind == "floor" and alike(task, other)]
+        ratio = digits(median(times) / min(floors)) if floors else ""
+        rows.add_row(task.name, digits(1e3 * median(times)), extent(times), ratio, style=STYLES[task.kind])
+    return Group(Text(f"{case.id}  {case}, {name}", "bold"), rows)
+
+
+def alike(task: Task, floor: Task) -> bool:
+    """Whether a floor is one of this task: of the same batch, where there are several."""
+    return task.name.partition(", batch")[2] == floor.name.partition(", batch")[2]
+
+
+def comparison_table(comparisons: list[Comparison]) -> Group:
+    """The calls on one case, in both checkouts."""
+    rows = Table("call", box=SIMPLE_HEAD)
+    for column in ("ms here", "min .. max", "ms there", "min .. max", "here / there"):
+        rows.add_column(column, justify="right")
+    for c in comparisons:
+        cells = [text for times in (c.here, c.there) for text in times_of(times)]
+        rows.add_row(c.call, *cells, c.error[:60] if c.error else digits(c.ratio or 0), style=STYLES[c.kind])
+    heading = f"{comparisons[0].case}  {comparisons[0].layer}, {comparisons[0].table}" if comparisons else ""
+    return Group(Text(heading, "bold"), rows)
+
+
+def times_of(times: list[float]) -> list[str]:
+    """Median and extent."""
+    return [digits(1e3 * median(times)), extent(times)] if times else ["", ""]
+
+
+def extent(times: list[float]) -> str:
+    """From the fastest round to the slowest one, in ms."""
+    return f"{digits(1e3 * min(times))} .. {digits(1e3 * max(times))}" if len(times) > 1 else ""
+
+
 def cells(r: Result, fresh: float | None, warm: float | None) -> list[str]:
     """One row without its name."""
     if r.median is None:
         return [r.status if len(r.status) < 30 else r.status.split(":")[0], *[""] * 5]
-    spread = f"{digits(1e3 * min(r.seconds))} .. {digits(1e3 * max(r.seconds))}" if len(r.seconds) > 1 else ""
     ratios = [digits(r.median / floor) if floor else "" for floor in (fresh, warm)]
     peak = "" if r.peak_bytes is None else f"{r.peak_bytes / 1e6:,.0f}"
-    return [digits(1e3 * r.median), spread, str(len(r.seconds)), *ratios, peak]
+    return [digits(1e3 * r.median), extent(r.seconds), str(len(r.seconds)), *ratios, peak]
+
+
+def unit(value: float, units: tuple[str, ...]) -> str:
+    """A round number with the unit that keeps it short."""
+    if not value:
+        return "0"
+    power = 0
+    while value >= 999.5 and power < len(units) - 1:
+        value, power = value / 1000, power + 1
+    return f"{value:.3g} {units[power]}"
 
 
 def digits(number: float) -> str:
@@ -60,9 +114,9 @@ def digits(number: float) -> str:
     return f"{number:.{2 if number < 10 else 1}f}" if number >= 1 else f"{number:.3g}"
 
 
-def save(results: list[Result], settings: Settings, path: Path) -> None:
+def save(results: list[dict[str, Any]], settings: Settings, path: Path) -> None:
     """Everything, with what it was measured on."""
-    content = {"machine": machine(), "settings": asdict(settings), "results": [asdict(r) for r in results]}
+    content = {"machine": machine(), "settings": asdict(settings), "results": results}
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 

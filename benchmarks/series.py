@@ -1,4 +1,4 @@
-"""Which contenders meet on which cases: for the tables, and for each plot."""
+"""Which contenders meet on which cases: for the tables, and for the plot."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from benchmarks.cases import BY_ID, FILLING, SCALING, Case
+from benchmarks.cases import SCALING, Case
 from benchmarks.contender import Contender
 from benchmarks.contenders import CONTENDERS
 from benchmarks.measure import Result, probe, probe_apart, time_rounds, use
-
-LAYOUTS = {"strided": torch.strided, "sparse_csr": torch.sparse_csr}
 
 
 @dataclass(frozen=True)
@@ -27,25 +25,10 @@ class Settings:
     device: str
 
 
-@dataclass(frozen=True)
-class Series:
-    """The points of one plot."""
-
-    name: str
-    cases: Sequence[Case]
-    layout: torch.layout
-    peers: Sequence[str]
-
-
-# Only the peers that are worth a line of their own.
-SCALE = Series("scaling", SCALING, torch.strided, ["scipy.sparse.kron, toarray", "unfold + scatter", "conv(eye)"])
-FILL = Series("filling", FILLING, torch.strided, ["scipy.sparse.kron, toarray", "unfold + scatter"])
-THREADS = [
-    Series("threads", [BY_ID["E"]], torch.strided, []),
-    Series("threads", [BY_ID["F"]], torch.sparse_csr, []),
-]
+# Only the peers that are worth a curve of their own.
+PLOT_PEERS = ("scipy.sparse.kron, toarray", "unfold + scatter", "conv(eye)")
 PLOT_ROUNDS = 3  # many points take the place of many rounds
-LEFT_OUT = {"conv2affine.to_linear", "the operator alone", "nn.Linear()"}  # of the plots
+LEFT_OUT = {"conv2affine.to_linear", "nn.Linear()"}  # of the plot
 
 
 def measure(
@@ -89,21 +72,7 @@ def new_result(series: str, case: Case, contender: Contender, settings: Settings
     return result
 
 
-def run_plots(settings: Settings) -> list[Result]:
-    """All points of all plots."""
-    results = []
+def measure_plot(settings: Settings) -> list[Result]:
+    """All points of the plot."""
     settings = replace(settings, rounds=min(settings.rounds, PLOT_ROUNDS))
-    for series in SCALE, FILL:
-        for case in series.cases:
-            results += measure(series.name, case, series.layout, settings, series.peers)
-    for series in THREADS:
-        for threads in thread_counts(settings.threads):
-            for case in series.cases:
-                fewer = replace(settings, threads=threads)
-                results += measure(series.name, case, series.layout, fewer, series.peers)
-    return results
-
-
-def thread_counts(most: int) -> list[int]:
-    """1, 2, 4, ... and the most."""
-    return sorted({min(2**power, most) for power in range(most.bit_length() + 1)})
+    return [result for case in SCALING for result in measure("scaling", case, torch.strided, settings, only=PLOT_PEERS)]

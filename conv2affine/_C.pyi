@@ -20,44 +20,75 @@ def axis_taps(
     stride: int,
     padding: int,
     dilation: int,
-    rule: str,
-    transpose: bool = False,
+    padding_mode: str,
+    transposed: bool,
+    by_columns: bool = False,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]: ...
 def entries(
-    weight_size: Sequence[int], geometry: Sequence[int], rule: str, row_start: int, row_stop: int, transpose: bool
+    weight_size: Sequence[int],
+    geometry: Sequence[int],
+    padding_mode: str,
+    transposed: bool,
+    row_start: int,
+    row_stop: int,
+    by_columns: bool,
 ) -> int: ...
 def dense_resident_bytes(
-    weight_size: Sequence[int], geometry: Sequence[int], rule: str, rows: int, itemsize: int
+    weight_size: Sequence[int],
+    geometry: Sequence[int],
+    padding_mode: str,
+    transposed: bool,
+    rows: int,
+    itemsize: int,
 ) -> int: ...
 
 # The operators, with the arguments of their schemas, below autograd.
-def dense(weight: Tensor, geometry: Sequence[int], rule: str, row_start: int, row_stop: int, /) -> Tensor: ...
+def dense(
+    weight: Tensor, geometry: Sequence[int], padding_mode: str, transposed: bool, row_start: int, row_stop: int, /
+) -> Tensor: ...
 def csr(
     weight: Tensor,
     geometry: Sequence[int],
-    rule: str,
+    padding_mode: str,
+    transposed: bool,
     row_start: int,
     row_stop: int,
+    by_columns: bool,
     index_dtype: torch.dtype,
-    transpose: bool,
     /,
 ) -> tuple[Tensor, Tensor, Tensor]: ...
 def coo(
-    weight: Tensor, geometry: Sequence[int], rule: str, row_start: int, row_stop: int, /
+    weight: Tensor, geometry: Sequence[int], padding_mode: str, transposed: bool, row_start: int, row_stop: int, /
 ) -> tuple[Tensor, Tensor]: ...
 def values(
-    weight: Tensor, geometry: Sequence[int], rule: str, row_start: int, row_stop: int, transpose: bool, /
+    weight: Tensor,
+    geometry: Sequence[int],
+    padding_mode: str,
+    transposed: bool,
+    row_start: int,
+    row_stop: int,
+    by_columns: bool,
+    /,
 ) -> Tensor: ...
+def bias(bias: Tensor, outputs: int, /) -> Tensor: ...
 def dense_adjoint(
-    matrix: Tensor, weight_size: Sequence[int], geometry: Sequence[int], rule: str, row_start: int, row_stop: int, /
+    matrix: Tensor,
+    weight_size: Sequence[int],
+    geometry: Sequence[int],
+    padding_mode: str,
+    transposed: bool,
+    row_start: int,
+    row_stop: int,
+    /,
 ) -> Tensor: ...
 def sparse_adjoint(
     values: Tensor,
     weight_size: Sequence[int],
     geometry: Sequence[int],
-    rule: str,
+    padding_mode: str,
+    transposed: bool,
     row_start: int,
     row_stop: int,
-    transpose: bool,
+    by_columns: bool,
     /,
 ) -> Tensor: ...

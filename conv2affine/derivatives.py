@@ -1,224 +1,144 @@
-"""What PyTorch knows of the operators beside their kernels: shapes without data, derivatives, batches.
+"""What PyTorch knows of the operators besides their kernels: derivatives, batches, and outputs without data.
 
-Each operator is linear in its first argument, and the adjoint of another one: so each is the other's gradient, and its
-own derivative in forward mode, and it takes a batch of weights as more output channels.
+The last output of every operator is linear in its first argument, and the other outputs do not depend on its values.
+So the derivative in forward mode is the operator itself, in reverse mode its adjoint, and a batch of weights is one
+weight of more channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from math import prod
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import FunctionalizeInterpreter, retrieve_current_functorch_interpreter
+from torch._subclasses.functional_tensor import FunctorchFunctionalizeAPI
 from torch.autograd import forward_ad
 from torch.overrides import has_torch_function_unary
 
 from conv2affine.extension import _C
+from conv2affine.linear_maps import LINEAR, OPERATORS, Matrix, check_bytes
 
-__all__ = ["call", "is_transformed", "linear"]
+__all__ = ["call", "is_transformed"]
 
-Arguments = tuple[Any, ...]
-
-OPERATORS = torch.ops.conv2affine
 PLAIN = (Tensor, torch.nn.Parameter)
-ADJOINTS = {"dense": "dense_adjoint", "values": "sparse_adjoint"}
-MAPS = {adjoint: name for name, adjoint in ADJOINTS.items()}
+INT32_MAX = 2**31 - 1
 
 
 def is_transformed() -> bool:
-    """Whether torch.func or forward mode is at work.
-
-    What is registered below serves backward and torch.compile; PyTorch 2.13 does not use it there, but refuses or takes
-    the derivative for zero.
-    """
+    """Whether a transform of torch.func or forward mode is active; always False while torch.compile traces."""
     return not torch.compiler.is_compiling() and (
         torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     )
 
 
-def linear(name: str, x: Tensor, *arguments: Any) -> Tensor:
-    """An operator, differentiable under every transform of PyTorch."""
-    if is_transformed():
-        result: Tensor = _Linear.apply(x, name, arguments)  # type: ignore[no-untyped-call]
-    else:
-        result = call(name, x, *arguments)
-    return result
-
-
 def call(name: str, x: Tensor, *arguments: Any) -> Any:
-    """An operator, as the dispatcher has it."""
+    """An operator, the shortest way: for a small matrix, PyTorch's own takes three times as long."""
     is_plain = type(x) in PLAIN and not has_torch_function_unary(x)  # else, sizes may be symbols
-    if x.requires_grad or torch.compiler.is_compiling() or not is_plain:
-        return getattr(OPERATORS, name).default(x, *arguments)
-    # From C++ and below autograd, which is written in Python, a small matrix takes less than half of the time. Nothing
-    # is lost: there is no gradient to record, and under a transform `linear` comes before this.
+    if not is_plain or torch.compiler.is_compiling() or is_transformed():
+        return _overload(name)(x, *arguments)
+    if x.requires_grad and torch.is_grad_enabled():
+        return record(name, x, *arguments)
     return getattr(_C, name)(x, *arguments)
 
 
-def adjoint(name: str, x_size: torch.Size, arguments: Arguments) -> tuple[str, Arguments]:
-    """The operator and its arguments that are the adjoint of x -> name(x, *arguments)."""
-    if name in ADJOINTS:
-        return ADJOINTS[name], (list(x_size), *arguments)
-    return MAPS[name], arguments[1:]
-
-
-class _Linear(torch.autograd.Function):
-    """x -> name(x, *arguments) for torch.func and forward mode."""
+class Operator(torch.autograd.Function):
+    """An operator with its derivatives in both modes, and its batches."""
 
     @staticmethod
-    def forward(x: Tensor, name: str, arguments: Arguments) -> Tensor:
-        result: Tensor = call(name, x, *arguments)
-        return result
+    def forward(name: str, x: Tensor, *arguments: Any) -> Any:
+        if type(x) in PLAIN:
+            return getattr(_C, name)(x, *arguments)
+        with torch._C._AutoDispatchBelowAutograd():
+            return _overload(name)(x, *arguments)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, str, Arguments], output: Tensor) -> None:
-        x, ctx.name, ctx.arguments = inputs
-        ctx.x_size = x.shape
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        name, x, *arguments = inputs
+        patterns = output[:-1] if isinstance(output, tuple) else ()
+        ctx.mark_non_differentiable(*patterns)
+        ctx.linear, ctx.patterns, ctx.arguments = LINEAR[name](x.shape, *arguments), len(patterns), len(arguments)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        name, arguments = adjoint(ctx.name, ctx.x_size, ctx.arguments)
-        return linear(name, gradient, *arguments), None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return None, ctx.linear.adjoint(gradients[-1]), *(None,) * ctx.arguments
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        return linear(ctx.name, tangent, *ctx.arguments)
+    def jvp(ctx: Any, _: None, tangent: Tensor, *__: None) -> Any:
+        derivative = ctx.linear(tangent)
+        return (*(None,) * ctx.patterns, derivative) if ctx.patterns else derivative
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int, ...], x: Tensor, name: str, arguments: Arguments) -> tuple[Tensor, int]:
-        return batched(linear, name, x.movedim(in_dims[0], 0), arguments), 0
+    def vmap(info: Any, in_dims: tuple[Any, ...], name: str, x: Tensor, *arguments: Any) -> tuple[Any, Any]:
+        xs = x.movedim(in_dims[1], 0)
+        batch = LINEAR[name](xs.shape[1:], *arguments).batched(xs)
+        if name not in PATTERNS:
+            return batch, 0
+        *patterns, _ = _overload(name)(xs.new_empty(xs.shape[1:]), *arguments)
+        return (*patterns, batch), (*(None,) * len(patterns), 0)
 
 
-def batched(apply: Callable[..., Tensor], name: str, x: Tensor, arguments: Arguments) -> Tensor:
-    """name(x[b], *arguments) for each b, in one call: apply(name, ...).
-
-    The batch counts as more of the channels that rows are counted over. Those lie within their group, so that the rows
-    of one b are together only where there is one group; else they are copied.
-    """
-    is_adjoint = name in MAPS
-    weight_size, geometry, rule, row_start, row_stop, *flag = arguments if is_adjoint else (x.shape[1:], *arguments)
-    transpose = flag == [True]
-    channels = 2 if transpose else 1
-    batch, groups, dims = len(x), weight_size[0], len(weight_size) - 3
-    rows = groups * weight_size[channels] * prod(geometry[:dims] if transpose else geometry[dims : 2 * dims])
-    whole = (geometry, rule, 0, batch * rows, *flag)
-    # What belongs to [row_start, row_stop) of `total` rows; in a sparse matrix, entries take the place of rows.
-    start, stop, total = row_start, row_stop, rows
-    if flag:
-        start, stop, total = (_entries(weight_size, geometry, rule, 0, row, transpose) for row in (start, stop, total))
-    if not is_adjoint:
-        weight = x.movedim(0, channels).flatten(channels, channels + 1)
-        result = apply(name, weight, *whole)
-        result = result.view(groups, batch, total // groups, *result.shape[1:])
-        return result.transpose(0, 1).flatten(1, 2)[:, start:stop]
-    padding = (0, 0) * (x.dim() - 2) + (start, total - stop)
-    matrix = torch.nn.functional.pad(x, padding)
-    matrix = matrix.reshape(batch, groups, total // groups, *matrix.shape[2:])
-    more_channels = [size * batch if axis == channels else size for axis, size in enumerate(weight_size)]
-    weight = apply(name, matrix.transpose(0, 1).flatten(0, 2), more_channels, *whole)
-    return weight.view(*weight_size[:channels], batch, *weight_size[channels:]).movedim(channels, 0)
+# Operator.apply without what it does for torch.func, which takes longer than to build a small matrix.
+record: Callable[..., Any] = super(torch.autograd.Function, Operator).apply
 
 
-def _entries(
-    weight_size: Sequence[int], geometry: list[int], rule: str, row_start: int, row_stop: int, transpose: bool
-) -> int:
-    """Entries in rows [row_start, row_stop); a number without a value where a size is one."""
-    numbers = (*weight_size, *geometry, row_start, row_stop)
-    if any(isinstance(number, torch.SymInt) for number in numbers):
-        return torch.library.get_ctx().new_dynamic_size()  # type: ignore[return-value]
-    return _C.entries(weight_size, geometry, rule, row_start, row_stop, transpose)
+def _overload(name: str) -> Callable[..., Any]:
+    overload: Callable[..., Any] = getattr(OPERATORS, name).default
+    return overload
 
 
-def _register(name: str) -> None:
-    """The gradient and the batches of an operator that is linear and gives one tensor."""
-
-    def setup_context(ctx: Any, inputs: Arguments, output: Tensor) -> None:
-        ctx.adjoint = adjoint(name, inputs[0].shape, inputs[1:])
-        ctx.others = len(inputs) - 1
-
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        adjoint_name, arguments = ctx.adjoint
-        return linear(adjoint_name, gradient, *arguments), *(None,) * ctx.others
-
-    def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, *arguments: Any) -> tuple[Tensor, int]:
-        return batched(call, name, x.movedim(in_dims[0], 0), arguments), 0
-
-    torch.library.register_autograd(f"conv2affine::{name}", backward, setup_context=setup_context)
-    torch.library.register_vmap(f"conv2affine::{name}", vmap)
+def _transformed(name: str, x: Tensor, *arguments: Any) -> Any:
+    """An operator under the innermost transform of torch.func."""
+    interpreter = retrieve_current_functorch_interpreter()
+    if interpreter.key() != TransformType.Functionalize:
+        return Operator.apply(name, x, *arguments)  # type: ignore[no-untyped-call]
+    assert isinstance(interpreter, FunctionalizeInterpreter)
+    functionalize = FunctorchFunctionalizeAPI(interpreter)  # PyTorch 2.13 has it for no autograd.Function
+    plain = functionalize.unwrap_tensors(x)
+    with functionalize.redispatch_to_next():
+        result = _overload(name)(plain, *arguments)
+    return functionalize.wrap_tensors(result)
 
 
-for _name in (*ADJOINTS, *MAPS):
-    _register(_name)
+def _fake(name: str, x: Tensor, *arguments: Any) -> Any:
+    """Outputs without data."""
+    linear = LINEAR[name](x.shape, *arguments)
+    result = linear.empty(x)
+    return (*PATTERNS[name](linear, result, *arguments), result) if name in PATTERNS else result
 
 
-def _csr_context(ctx: Any, inputs: Arguments, output: tuple[Tensor, ...]) -> None:
-    weight, *arguments = inputs
-    geometry, rule, row_start, row_stop = arguments[:4]
-    transpose = arguments[-1] is True  # coo has no such argument
-    ctx.mark_non_differentiable(*output[:-1])
-    ctx.arguments = (list(weight.shape), geometry, rule, row_start, row_stop, transpose)
-    ctx.others = len(arguments)
+def _csr_pattern(matrix: Matrix, values: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    index_dtype, rows, (nnz,) = arguments[-1], matrix.block.row_stop - matrix.block.row_start, values.shape
+    if not matrix.is_symbolic:
+        _check_index_dtype(index_dtype, nnz, rows, matrix.columns)
+    check_bytes("the row starts", rows + 1, index_dtype.itemsize)
+    return values.new_empty(rows + 1, dtype=index_dtype), values.new_empty(nnz, dtype=index_dtype)
 
 
-def _csr_backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-    return linear("sparse_adjoint", gradients[-1], *ctx.arguments), *(None,) * ctx.others
+def _coo_pattern(_: Matrix, values: Tensor, *__: Any) -> tuple[Tensor]:
+    return (values.new_empty(2, *values.shape, dtype=torch.int64),)
 
 
-torch.library.register_autograd("conv2affine::csr", _csr_backward, setup_context=_csr_context)
-torch.library.register_autograd("conv2affine::coo", _csr_backward, setup_context=_csr_context)
+# The outputs before the last of the operators that have some, without data.
+PATTERNS: dict[str, Callable[..., tuple[Tensor, ...]]] = {"csr": _csr_pattern, "coo": _coo_pattern}
 
 
-@torch.library.register_fake("conv2affine::dense")  # type: ignore[untyped-decorator]
-def _dense_fake(weight: Tensor, geometry: list[int], rule: str, row_start: int, row_stop: int) -> Tensor:
-    groups, _, in_group, *kernel_size = weight.shape
-    return weight.new_empty(row_stop - row_start, groups * in_group * prod(geometry[: len(kernel_size)]))
+def _check_index_dtype(index_dtype: torch.dtype, nnz: int, rows: int, cols: int) -> None:
+    if index_dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"index_dtype ({index_dtype}) must be int32 or int64")
+    if index_dtype is torch.int32 and max(nnz, rows, cols) > INT32_MAX:
+        raise ValueError(
+            f"index_dtype int32 counts to {INT32_MAX}, too few for {nnz} entries in {rows} rows and {cols} columns; "
+            "use int64, or a block of rows"
+        )
 
 
-@torch.library.register_fake("conv2affine::values")  # type: ignore[untyped-decorator]
-def _values_fake(
-    weight: Tensor, geometry: list[int], rule: str, row_start: int, row_stop: int, transpose: bool
-) -> Tensor:
-    return weight.new_empty(_entries(weight.shape, geometry, rule, row_start, row_stop, transpose))
-
-
-@torch.library.register_fake("conv2affine::csr")  # type: ignore[untyped-decorator]
-def _csr_fake(
-    weight: Tensor,
-    geometry: list[int],
-    rule: str,
-    row_start: int,
-    row_stop: int,
-    index_dtype: torch.dtype,
-    transpose: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    nnz = _entries(weight.shape, geometry, rule, row_start, row_stop, transpose)
-    starts = weight.new_empty(row_stop - row_start + 1, dtype=index_dtype)
-    return starts, weight.new_empty(nnz, dtype=index_dtype), weight.new_empty(nnz)
-
-
-@torch.library.register_fake("conv2affine::coo")  # type: ignore[untyped-decorator]
-def _coo_fake(weight: Tensor, geometry: list[int], rule: str, row_start: int, row_stop: int) -> tuple[Tensor, Tensor]:
-    nnz = _entries(weight.shape, geometry, rule, row_start, row_stop, False)
-    return weight.new_empty(2, nnz, dtype=torch.int64), weight.new_empty(nnz)
-
-
-@torch.library.register_fake("conv2affine::dense_adjoint")  # type: ignore[untyped-decorator]
-def _dense_adjoint_fake(
-    matrix: Tensor, weight_size: list[int], geometry: list[int], rule: str, row_start: int, row_stop: int
-) -> Tensor:
-    return matrix.new_empty(weight_size)
-
-
-@torch.library.register_fake("conv2affine::sparse_adjoint")  # type: ignore[untyped-decorator]
-def _sparse_adjoint_fake(
-    values: Tensor,
-    weight_size: list[int],
-    geometry: list[int],
-    rule: str,
-    row_start: int,
-    row_stop: int,
-    transpose: bool,
-) -> Tensor:
-    return values.new_empty(weight_size)
+LIBRARY = torch.library.Library("conv2affine", "IMPL")  # type: ignore[no-untyped-call]
+for _name in LINEAR:
+    torch.library.register_fake(f"conv2affine::{_name}", partial(_fake, _name), lib=LIBRARY)
+    # The second is above the kernels of torch.func, which refuse, or take a derivative that they do not know for zero.
+    for _key, _kernel in (("Autograd", record), ("FuncTorchDynamicLayerFrontMode", _transformed)):
+        LIBRARY.impl(_name, partial(_kernel, _name), _key)  # type: ignore[no-untyped-call]

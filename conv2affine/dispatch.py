@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from conv2affine.geometry import check_layer
+from conv2affine.checks import check_layer
 
 __all__ = ["is_network"]
 

@@ -52,7 +52,7 @@ def _no_cuda(*_: object) -> NoReturn:
 
 
 def _refuse_cuda() -> None:
-    for name in ("dense", "csr", "coo", "values", "dense_adjoint", "sparse_adjoint"):
+    for name in ("dense", "csr", "coo", "values", "bias", "dense_adjoint", "sparse_adjoint"):
         torch.library.impl(f"conv2affine::{name}", "CUDA", _no_cuda)
 
 

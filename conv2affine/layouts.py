@@ -1,4 +1,4 @@
-"""The layouts that a matrix comes in: one function each, and the table that names them."""
+"""The layouts that a matrix comes in. A layout is one entry of the table `LAYOUTS`, and the function that it names."""
 
 from __future__ import annotations
 
@@ -11,23 +11,72 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from conv2affine import ops
+from conv2affine.checks import shown
 from conv2affine.derivatives import is_transformed
 from conv2affine.geometry import Geometry
 
-__all__ = ["INDEX_DTYPES", "LAYOUTS", "Request", "check_request"]
+__all__ = [
+    "INT32_MAX",
+    "LAYOUTS",
+    "Layout",
+    "Request",
+    "Size",
+    "assemble",
+    "check_request",
+    "csr_parts",
+    "index_dtypes",
+]
 
-INDEX_DTYPES = (torch.int32, torch.int64)
 INT32_MAX = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a user asks for beside the geometry; `check_request` makes it of what was given."""
+    """What a user asks for besides the geometry; made by `check_request`."""
 
     layout: torch.layout
     rows: range
     index_dtype: torch.dtype
     drop_zeros: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What the bytes of a matrix, or a block of its rows, depend on; `value` and `index` are bytes per item."""
+
+    rows: int
+    cols: int
+    nnz: int
+    value: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How one layout is built, and what it takes.
+
+    Args:
+        build: The function that builds the matrix.
+        index_dtypes: The index dtypes to choose from, the preferred one first; empty if there are no indices.
+        has_blocks: Whether a block of rows can be built.
+        bytes: Bytes of the matrix.
+        indices: Indices per entry.
+    """
+
+    build: Callable[[Tensor, Geometry, Request], Tensor]
+    index_dtypes: tuple[torch.dtype, ...]
+    has_blocks: bool
+    bytes: Callable[[Size], int]
+    indices: int
+
+    def peak_bytes(self, size: Size, drop_zeros: bool) -> int:
+        """Bytes at the peak: the result's, and with drop_zeros those of the worst case, in which no entry is 0.
+
+        For each entry, dropping takes a flag, the place (int64) of an entry that is kept, and a second copy of the
+        indices or of the values, whichever is larger.
+        """
+        dropping = size.nnz * (1 + torch.int64.itemsize + max(self.indices * size.index, size.value))
+        return self.bytes(size) + dropping * drop_zeros
 
 
 def strided(weight: Tensor, geometry: Geometry, request: Request) -> Tensor:
@@ -37,12 +86,12 @@ def strided(weight: Tensor, geometry: Geometry, request: Request) -> Tensor:
 
 def sparse_csr(weight: Tensor, geometry: Geometry, request: Request) -> Tensor:
     """The entries by rows."""
-    return _compressed(weight, geometry, request, transpose=False)
+    return _compressed(weight, geometry, request, by_columns=False)
 
 
 def sparse_csc(weight: Tensor, geometry: Geometry, request: Request) -> Tensor:
     """The entries by columns: the transposed matrix by rows."""
-    return _compressed(weight, geometry, request, transpose=True)
+    return _compressed(weight, geometry, request, by_columns=True)
 
 
 def sparse_coo(weight: Tensor, geometry: Geometry, request: Request) -> Tensor:
@@ -50,44 +99,84 @@ def sparse_coo(weight: Tensor, geometry: Geometry, request: Request) -> Tensor:
     indices, values = ops.coo(weight, geometry, request.rows.start, request.rows.stop)
     if request.drop_zeros:
         keep = values != 0
-        indices, values = indices[:, keep], values[keep]
+        indices = indices[:, keep]  # one after the other, so that the memory of the first is free again
+        values = values[keep]
     size = (len(request.rows), geometry.shape[1])
-    # In order and each once: coalesced, without the sort that would find it out.
-    # The device is said: otherwise it would be torch's default one.
+    # The entries are sorted and unique, so the tensor is coalesced, and no sort is needed. The device is passed
+    # explicitly, because the default is torch's default device.
     return torch.sparse_coo_tensor(
         indices, values, size, device=values.device, is_coalesced=True, check_invariants=False
     )
 
 
-LAYOUTS: dict[torch.layout, Callable[[Tensor, Geometry, Request], Tensor]] = {
-    torch.strided: strided,
-    torch.sparse_csr: sparse_csr,
-    torch.sparse_csc: sparse_csc,
-    torch.sparse_coo: sparse_coo,
+LAYOUTS: dict[torch.layout, Layout] = {
+    torch.strided: Layout(
+        strided,
+        index_dtypes=(),
+        has_blocks=True,
+        bytes=lambda size: size.rows * size.cols * size.value,
+        indices=0,
+    ),
+    torch.sparse_csr: Layout(
+        sparse_csr,
+        index_dtypes=(torch.int32, torch.int64),
+        has_blocks=True,
+        bytes=lambda size: size.nnz * (size.value + size.index) + (size.rows + 1) * size.index,
+        indices=1,
+    ),
+    torch.sparse_csc: Layout(
+        sparse_csc,
+        index_dtypes=(torch.int32, torch.int64),
+        has_blocks=False,
+        bytes=lambda size: size.nnz * (size.value + size.index) + (size.cols + 1) * size.index,
+        indices=1,
+    ),
+    torch.sparse_coo: Layout(
+        sparse_coo,
+        index_dtypes=(torch.int64,),
+        has_blocks=True,
+        bytes=lambda size: size.nnz * (size.value + 2 * size.index),
+        indices=2,
+    ),
 }
 
 
-def _compressed(weight: Tensor, geometry: Geometry, request: Request, *, transpose: bool) -> Tensor:
-    bounds = (0, geometry.shape[1]) if transpose else (request.rows.start, request.rows.stop)
-    starts, indices, values = ops.csr(weight, geometry, *bounds, request.index_dtype, transpose=transpose)
+def csr_parts(
+    weight: Tensor, geometry: Geometry, request: Request, *, by_columns: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(row starts, columns, values) of the matrix, or with `by_columns` of the transposed one."""
+    bounds = (0, geometry.shape[1]) if by_columns else (request.rows.start, request.rows.stop)
+    starts, indices, values = ops.csr(weight, geometry, *bounds, request.index_dtype, by_columns=by_columns)
+    if request.drop_zeros:
+        keep = values != 0
+        kept = torch.nn.functional.pad(keep, (1, 0)).cumsum(0, dtype=request.index_dtype)  # before each entry
+        starts = kept[starts]
+        del kept
+        indices = indices[keep]  # one after the other, so that the memory of the first is free again
+        values = values[keep]
+    return starts, indices, values
+
+
+def _compressed(weight: Tensor, geometry: Geometry, request: Request, *, by_columns: bool) -> Tensor:
+    starts, indices, values = csr_parts(weight, geometry, request, by_columns=by_columns)
     if values.is_complex() and values.requires_grad:
         raise ValueError(
             f"layout ({request.layout}) must be torch.strided or torch.sparse_coo for complex weights that require "
-            "gradients, which PyTorch does not send through others; or build it under torch.no_grad()"
+            "gradients: PyTorch has no such gradient for the other layouts; or build it under torch.no_grad()"
         )
-    if request.drop_zeros:
-        keep = values != 0
-        kept = torch.nn.functional.pad(keep.cumsum(0), (1, 0))  # before each entry
-        starts, indices, values = kept[starts].to(request.index_dtype), indices[keep], values[keep]
-    size = (len(request.rows), geometry.shape[1])
+    return assemble(starts, indices, values, (len(request.rows), geometry.shape[1]), by_columns=by_columns)
+
+
+def assemble(starts: Tensor, indices: Tensor, values: Tensor, size: tuple[int, int], *, by_columns: bool) -> Tensor:
+    """The CSR tensor of these parts, or the CSC tensor; the gradient keeps to the pattern."""
     if values.requires_grad and not is_transformed() and not torch.compiler.is_compiling():
-        assembled: Tensor = _Assembled.apply(starts, indices, values, size, transpose)  # type: ignore[no-untyped-call]
+        assembled: Tensor = _Assembled.apply(starts, indices, values, size, by_columns)  # type: ignore[no-untyped-call]
         return assembled
-    return _assemble(starts, indices, values, size, transpose)
+    return _assemble(starts, indices, values, size, by_columns)
 
 
-def _assemble(starts: Tensor, indices: Tensor, values: Tensor, size: tuple[int, int], transpose: bool) -> Tensor:
-    make = torch.sparse_csc_tensor if transpose else torch.sparse_csr_tensor
+def _assemble(starts: Tensor, indices: Tensor, values: Tensor, size: tuple[int, int], by_columns: bool) -> Tensor:
+    make = torch.sparse_csc_tensor if by_columns else torch.sparse_csr_tensor
     matrix: Tensor = make(starts, indices, values, size, device=values.device, check_invariants=False)
     return matrix
 
@@ -97,22 +186,22 @@ class _Assembled(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, starts: Tensor, indices: Tensor, values: Tensor, size: tuple[int, int], transpose: bool
+        ctx: Any, starts: Tensor, indices: Tensor, values: Tensor, size: tuple[int, int], by_columns: bool
     ) -> Tensor:
         ctx.save_for_backward(starts, indices)
-        ctx.transpose = transpose
-        return _assemble(starts, indices, values, size, transpose)
+        ctx.by_columns = by_columns
+        return _assemble(starts, indices, values, size, by_columns)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor, None, None]:
         starts, indices = ctx.saved_tensors
-        if gradient.layout is (torch.sparse_csc if ctx.transpose else torch.sparse_csr):
-            transposed = gradient.transpose(0, 1) if ctx.transpose else gradient
-            if torch.equal(transposed.crow_indices(), starts) and torch.equal(transposed.col_indices(), indices):
+        if gradient.layout is (torch.sparse_csc if ctx.by_columns else torch.sparse_csr):
+            by_rows = gradient.transpose(0, 1) if ctx.by_columns else gradient
+            if torch.equal(by_rows.crow_indices(), starts) and torch.equal(by_rows.col_indices(), indices):
                 return None, None, gradient.values(), None, None
         lines = torch.repeat_interleave(starts.diff())
-        rows, cols = (indices, lines) if ctx.transpose else (lines, indices)
+        rows, cols = (indices, lines) if ctx.by_columns else (lines, indices)
         return None, None, gradient.to_dense()[rows, cols], None, None
 
 
@@ -123,22 +212,23 @@ def check_request(
     index_dtype: torch.dtype | None = None,
     drop_zeros: bool = False,
 ) -> Request:
-    """The request, once all of it fits the geometry."""
-    if layout not in LAYOUTS:
+    """The request, once all of it fits the geometry; arguments as in `to_matrix`."""
+    if not isinstance(layout, torch.layout) or layout not in LAYOUTS:
         names = ", ".join(map(str, LAYOUTS))
         reason = ""
         if layout is torch.sparse_bsr or layout is torch.sparse_bsc:
             reason = ": few convolutions have entries in dense blocks, see docs/sparse.md"
-        raise ValueError(f"layout ({layout}) must be one of {names}{reason}")
-    if layout is torch.strided and (index_dtype is not None or drop_zeros):
+        raise ValueError(f"layout ({shown(layout)}) must be one of {names}{reason}")
+    entry = LAYOUTS[layout]
+    if not entry.index_dtypes and (index_dtype is not None or drop_zeros):
         raise ValueError(
-            f"index_dtype ({index_dtype}) and drop_zeros ({drop_zeros}) must be left out with layout torch.strided, "
-            "which has no indices and holds every zero"
+            f"index_dtype ({shown(index_dtype)}) and drop_zeros ({shown(drop_zeros)}) must be left out with layout "
+            f"{layout}, which has no indices and holds every zero"
         )
     block = _block(rows, geometry)
-    if layout is torch.sparse_csc and len(block) != geometry.shape[0]:
+    if not entry.has_blocks and len(block) != geometry.shape[0]:
         raise ValueError(
-            f"rows ({rows}) must be left out with layout torch.sparse_csc, which is built by columns; build "
+            f"rows ({rows}) must be left out with layout {layout}, which is built by columns; build "
             "torch.sparse_csr and call to_sparse_csc()"
         )
     return Request(layout, block, _index_dtype(geometry, layout, block, index_dtype), drop_zeros)
@@ -150,29 +240,37 @@ def _block(rows: range | None, geometry: Geometry) -> range:
     if rows is None:
         return range(total)
     if not isinstance(rows, range) or rows.step != 1:
-        raise TypeError(f"rows ({rows!r}) must be None or a range(start, stop) with step 1")
+        raise TypeError(f"rows ({shown(rows)}) must be None or a range(start, stop) with step 1")
     if not 0 <= rows.start <= rows.stop <= total:
         raise ValueError(f"rows ({rows}) must lie within the {total} rows of the matrix")
     return rows
 
 
 def _index_dtype(geometry: Geometry, layout: torch.layout, rows: range, index_dtype: torch.dtype | None) -> torch.dtype:
-    if layout is torch.sparse_coo and index_dtype not in (None, torch.int64):
-        raise ValueError(
-            f"index_dtype ({index_dtype}) must be torch.int64 with layout torch.sparse_coo: PyTorch's choice"
-        )
-    if layout in (torch.strided, torch.sparse_coo):
+    dtypes = LAYOUTS[layout].index_dtypes
+    if not dtypes:
         return torch.int64
-    if index_dtype not in (None, *INDEX_DTYPES):
-        raise ValueError(f"index_dtype ({index_dtype}) must be torch.int32 or torch.int64")
-    if index_dtype is torch.int64:
-        return index_dtype
-    nnz = ops.entries(geometry, rows)
-    fits = max(nnz, len(rows), geometry.shape[1]) <= INT32_MAX
-    if index_dtype is torch.int32 and not fits:
+    if index_dtype is not None and index_dtype not in dtypes:
         raise ValueError(
-            f"index_dtype torch.int32 counts to {INT32_MAX}, too few for {nnz} entries in {len(rows)} rows and "
-            f"{geometry.shape[1]} columns; leave it out, or build a block of rows"
+            f"index_dtype ({shown(index_dtype)}) must be {' or '.join(map(str, dtypes))} with layout {layout}"
         )
-    # PyTorch's product with a vector takes up to seven times as long with int64, which it converts each time.
-    return torch.int32 if fits else torch.int64
+    wanted = index_dtype or dtypes[0]
+    if wanted is torch.int64:
+        return wanted
+    nnz = ops.entries(geometry, rows)
+    possible = index_dtypes(layout, len(rows), geometry.shape[1], nnz)
+    if wanted in possible:
+        # PyTorch's product with a vector takes up to seven times as long with int64, which it converts each time.
+        return wanted
+    if index_dtype is None:
+        return possible[0]
+    raise ValueError(
+        f"index_dtype {wanted} counts to {INT32_MAX}, too few for {nnz} entries in {len(rows)} rows and "
+        f"{geometry.shape[1]} columns; leave it out, or build a block of rows"
+    )
+
+
+def index_dtypes(layout: torch.layout, rows: int, cols: int, nnz: int) -> list[torch.dtype]:
+    """The index dtypes of a layout that can count the entries of such a matrix, the preferred one first."""
+    fits = max(nnz, rows, cols) <= INT32_MAX
+    return [dtype for dtype in LAYOUTS[layout].index_dtypes if fits or dtype is torch.int64]

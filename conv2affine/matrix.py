@@ -7,16 +7,19 @@ from math import prod
 import torch
 from torch import Tensor
 
-from conv2affine.geometry import Conv, Geometry, Sizes, check_groups, check_weight
-from conv2affine.layouts import LAYOUTS, check_request
-from conv2affine.memory import check_memory
+from conv2affine import ops
+from conv2affine.checks import COPIED_DTYPES, Conv, InputSize, Padding, Sizes, check_groups, check_weight
+from conv2affine.geometry import Geometry
+from conv2affine.guard import check_bias_memory, check_memory
+from conv2affine.layouts import LAYOUTS, Request, check_request
+from conv2affine.parameters import read, weight_and_bias
 
-__all__ = ["conv_matrix", "conv_transpose_matrix", "to_bias", "to_matrix"]
+__all__ = ["checked_request", "conv_matrix", "conv_transpose_matrix", "expand", "to_bias", "to_matrix"]
 
 
 def to_matrix(
-    conv: Conv,
-    input_size: Sizes,
+    conv: Conv | Tensor,
+    input_size: InputSize | Geometry,
     *,
     layout: torch.layout = torch.strided,
     rows: range | None = None,
@@ -29,29 +32,31 @@ def to_matrix(
         A[(co, o), (ci, i)] = sum over taps k with tap(o, k) == i of  w[co, ci, k]
 
     Args:
-        conv: `nn.Conv1d`, `Conv2d`, `Conv3d`, `ConvTranspose1d`, `ConvTranspose2d` or
-            `ConvTranspose3d`, with any options; its weight is read once, as `conv.weight`.
-        input_size: (I_1, ..., I_D), as in `x.shape[-D:]`, or one int for all axes.
-        layout: `torch.strided`, or `torch.sparse_csr`, `torch.sparse_csc` or `torch.sparse_coo`:
-            then only entries that a weight goes to are there, even where the weight is 0, in order
-            and each once. Default: `torch.strided`.
-        rows: A block of output rows, `range(start, stop)`; not with `torch.sparse_csc`. Default:
-            all of them.
-        index_dtype: `torch.int32` or `torch.int64`, of the indices of a CSR or CSC matrix. Default:
-            int32 where it can count the entries, else int64.
+        conv: `nn.Conv1d`, `Conv2d`, `Conv3d`, `ConvTranspose1d`, `ConvTranspose2d` or `ConvTranspose3d`, with any
+            options. The weight is the one that the next `forward` uses, also if it is parametrised, or computed by the
+            hooks of `torch.nn.utils.prune`, `weight_norm` or `spectral_norm`; other hooks are not called, and the layer
+            does not change. Or the weight itself, a tensor of shape `geometry.weight_size`.
+        input_size: (I_1, ..., I_D), as in `x.shape[-D:]`, or one int for all axes, or an example input, batch first, of
+            which only the shape is read. With a weight, the `Geometry`.
+        layout: `torch.strided`, or `torch.sparse_csr`, `torch.sparse_csc` or `torch.sparse_coo`, which hold only the
+            entries: the elements that a weight goes to, even where the weight is 0; sorted, each once. Default:
+            `torch.strided`.
+        rows: A block of output rows, `range(start, stop)`; not with `torch.sparse_csc`. Default: all of them.
+        index_dtype: Dtype of the indices of a CSR or CSC matrix, `torch.int32` or `torch.int64`. Default: int32 where
+            it can count the entries, otherwise int64.
         drop_zeros: Whether entries that are 0 are left out of a sparse matrix. Default: False.
 
     Returns:
-        A tensor of shape (len(rows), in_channels * prod(input_size)), dtype and device of
-        `conv.weight`, in new memory. Element [r, c] tells how much input element c counts in output
-        element rows[r], both counted in C order over (channel, *position). It is differentiable in
-        `conv.weight`: any number of times if strided, once if sparse; PyTorch's backward through `@`
-        makes a strided gradient of a sparse matrix, through `.values()` and `torch.sparse.mm` not.
+        A tensor of shape (len(rows), in_channels * prod(input_size)), dtype and device of the weight, in new memory.
+        Element [r, c] is the factor of input element c in output element rows[r], both counted in C order over
+        (channel, *position). It is differentiable in the layer's parameters: any number of times if strided, once if
+        sparse. PyTorch's backward through `@` makes a strided gradient of a sparse matrix; that through `.values()` and
+        `torch.sparse.mm` does not.
 
     Raises:
-        TypeError: If `conv` is not one of the six layers, or a subclass that computes otherwise.
-        ValueError: If sizes do not fit, or the layout cannot be as asked for; the message has the
-            numbers.
+        TypeError: If `conv` is neither one of the six layers nor a weight with its `Geometry`, or is a subclass that
+            computes something else.
+        ValueError: If sizes do not fit, or the layout cannot be as requested; the message has the numbers.
         MemoryError: If there is not enough memory left; the message has the bytes of each layout.
 
     Example:
@@ -62,18 +67,19 @@ def to_matrix(
                 [0., 1., 2., 0.],
                 [0., 0., 1., 2.]])
     """
-    geometry = Geometry.from_layer(conv, input_size)
-    return build(conv.weight, geometry, layout, rows, index_dtype, drop_zeros)
+    weight, _, geometry = read(conv, input_size)
+    request = checked_request(weight, geometry, layout, rows, index_dtype, drop_zeros)
+    return LAYOUTS[layout].build(weight, geometry, request)
 
 
-def to_bias(conv: Conv, input_size: Sizes) -> Tensor:
+def to_bias(conv: Conv, input_size: InputSize) -> Tensor:
     """The vector b of a convolution layer: its bias, expanded to one entry per row of the matrix.
 
         b[(co, o)] = bias[co]
 
     Args:
         conv: A convolution layer, as in `to_matrix`.
-        input_size: (I_1, ..., I_D), as in `x.shape[-D:]`, or one int for all axes.
+        input_size: (I_1, ..., I_D), as in `x.shape[-D:]`, or one int for all axes, or an example input.
 
     Returns:
         A tensor of shape (rows of the matrix,), in new memory; zeros where the layer has no bias.
@@ -82,6 +88,7 @@ def to_bias(conv: Conv, input_size: Sizes) -> Tensor:
     Raises:
         TypeError: As `to_matrix`.
         ValueError: As `to_matrix`.
+        MemoryError: If there is not enough memory left.
 
     Example:
         >>> conv = torch.nn.Conv1d(1, 2, 2).requires_grad_(False)
@@ -90,16 +97,16 @@ def to_bias(conv: Conv, input_size: Sizes) -> Tensor:
         tensor([5., 5., 5., 7., 7., 7.])
     """
     geometry = Geometry.from_layer(conv, input_size)
-    if conv.bias is None:
-        return conv.weight.new_zeros(geometry.shape[0])
-    return expand(conv.bias, geometry)
+    weight, bias = weight_and_bias(conv)
+    geometry.check_weight(weight)
+    return expand(weight.new_zeros(geometry.out_channels) if bias is None else bias, geometry)
 
 
 def conv_matrix(
     weight: Tensor,
-    input_size: Sizes,
+    input_size: InputSize,
     stride: Sizes = 1,
-    padding: Sizes | str = 0,
+    padding: Padding = 0,
     dilation: Sizes = 1,
     groups: int = 1,
     *,
@@ -116,8 +123,8 @@ def conv_matrix(
 
     Args:
         weight: (out_channels, in_channels / groups, K_1, ..., K_D), D from 1 to 3; floating,
-            complex or integer.
-        input_size: (I_1, ..., I_D), or one int for all axes.
+            complex or integer; bool and float8 where no taps overlap.
+        input_size: (I_1, ..., I_D), or one int for all axes, or an example input, batch first.
         stride: Int or one per axis. Default: 1.
         padding: Int, one per axis, one (left, right) pair per axis, "valid" or "same". Default: 0.
         dilation: Int or one per axis. Default: 1.
@@ -133,7 +140,7 @@ def conv_matrix(
         The matrix, as in `to_matrix`.
 
     Raises:
-        TypeError: If `weight` is no tensor, or of a dtype that is no number.
+        TypeError: If `weight` is no strided tensor, or of a dtype that cannot be copied, or added where taps overlap.
         ValueError: If sizes do not fit; the message has the numbers.
         MemoryError: As `to_matrix`.
 
@@ -149,19 +156,19 @@ def conv_matrix(
         in_group * groups,
         out_channels,
         kernel_size,
-        input_size,  # type: ignore[arg-type]  # Geometry makes tuples of all of these
-        stride,  # type: ignore[arg-type]
-        padding,  # type: ignore[arg-type]
-        dilation,  # type: ignore[arg-type]
-        groups,
-        padding_mode,
+        input_size=input_size,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        padding_mode=padding_mode,
     )
-    return build(weight, geometry, layout, rows, index_dtype, drop_zeros)
+    return to_matrix(weight, geometry, layout=layout, rows=rows, index_dtype=index_dtype, drop_zeros=drop_zeros)
 
 
 def conv_transpose_matrix(
     weight: Tensor,
-    input_size: Sizes,
+    input_size: InputSize,
     stride: Sizes = 1,
     padding: Sizes = 0,
     output_padding: Sizes = 0,
@@ -180,8 +187,8 @@ def conv_transpose_matrix(
 
     Args:
         weight: (in_channels, out_channels / groups, K_1, ..., K_D), D from 1 to 3; floating,
-            complex or integer.
-        input_size: (I_1, ..., I_D), or one int for all axes.
+            complex or integer; bool and float8 where no taps overlap.
+        input_size: (I_1, ..., I_D), or one int for all axes, or an example input, batch first.
         stride: Int or one per axis. Default: 1.
         padding: Int or one per axis: how much is cut off both sides of the output. Default: 0.
         output_padding: Int or one per axis: how much is added at the right. Default: 0.
@@ -196,7 +203,7 @@ def conv_transpose_matrix(
         The matrix, as in `to_matrix`.
 
     Raises:
-        TypeError: If `weight` is no tensor, or of a dtype that is no number.
+        TypeError: If `weight` is no strided tensor, or of a dtype that cannot be copied, or added where taps overlap.
         ValueError: If sizes do not fit; the message has the numbers.
         MemoryError: As `to_matrix`.
 
@@ -214,35 +221,76 @@ def conv_transpose_matrix(
         in_channels,
         out_group * groups,
         kernel_size,
-        input_size,  # type: ignore[arg-type]  # Geometry makes tuples of all of these
-        stride,  # type: ignore[arg-type]
-        padding,  # type: ignore[arg-type]
-        dilation,  # type: ignore[arg-type]
-        groups,
-        output_padding=output_padding,  # type: ignore[arg-type]
+        input_size=input_size,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        output_padding=output_padding,
         transposed=True,
     )
-    return build(weight, geometry, layout, rows, index_dtype, drop_zeros)
+    return to_matrix(weight, geometry, layout=layout, rows=rows, index_dtype=index_dtype, drop_zeros=drop_zeros)
 
 
-def build(
+def checked_request(
     weight: Tensor,
     geometry: Geometry,
-    layout: torch.layout = torch.strided,
-    rows: range | None = None,
-    index_dtype: torch.dtype | None = None,
-    drop_zeros: bool = False,
-) -> Tensor:
-    """The matrix of any geometry; the one way from Python to the operators."""
+    layout: torch.layout,
+    rows: range | None,
+    index_dtype: torch.dtype | None,
+    drop_zeros: bool,
+) -> Request:
+    """All checks between a checked weight and the operators; arguments as in `to_matrix`.
+
+    Raises:
+        TypeError: If taps overlap, and their weights are of a dtype that PyTorch does not add.
+        ValueError: As `layouts.check_request`; or if zeros of a meta tensor should be dropped.
+        MemoryError: As `guard.check_memory`.
+    """
     request = check_request(geometry, layout, rows, index_dtype, drop_zeros)
+    if weight.dtype in COPIED_DTYPES and _has_overlap(geometry):
+        raise TypeError(
+            f"weight ({weight.dtype}) must have a dtype that can be added, because with padding_mode "
+            f"{geometry.padding_mode!r}, padding {geometry.padding} and input size {geometry.input_size} several taps "
+            "read the same input; pass weight.float()"
+        )
+    if drop_zeros and weight.is_meta:
+        raise ValueError("drop_zeros must be False on the meta device, where no weight is known to be 0; leave it out")
     check_memory(geometry, weight, request)
-    return LAYOUTS[layout](weight, geometry, request)
+    return request
 
 
 def expand(bias: Tensor, geometry: Geometry) -> Tensor:
-    """A bias of one entry per channel as one of an entry per row."""
-    rows = bias.unsqueeze(1).expand(-1, prod(geometry.output_size))  # (co, o)
-    return rows.clone(memory_format=torch.contiguous_format).flatten()
+    """A bias with one entry per row of the matrix, from one with one entry per channel.
+
+        expanded[(co, o)] = bias[co]
+
+    Args:
+        bias: (out_channels,).
+        geometry: The conversion.
+
+    Returns:
+        A tensor of shape (rows of the matrix,), in new memory.
+
+    Raises:
+        ValueError: If the bias has another shape.
+        MemoryError: If there is not enough memory left.
+    """
+    if bias.shape != (geometry.out_channels,):
+        raise ValueError(
+            f"bias must have shape ({geometry.out_channels},), one entry per output channel, got {tuple(bias.shape)}"
+        )
+    check_bias_memory(geometry, bias)
+    return ops.bias(bias, geometry)
+
+
+def _has_overlap(geometry: Geometry) -> bool:
+    """Whether several taps of an output read the same input, so that their weights add up."""
+    if geometry.padding_mode == "zeros":
+        return False
+    rows = geometry.shape[0]
+    # No tap falls outside a folded axis: without an overlap, each is an entry.
+    return ops.entries(geometry, range(rows)) < rows * prod(geometry.grouped_size[2:])
 
 
 def _weight_sizes(weight: Tensor) -> tuple[int, int, tuple[int, ...]]:

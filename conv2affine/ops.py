@@ -2,68 +2,88 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 
-from conv2affine.derivatives import call, is_transformed, linear
+from conv2affine.derivatives import call
 from conv2affine.extension import _C
 from conv2affine.geometry import Geometry
+from conv2affine.linear_maps import Block
 
-__all__ = ["coo", "csr", "dense", "dense_adjoint", "dense_resident_bytes", "entries", "sparse_adjoint", "values"]
+__all__ = [
+    "bias",
+    "coo",
+    "csr",
+    "dense",
+    "dense_adjoint",
+    "dense_resident_bytes",
+    "entries",
+    "sparse_adjoint",
+    "values",
+]
 
 
 def dense(weight: Tensor, geometry: Geometry, row_start: int, row_stop: int) -> Tensor:
-    """Rows [row_start, row_stop) of the matrix, strided; see csrc/dense.h."""
-    return linear("dense", geometry.canonical(weight), *geometry.operator_arguments(), row_start, row_stop)
+    """Rows [row_start, row_stop) of the matrix as a dense tensor; see csrc/dense.h."""
+    result: Tensor = call("dense", geometry.group_weight(weight), *_block(geometry, row_start, row_stop))
+    return result
 
 
 def csr(
-    weight: Tensor, geometry: Geometry, row_start: int, row_stop: int, index_dtype: torch.dtype, *, transpose: bool
+    weight: Tensor, geometry: Geometry, row_start: int, row_stop: int, index_dtype: torch.dtype, *, by_columns: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(crow, col, values) of rows [row_start, row_stop) of the matrix or its transpose; see csrc/sparse.h."""
-    canonical, arguments = geometry.canonical(weight), (*geometry.operator_arguments(), row_start, row_stop)
-    crow, col, values = call("csr", _plain(canonical), *arguments, index_dtype, transpose)
-    return crow, col, linear("values", canonical, *arguments, transpose) if is_transformed() else values
+    """(crow, col, values) of rows [row_start, row_stop) of the matrix, or of its transpose; see csrc/sparse.h."""
+    block = _block(geometry, row_start, row_stop)
+    crow, col, values = call("csr", geometry.group_weight(weight), *block, by_columns, index_dtype)
+    return crow, col, values
 
 
 def coo(weight: Tensor, geometry: Geometry, row_start: int, row_stop: int) -> tuple[Tensor, Tensor]:
     """(indices, values) of rows [row_start, row_stop) of the matrix; see csrc/sparse.h."""
-    canonical, arguments = geometry.canonical(weight), (*geometry.operator_arguments(), row_start, row_stop)
-    indices, values = call("coo", _plain(canonical), *arguments)
-    return indices, linear("values", canonical, *arguments, False) if is_transformed() else values
-
-
-def _plain(weight: Tensor) -> Tensor:
-    """The weight; under a transform, which concerns values only, any tensor like it: for the pattern."""
-    return torch.empty(weight.shape, dtype=weight.dtype, device=weight.device) if is_transformed() else weight
+    indices, values = call("coo", geometry.group_weight(weight), *_block(geometry, row_start, row_stop))
+    return indices, values
 
 
 def values(weight: Tensor, geometry: Geometry) -> Tensor:
     """The values of `csr` and of `coo` alone, for all rows; see csrc/sparse.h."""
-    arguments = (*geometry.operator_arguments(), 0, geometry.shape[0], False)
-    return linear("values", geometry.canonical(weight), *arguments)
+    result: Tensor = call("values", geometry.group_weight(weight), *_block(geometry), False)
+    return result
+
+
+def bias(bias: Tensor, geometry: Geometry) -> Tensor:
+    """The bias of the linear layer, one element per row of the matrix; see csrc/bias.h."""
+    result: Tensor = call("bias", bias, prod(geometry.output_size))
+    return result
 
 
 def dense_adjoint(matrix: Tensor, geometry: Geometry, row_start: int = 0) -> Tensor:
-    """The weight, each element the sum of the entries that it fills in a strided matrix; see csrc/adjoint.h.
+    """The weight, each element the sum of the entries that it fills in a dense matrix; see csrc/adjoint.h.
 
     The matrix is the whole one, or a block of its rows from `row_start` on.
     """
-    arguments = (geometry.canonical_size, *geometry.operator_arguments(), row_start, row_start + len(matrix))
-    return geometry.from_canonical(linear("dense_adjoint", matrix, *arguments))
+    block = _block(geometry, row_start, row_start + len(matrix))
+    return geometry.ungroup_weight(call("dense_adjoint", matrix, geometry.grouped_size, *block))
 
 
 def sparse_adjoint(values: Tensor, geometry: Geometry) -> Tensor:
-    """The same of the values of a CSR matrix that has the geometry's pattern."""
-    arguments = (geometry.canonical_size, *geometry.operator_arguments(), 0, geometry.shape[0], False)
-    return geometry.from_canonical(linear("sparse_adjoint", values, *arguments))
+    """The same from the values of a CSR matrix that has the geometry's pattern."""
+    weight = call("sparse_adjoint", values, geometry.grouped_size, *_block(geometry), False)
+    return geometry.ungroup_weight(weight)
 
 
 def entries(geometry: Geometry, rows: range) -> int:
-    """Number of entries in these rows of the matrix that a weight goes to."""
-    return _C.entries(geometry.canonical_size, *geometry.operator_arguments(), rows.start, rows.stop, False)
+    """Number of entries in these rows of the matrix."""
+    return _C.entries(geometry.grouped_size, *_block(geometry, rows.start, rows.stop), False)
 
 
 def dense_resident_bytes(geometry: Geometry, dtype: torch.dtype, rows: range) -> int:
-    """Bytes that these rows, strided, have in memory on the CPU, once they are filled."""
-    return _C.dense_resident_bytes(geometry.canonical_size, *geometry.operator_arguments(), len(rows), dtype.itemsize)
+    """Bytes of memory that these rows take as a dense tensor on the CPU, once they are filled."""
+    convolution = _block(geometry).convolution
+    return _C.dense_resident_bytes(geometry.grouped_size, *convolution, len(rows), dtype.itemsize)
+
+
+def _block(geometry: Geometry, row_start: int = 0, row_stop: int | None = None) -> Block:
+    """The arguments of these rows; by default, of all."""
+    return Block(*geometry.operator_arguments(), row_start, geometry.shape[0] if row_stop is None else row_stop)

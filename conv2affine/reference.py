@@ -1,6 +1,7 @@
-"""The pure-Python implementation that everything else is tested against: as readable as it can be, and slow.
+"""The pure-Python implementation that everything else is tested against: readable, and slow.
 
-It scatters, tap by tap, along the padded input, and shares no code with the rest of the package.
+It scatters, tap by tap, along the padded input. It shares only the reading of a layer's parameters with the rest of
+the package.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from math import prod
 
 import torch
 from torch import Tensor, nn
+
+from conv2affine.checks import Conv, Sizes
+from conv2affine.parameters import weight_and_bias
 
 __all__ = [
     "dec_tuple",
@@ -23,9 +27,6 @@ __all__ = [
     "torch_conv_layer_to_affine",
 ]
 
-Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
-Sizes = int | Iterable[int]
-
 
 def to_matrix(conv: Conv, input_size: Sizes) -> Tensor:
     """The matrix of a convolution layer, written one weight at a time.
@@ -37,8 +38,8 @@ def to_matrix(conv: Conv, input_size: Sizes) -> Tensor:
         input_size: (I_1, ..., I_D), or one int for all axes.
 
     Returns:
-        A tensor of shape (out_channels * prod(output size), in_channels * prod(input_size)), dtype of `conv.weight`.
-        Element [r, c] tells how much input element c counts in output element r, both in C order.
+        A tensor of shape (out_channels * prod(output size), in_channels * prod(input_size)), dtype of the weight.
+        Element [r, c] is the factor of input element c in output element r, both in C order.
 
     Raises:
         ValueError: If the output would be empty.
@@ -52,7 +53,7 @@ def to_matrix(conv: Conv, input_size: Sizes) -> Tensor:
     """
     inputs = _per_axis(input_size, len(conv.kernel_size))
     outputs = output_size(conv, inputs)
-    weight = conv.weight.detach()
+    weight = weight_and_bias(conv)[0].detach()
     in_group, out_group = conv.in_channels // conv.groups, conv.out_channels // conv.groups
     rows = conv.out_channels * prod(outputs)
     cols = conv.in_channels * prod(inputs)
@@ -65,7 +66,7 @@ def to_matrix(conv: Conv, input_size: Sizes) -> Tensor:
             w = weight[(ci, co_in_group, *k) if conv.transposed else (co, ci_in_group, *k)]
             row = enc_tuple((co, *o), (conv.out_channels, *outputs))
             col = enc_tuple((ci, *i), (conv.in_channels, *inputs))
-            # The first weight of an entry is stored as it is: 0.0 + (-0.0) would lose a sign.
+            # The first weight of an entry is copied: 0.0 + (-0.0) would lose the sign.
             matrix[row, col] = matrix[row, col] + w if matrix[row, col] != 0 else w
     return matrix
 
@@ -91,11 +92,12 @@ def to_bias(conv: Conv, input_size: Sizes) -> Tensor:
         tensor([0., 0.])
     """
     outputs = output_size(conv, input_size)
-    bias = torch.zeros(conv.out_channels * prod(outputs), dtype=conv.weight.dtype)
-    if conv.bias is not None:
+    weight, bias = weight_and_bias(conv)
+    vector = torch.zeros(conv.out_channels * prod(outputs), dtype=weight.dtype)
+    if bias is not None:
         for co, *o in product(range(conv.out_channels), *map(range, outputs)):
-            bias[enc_tuple((co, *o), (conv.out_channels, *outputs))] = conv.bias.detach()[co]
-    return bias
+            vector[enc_tuple((co, *o), (conv.out_channels, *outputs))] = bias.detach()[co]
+    return vector
 
 
 def to_linear(conv: Conv, input_size: Sizes) -> nn.Linear:
@@ -108,8 +110,8 @@ def to_linear(conv: Conv, input_size: Sizes) -> nn.Linear:
         input_size: (I_1, ..., I_D), or one int for all axes.
 
     Returns:
-        An `nn.Linear` of the layer's dtype, without a bias where the layer has none. `weight[r, c]` tells how much
-        input element c counts in output element r.
+        An `nn.Linear` of the layer's dtype, without a bias where the layer has none. `weight[r, c]` is the factor of
+        input element c in output element r.
 
     Raises:
         ValueError: If the output would be empty.
@@ -120,10 +122,12 @@ def to_linear(conv: Conv, input_size: Sizes) -> nn.Linear:
     """
     matrix = to_matrix(conv, input_size)
     rows, cols = matrix.shape
-    linear = nn.Linear(cols, rows, bias=conv.bias is not None, dtype=matrix.dtype)
-    linear.weight = nn.Parameter(matrix, conv.weight.requires_grad)
-    if conv.bias is not None:
-        linear.bias = nn.Parameter(to_bias(conv, input_size), conv.bias.requires_grad)
+    weight, bias = weight_and_bias(conv)
+    with torch.random.fork_rng(devices=[]):  # the constructor draws a weight
+        linear = nn.Linear(cols, rows, bias=bias is not None, dtype=matrix.dtype)
+    linear.weight = nn.Parameter(matrix, weight.requires_grad)
+    if bias is not None:
+        linear.bias = nn.Parameter(to_bias(conv, input_size), bias.requires_grad)
     return linear
 
 
@@ -209,7 +213,7 @@ def enc_tuple(tup: Iterable[int], shape: Iterable[int]) -> int:
     x = 0
     for coordinate, size in zip(tup, shape, strict=True):
         if not 0 <= coordinate < size:
-            raise ValueError(f"coordinate {coordinate} of tup {tup} must lie in [0, {size}), as shape {shape} has it")
+            raise ValueError(f"coordinate {coordinate} of tup {tup} must lie in [0, {size}), the size of its axis")
         x = x * size + coordinate
     return x
 
@@ -266,7 +270,7 @@ def range2d(a: int, b: int) -> Iterator[tuple[int, int]]:
 
 def _joins(conv: Conv, inputs: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], ...]]:
     """(k, o, i): tap k of a convolution joins output position o and input position i; tap by tap."""
-    # What stands at each coordinate of the padded axis: an input coordinate, or None.
+    # The input coordinate at each coordinate of the padded axis, None for a zero.
     padded = [_padded(size, *_padding(conv, axis), conv.padding_mode) for axis, size in enumerate(inputs)]
     for k in product(*map(range, conv.kernel_size)):
         for o in product(*map(range, output_size(conv, inputs))):
@@ -291,7 +295,7 @@ def _transposed_joins(conv: Conv, inputs: tuple[int, ...]) -> Iterator[tuple[tup
 
 
 def _padded(size: int, left: int, right: int, padding_mode: str) -> list[int | None]:
-    """The padded axis: for each of its coordinates the input coordinate that stands there, None for a zero."""
+    """The padded axis: the input coordinate at each of its coordinates, None for a zero."""
     inside: list[int | None] = list(range(size))
     if padding_mode == "zeros":
         return [None] * left + inside + [None] * right
@@ -306,6 +310,9 @@ def _padded(size: int, left: int, right: int, padding_mode: str) -> list[int | N
 
 def _padding(conv: Conv, axis: int) -> tuple[int, int]:
     """(left, right) padding of an axis."""
+    if conv.padding_mode != "zeros":  # what `forward` pads with, last axis first
+        sides = conv._reversed_padding_repeated_twice[::-1]
+        return sides[2 * axis + 1], sides[2 * axis]
     if conv.padding == "valid":
         return 0, 0
     if conv.padding == "same":

@@ -1,4 +1,4 @@
-"""A convolution for SciPy: as an operator, without the matrix, and as a sparse array."""
+"""A convolution for SciPy: as an operator, which never forms the matrix, and as a sparse array."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from conv2affine.geometry import Conv, Geometry, Sizes
-from conv2affine.matrix import to_matrix
+from conv2affine.checks import Conv, InputSize
+from conv2affine.geometry import Geometry
+from conv2affine.layouts import csr_parts
+from conv2affine.matrix import checked_request
+from conv2affine.parameters import read
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,25 +27,32 @@ if TYPE_CHECKING:
 __all__ = ["as_linear_operator", "to_scipy"]
 
 OPERATOR_DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+ARRAY_DTYPES = (
+    *OPERATOR_DTYPES,
+    *(torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+    *(torch.int8, torch.int16, torch.int32, torch.int64),
+)
 CONV: tuple[Callable[..., Tensor], ...] = (F.conv1d, F.conv2d, F.conv3d)
 CONV_TRANSPOSE: tuple[Callable[..., Tensor], ...] = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
-# How large the buffers may get in which PyTorch unfolds a block of vectors. This bounds the memory, and costs nothing:
-# the C library gives larger ones back to the system, and 32 vectors of a 3x3 layer of 64 channels at 56 x 56 took
-# 0.18 s in blocks of 115 MB, 0.10 s in blocks of 29 MB.
+# The largest buffer into which PyTorch may unfold a block of vectors. The bound costs no time: the C library returns
+# larger buffers to the system, and 32 vectors of a 3x3 layer of 64 channels at 56 x 56 took 0.18 s in blocks of 115 MB,
+# 0.10 s in blocks of 29 MB.
 BLOCK_BYTES = 2**25
 
 
-def as_linear_operator(conv: Conv, input_size: Sizes) -> LinearOperator:
-    """The matrix A of a convolution layer as a SciPy operator, which convolves and never forms the matrix.
+def as_linear_operator(conv: Conv | Tensor, input_size: InputSize | Geometry) -> LinearOperator:
+    """The matrix A of a convolution layer as a SciPy operator that convolves and never forms the matrix.
 
         A @ flatten(x)   == flatten(conv(x)) - b
         A.H @ flatten(y) == the x that PyTorch's backward gives for y: the transposed convolution
 
-    It serves what asks for products only: `scipy.sparse.linalg.svds`, `lsqr`, `lsmr`, `eigsh(A.H @ A)`.
+    It serves solvers that need only products: `scipy.sparse.linalg.svds`, `lsqr`, `lsmr`, `eigsh(A.H @ A)`.
 
     Args:
-        conv: A convolution layer, as in `to_matrix`, of dtype float32, float64, complex64 or complex128.
-        input_size: (I_1, ..., I_D), as in `x.shape[-D:]`, or one int for all axes.
+        conv: A convolution layer, or the weight of one, as in `to_matrix`, of dtype float32, float64, complex64 or
+            complex128.
+        input_size: (I_1, ..., I_D), as in `x.shape[-D:]`, or one int for all axes, or an example input; with a weight,
+            a `Geometry`.
 
     Returns:
         A `LinearOperator` of the matrix's shape and of the weight's dtype, with `matvec`, `rmatvec`, `matmat` and
@@ -52,11 +62,12 @@ def as_linear_operator(conv: Conv, input_size: Sizes) -> LinearOperator:
 
     Raises:
         TypeError: As `to_matrix`; or if the dtype is none of these four.
-        ValueError: As `to_matrix`.
+        ValueError: As `to_matrix`; or if the weight is on the meta device.
         ImportError: If SciPy is not installed.
 
     Example:
         >>> from scipy.sparse.linalg import svds
+        >>> from conv2affine import to_matrix
         >>> conv = torch.nn.Conv2d(3, 64, 7, stride=2, padding=3)
         >>> A = as_linear_operator(conv, 224)
         >>> A.shape  # 483 GB as a matrix
@@ -66,14 +77,7 @@ def as_linear_operator(conv: Conv, input_size: Sizes) -> LinearOperator:
         True
     """
     scipy = _scipy()
-    geometry = Geometry.from_layer(conv, input_size)
-    weight = conv.weight.detach()
-    geometry.canonical(weight)  # for its checks
-    if weight.dtype not in OPERATOR_DTYPES:
-        raise TypeError(
-            f"conv.weight must have a dtype that SciPy's solvers compute in, {', '.join(map(str, OPERATOR_DTYPES))}, "
-            f"got {weight.dtype}; pass conv.float() or conv.double()"
-        )
+    weight, geometry = _weight(conv, input_size, "solvers", OPERATOR_DTYPES)
     convolution = _Convolution(weight.clone(memory_format=torch.contiguous_format), geometry)
     inputs = (geometry.in_channels, *geometry.input_size)
     outputs = (geometry.out_channels, *geometry.output_size)
@@ -85,8 +89,8 @@ def as_linear_operator(conv: Conv, input_size: Sizes) -> LinearOperator:
 
 
 def to_scipy(
-    conv: Conv,
-    input_size: Sizes,
+    conv: Conv | Tensor,
+    input_size: InputSize | Geometry,
     *,
     index_dtype: torch.dtype | None = None,
     rows: range | None = None,
@@ -97,20 +101,22 @@ def to_scipy(
         A[(co, o), (ci, i)] = sum over taps k with tap(o, k) == i of  w[co, ci, k]
 
     Args:
-        conv: A convolution layer, as in `to_matrix`, of any dtype but float16 and bfloat16.
-        input_size: (I_1, ..., I_D), as in `x.shape[-D:]`, or one int for all axes.
+        conv: A convolution layer, or the weight of one, as in `to_matrix`, of any dtype that NumPy has, except float16.
+        input_size: (I_1, ..., I_D), as in `x.shape[-D:]`, or one int for all axes, or an example input; with a weight,
+            a `Geometry`.
         index_dtype: As in `to_matrix`.
         rows: As in `to_matrix`.
         drop_zeros: As in `to_matrix`.
 
     Returns:
-        A `csr_array` of shape (len(rows), in_channels * prod(input_size)) and of the weight's dtype, in the memory of
-        `to_matrix(conv, input_size, layout=torch.sparse_csr, ...)`: nothing is copied, except from a GPU. Element
-        [r, c] is that of `to_matrix`. It has no gradient.
+        A `csr_array` of shape (len(rows), in_channels * prod(input_size)) and of the weight's dtype, in the memory that
+        the operator filled: nothing is copied, except from a GPU. Element [r, c] is that of `to_matrix`. It has no
+        gradient.
 
     Raises:
-        TypeError: As `to_matrix`; or if the weight is float16 or bfloat16.
-        ValueError: As `to_matrix`.
+        TypeError: As `to_matrix`; or if SciPy's sparse arrays do not have the weight's dtype.
+        ValueError: As `to_matrix`; or if the weight is on the meta device.
+        MemoryError: As `to_matrix`.
         ImportError: If SciPy is not installed.
 
     Example:
@@ -121,17 +127,10 @@ def to_scipy(
                [0., 1., 2.]], dtype=float32)
     """
     scipy = _scipy()
-    with torch.no_grad():
-        matrix = to_matrix(
-            conv, input_size, layout=torch.sparse_csr, index_dtype=index_dtype, rows=rows, drop_zeros=drop_zeros
-        ).cpu()
-    if matrix.dtype in (torch.float16, torch.bfloat16):
-        raise TypeError(
-            f"conv.weight must have a dtype that SciPy's sparse arrays have, got {matrix.dtype}; "
-            "pass conv.float() or conv.double()"
-        )
-    parts = tuple(part.numpy() for part in (matrix.values(), matrix.col_indices(), matrix.crow_indices()))
-    return scipy.sparse.csr_array(parts, shape=tuple(matrix.shape))
+    weight, geometry = _weight(conv, input_size, "sparse arrays", ARRAY_DTYPES)
+    request = checked_request(weight, geometry, torch.sparse_csr, rows, index_dtype, drop_zeros)
+    starts, indices, values = (part.cpu().numpy() for part in csr_parts(weight, geometry, request))
+    return scipy.sparse.csr_array((values, indices, starts), shape=(len(request.rows), geometry.shape[1]))
 
 
 class _Convolution:
@@ -145,13 +144,13 @@ class _Convolution:
         options: dict[str, Any] = {"stride": geometry.stride, "dilation": geometry.dilation, "groups": geometry.groups}
         self.conv = partial(CONV[axes], **options)
         self.conv_transpose = partial(CONV_TRANSPOSE[axes], **options)
-        # The convolution itself pads with as many zeros on both sides, F.pad does all else.
+        # The convolution itself pads both sides with equally many zeros; F.pad does everything else.
         self.padding = [left for left, _ in geometry.padding]
-        self.margins: list[int] | None = None
+        self.borders: list[int] | None = None
         self.padding_mode = "constant" if geometry.padding_mode == "zeros" else geometry.padding_mode
         if geometry.padding_mode != "zeros" or any(left != right for left, right in geometry.padding):
             self.padding = [0] * len(geometry.padding)
-            self.margins = [side for sides in reversed(geometry.padding) for side in sides]
+            self.borders = [side for sides in reversed(geometry.padding) for side in sides]
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, in_channels, *input_size) -> (batch, out_channels, *output_size)."""
@@ -165,10 +164,10 @@ class _Convolution:
         geometry, weight = self.geometry, self.weight.conj()
         if geometry.transposed:
             x = self.conv(y, weight, padding=self.padding)
-            # An output_padding of a stride or more, which a dilation allows, makes room for windows that are no inputs.
+            # An output_padding of at least the stride, which dilation allows, adds windows that belong to no input.
             inputs: tuple[Any, ...] = (..., *map(slice, geometry.input_size))
             return x[inputs]
-        # What is left of the padded input after the last window: no output reads it.
+        # The end of the padded input, behind the last window: no output reads it.
         unread = [
             (size + left + right - dilation * (kernel - 1) - 1) % step
             for size, (left, right), dilation, kernel, step in zip(
@@ -181,15 +180,15 @@ class _Convolution:
             )
         ]
         x = self.conv_transpose(y, weight, padding=self.padding, output_padding=unread)
-        if self.margins is None:
+        if self.borders is None:
             return x
-        # F.pad is linear: it does not matter where it is differentiated.
+        # F.pad is linear: its derivative is the same everywhere.
         anywhere = y.new_empty(len(y), geometry.in_channels, *geometry.input_size)
         unpad = torch.func.vjp(self.pad, anywhere)[1]
         return unpad(x)[0]  # type: ignore[no-any-return]
 
     def pad(self, x: Tensor) -> Tensor:
-        return x if self.margins is None else F.pad(x, self.margins, self.padding_mode)
+        return x if self.borders is None else F.pad(x, self.borders, self.padding_mode)
 
     def columns(self, function: Callable[[Tensor], Tensor], shape: tuple[int, ...], x: NDArray[Any]) -> NDArray[Any]:
         """`function`, `forward` or `adjoint`, of each column of x as a sample of this shape; or of the vector x."""
@@ -212,6 +211,26 @@ class _Convolution:
             windows = (geometry.out_channels, *geometry.input_size)
         unfolded = prod(geometry.kernel_size) * prod(windows) * self.weight.itemsize
         return max(1, BLOCK_BYTES // unfolded)
+
+
+def _weight(
+    conv: Conv | Tensor, input_size: InputSize | Geometry, user: str, dtypes: tuple[torch.dtype, ...]
+) -> tuple[Tensor, Geometry]:
+    """The weight, without gradient, and the geometry, if SciPy can work with them."""
+    with torch.no_grad():
+        weight, _, geometry = read(conv, input_size)
+    name = "weight" if isinstance(conv, Tensor) else "conv.weight"
+    if weight.dtype not in dtypes:
+        raise TypeError(
+            f"{name} must have a dtype of SciPy's {user}, {', '.join(map(str, dtypes))}, got {weight.dtype}; "
+            "convert it with float() or double()"
+        )
+    if weight.is_meta:
+        raise ValueError(
+            f"{name} must have elements, and on the meta device it has none; move it with to_empty(device='cpu') and "
+            "load its elements, or call plan"
+        )
+    return weight.detach(), geometry
 
 
 def _scipy() -> ModuleType:

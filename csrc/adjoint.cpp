@@ -4,11 +4,12 @@
 
 TORCH_LIBRARY_FRAGMENT(conv2affine, m) {
   m.def(
-      "dense_adjoint(Tensor matrix, SymInt[] weight_size, SymInt[] geometry, str rule, SymInt row_start, "
-      "SymInt row_stop) -> Tensor",
+      "dense_adjoint(Tensor matrix, SymInt[] weight_size, SymInt[] geometry, str padding_mode, bool transposed, SymInt "
+      "row_start, SymInt row_stop) -> Tensor",
       {at::Tag::pt2_compliant_tag});
   m.def(
-      "sparse_adjoint(Tensor values, SymInt[] weight_size, SymInt[] geometry, str rule, SymInt row_start, "
-      "SymInt row_stop, bool transpose) -> Tensor",
+      "sparse_adjoint(Tensor values, SymInt[] weight_size, SymInt[] geometry, str padding_mode, bool transposed, "
+      "SymInt "
+      "row_start, SymInt row_stop, bool by_columns) -> Tensor",
       {at::Tag::pt2_compliant_tag});
 }

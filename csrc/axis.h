@@ -1,4 +1,4 @@
-// One spatial axis of a convolution, and the one rule of the whole library: tap().
+// One spatial axis of a convolution, and the definition of the whole library: tap().
 // No torch in here: the CPU and the CUDA kernels share this file.
 #pragma once
 
@@ -12,8 +12,7 @@
 
 namespace conv2affine {
 
-// How an output coordinate finds its input coordinate: the padding mode, or transposition.
-enum class Rule { zeros, circular, reflect, replicate, transposed };
+enum class PaddingMode { zeros, circular, reflect, replicate };
 
 // All sizes are at least 1, padding (the left one) at least 0; the right padding shows in `output`.
 // The check that makes an Axis also guarantees that nothing below overflows 64 bits.
@@ -24,25 +23,20 @@ struct Axis {
   int64_t stride;
   int64_t padding;
   int64_t dilation;
-  Rule rule;
+  PaddingMode padding_mode;
+  bool transposed;  // then padding_mode is zeros
 };
 
-// Coordinate `i` of the padded axis, folded back into [0, input) as F.pad fills its margins; -1 where it pads zeros.
-// The folds hold for any i, so that no call can reach outside of the input.
+// Coordinate `i` of the padded axis, folded back into [0, input) as F.pad fills its borders; -1 where it pads zeros.
+// F.pad folds at most once on each side, and so does the check that makes an Axis.
 CONV2AFFINE_HOST_DEVICE inline int64_t fold(const Axis& axis, int64_t i) {
   if (0 <= i && i < axis.input) return i;
-  switch (axis.rule) {
-    case Rule::circular: {
-      const int64_t rest = i % axis.input;
-      return rest < 0 ? rest + axis.input : rest;
-    }
-    case Rule::reflect: {
-      if (axis.input == 1) return 0;
-      const int64_t period = 2 * (axis.input - 1);
-      const int64_t rest = (i < 0 ? -i : i) % period;
-      return rest < axis.input ? rest : period - rest;
-    }
-    case Rule::replicate:
+  switch (axis.padding_mode) {
+    case PaddingMode::circular:
+      return i < 0 ? i + axis.input : i - axis.input;
+    case PaddingMode::reflect:
+      return i < 0 ? -i : 2 * (axis.input - 1) - i;
+    case PaddingMode::replicate:
       return i < 0 ? 0 : axis.input - 1;
     default:
       return -1;
@@ -50,10 +44,9 @@ CONV2AFFINE_HOST_DEVICE inline int64_t fold(const Axis& axis, int64_t i) {
 }
 
 // The input coordinate i that output coordinate o reads through kernel tap k, or -1 for none.
+// taps.h has the same as tables, solved for o.
 CONV2AFFINE_HOST_DEVICE inline int64_t tap(const Axis& axis, int64_t o, int64_t k) {
-  if (axis.rule != Rule::transposed) {
-    return fold(axis, o * axis.stride - axis.padding + k * axis.dilation);
-  }
+  if (!axis.transposed) return fold(axis, o * axis.stride - axis.padding + k * axis.dilation);
   const int64_t distance = o + axis.padding - k * axis.dilation;
   if (distance < 0 || distance % axis.stride != 0) return -1;
   const int64_t i = distance / axis.stride;

@@ -10,13 +10,16 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 
+#include <new>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "adjoint.h"
-#include "convolution.h"
-#include "cpu/memory.h"
+#include "bias.h"
 #include "dense.h"
+#include "pages.h"
 #include "rows.h"
 #include "sparse.h"
 
@@ -39,16 +42,39 @@ py::dict build_info() {
   return info;
 }
 
+// PyTorch makes a RuntimeError with a C++ trace of std::bad_alloc; Python has MemoryError.
+template <typename Result, typename... Args>
+auto with_memory_error(Result (*f)(Args...)) {
+  return [f](Args... arguments) -> Result {
+    try {
+      return f(std::forward<Args>(arguments)...);
+    } catch (const std::bad_alloc&) {
+      const py::gil_scoped_acquire gil;
+      PyErr_SetString(PyExc_MemoryError,
+                      "there is no memory for the tables of this convolution: its borders are too long");
+      python_error error;
+      error.persist();
+      throw error;
+    }
+  };
+}
+
 py::tuple axis_taps(int64_t input, int64_t output, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation,
-                    const std::string& rule, bool transpose) {
-  const Axis axis = check_axis("axis", input, output, kernel, stride, padding, dilation, rule);
-  const AxisTaps taps = transpose ? AxisTaps::transposed(axis) : AxisTaps(axis);
+                    const std::string& padding_mode, bool transposed, bool by_columns) {
+  const Axis axis = check_axis("axis", input, output, kernel, stride, padding, dilation, padding_mode, transposed);
+  const AxisTaps taps = by_columns ? AxisTaps::transposed(axis) : AxisTaps(axis);
   std::vector<int64_t> start = {0}, inputs, kernels;
-  for (int64_t o = 0; o < (transpose ? input : output); ++o) {
+  for (int64_t o = 0; o < (by_columns ? input : output); ++o) {
     const Place place = taps[o];
-    for (const Tap& tap : taps.taps(place.pattern)) {
-      inputs.push_back(place.shift + tap.input);
-      kernels.push_back(tap.kernel);
+    for (const TapRun& run : taps.runs(place.pattern)) {
+      for (int64_t n = 0; n < run.count; ++n) {
+        for (const TapTerm& term : taps.terms(run)) {
+          for (int64_t t = 0; t < term.taps; ++t) {
+            inputs.push_back(place.offset + run.input + n * run.step);
+            kernels.push_back(term.kernel + n * term.step + t);
+          }
+        }
+      }
     }
     start.push_back(inputs.size());
   }
@@ -56,16 +82,15 @@ py::tuple axis_taps(int64_t input, int64_t output, int64_t kernel, int64_t strid
   return py::make_tuple(array(start), array(inputs), array(kernels));
 }
 
-int64_t entries(const std::vector<int64_t>& weight_size, const std::vector<int64_t>& geometry, const std::string& rule,
-                int64_t row_start, int64_t row_stop, bool transpose) {
-  const auto [conv, taps] = make_sides(check_convolution(weight_size, geometry, rule), transpose);
-  check_rows(row_start, row_stop, conv.rows());
-  return entries_before(conv, taps, row_stop) - entries_before(conv, taps, row_start);
+int64_t entries(const std::vector<int64_t>& weight_size, const std::vector<int64_t>& geometry,
+                const std::string& padding_mode, bool transposed, int64_t row_start, int64_t row_stop,
+                bool by_columns) {
+  return check_rows(weight_size, geometry, padding_mode, transposed, row_start, row_stop, by_columns).nnz();
 }
 
 int64_t dense_resident_bytes(const std::vector<int64_t>& weight_size, const std::vector<int64_t>& geometry,
-                             const std::string& rule, int64_t rows, int64_t itemsize) {
-  return resident_bytes(check_convolution(weight_size, geometry, rule), rows, itemsize);
+                             const std::string& padding_mode, bool transposed, int64_t rows, int64_t itemsize) {
+  return resident_bytes(check_convolution(weight_size, geometry, padding_mode, transposed), rows, itemsize);
 }
 
 // The type in which an operator's argument comes from Python.
@@ -78,11 +103,10 @@ struct Received<at::IntArrayRef> {
   using type = const std::vector<int64_t>&;
 };
 
-// Binds an operator as the dispatcher has it, but below autograd and with sizes that are numbers, not symbols:
-// torch.ops takes half of the time of a small matrix to find out what is in its lists. The last argument is there for
-// its type.
+// Binds an operator of this type as the dispatcher has it, but below autograd and with sizes that are numbers, not
+// symbols: torch.ops takes half of the time of a small matrix to find out what is in its lists.
 template <typename Result, typename... Args>
-void def_operator(py::module_& m, const char* name, Result (*)(Args...)) {
+void def_operator(py::module_& m, const char* name, std::type_identity<Result(Args...)>) {
   const auto op = c10::Dispatcher::singleton()
                       .findSchemaOrThrow((std::string("conv2affine::") + name).c_str(), "")
                       .typed<Result(Args...)>();
@@ -99,22 +123,24 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled part of conv2affine; importing it registers torch.ops.conv2affine.";
   m.def("build_info", &build_info, "What this binary was built with and for.");
   // wrap_pybind_function keeps torch's exception types, which plain pybind11 turns into RuntimeError.
-  m.def("axis_taps", torch::wrap_pybind_function(axis_taps), py::arg("input"), py::arg("output"), py::arg("kernel"),
-        py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("rule"), py::arg("transpose") = false,
-        "(start, input, kernel): output coordinate o reads input[start[o]:start[o+1]] through those kernel taps; "
-        "transposed, input and output change places.");
-  m.def("entries", torch::wrap_pybind_function_no_gil(entries), py::arg("weight_size"), py::arg("geometry"),
-        py::arg("rule"), py::arg("row_start"), py::arg("row_stop"), py::arg("transpose"),
-        "Number of entries in rows of the matrix, or of its transpose, that a weight goes to.");
+  m.def("axis_taps", torch::wrap_pybind_function(with_memory_error(axis_taps)), py::arg("input"), py::arg("output"),
+        py::arg("kernel"), py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("padding_mode"),
+        py::arg("transposed"), py::arg("by_columns") = false,
+        "(start, input, kernel): output coordinate o reads input[start[o]:start[o+1]] through those kernel taps; by "
+        "columns, input and output change places.");
+  m.def("entries", torch::wrap_pybind_function_no_gil(with_memory_error(entries)), py::arg("weight_size"),
+        py::arg("geometry"), py::arg("padding_mode"), py::arg("transposed"), py::arg("row_start"), py::arg("row_stop"),
+        py::arg("by_columns"), "Number of entries in rows of the matrix, or of its transpose, that a weight goes to.");
   m.def("dense_resident_bytes", torch::wrap_pybind_function_no_gil(dense_resident_bytes), py::arg("weight_size"),
-        py::arg("geometry"), py::arg("rule"), py::arg("rows"), py::arg("itemsize"),
+        py::arg("geometry"), py::arg("padding_mode"), py::arg("transposed"), py::arg("rows"), py::arg("itemsize"),
         "Bytes that `dense` has in memory for that many rows, once they are filled; on the CPU.");
-  def_operator(m, "dense", static_cast<Dense*>(nullptr));
-  def_operator(m, "csr", static_cast<Csr*>(nullptr));
-  def_operator(m, "coo", static_cast<Coo*>(nullptr));
-  def_operator(m, "values", static_cast<Values*>(nullptr));
-  def_operator(m, "dense_adjoint", static_cast<DenseAdjoint*>(nullptr));
-  def_operator(m, "sparse_adjoint", static_cast<SparseAdjoint*>(nullptr));
+  def_operator(m, "dense", std::type_identity<decltype(dense<nullptr>)>{});
+  def_operator(m, "csr", std::type_identity<decltype(csr<nullptr, nullptr>)>{});
+  def_operator(m, "coo", std::type_identity<decltype(coo<nullptr, nullptr>)>{});
+  def_operator(m, "values", std::type_identity<Values>{});
+  def_operator(m, "dense_adjoint", std::type_identity<decltype(dense_adjoint<nullptr>)>{});
+  def_operator(m, "sparse_adjoint", std::type_identity<decltype(sparse_adjoint<nullptr>)>{});
+  def_operator(m, "bias", std::type_identity<decltype(bias<nullptr>)>{});
 }
 
 }  // namespace conv2affine

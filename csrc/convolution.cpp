@@ -10,14 +10,12 @@ namespace conv2affine {
 
 namespace {
 
-Rule parse_rule(std::string_view rule) {
-  if (rule == "zeros") return Rule::zeros;
-  if (rule == "circular") return Rule::circular;
-  if (rule == "reflect") return Rule::reflect;
-  if (rule == "replicate") return Rule::replicate;
-  if (rule == "transposed") return Rule::transposed;
-  TORCH_CHECK_VALUE(false, "rule ('", rule,
-                    "') must be one of 'zeros', 'circular', 'reflect', 'replicate', 'transposed'");
+PaddingMode parse_padding_mode(std::string_view mode) {
+  if (mode == "zeros") return PaddingMode::zeros;
+  if (mode == "circular") return PaddingMode::circular;
+  if (mode == "reflect") return PaddingMode::reflect;
+  if (mode == "replicate") return PaddingMode::replicate;
+  TORCH_CHECK_VALUE(false, "padding_mode ('", mode, "') must be one of 'zeros', 'circular', 'reflect', 'replicate'");
 }
 
 }  // namespace
@@ -33,7 +31,7 @@ int64_t checked_product(at::IntArrayRef factors, const char* what) {
 }
 
 Axis check_axis(std::string_view name, int64_t input, int64_t output, int64_t kernel, int64_t stride, int64_t padding,
-                int64_t dilation, std::string_view rule) {
+                int64_t dilation, std::string_view padding_mode, bool transposed) {
   TORCH_CHECK_VALUE(input >= 1 && output >= 1 && kernel >= 1, name, ": input size (", input, "), output size (", output,
                     ") and kernel size (", kernel, ") must be >= 1");
   TORCH_CHECK_VALUE(stride >= 1 && dilation >= 1, name, ": stride (", stride, ") and dilation (", dilation,
@@ -49,15 +47,21 @@ Axis check_axis(std::string_view name, int64_t input, int64_t output, int64_t ke
   TORCH_CHECK_VALUE(!overflows, name, ": input size (", input, "), output size (", output, "), kernel size (", kernel,
                     "), stride (", stride, "), padding (", padding, ") and dilation (", dilation,
                     ") give coordinates that do not fit into a signed 64-bit integer");
-  return {input, output, kernel, stride, padding, dilation, parse_rule(rule)};
+  const PaddingMode mode = parse_padding_mode(padding_mode);
+  TORCH_CHECK_VALUE(!transposed || mode == PaddingMode::zeros, name, ": padding_mode ('", padding_mode,
+                    "') must be 'zeros' in a transposed convolution");
+  if (mode == PaddingMode::circular || mode == PaddingMode::reflect) {
+    const int64_t most = mode == PaddingMode::circular ? input : input - 1;
+    const int64_t right = (output - 1) * stride - padding + (kernel - 1) * dilation - (input - 1);
+    TORCH_CHECK_VALUE(padding <= most && right <= most, name, ": padding (", padding, " on the left, ",
+                      std::max<int64_t>(right, 0), " on the right) must be at most ", most, " with padding_mode '",
+                      padding_mode, "' and input size ", input);
+  }
+  return {input, output, kernel, stride, padding, dilation, mode, transposed};
 }
 
-Convolution check_convolution(const at::Tensor& weight, at::IntArrayRef geometry, std::string_view rule) {
-  TORCH_CHECK_VALUE(weight.layout() == at::kStrided, "weight must be a strided tensor, got ", weight.layout());
-  return check_convolution(weight.sizes(), geometry, rule);
-}
-
-Convolution check_convolution(at::IntArrayRef weight_size, at::IntArrayRef geometry, std::string_view rule) {
+Convolution check_convolution(at::IntArrayRef weight_size, at::IntArrayRef geometry, std::string_view padding_mode,
+                              bool transposed) {
   const int64_t dims = static_cast<int64_t>(weight_size.size()) - 3;
   TORCH_CHECK_VALUE(1 <= dims && dims <= 3,
                     "weight must have the shape (groups, out/group, in/group, K_1, ..., K_D) with D from 1 to 3, got ",
@@ -67,12 +71,12 @@ Convolution check_convolution(at::IntArrayRef weight_size, at::IntArrayRef geome
   TORCH_CHECK_VALUE(static_cast<int64_t>(geometry.size()) == 5 * dims, "geometry must have ", 5 * dims, " values, ",
                     dims, " each for input_size, output_size, stride, padding and dilation, got ", geometry);
   Convolution conv{weight_size[0], weight_size[1], weight_size[2], {}};
-  conv.axes.fill({1, 1, 1, 1, 0, 1, Rule::zeros});  // what leads in 1-D and 2-D
+  conv.axes.fill({1, 1, 1, 1, 0, 1, PaddingMode::zeros, false});  // what leads in 1-D and 2-D
   constexpr std::array<std::string_view, 3> names = {"axis 0", "axis 1", "axis 2"};
   for (int64_t axis = 0; axis < dims; ++axis) {
     const auto number = [&](int64_t which) { return geometry[which * dims + axis]; };
-    conv.axes[3 - dims + axis] =
-        check_axis(names[axis], number(0), number(1), weight_size[3 + axis], number(2), number(3), number(4), rule);
+    conv.axes[3 - dims + axis] = check_axis(names[axis], number(0), number(1), weight_size[3 + axis], number(2),
+                                            number(3), number(4), padding_mode, transposed);
   }
   checked_product(weight_size, "weights");
   const int64_t rows = checked_product(
@@ -88,19 +92,6 @@ Convolution Convolution::transposed() const {
   std::swap(result.out_per_group, result.in_per_group);
   for (Axis& axis : result.axes) std::swap(axis.input, axis.output);
   return result;
-}
-
-void check_rows(int64_t row_start, int64_t row_stop, int64_t rows) {
-  TORCH_CHECK_VALUE(0 <= row_start && row_start <= row_stop && row_stop <= rows, "rows [", row_start, ", ", row_stop,
-                    ") must be a range within the ", rows, " rows of the matrix");
-}
-
-void check_index_dtype(at::ScalarType index_dtype, int64_t nnz, int64_t rows, int64_t cols) {
-  TORCH_CHECK_VALUE(index_dtype == at::kInt || index_dtype == at::kLong, "index_dtype (", index_dtype,
-                    ") must be int32 or int64");
-  TORCH_CHECK_VALUE(index_dtype == at::kLong || std::max({nnz, rows, cols}) <= INT32_MAX,
-                    "index_dtype int32 counts to ", INT32_MAX, ", too few for ", nnz, " entries in ", rows,
-                    " rows and ", cols, " columns; use int64, or a block of rows");
 }
 
 }  // namespace conv2affine

@@ -1,135 +1,276 @@
 #include "taps.h"
 
 #include <algorithm>
+#include <numeric>
 #include <utility>
 
 namespace conv2affine {
 
-namespace {
-
-int64_t ceil_div(int64_t numerator, int64_t denominator) { return (numerator + denominator - 1) / denominator; }
-
-// Where no tap reads outside of the input. Of a transposed convolution, only distances that the stride divides count.
-Interior interior_of(const Axis& axis) {
-  const int64_t reach = (axis.kernel - 1) * axis.dilation;
-  Interior interior{};
-  if (axis.rule == Rule::transposed) {
-    interior.period = axis.stride;
-    interior.step = 1;
-    interior.begin = reach - axis.padding - (axis.stride - 1);
-    interior.end = axis.input * axis.stride - axis.padding;
-  } else {
-    interior.step = axis.stride;
-    interior.begin = ceil_div(axis.padding, axis.stride);
-    const int64_t last = axis.input - 1 + axis.padding - reach;
-    interior.end = last < 0 ? 0 : last / axis.stride + 1;
-  }
-  interior.begin = std::clamp<int64_t>(interior.begin, 0, axis.output);
-  interior.end = std::clamp(interior.end, interior.begin, axis.output);
-  interior.patterns = std::min(interior.period, interior.end - interior.begin);
-  return interior;
-}
-
-// What an output reads in the padding: an input coordinate that is folded.
-struct Folded {
-  int64_t input, output, kernel;
+// Entry n reads input + n * step through the taps kernel + n * kernel_step, ..., taps of them. The step is at least 1.
+struct Progression {
+  int64_t input, step, kernel, kernel_step, taps, count;
 };
 
-// All of them, by input coordinate. Outputs of the interior read none.
-std::vector<Folded> folded_taps(const Axis& axis) {
-  std::vector<Folded> folded;
-  folded.reserve(axis.kernel);
-  const auto append = [&](int64_t begin, int64_t end) {
-    for (int64_t o = begin; o < end; ++o) {
-      for (int64_t k = 0; k < axis.kernel; ++k) {
-        const int64_t i = o * axis.stride - axis.padding + k * axis.dilation;
-        if (i < 0 || i >= axis.input) folded.push_back({fold(axis, i), o, k});
-      }
-    }
-  };
-  const Interior interior = interior_of(axis);
-  append(0, interior.begin);
-  append(interior.end, axis.output);
-  std::sort(folded.begin(), folded.end(), [](const Folded& a, const Folded& b) { return a.input < b.input; });
-  return folded;
+namespace {
+
+// Of a positive denominator.
+int64_t ceil_div(int64_t numerator, int64_t denominator) {
+  return numerator <= 0 ? numerator / denominator : (numerator - 1) / denominator + 1;
 }
 
-// The longest stretch of an interior, along the inputs, that nothing is folded to.
-Interior without(Interior interior, const std::vector<Folded>& folded) {
-  const int64_t last = interior.end;
-  int64_t from = interior.begin;
-  interior.end = from;
-  const auto close_stretch = [&](int64_t to) {
-    if (to - from > interior.end - interior.begin) {
-      interior.begin = from;
-      interior.end = to;
+int64_t reach(const Axis& axis) { return (axis.kernel - 1) * axis.dilation; }
+
+// The interior is where no tap reads outside of the input. Of a transposed convolution, only distances that the stride
+// divides count.
+Zones zones_of(const Axis& axis) {
+  Zones zones{};
+  int64_t beyond_left = 0, beyond_right = INT64_MAX;
+  if (axis.transposed) {
+    zones.period = axis.stride;
+    zones.step = 1;
+    zones.begin = reach(axis) - axis.padding - (axis.stride - 1);
+    zones.end = axis.input * axis.stride - axis.padding;
+    beyond_right = (axis.input - 1) * axis.stride + reach(axis) - axis.padding + 1;
+  } else {
+    zones.step = axis.stride;
+    zones.begin = ceil_div(axis.padding, axis.stride);
+    const int64_t last = axis.input - 1 + axis.padding - reach(axis);
+    zones.end = last < 0 ? 0 : last / axis.stride + 1;
+    if (axis.padding_mode == PaddingMode::zeros || axis.padding_mode == PaddingMode::replicate) {
+      beyond_left = ceil_div(axis.padding - reach(axis), axis.stride);
+      beyond_right = ceil_div(axis.input + axis.padding, axis.stride);
     }
-    from = std::max(from, to + 1);
+  }
+  zones.begin = std::clamp<int64_t>(zones.begin, 0, axis.output);
+  zones.end = std::clamp(zones.end, zones.begin, axis.output);
+  zones.patterns = std::min(zones.period, zones.end - zones.begin);
+  zones.same_left = std::max<int64_t>(0, std::min(beyond_left, zones.begin) - 1);
+  zones.same_right = std::max(beyond_right, zones.end);
+  return zones;
+}
+
+// The zones of the transposed table of an axis whose padding is folded: inputs that something is folded to are borders.
+Zones folded_zones(const Axis& axis, Zones zones) {
+  const int64_t last = (axis.output - 1) * axis.stride - axis.padding + reach(axis);
+  const bool left = axis.padding > 0, right = last >= axis.input;
+  int64_t begin = 0, end = axis.input;
+  if (axis.padding_mode == PaddingMode::circular) {
+    begin = last - axis.input + 1;
+    end = axis.input - axis.padding;
+  } else if (axis.padding_mode == PaddingMode::reflect) {
+    begin = left ? axis.padding + 1 : 0;
+    end = right ? 2 * (axis.input - 1) - last : axis.input;
+  } else {
+    begin = left ? 1 : 0;
+    end = right ? axis.input - 1 : axis.input;
+  }
+  zones.begin = std::clamp<int64_t>(std::max(zones.begin, begin), 0, axis.input);
+  zones.end = std::clamp(std::min(zones.end, end), zones.begin, axis.input);
+  zones.patterns = std::min(zones.period, zones.end - zones.begin);
+  zones.same_left = 0;
+  zones.same_right = INT64_MAX;
+  return zones;
+}
+
+// What output coordinate o of a convolution reads: one progression to the left of the input, one in it, and one to the
+// right.
+void append_reads(const Axis& axis, int64_t o, std::vector<Progression>& to) {
+  for (int64_t k = 0; k < axis.kernel;) {
+    const int64_t i = o * axis.stride - axis.padding + k * axis.dilation;
+    const bool inside = 0 <= i && i < axis.input;
+    const int64_t end = i < 0 ? 0 : inside ? axis.input : INT64_MAX;
+    const int64_t count = std::min(axis.kernel - k, (end - 1 - i) / axis.dilation + 1), last = k + count - 1;
+    const int64_t input = fold(axis, i);
+    if (inside || axis.padding_mode == PaddingMode::circular) {
+      to.push_back({input, axis.dilation, k, 1, 1, count});
+    } else if (axis.padding_mode == PaddingMode::reflect) {
+      to.push_back({input - (count - 1) * axis.dilation, axis.dilation, last, -1, 1, count});
+    } else if (axis.padding_mode == PaddingMode::replicate) {
+      to.push_back({input, 1, k, 0, count, 1});
+    }
+    k += count;
+  }
+}
+
+// Finds the (i, k) with i * stride + k * dilation == sum, i in [0, inputs) and k in [0, kernel): for one sum after the
+// other, one progression each.
+class Solver {
+ public:
+  Solver(int64_t inputs, int64_t kernel, int64_t stride, int64_t dilation)
+      : inputs_(inputs),
+        kernel_(kernel),
+        divisor_(std::gcd(stride, dilation)),
+        stride_(stride / divisor_),
+        dilation_(dilation / divisor_) {
+    // Euclid's algorithm for the inverse of dilation_ modulo stride_.
+    int64_t a = stride_, b = dilation_ % stride_, x = 0, y = 1;
+    while (b > 0) {
+      const int64_t quotient = a / b;
+      a = std::exchange(b, a - quotient * b);
+      x = std::exchange(y, x - quotient * y);
+    }
+    inverse_ = x < 0 ? x + stride_ : x;
+  }
+
+  void append(int64_t sum, std::vector<Progression>& to) const {
+    if (sum < 0 || sum % divisor_ != 0) return;
+    sum /= divisor_;
+    // The first tap whose distance the stride divides; from there on, every stride-th.
+    const int64_t first = static_cast<int64_t>(static_cast<__int128>(sum % stride_) * inverse_ % stride_);
+    if (first >= kernel_ || first * dilation_ > sum) return;
+    const int64_t input = (sum - first * dilation_) / stride_;
+    const int64_t low = std::max<int64_t>(0, ceil_div(input - (inputs_ - 1), dilation_));
+    const int64_t high = std::min(input / dilation_, (kernel_ - 1 - first) / stride_);
+    if (low > high) return;
+    to.push_back({input - high * dilation_, dilation_, first + high * stride_, -stride_, 1, high - low + 1});
+  }
+
+ private:
+  int64_t inputs_, kernel_, divisor_, stride_, dilation_, inverse_;
+};
+
+// The outputs that read the replicated input at the left, i == 0, or at the right, from the padding.
+void append_replicated(const Axis& axis, bool right, std::vector<Progression>& to) {
+  const Zones zones = zones_of(axis);
+  const int64_t same_left = zones.same_left + (zones.begin > 0), same_right = std::min(zones.same_right, axis.output);
+  // Coordinates that share a pattern read through the same taps.
+  const auto append = [&](int64_t o, int64_t count) {
+    const int64_t edge = (right ? axis.input : 0) + axis.padding - o * axis.stride;
+    const int64_t taps_before = std::clamp<int64_t>(ceil_div(edge, axis.dilation), 0, axis.kernel);
+    const int64_t first = right ? taps_before : 0, taps = right ? axis.kernel - taps_before : taps_before;
+    if (taps > 0) to.push_back({o, 1, first, 0, taps, count});
   };
-  for (const Folded& f : folded) close_stretch(std::min(f.input, last));
-  close_stretch(last);
-  interior.patterns = std::min(interior.period, interior.end - interior.begin);
-  return interior;
+  if (right) {
+    for (int64_t o = 0; o < zones.begin; ++o) append(o, 1);
+    for (int64_t o = zones.end; o < same_right; ++o) append(o, 1);
+    if (same_right < axis.output) append(same_right, axis.output - same_right);
+  } else {
+    if (same_left > 0) append(0, same_left);
+    for (int64_t o = same_left; o < zones.begin; ++o) append(o, 1);
+    for (int64_t o = zones.end; o < axis.output; ++o) append(o, 1);
+  }
 }
 
 }  // namespace
 
 AxisTaps::AxisTaps(const Axis& axis)
-    : AxisTaps(axis.output, axis.kernel, interior_of(axis), [&](int64_t o, std::vector<Tap>& taps) {
-        for (int64_t k = 0; k < axis.kernel; ++k) {
-          const int64_t i = tap(axis, o, k);
-          if (i >= 0) taps.push_back({i, k});
-        }
-      }) {}
+    : AxisTaps(axis.output, zones_of(axis),
+               [&, solver = Solver(axis.input, axis.kernel, axis.stride, axis.dilation)](int64_t o,
+                                                                                         std::vector<Progression>& to) {
+                 if (axis.transposed) {
+                   solver.append(o + axis.padding, to);
+                 } else {
+                   append_reads(axis, o, to);
+                 }
+               }) {}
 
 AxisTaps AxisTaps::transposed(const Axis& axis) {
   // Zero padding and transposition are each other from the other side.
   Axis other = axis;
   std::swap(other.input, other.output);
-  other.rule = axis.rule == Rule::transposed ? Rule::zeros : Rule::transposed;
-  if (axis.rule == Rule::zeros || axis.rule == Rule::transposed) return AxisTaps(other);
-  // The other modes are zero padding and, beside, what is folded.
-  const std::vector<Folded> folded = folded_taps(axis);
-  const Interior interior = without(interior_of(other), folded);
-  return AxisTaps(axis.input, axis.kernel, interior, [&](int64_t i, std::vector<Tap>& taps) {
-    for (int64_t k = 0; k < axis.kernel; ++k) {
-      const int64_t o = tap(other, i, k);
-      if (o >= 0) taps.push_back({o, k});
+  other.transposed = !axis.transposed;
+  other.padding_mode = PaddingMode::zeros;
+  if (axis.padding_mode == PaddingMode::zeros) return AxisTaps(other);
+  const Solver solver(axis.output, axis.kernel, axis.stride, axis.dilation);
+  return AxisTaps(axis.input, folded_zones(axis, zones_of(other)), [&](int64_t i, std::vector<Progression>& to) {
+    const int64_t last = axis.input - 1;
+    const auto append_image = [&](int64_t image) { solver.append(image + axis.padding, to); };
+    append_image(i);
+    if (axis.padding_mode == PaddingMode::circular) {
+      append_image(i - axis.input);
+      append_image(i + axis.input);
+    } else if (axis.padding_mode == PaddingMode::reflect) {
+      if (i > 0) append_image(-i);
+      if (i < last) append_image(2 * last - i);
+    } else {
+      if (i == 0) append_replicated(axis, /*right=*/false, to);
+      if (i == last) append_replicated(axis, /*right=*/true, to);
     }
-    auto f = std::lower_bound(folded.begin(), folded.end(), i,
-                              [](const Folded& folded, int64_t input) { return folded.input < input; });
-    for (; f != folded.end() && f->input == i; ++f) taps.push_back({f->output, f->kernel});
   });
 }
 
 template <typename Reads>
-AxisTaps::AxisTaps(int64_t output, int64_t kernel, const Interior& interior, const Reads& reads)
-    : output_(output), interior_(interior) {
-  const int64_t patterns = interior.begin + interior.patterns + (output - interior.end);
+AxisTaps::AxisTaps(int64_t output, const Zones& zones, const Reads& reads) : output_(output), zones_(zones) {
+  const int64_t right = std::min(zones.same_right, output - 1) - zones.end + 1;
+  const int64_t interior = zones.left() + zones.patterns, patterns = interior + right;
   start_.reserve(patterns + 1);
+  nnz_.reserve(patterns + 1);
+  runs_.reserve(patterns + 1);
+  terms_.reserve(patterns);
   start_.push_back(0);
-  entries_.reserve(patterns + 1);
-  entries_.push_back(0);
-  taps_.reserve(kernel);  // a kernel for which there is no memory fails here, not after it was walked through
+  nnz_.push_back(0);
+  std::vector<Progression> progressions;
   for (int64_t p = 0; p < patterns; ++p) {
-    const bool behind = p >= interior.begin + interior.patterns;
-    const int64_t first = taps_.size();
-    reads(behind ? p - interior.patterns + (interior.end - interior.begin) : p, taps_);
-    std::sort(taps_.begin() + first, taps_.end(),
-              [](const Tap& a, const Tap& b) { return a.input != b.input ? a.input < b.input : a.kernel < b.kernel; });
-    close_pattern();
+    // The first output coordinate of the pattern.
+    const int64_t o = p >= interior ? zones.end + p - interior : p > 0 ? zones.same_left + p : 0;
+    progressions.clear();
+    reads(o, progressions);
+    add_pattern(progressions);
   }
+  runs_.push_back({0, 1, 0, static_cast<int64_t>(terms_.size())});
 }
 
-void AxisTaps::close_pattern() {
-  int64_t entries = 0;
-  for (size_t t = start_.back(); t < taps_.size(); ++t) {
-    if (static_cast<int64_t>(t) == start_.back() || taps_[t].input != taps_[t - 1].input) ++entries;
+void AxisTaps::add_pattern(std::vector<Progression>& progressions) {
+  int64_t nnz = 0;
+  const auto add = [&](int64_t input, int64_t step, int64_t count, std::span<const Progression> together) {
+    add_run(input, step, count, together);
+    nnz += count;
+  };
+  if (progressions.size() == 1) {
+    add(progressions[0].input, progressions[0].step, progressions[0].count, progressions);
+    progressions.clear();
   }
-  overlaps_ = overlaps_ || entries < static_cast<int64_t>(taps_.size()) - start_.back();
-  most_entries_ = std::max(most_entries_, entries);
-  start_.push_back(taps_.size());
-  entries_.push_back(entries_.back() + entries);
+  const auto by_input = [](const Progression& a, const Progression& b) { return a.input < b.input; };
+  const auto by_kernel = [](const Progression& a, const Progression& b) { return a.kernel < b.kernel; };
+  int64_t step = 1;
+  for (const Progression& p : progressions) step = p.count > 1 ? p.step : step;
+  const auto interleaves = [&](const Progression& p) {
+    return (p.count > 1 && p.step != step) || (p.input - progressions[0].input) % step != 0;
+  };
+  if (std::any_of(progressions.begin(), progressions.end(), interleaves)) {
+    std::vector<Progression> single;
+    for (const Progression& p : progressions) {
+      for (int64_t n = 0; n < p.count; ++n) {
+        single.push_back({p.input + n * p.step, 1, p.kernel + n * p.kernel_step, 0, p.taps, 1});
+      }
+    }
+    progressions = std::move(single);
+    step = 1;
+  }
+  std::sort(progressions.begin(), progressions.end(), by_input);
+  // From one input on, as far as the same progressions reach and their taps keep their order.
+  std::vector<Progression> together;
+  for (auto next = progressions.begin(); next != progressions.end() || !together.empty();) {
+    const int64_t input = together.empty() ? next->input : together[0].input;
+    while (next != progressions.end() && next->input == input) together.push_back(*next++);
+    std::sort(together.begin(), together.end(), by_kernel);
+    int64_t count = next == progressions.end() ? INT64_MAX : (next->input - input) / step;
+    for (const Progression& p : together) count = std::min(count, p.count);
+    for (size_t t = 1; t < together.size(); ++t) {
+      const Progression &a = together[t - 1], &b = together[t];
+      const int64_t approach = a.kernel_step - b.kernel_step;
+      if (approach > 0) count = std::min(count, (b.kernel - a.kernel - 1) / approach + 1);
+    }
+    add(input, step, count, together);
+    for (Progression& p : together) {
+      p.input += count * step;
+      p.kernel += count * p.kernel_step;
+      p.count -= count;
+    }
+    std::erase_if(together, [](const Progression& p) { return p.count == 0; });
+  }
+  start_.push_back(runs_.size());
+  nnz_.push_back(nnz_.back() + nnz);
+}
+
+void AxisTaps::add_run(int64_t input, int64_t step, int64_t count, std::span<const Progression> together) {
+  runs_.push_back({input, step, count, static_cast<int64_t>(terms_.size())});
+  int64_t taps = 0;
+  for (const Progression& p : together) {
+    terms_.push_back({p.kernel, p.kernel_step, p.taps});
+    taps += p.taps;
+  }
+  most_taps_ = std::max(most_taps_, taps);
 }
 
 }  // namespace conv2affine

@@ -6,90 +6,109 @@
 #include <vector>
 
 #include "axis.h"
-#include "interior.h"
+#include "zones.h"
 
 namespace conv2affine {
 
 // Note [Patterns]
 //
-// Away from the borders every output coordinate reads the same taps, moved along; only the margins differ. With
-// input 6, kernel 3, padding 1, stride 1 (a row an output coordinate, the tap that reads each input coordinate):
+// Away from the borders every output coordinate reads the same taps, moved along; only the borders differ. With
+// input 6, kernel 3, padding 1, stride 1 (one row per output coordinate, the tap that reads each input coordinate):
 //
 //            i = 0 1 2 3 4 5
-//     o = 0      1 2 . . . .    pattern 0   left margin
-//     o = 1      0 1 2 . . .    pattern 1   interior, shift 0
-//     o = 2      . 0 1 2 . .    pattern 1   interior, shift 1
-//     o = 3      . . 0 1 2 .    pattern 1   interior, shift 2
-//     o = 4      . . . 0 1 2    pattern 1   interior, shift 3
-//     o = 5      . . . . 0 1    pattern 2   right margin
+//     o = 0      1 2 . . . .    pattern 0   left border
+//     o = 1      0 1 2 . . .    pattern 1   interior, offset 0
+//     o = 2      . 0 1 2 . .    pattern 1   interior, offset 1
+//     o = 3      . . 0 1 2 .    pattern 1   interior, offset 2
+//     o = 4      . . . 0 1 2    pattern 1   interior, offset 3
+//     o = 5      . . . . 0 1    pattern 2   right border
 //
-// So the table holds one pattern for each coordinate of the margins and one for the whole interior, however long the
+// So the table holds one pattern for each coordinate of the borders and one for the whole interior, however long the
 // axis. A transposed convolution repeats with period `stride` instead of 1: then the interior has `stride` patterns.
-// The table depends on kernel, stride and padding; the length of the axis costs nothing.
+// Beyond the reach of the kernel all coordinates of a border read the same (nothing, or a replicated input): they share
+// a pattern.
+//
+// Note [Tap runs]
+//
+// Within a pattern, the input coordinates are an arithmetic progression, and so are the taps that read them: i = 0, 1
+// through k = 1, 2 above. That is one run of entries, whatever the length of the kernel. Padding that is folded back
+// adds a second and a third progression; where they meet, an entry has several taps, whose weights add up. So a pattern
+// is a few runs, each in ascending order of the input, and each with the terms of its entries:
+//
+//     entry n of a run reads    input + n * step
+//     through the taps          kernel + n * step, and the `taps - 1` that follow it, for each term
+//
+// in ascending order of the taps. Only where progressions interleave (folded padding with dilation) are there more
+// runs: one per entry.
 
-struct Tap {
-  int64_t input;   // input coordinate, before the shift
-  int64_t kernel;  // kernel tap that reads it
-};
+struct Progression;  // what taps.cpp makes runs of
 
 class AxisTaps {
  public:
   explicit AxisTaps(const Axis& axis);
 
   // The pairs of an axis from the other side: for each of its input coordinates, the output coordinates that read it,
-  // as taps of (output, kernel).
+  // as runs of (output, kernel).
   static AxisTaps transposed(const Axis& axis);
 
   // o must lie in [0, axis.output).
-  Place operator[](int64_t o) const { return interior_.place(o); }
+  Place operator[](int64_t o) const { return zones_.place(o); }
 
-  // How many output coordinates from o on have its pattern, each moved by step() more than the one before.
-  int64_t run(int64_t o) const {
-    return interior_.patterns == 1 && interior_.begin <= o && o < interior_.end ? interior_.end - o : 1;
-  }
-  int64_t step() const { return interior_.step; }
-  const Interior& interior() const { return interior_; }
-
-  // In ascending order of (input, kernel).
-  std::span<const Tap> taps(int64_t pattern) const {
-    return {taps_.data() + start_[pattern], taps_.data() + start_[pattern + 1]};
+  // So many output coordinates from o on have its pattern, each moved by `step` more than the one before.
+  struct Repeat {
+    int64_t count, step;
+  };
+  Repeat repeat(int64_t o) const {
+    if (zones_.begin <= o && o < zones_.end) return {zones_.patterns == 1 ? zones_.end - o : 1, zones_.step};
+    if (o <= zones_.same_left && o < zones_.begin) return {zones_.same_left + 1 - o, 0};
+    return {o >= zones_.same_right && o >= zones_.end ? output_ - o : 1, 0};
   }
 
+  const Zones& zones() const { return zones_; }
   int64_t patterns() const { return start_.size() - 1; }
 
-  // Whether some output coordinate reads one input coordinate through two taps, so that their weights add up.
-  bool overlaps() const { return overlaps_; }
+  std::span<const TapRun> runs(int64_t pattern) const {
+    return {runs_.data() + start_[pattern], runs_.data() + start_[pattern + 1]};
+  }
+  std::span<const TapTerm> terms(const TapRun& run) const {
+    return {terms_.data() + run.first_term, terms_.data() + (&run + 1)->first_term};
+  }
 
-  // Number of input coordinates that an output coordinate with this pattern reads through at least one tap.
-  int64_t entries_of(int64_t pattern) const { return entries_[pattern + 1] - entries_[pattern]; }
+  // The most taps through which an output coordinate reads one input coordinate: from 2 on, weights add up.
+  int64_t most_taps() const { return most_taps_; }
 
-  // The largest of them; in a transposed table, more than the kernel has taps where margins fold back.
-  int64_t most_entries() const { return most_entries_; }
+  // Whether the entries of a pattern are all `kernel` taps in their order.
+  bool is_whole(int64_t pattern, int64_t kernel) const {
+    const std::span<const TapRun> all = runs(pattern);
+    return most_taps_ == 1 && all.size() == 1 && all[0].count == kernel && (kernel == 1 || terms(all[0])[0].step == 1);
+  }
 
-  // The same of output coordinate o.
-  int64_t entries_at(int64_t o) const { return entries_before(o + 1) - entries_before(o); }
+  // Number of input coordinates that an output coordinate with this pattern reads, each once.
+  int64_t nnz_of(int64_t pattern) const { return nnz_[pattern + 1] - nnz_[pattern]; }
 
-  // The same, summed over the output coordinates before o, which must lie in [0, axis.output].
-  int64_t entries_before(int64_t o) const { return interior_.total_before(entries_.data(), o); }
+  // The same summed over the output coordinates before o, which must lie in [0, axis.output].
+  int64_t nnz_before(int64_t o) const { return zones_.total_before(nnz_.data(), o); }
 
-  // The same, summed over all output coordinates.
-  int64_t entries() const { return entries_before(output_); }
+  // The same summed over all output coordinates.
+  int64_t nnz() const { return nnz_before(output_); }
 
  private:
-  // reads(o, taps) appends what output coordinate o reads, in any order.
+  // reads(o, progressions) appends what output coordinate o reads, in any order.
   template <typename Reads>
-  AxisTaps(int64_t output, int64_t kernel, const Interior& interior, const Reads& reads);
+  AxisTaps(int64_t output, const Zones& zones, const Reads& reads);
 
-  // Makes a pattern of the taps that were added since the last one.
-  void close_pattern();
+  // Makes a pattern of what one output coordinate reads.
+  void add_pattern(std::vector<Progression>& progressions);
+  // Appends a run of `count` entries from `input` on, whose terms are the beginnings of these progressions.
+  void add_run(int64_t input, int64_t step, int64_t count, std::span<const Progression> together);
 
   int64_t output_;
-  Interior interior_;
-  bool overlaps_ = false;
-  int64_t most_entries_ = 0;
-  std::vector<Tap> taps_;
-  std::vector<int64_t> start_;    // taps of pattern p: [start[p], start[p + 1])
-  std::vector<int64_t> entries_;  // input coordinates that the patterns before p read, each once
+  Zones zones_;
+  int64_t most_taps_ = 1;
+  std::vector<TapRun> runs_;  // and an empty one at the end, for its first_term
+  std::vector<TapTerm> terms_;
+  std::vector<int64_t> start_;  // runs of pattern p: [start[p], start[p + 1])
+  std::vector<int64_t> nnz_;    // entries of the patterns before p
 };
 
 }  // namespace conv2affine

@@ -57,9 +57,29 @@ def main() -> None:
         f"[bold]the same prediction on every one[/]; logits differ by at most {worst:.1e}."
     )
 
+    compare_networks(cnn, test_images, console)
+
     output.mkdir(parents=True, exist_ok=True)
     draw(conversions, output / "sparsity.png")
     console.print(f"Picture of the matrices: {output / 'sparsity.png'}")
+
+
+def compare_networks(cnn: nn.Sequential, images: Tensor, console: Console) -> None:
+    """Convert the whole network in one call, in both ways, and compare every prediction."""
+    net = conv2affine.to_linear_network(cnn, images[:1])
+    mlp = conv2affine.to_mlp(cnn, images[:1])
+    console.print(f"\nThe whole network, [bold]to_linear_network[/]:\n\n{net.plan}\n", highlight=False)
+    with torch.no_grad():
+        expected = cnn(images).argmax(1)
+        for name, converted in ("to_linear_network", net), ("to_mlp", mlp):
+            differing = int((converted(images).argmax(1) != expected).sum())
+            if differing:
+                sys.exit(f"{name}: {differing} of {len(images)} predictions differ")
+    widths = [layer.out_features for layer in mlp if isinstance(layer, nn.Linear)]
+    console.print(
+        f"[bold]to_mlp[/]: Linear and ReLU only, {' - '.join(map(str, widths))} units. Both networks make the same "
+        "prediction on every test image."
+    )
 
 
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:

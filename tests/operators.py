@@ -10,36 +10,43 @@ DTYPES += [torch.float32, torch.float64, torch.complex64, torch.complex128]
 
 
 def arguments_of(conv, input_size, dtype=torch.float64):
-    """(weight, geometry, rule) as the operators take them."""
+    """(weight, geometry, padding_mode, transposed) as the operators take them."""
     geometry = Geometry.from_layer(conv, input_size)
-    weight = geometry.canonical(conv.weight.detach().clone())
+    weight = geometry.group_weight(conv.weight.detach().clone())
     weight[(0,) * weight.dim()] = -0.0  # a sum with 0.0 would lose the sign
-    weight = weight.to(dtype) if dtype.is_floating_point else (weight * 50).short().to(dtype)
+    if not dtype.is_floating_point and not dtype.is_complex:
+        weight = (weight * 20).trunc()  # so small that no sum of them overflows
+        weight = weight.abs() if dtype is torch.uint8 else weight
+    weight = weight.to(dtype)
     return weight, *geometry.operator_arguments()
 
 
-def calls(weight, geometry, rule, rows, cols):
-    """(operator, arguments) of all of them, for a range of rows and, where they transpose, of columns.
+def calls(weight, geometry, padding_mode, transposed, rows, cols):
+    """(operator, arguments) of all of them, for a range of rows and, in order of columns, of columns.
 
     The entries that go into the adjoints are whole numbers: their sums are exact in any order, also those of half
     types, unless they are rounded on the way.
     """
-    size = list(weight.shape)
+    size, mode = list(weight.shape), (geometry, padding_mode, transposed)
+    has_adjoint = weight.dtype.is_floating_point or weight.dtype.is_complex
 
     def entries_like(matrix):
         return torch.randint(1000, matrix.shape).to(matrix.dtype)
 
-    dense = entries_like(OPS.dense(weight, geometry, rule, *rows))
-    yield "dense", (weight, geometry, rule, *rows)
-    yield "dense_adjoint", (dense, size, geometry, rule, *rows)
-    yield "dense_adjoint", (dense.t().contiguous().t(), size, geometry, rule, *rows)
-    yield "coo", (weight, geometry, rule, *rows)
-    for transpose, (start, stop) in ((False, rows), (True, cols)):
-        values = (weight, geometry, rule, start, stop, transpose)
-        yield "csr", (*values[:-1], torch.int32, transpose)
-        yield "csr", (*values[:-1], torch.int64, transpose)
-        yield "values", values
-        yield "sparse_adjoint", (entries_like(OPS.values(*values)), size, *values[1:])
+    yield "dense", (weight, *mode, *rows)
+    yield "coo", (weight, *mode, *rows)
+    if has_adjoint:
+        dense = entries_like(OPS.dense(weight, *mode, *rows))
+        yield "dense_adjoint", (dense, size, *mode, *rows)
+        yield "dense_adjoint", (dense.t().contiguous().t(), size, *mode, *rows)
+    for by_columns, block in ((False, rows), (True, cols)):
+        arguments = (*mode, *block, by_columns)
+        yield "csr", (weight, *arguments, torch.int32)
+        yield "csr", (weight, *arguments, torch.int64)
+        yield "values", (weight, *arguments)
+        if has_adjoint:
+            yield "sparse_adjoint", (entries_like(OPS.values(weight, *arguments)), size, *arguments)
+    yield "bias", (weight.flatten()[:5], 7)
 
 
 def assert_same(run, op, arguments):

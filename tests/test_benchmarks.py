@@ -1,11 +1,14 @@
-"""The benchmark's contenders give the right matrix of every layer that they claim; nothing is timed."""
+"""The benchmark's contenders give the right matrix of every layer that they claim, and all calls of the tables work."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from benchmarks.against import Worker, compare
+from benchmarks.calls import COMPARED, measure_calls
 from benchmarks.cases import BY_ID, case
 from benchmarks.check import is_right
 from benchmarks.contenders import CONTENDERS
@@ -52,3 +55,34 @@ def test_check_sees_what_is_wrong():
     explicit_zeros = torch.ones_like(matrix).to_sparse_csr()
     explicit_zeros.values().copy_(matrix.flatten())
     assert not is_right(explicit_zeros, case)
+
+
+@pytest.mark.parametrize("table", COMPARED)
+def test_calls_can_be_timed(table):
+    small = case("small", nn.Conv1d, 9, 1, 1, 9, padding=4) if table == "long" else BY_ID["A"]
+    tasks = list(COMPARED[table].tasks(small))
+    if table == "training":
+        tasks = [task for task in tasks if "einconv" not in task.name]  # installed by make only
+    seconds = measure_calls(tasks, rounds=1, threads=torch.get_num_threads())
+    assert seconds.keys() == {task.name for task in tasks}
+    assert all(len(rounds) == 1 and rounds[0] > 0 for rounds in seconds.values())
+
+
+def test_checkouts_are_timed_by_turns(tmp_path):
+    root = Path(__file__).parents[1]
+    workers = Worker(root, 1), Worker(root, 1)
+    comparisons = compare(workers, "conversions", BY_ID["A"], 2, 1e9)
+    assert "to_linear" in {comparison.call for comparison in comparisons}
+    for comparison in comparisons:
+        assert not comparison.error
+        assert len(comparison.here) == len(comparison.there) == 2
+        assert comparison.ratio > 0
+    failed = workers[0].seconds(
+        "conversions", BY_ID["A"], replace(next(COMPARED["conversions"].tasks(BY_ID["A"])), name="no")
+    )
+    assert failed.startswith("StopIteration")
+    for worker in workers:
+        worker.close()
+    assert [worker.process.returncode for worker in workers] == [0, 0]
+    with pytest.raises(RuntimeError, match="the worker ended with exit code 1"):
+        Worker(tmp_path, 1).seconds("conversions", BY_ID["A"], next(COMPARED["conversions"].tasks(BY_ID["A"])))

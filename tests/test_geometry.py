@@ -8,7 +8,20 @@ import torch
 from cases import CASES
 from torch import nn
 
-from conv2affine import Geometry, to_bias, to_linear, to_matrix
+from conv2affine import (
+    Geometry,
+    Plan,
+    as_linear_operator,
+    conv_matrix,
+    conv_transpose_matrix,
+    plan,
+    reference,
+    to_bias,
+    to_linear,
+    to_matrix,
+    to_scipy,
+    torch_conv_layer_to_affine,
+)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
@@ -20,9 +33,9 @@ def test_output_size_is_pytorchs(case):
 
 
 def test_is_immutable_and_hashable():
-    one = Geometry(1, 2, (3, 3), 5, padding="same")
-    assert one == Geometry(1, 2, [3, 3], np.array([5, 5]), padding=((1, 1), (1, 1)))
-    assert len({one, Geometry(1, 2, (3, 3), (5, 5), padding=1)}) == 1
+    one = Geometry(1, 2, (3, 3), input_size=5, padding="same")
+    assert one == Geometry(1, 2, [3, 3], input_size=np.array([5, 5]), padding=((1, 1), (1, 1)))
+    assert len({one, Geometry(1, 2, (3, 3), input_size=(5, 5), padding=1)}) == 1
     with pytest.raises(dataclasses.FrozenInstanceError):
         one.stride = (2, 2)
 
@@ -31,7 +44,101 @@ def test_is_immutable_and_hashable():
     "size", [5, (5, 5), [5, 5], torch.Size([5, 5]), torch.tensor([5, 5]), torch.tensor(5), np.int64(5)], ids=repr
 )
 def test_input_size_in_any_form(size):
-    assert Geometry(1, 1, (3, 3), size).input_size == (5, 5)
+    assert Geometry(1, 1, (3, 3), input_size=size).input_size == (5, 5)
+
+
+class Unprintable(torch.Tensor):
+    """A tensor of which only the shape may be read."""
+
+    def __repr__(self, **_):
+        raise AssertionError("an error message prints the elements")
+
+    __str__ = __format__ = __repr__
+
+
+EXAMPLES = [
+    torch.zeros(2, 4, 5, 6),
+    torch.zeros(0, 4, 5, 6, dtype=torch.int64),
+    torch.zeros(2, 4, 5, 6, device="meta"),
+    torch.zeros(2, 4, 5, 6).as_subclass(Unprintable),
+]
+BY_LAYER = [to_matrix, to_bias, to_linear, torch_conv_layer_to_affine, plan, to_scipy, as_linear_operator]
+BY_LAYER += [Geometry.from_layer]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=["float", "empty-batch", "meta", "subclass"])
+@pytest.mark.parametrize("function", BY_LAYER, ids=lambda function: function.__name__)
+def test_input_size_may_be_an_example_input(function, example):
+    conv = nn.Conv2d(4, 6, 3)
+    result, expected = function(conv, example), function(conv, (5, 6))
+    if isinstance(expected, Geometry | Plan):
+        assert result == expected
+    elif isinstance(expected, nn.Linear):
+        assert torch.equal(result.weight, expected.weight)
+    else:
+        assert result.shape == expected.shape
+
+
+def test_functional_forms_take_an_example_input():
+    x = torch.zeros(1, 2, 5, 6)
+    weight = torch.randn(3, 2, 2, 2)
+    assert torch.equal(conv_matrix(weight, x), conv_matrix(weight, (5, 6)))
+    transposed = weight.transpose(0, 1)
+    assert torch.equal(conv_transpose_matrix(transposed, x), conv_transpose_matrix(transposed, (5, 6)))
+    assert Geometry(2, 3, (2, 2), input_size=x).input_size == (5, 6)
+
+
+@pytest.mark.parametrize(
+    ("size", "error", "message"),
+    [
+        (torch.zeros(4, 5, 6), ValueError, r"shape \(batch, 4, I_1, I_2\), got shape \(4, 5, 6\); add the batch"),
+        (torch.zeros(2, 3, 5, 6), ValueError, r"shape \(batch, 4, I_1, I_2\), got shape \(2, 3, 5, 6\)"),
+        (torch.zeros(5, 6), ValueError, r"got shape \(5, 6\)"),
+        (torch.zeros(1, 2, 4, 5, 6), ValueError, r"got shape \(1, 2, 4, 5, 6\)"),
+        (torch.ones(2), TypeError, r"input_size \(Unprintable of shape \(2,\)\) must be integers"),
+        (
+            torch.ones(9999, dtype=torch.int64),
+            ValueError,
+            r"input_size \(Unprintable of shape \(9999,\)\) must have one",
+        ),
+        (-torch.ones(2, dtype=torch.int64), ValueError, r"input_size \(Unprintable of shape \(2,\)\) must be >= 1"),
+    ],
+    ids=["no-batch", "channels", "rank-2", "rank-5", "floats", "too-many", "negative"],
+)
+def test_other_tensors_are_refused_without_their_elements(size, error, message):
+    size = size.as_subclass(Unprintable)
+    for function in (to_matrix, plan):
+        with pytest.raises(error, match=message):
+            function(nn.Conv2d(4, 6, 3), size)
+    with pytest.raises((TypeError, ValueError), match=r"Unprintable of shape|one entry per axis"):
+        Geometry(4, 6, (3, 3), input_size=5, stride=size)
+
+
+@pytest.mark.parametrize("size", [(4, 5, 6), (2, 4, 5, 6), torch.Size([2, 4, 5, 6]), [4, 5, 6]], ids=repr)
+def test_shape_with_batch_or_channels_says_to_leave_them_out(size):
+    with pytest.raises(ValueError, match="that is 2, or be an int; leave out batch and channels"):
+        to_matrix(nn.Conv2d(4, 6, 3), size)
+
+
+@pytest.mark.parametrize("mode", ["circular", "reflect", "replicate"])
+@pytest.mark.parametrize("padding", [1, (2, 1), "same"], ids=str)
+def test_padding_that_was_changed_later(mode, padding):
+    """A padded layer goes on with the padding of its constructor."""
+    conv = nn.Conv2d(2, 3, (3, 4), padding=padding, padding_mode=mode, dtype=torch.float64)
+    conv.padding = (7, 7)
+    x = torch.randn(1, 2, 6, 5, dtype=torch.float64)
+    torch.testing.assert_close(to_linear(conv, x)(x.flatten(1)), conv(x).flatten(1), rtol=1e-12, atol=1e-12)
+    assert torch.equal(to_linear(conv, x).weight, reference.to_linear(conv, (6, 5)).weight)
+    conv.padding_mode, conv.padding = "zeros", (2, 1)  # and a plain one with that of the attribute
+    torch.testing.assert_close(to_linear(conv, x)(x.flatten(1)), conv(x).flatten(1), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("function", [to_matrix, to_linear, to_scipy, as_linear_operator, plan])
+def test_kernel_size_that_is_not_the_weights_is_refused_at_once(function):
+    conv = nn.Conv1d(1, 1, 3, padding=2**40)
+    conv.kernel_size = (2**40,)
+    with pytest.raises(ValueError, match=r"weight must have shape \(1, 1, 1099511627776\).* got \(1, 1, 3\)"):
+        function(conv, 9)
 
 
 GOOD = {"in_channels": 4, "out_channels": 6, "kernel_size": (3, 3), "input_size": (5, 6)}
@@ -112,6 +219,14 @@ class Standardised(nn.Conv2d):
         return super()._conv_forward(x, weight - weight.mean(), bias)
 
 
+class LowRank(nn.Module):
+    """As peft wraps a layer."""
+
+    def __init__(self, base_layer):
+        super().__init__()
+        self.base_layer = base_layer
+
+
 def patched():
     conv = nn.Conv2d(1, 1, 3)
     conv.forward = lambda x: x
@@ -123,8 +238,13 @@ def patched():
     ("layer", "error", "message"),
     [
         (nn.Linear(3, 3), TypeError, "must be one of torch.nn's Conv1d, .*got torch.nn.*Linear"),
-        (nn.Sequential(nn.Conv2d(1, 1, 3)), TypeError, "convert its layers one by one"),
-        (torch.ones(1, 1, 3, 3), TypeError, "got torch.Tensor; pass a layer"),
+        (
+            nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(1, 1, 3)),
+            TypeError,
+            "convert the convolutions inside it, and multiply their matrices; to pad before .* of padding per axis",
+        ),
+        (torch.ones(1, 1, 3, 3), TypeError, "got torch.Tensor; pass a layer; with a weight, pass a Geometry"),
+        ("conv", TypeError, "got builtins.str; pass a layer"),
         (Squared(1, 1, 3), TypeError, "Squared. overrides forward.*pass a plain Conv2d"),
         (Standardised(1, 1, 3), TypeError, "Standardised. overrides _conv_forward"),
         (patched(), TypeError, "overrides forward"),
@@ -134,7 +254,7 @@ def patched():
             "lazy and has no weights yet; run a batch through it first",
         ),
     ],
-    ids=["linear", "sequential", "tensor", "forward", "_conv_forward", "patched", "lazy"],
+    ids=["linear", "sequential", "tensor", "str", "forward", "_conv_forward", "patched", "lazy"],
 )
 def test_other_layers_are_refused(function, layer, error, message):
     with pytest.raises(error, match=message):
@@ -146,6 +266,46 @@ def test_quantized_layer_is_refused():
     quantized = pytest.importorskip("torch.ao.nn.quantized", reason="torch.ao is not in this torch")
     with pytest.raises(TypeError, match="convert the float layer it was made from"):
         to_linear(quantized.Conv2d(1, 1, 3), 5)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (torch.compile, "torch.compile made it: pass its _orig_mod"),
+        (nn.DataParallel, "pass its module attribute, the layer that it wraps"),
+        (torch.jit.script, "pass the layer that it was scripted or traced from"),
+        (lambda conv: torch.jit.trace(conv, torch.ones(1, 1, 5, 5)), "pass the layer that it was scripted or traced"),
+        (LowRank, "merge its low-rank update into its base_layer"),
+    ],
+    ids=["compile", "data-parallel", "script", "trace", "lora"],
+)
+def test_wrapped_layer_says_how_to_unwrap_it(wrap, message):
+    with pytest.raises(TypeError, match=message):
+        to_linear(wrap(nn.Conv2d(1, 1, 3)), 5)
+
+
+@pytest.mark.parametrize("function", [to_matrix, plan, to_scipy, as_linear_operator])
+def test_weight_and_geometry_in_place_of_a_layer(function):
+    conv = nn.Conv2d(4, 6, 3, groups=2, padding=1, padding_mode="circular")
+    geometry = Geometry.from_layer(conv, 5)
+    result, expected = function(conv.weight, geometry), function(conv, 5)
+    if function is plan:
+        assert result == expected
+    else:
+        vector = np.ones(100, np.float32)
+        if function is to_matrix:
+            result, expected = result.detach().numpy(), expected.detach().numpy()
+        np.testing.assert_array_equal(result @ vector, expected @ vector)
+    with pytest.raises(TypeError, match=r"conv \(Conv2d\) must be a weight tensor if input_size is a Geometry"):
+        function(conv, geometry)
+    with pytest.raises(ValueError, match=r"weight must have shape \(6, 2, 3, 3\)"):
+        function(conv.weight[:2], geometry)
+
+
+def test_is_keyword_only_after_kernel_size():
+    with pytest.raises(TypeError, match="positional argument"):
+        Geometry(1, 1, (3,), 5)
 
 
 def test_weight_that_is_not_the_layers_is_refused():

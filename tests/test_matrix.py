@@ -1,12 +1,17 @@
 """The matrix, against the reference (bitwise) and against PyTorch (float64)."""
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
 from cases import CASES
+from conftest import assert_same_bits
 from torch import nn
 
-from conv2affine import conv_matrix, conv_transpose_matrix, reference, to_bias, to_matrix
+from conv2affine import conv_matrix, conv_transpose_matrix, reference, to_bias, to_linear, to_matrix
+from conv2affine.checks import COPIED_DTYPES
+from conv2affine.layouts import LAYOUTS
 
 FLOATING = [
     torch.float16,
@@ -20,10 +25,16 @@ INTEGER = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
 by_id = {"ids": lambda case: case.id}
 
 
-def assert_same_bits(actual, expected):
-    """Bitwise: torch.equal would let -0.0 pass for 0.0, and NaN for nothing."""
-    assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape)
-    assert torch.equal(actual.contiguous().view(torch.uint8), expected.contiguous().view(torch.uint8))
+def quantized():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.quantize_per_tensor(torch.ones(1, 1, 3), 0.1, 0, torch.qint8)
+
+
+def complex_half():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.ones(1, 1, 3).to(torch.complex32)
 
 
 @pytest.mark.parametrize("case", CASES, **by_id)
@@ -95,6 +106,7 @@ def test_rows_are_a_block(case):
         (range(0, 6, 2), TypeError, "with step 1"),
         (slice(0, 3), TypeError, r"must be None or a range\(start, stop\)"),
         (3, TypeError, "must be None or a range"),
+        (torch.zeros(9), TypeError, r"rows \(Tensor of shape \(9,\)\) must be None or a range"),
     ],
 )
 def test_bad_rows_are_refused(rows, error, message):
@@ -171,7 +183,9 @@ def test_one_pair_of_paddings_per_axis():
     [
         ([[[1.0]]], TypeError, "weight must be a tensor, got list"),
         (torch.ones(1, 1, 3).to_sparse(), TypeError, "weight must be a strided tensor, got layout torch.sparse_coo"),
-        (torch.ones(1, 1, 3, dtype=torch.bool), TypeError, "got torch.bool"),
+        (complex_half(), TypeError, r"got torch.complex32; pass weight.to\(torch.complex64\)"),
+        (torch.ones(1, 1, 3).to(torch.float8_e8m0fnu), TypeError, r"got torch.float8_e8m0fnu; pass weight.float\(\)"),
+        (quantized(), TypeError, r"got torch.qint8; pass weight.dequantize\(\), or its integers, weight.int_repr\(\)"),
         (torch.ones(3, 3), ValueError, r"3 to 5 axes.*got shape \(3, 3\)"),
         (torch.ones(1, 1, 1, 1, 1, 1), ValueError, "3 to 5 axes"),
         (torch.ones(2, 0, 3), ValueError, "of size >= 1"),
@@ -189,11 +203,39 @@ def test_groups_that_do_not_divide_are_refused(function):
         function(torch.ones(4, 2, 3), 8, groups=3)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("dtype", COPIED_DTYPES, ids=str)
+def test_weights_that_cannot_be_added_are_copied_where_no_taps_overlap(dtype, layout):
+    weight = torch.arange(2 * 3).view(2, 1, 3).to(dtype)
+    wide = weight.to(torch.float64)
+    for options in ({"padding": 1}, {"padding": 1, "padding_mode": "circular"}):
+        matrix = conv_matrix(weight, 5, layout=layout, **options)
+        assert matrix.dtype == dtype
+        dense = conv_matrix(wide, 5, layout=layout, **options)
+        values = (lambda matrix: matrix) if layout is torch.strided else torch.Tensor.values
+        assert_same_bits(values(matrix), values(dense).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", COPIED_DTYPES, ids=str)
+@pytest.mark.parametrize("mode", ["circular", "replicate", "reflect"])
+def test_weights_that_cannot_be_added_are_refused_where_taps_overlap(dtype, mode):
+    with pytest.raises(TypeError, match=rf"weight \({dtype}\) must have a dtype that can be added.*several taps"):
+        conv_matrix(torch.ones(1, 1, 3).to(dtype), 2, padding=1, padding_mode=mode)
+
+
 @pytest.mark.parametrize("groups", [0, -1, "1", None])
 @pytest.mark.parametrize("function", [conv_matrix, conv_transpose_matrix])
 def test_what_is_no_number_of_groups_is_refused(function, groups):
     with pytest.raises((TypeError, ValueError), match=r"groups \("):
         function(torch.ones(4, 2, 3), 8, groups=groups)
+
+
+@pytest.mark.parametrize("function", [to_bias, to_linear])
+def test_bias_that_is_not_the_layers_is_refused(function):
+    conv = nn.Conv1d(1, 2, 3)
+    conv.bias = nn.Parameter(torch.ones(3))
+    with pytest.raises(ValueError, match=r"bias must have shape \(2,\), one entry per output channel, got \(3,\)"):
+        function(conv, 5)
 
 
 def test_bias_has_gradient():

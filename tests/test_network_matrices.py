@@ -148,6 +148,18 @@ def test_a_choice_of_channels_goes_into_the_weight():
     same(read, conv.csr().toarray() @ inputs.csr().toarray())
 
 
+@pytest.mark.parametrize("name", ["conv2d", "conv2d-groups", "transposed-groups"])
+def test_placed_channels_keep_their_factors_in_the_weight(name):
+    conv = MATRICES[name]
+    positions = int(np.prod(conv.geometry.output_size))
+    index = np.r_[np.full(positions, -1), np.arange(conv.shape[0]), np.full(2 * positions, -1)]
+    placed = Selection(index, conv.shape[0], np.repeat(random(conv.geometry.out_channels + 3), positions))
+    result = compose(placed, conv)
+    assert isinstance(result.inner, Convolution)
+    same(result, placed.csr().toarray() @ conv.csr().toarray())
+    assert result.csr(np.float32).dtype == np.float32
+
+
 def pointwise(outputs, inputs, groups=1, stride=1):
     return rules.convolution(
         weight(outputs, inputs // groups, 1, 1), (4, 5), (stride,) * 2, [(0, 0)] * 2, (1, 1), groups
@@ -161,7 +173,7 @@ JOINED = {
     ),
     "outer-pointwise": (
         pointwise(2, 4, stride=2),
-        rules.convolution(weight(4, 3, 3, 2), (5, 6), (1, 1), [(1, 0), (1, 0)], (1, 1)),
+        rules.convolution(weight(4, 3, 3, 2), (5, 5), (1, 1), [(1, 0), (1, 0)], (1, 1)),
     ),
     "pool-after-pointwise": (
         rules.average_pool(4, (4, 5), (2, 2), (2, 2), (2, 2), [(0, 0)] * 2, (1, 1), count_include_pad=True),

@@ -79,8 +79,9 @@ def test_state_dict(model, x):
     assert torch.equal(second(x), first(x))
 
 
-def test_export(model, x):
-    net = to_linear_network(model, x, layout="dense")
+@pytest.mark.parametrize("layout", ["dense", "sparse"])
+def test_export(layout, model, x):
+    net = to_linear_network(model, x, layout=layout)
     program = torch.export.export(net, (x,), dynamic_shapes=[{0: torch.export.Dim("batch", min=2)}])
     larger = samples(7, *SHAPE)
     torch.testing.assert_close(program.module()(larger), model(larger))
@@ -102,15 +103,29 @@ def test_parameters_require_gradients_as_the_models(model, x):
     )
 
 
-def test_nothing_is_changed(model, x):
-    model.train(False)
+class Keeps(nn.Module):
+    """Parameters that reach the result as they are: in a kept step, as an output, as a bias, as a weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.fc, self.constant = nn.LayerNorm(8), nn.Linear(8, 4), nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        return self.fc(self.norm(x)).flatten(1), self.constant.expand(len(x), -1)
+
+
+@pytest.mark.parametrize("make", [MODEL, Keeps])
+@pytest.mark.parametrize("layout", ["dense", "sparse"])
+def test_nothing_is_changed_or_shared(make, layout, x):
+    model = build(make)
     before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    net = to_linear_network(model, x)
+    results = [
+        to_linear_network(model, x, layout=layout),
+        *([to_mlp(model, x, layout=layout)] if make is MODEL else []),
+    ]
     with torch.no_grad():
-        for parameter in net.parameters():
-            if parameter.layout is torch.strided:
-                parameter.zero_()
-    to_mlp(model, x)
+        for tensor in (tensor for result in results for tensor in result.state_dict().values()):
+            tensor.zero_()
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not model.training
@@ -244,6 +259,15 @@ def test_plan_of_a_large_network_makes_nothing_large():
     assert [row.kind for row in plan.rows] == ["copied", "computed", "relu"]
     with pytest.raises(MemoryError, match=r"(?s)the layers need .* GB, and there are .* left; .*total"):
         to_linear_network(model, samples(1, 64, 224, 224, dtype=torch.float32))
+
+
+def test_plan_is_printed_by_rich_too(model, x):
+    rich = pytest.importorskip("rich.console", reason="rich is not installed")
+    plan = conv2affine.plan(model, x)
+    console = rich.Console(width=120, record=True, file=io.StringIO())
+    console.print(plan)
+    printed = console.export_text()
+    assert all(word in printed for line in str(plan).splitlines() for word in line.split())
 
 
 # Refusals

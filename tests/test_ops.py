@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import assert_same_bits
 
 from conv2affine import conv_matrix
 
@@ -14,7 +15,8 @@ VALID = {
     "stride": [1, 1],
     "padding": [1, 1],
     "dilation": [1, 1],
-    "rule": "zeros",
+    "padding_mode": "zeros",
+    "transposed": False,
     "row_start": 0,
     "row_stop": 150,
 }
@@ -52,7 +54,7 @@ def test_valid_call_is_valid():
         ("padding", [-1, 1], r"padding \(-1\)"),
         ("padding", [2**63 - 1, 1], "do not fit into a signed 64-bit integer"),
         ("dilation", [1, -2], r"dilation \(-2\)"),
-        ("rule", "constant", r"rule \('constant'\) must be one of"),
+        ("padding_mode", "constant", r"padding_mode \('constant'\) must be one of"),
         ("row_start", -1, r"rows \[-1, 150\) must be a range within the 150 rows"),
         ("row_start", 151, r"rows \[151, 150\)"),
         ("row_stop", 151, r"rows \[0, 151\)"),
@@ -69,19 +71,21 @@ def test_more_bytes_than_64_bits_count_are_refused():
         dense(**spoilt, row_stop=6 * 700)
 
 
-@pytest.mark.parametrize("rule", ["zeros", "circular", "reflect", "replicate", "transposed"])
+@pytest.mark.parametrize("mode", [("zeros", False), ("replicate", False), ("zeros", True)], ids=str)
 @pytest.mark.parametrize("stride", [1, 7])
 @pytest.mark.parametrize("padding", [0, 50])
-def test_sizes_that_do_not_belong_together_stay_in_bounds(rule, stride, padding):
-    """An output far larger than the input reads nothing or what the rule folds back, never beyond."""
+def test_sizes_that_do_not_belong_together_stay_in_bounds(mode, stride, padding):
+    """An output far larger than the input reads nothing or what the padding mode folds back, never beyond."""
+    padding_mode, transposed = mode
     arguments = {
         "output_size": [40, 3],
         "stride": [stride, stride],
         "padding": [padding, padding],
-        "rule": rule,
+        "padding_mode": padding_mode,
+        "transposed": transposed,
     }
     matrix = dense(**arguments, row_stop=6 * 120)
-    full = 12 if rule in ("circular", "reflect", "replicate") else 0
+    full = 12 if padding_mode == "replicate" else 0
     assert matrix.shape == (720, 80)
     assert ((matrix.sum(1) <= 12) & (matrix.sum(1) >= full)).all()
 
@@ -89,8 +93,82 @@ def test_sizes_that_do_not_belong_together_stay_in_bounds(rule, stride, padding)
 def test_unsupported_tensors_are_refused():
     with pytest.raises(NotImplementedError, match="'SparseCPU' backend"):
         dense(weight=VALID["weight"].to_sparse())
-    with pytest.raises(NotImplementedError, match="not implemented for 'Bool'"):
-        dense(weight=VALID["weight"].bool())
+    with pytest.raises(NotImplementedError, match="weights of Bool are copied, but not added up, and up to 6 of them"):
+        dense(weight=VALID["weight"].bool(), input_size=[2, 2], padding_mode="replicate")
+
+
+def test_bytes_of_row_starts_are_checked():
+    """2^61 rows of no entries: their starts take more bytes than 64 bits count."""
+    rows = 828285 * 1478752 * 1882585
+    geometry = [1, 1, 1, 828285, 1478752, 1882585, 3, 3, 3, 1, 1, 1, 1, 1, 1]
+    with pytest.raises(ValueError, match="number of bytes of the row starts"):
+        torch.ops.conv2affine.csr(torch.ones(1, 1, 1, 1, 1, 1), geometry, "zeros", False, 0, rows, False, torch.int64)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint16, torch.float8_e4m3fn, torch.complex32], ids=str)
+def test_any_dtype_is_copied(dtype):
+    bits = torch.arange(72, dtype=torch.uint8).view(2, 3, 2, 2, 3)
+    weight = (
+        (bits % 2).bool() if dtype is torch.bool else bits.to(torch.int16).view(torch.int8)[..., ::2].float().to(dtype)
+    )
+    matrix = dense(weight=weight)
+    assert matrix.dtype is dtype
+    copied = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[dtype.itemsize]
+    assert torch.equal(matrix.view(copied), dense(weight=weight.view(copied)))
+
+
+INT_MAX = 2**63 - 1
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "refused"),
+    [
+        (torch.int8, [100, 100, -73], False),
+        (torch.int8, [100, 100, 100], True),
+        (torch.uint8, [200, 50, 5], False),
+        (torch.uint8, [200, 50, 6], True),
+        (torch.int16, [-32768, 32767, -32767], False),
+        (torch.int16, [-32768, -1, 0], True),
+        (torch.int32, [2**31 - 1, 1, 0], True),
+        (torch.int64, [INT_MAX, 0, -INT_MAX], False),
+        (torch.int64, [INT_MAX, INT_MAX, -INT_MAX], False),
+        (torch.int64, [INT_MAX, 1, 0], True),
+        (torch.int64, [-INT_MAX, -1, -1], True),
+        (torch.float16, [60000, 5000, 500], False),
+        (torch.float16, [60000, 5000, 600], True),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("op", ["dense", "csr", "coo", "values"])
+def test_sums_that_do_not_fit_are_refused(op, dtype, values, refused):
+    """All three taps of each output read the one input."""
+    weight = torch.tensor(values, dtype=dtype).view(1, 1, 1, 3)
+    arguments = (weight, [1, 1, 1, 1, 1], "replicate", False, 0, 1)
+    arguments += {"csr": (False, torch.int64), "values": (False,)}.get(op, ())
+    operator = getattr(torch.ops.conv2affine, op)
+    if refused:
+        with pytest.raises(ValueError, match=r"must have sums within .* where taps meet in one entry, got"):
+            operator(*arguments)
+    else:
+        result = operator(*arguments)
+        result = result[-1] if isinstance(result, tuple) else result
+        assert result.dtype is dtype
+        first, second, third = weight.flatten()
+        assert result.item() == (first + second) + third == pytest.approx(sum(values), rel=1e-4)
+
+
+def test_bias():
+    bias = torch.ops.conv2affine.bias
+    values = torch.tensor([-0.0, float("nan"), 2.5])
+    assert_same_bits(bias(values, 4), values.repeat_interleave(4))
+    assert_same_bits(bias(values[::2], 1), values[::2])
+    assert bias(torch.ones(0), 3).shape == (0,)
+    with pytest.raises(ValueError, match=r"bias must have shape \(channels\), got \[2, 3\]"):
+        bias(torch.ones(2, 3), 4)
+    with pytest.raises(ValueError, match=r"outputs \(0\) must be >= 1"):
+        bias(torch.ones(3), 0)
+    with pytest.raises(ValueError, match="number of bytes of the bias"):
+        bias(torch.ones(3), 2**61)
 
 
 def test_threads_agree_bitwise():

@@ -1,64 +1,12 @@
 """Random geometries of all classes and options, degenerate ones included."""
 
 import torch
+from cases import layers, made
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from conv2affine import plan, reference, to_bias, to_linear, to_matrix
-
-CONVS = [nn.Conv1d, nn.Conv2d, nn.Conv3d]
-TRANSPOSED = [nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d]
-
-
-@st.composite
-def layers(draw):
-    """(class, constructor arguments, input size) of a layer that PyTorch accepts."""
-    dims = draw(st.integers(1, 3))
-    transposed = draw(st.booleans())
-    largest = {1: 9, 2: 5, 3: 3}[dims]
-
-    def per_axis(strategy):
-        return draw(st.tuples(*[strategy] * dims))
-
-    groups = draw(st.integers(1, 3))
-    input_size = per_axis(st.integers(1, largest))
-    kernel_size = per_axis(st.integers(1, largest))
-    dilation = per_axis(st.integers(1, 4))
-    stride = per_axis(st.integers(1, 4))
-    reach = [d * (k - 1) for d, k in zip(dilation, kernel_size, strict=True)]
-    arguments = {
-        "in_channels": groups * draw(st.integers(1, 2)),
-        "out_channels": groups * draw(st.integers(1, 2)),
-        "kernel_size": kernel_size,
-        "dilation": dilation,
-        "stride": stride,
-        "groups": groups,
-        "bias": draw(st.booleans()),
-    }
-    if transposed:
-        # An output of at least 1 is left, whatever is cut off.
-        full = [(i - 1) * s + r + 1 for i, s, r in zip(input_size, stride, reach, strict=True)]
-        arguments["padding"] = tuple(draw(st.integers(0, (size - 1) // 2)) for size in full)
-        arguments["output_padding"] = tuple(
-            draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True)
-        )
-        return TRANSPOSED[dims - 1], arguments, input_size
-    mode = draw(st.sampled_from(["zeros", "circular", "reflect", "replicate"]))
-    limits = [{"circular": i, "reflect": i - 1}.get(mode, r + 2) for i, r in zip(input_size, reach, strict=True)]
-    padding = tuple(draw(st.integers(0, limit)) for limit in limits)
-    # Enlarge the input until the kernel fits; more input never takes a padding mode its limit away.
-    input_size = tuple(max(i, r + 1 - 2 * p) for i, r, p in zip(input_size, reach, padding, strict=True))
-    arguments.update(padding=padding, padding_mode=mode)
-    same = draw(st.booleans())
-    if same and all(r <= i for r, i in zip(reach, input_size, strict=True)):
-        arguments.update(padding="same", stride=1)
-    return CONVS[dims - 1], arguments, input_size
-
-
-def made(layer, arguments):
-    torch.manual_seed(0)
-    return layer(**arguments, dtype=torch.float64).requires_grad_(False)
 
 
 @given(layers())

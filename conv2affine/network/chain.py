@@ -95,7 +95,7 @@ class Layer:
                 matrix = unit.map.terms.get(source)
                 block = csr_array((unit.map.size, inputs.map.size)) if matrix is None else matrix.csr()
                 if inputs.is_pair:
-                    other = 0 * block if self.is_carried(unit) else -block
+                    other = csr_array(block.shape) if self.is_carried(unit) else -block
                     positive += [block, other]
                     negative += [other, block]
                 else:
@@ -120,11 +120,12 @@ def write_out(layers: Sequence[Layer]) -> Iterator[tuple[Layer, Matrix, Array]]:
     read = None
     for number, layer in reversed(list(enumerate(layers))):
         matrix, bias = layer.matrix(), layer.bias
-        if read is not None and not read.all():
+        if read is not None:
             kept = np.flatnonzero(read)
-            matrix, bias = compose(Selection(kept, len(read)), matrix), bias[kept]
-        read = matrix.counts(0) > 0 if number else None
-        if read is not None and read.any() and not read.all():
+            matrix, bias = Sparse(compose(Selection(kept, len(read)), matrix).csr()), bias[kept]
+        used = matrix.counts(0) > 0
+        read = used if number and used.any() and not used.all() else None
+        if read is not None:
             csr = matrix.csr()
             parts = (csr.data, (read.cumsum() - 1)[csr.indices], csr.indptr)
             matrix = Sparse(csr_array(parts, shape=(csr.shape[0], int(read.sum()))))

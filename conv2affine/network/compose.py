@@ -70,23 +70,35 @@ def _follow(outer: Selection, inner: Selection) -> Selection:
     return Selection(index, inner.cols, scale)
 
 
-def _select_outputs(selection: Selection, conv: Convolution) -> Convolution | None:
+def _select_outputs(selection: Selection, conv: Convolution) -> Matrix | None:
     """The product selection @ conv, where the selection treats each output channel as a whole."""
     g = conv.geometry
     found = _channels(selection, prod(g.output_size))
     if found is None:
         return None
     channels, scale = found
-    weight = _grouped(conv)
-    if channels is not None:
-        if g.groups != 1 or (channels < 0).any():
-            return None
-        weight = weight[:, torch.from_numpy(channels)]
-        conv = _with_channels(conv, g.in_channels, len(channels))
-    if scale is not None:
-        factor = torch.tensor(scale).view(g.groups, -1, 1, *(1 for _ in g.kernel_size))
-        weight = weight.double() * factor
-    return Convolution(_ungrouped(conv, weight), conv.geometry, conv.copied and scale is None)
+    weight, copied = _grouped(conv), conv.copied
+    if channels is None or (g.groups == 1 and (channels >= 0).all()):
+        if channels is not None:
+            weight = weight[:, torch.from_numpy(channels)]
+            conv = _with_channels(conv, g.in_channels, len(channels))
+        if scale is not None:
+            weight, copied = _scaled(weight, scale), False
+        return Convolution(_ungrouped(conv, weight), conv.geometry, copied)
+    read = channels >= 0
+    if scale is None or len(np.unique(channels[read])) < read.sum():
+        return None
+    # Channels that are placed among others, as by a concatenation: the factors go into the weight all the same.
+    factors = np.ones(g.out_channels)
+    factors[channels[read]] = scale[read]
+    scaled = Convolution(_ungrouped(conv, _scaled(weight, factors)), g, copied=False)
+    return Product(Selection(selection.index, selection.cols), scaled)
+
+
+def _scaled(weight: Tensor, factors: Array) -> Tensor:
+    """A grouped weight with a factor for each output channel."""
+    groups, _, _, *kernel_size = weight.shape
+    return weight.double() * torch.tensor(factors).view(groups, -1, 1, *(1 for _ in kernel_size))
 
 
 def _select_inputs(conv: Convolution, selection: Selection) -> Convolution | None:

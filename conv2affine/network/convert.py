@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from conv2affine.memory import memory_left
+from conv2affine.guard import memory_left
 from conv2affine.network.affine import AffineMap
 from conv2affine.network.chain import Layer, chain, write_out
 from conv2affine.network.graph import Graph, Step, Value
@@ -24,7 +24,7 @@ from conv2affine.network.torch_exporter import export_torch
 from conv2affine.network.torch_importer import TorchNetwork, import_torch, tensors
 from conv2affine.network.torch_layers import LAYOUTS, Layout, layer
 from conv2affine.network.verify import verify
-from conv2affine.plan import readable_bytes
+from conv2affine.planning import readable_bytes
 
 __all__ = ["module_to_linear", "plan_network", "to_linear_network", "to_mlp"]
 
@@ -74,11 +74,11 @@ def to_linear_network(
         >>> torch.allclose(net(x), model(x), atol=1e-5)
         True
         >>> print(net.plan)
-        from  is           matrix  entries      dense     sparse  layout
-        0, 1  computed  288 x 192    7,776  221.18 kB   63.36 kB  dense
-        2     relu            288
-        4     copied     10 x 288    2,880   11.52 kB   23.08 kB  dense
-        total                       10,656  232.70 kB   86.44 kB  232.70 kB
+        from   is           matrix  entries      dense    sparse  layout
+        0, 1   computed  288 x 192    7,776  221.18 kB  63.36 kB  dense
+        2      relu            288
+        4      copied     10 x 288    2,880   11.52 kB  23.08 kB  dense
+        total                        10,656  232.70 kB  86.45 kB  232.70 kB
     """
     network, dtype = _import(model, example_inputs, layout, merge, max_pool, dtype)
     plan = describe(network.graph, dtype, layout)
@@ -118,11 +118,11 @@ def to_mlp(
         >>> to_mlp(model, torch.rand(1, 1, 6, 6))
         Sequential(
           (0): Flatten(start_dim=1, end_dim=-1)
-          (1): Linear(in_features=36, out_features=80, bias=True)
+          (1): Linear(in_features=36, out_features=48, bias=True)
           (2): ReLU()
-          (3): Linear(in_features=80, out_features=24, bias=True)
+          (3): Linear(in_features=48, out_features=32, bias=True)
           (4): ReLU()
-          (5): Linear(in_features=24, out_features=16, bias=True)
+          (5): Linear(in_features=32, out_features=16, bias=True)
           (6): ReLU()
           (7): Linear(in_features=16, out_features=8, bias=True)
         )
@@ -221,7 +221,7 @@ def plan_network(
 
     Example:
         >>> plan_network(nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU()), torch.rand(1, 64, 224, 224)).bytes
-        14733484036
+        14722400260
     """
     network, dtype = _import(model, example_inputs, layout, merge, max_pool, dtype)
     return describe(network.graph, dtype, layout)

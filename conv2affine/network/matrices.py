@@ -169,7 +169,8 @@ class Product(Matrix):
 
     def csr(self, dtype: Any = np.float64) -> csr_array:
         if isinstance(self.outer, Selection):
-            product = _rows(self.outer, self.inner.csr())
+            # Numbers that are only moved can be rounded before that.
+            product = _rows(self.outer, self.inner.csr(dtype if self.outer.scale is None else np.float64))
         elif isinstance(self.inner, Selection):
             product = _columns(self.outer.csr(), self.inner)
         else:
@@ -231,8 +232,13 @@ def _rows(selection: Selection, matrix: csr_array) -> csr_array:
     """The product selection @ matrix, without a product."""
     if selection.index is not None:
         rows, cols = matrix.shape
-        with_zero = (matrix.data, matrix.indices, np.append(matrix.indptr, matrix.indptr[-1]))
-        matrix = csr_array(with_zero, shape=(rows + 1, cols))[selection.index % (rows + 1)]  # -1 reads the last row
+        read = selection.index >= 0
+        if np.array_equal(selection.index[read], np.arange(rows)):  # all rows in their order, with empty ones between
+            starts = matrix.indptr[np.r_[0, read.cumsum()]]
+            matrix = csr_array((matrix.data, matrix.indices, starts), shape=(len(read), cols))
+        else:
+            with_zero = (matrix.data, matrix.indices, np.append(matrix.indptr, matrix.indptr[-1]))
+            matrix = csr_array(with_zero, shape=(rows + 1, cols))[selection.index % (rows + 1)]  # -1 reads the last row
     if selection.scale is not None:
         scale = np.repeat(selection.scale, np.diff(matrix.indptr))
         matrix = csr_array((matrix.data * scale, matrix.indices, matrix.indptr), shape=matrix.shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -13,9 +14,12 @@ from conv2affine.network.kinds import KINDS
 from conv2affine.network.matrices import Selection
 from conv2affine.network.torch_layers import Layout as LayoutName
 from conv2affine.network.torch_layers import choose_layout, layout_bytes
-from conv2affine.plan import readable_bytes
+from conv2affine.planning import readable_bytes
 
 __all__ = ["NetworkPlan", "Row", "describe", "describe_layers"]
+
+HEADING = ("from", "is", "matrix", "entries", "dense", "sparse", "layout")
+LEFT = (0, 1, 6)  # columns that are aligned to the left
 
 
 @dataclass(frozen=True)
@@ -79,18 +83,30 @@ class NetworkPlan:
         """Bytes while it is made: all layers, and the largest of them in float64."""
         return self.bytes + max((12 * row.nnz for row in self.layers if row.kind == "computed"), default=0)
 
+    def __rich__(self) -> Any:
+        """The table as `rich` prints it."""
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table
+
+        table = Table(box=SIMPLE_HEAD, show_footer=True)
+        for number, (heading, *cells) in enumerate(zip(*self._lines(), strict=True)):
+            table.add_column(heading, cells[-1], justify="left" if number in LEFT else "right")
+        for line in self._lines()[1:-1]:
+            table.add_row(*line)
+        return table
+
+    def _lines(self) -> list[tuple[str, ...]]:
+        """The heading, a line for each row, and the totals."""
+        totals = (readable_bytes(sum(dict(row.bytes)[layout] for row in self.layers)) for layout in ("dense", "sparse"))
+        last = ("total", "", "", f"{self.nnz:,}", *totals, readable_bytes(self.bytes))
+        return [HEADING, *(_cells(row) for row in self.rows), last]
+
     def __str__(self) -> str:
-        heading = ("from", "is", "matrix", "entries", "dense", "sparse", "layout")
-        lines = [heading, *(_cells(row) for row in self.rows)]
-        totals = {
-            layout: readable_bytes(sum(dict(row.bytes)[layout] for row in self.layers))
-            for layout in ("dense", "sparse")
-        }
-        lines.append(("total", "", "", f"{self.nnz:,}", *totals.values(), readable_bytes(self.bytes)))
+        lines = self._lines()
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         return "\n".join(
             "  ".join(
-                cell.ljust(w) if n in (0, 1, 6) else cell.rjust(w)
+                cell.ljust(w) if n in LEFT else cell.rjust(w)
                 for n, (cell, w) in enumerate(zip(line, widths, strict=True))
             ).rstrip()
             for line in lines

@@ -168,7 +168,7 @@ class _Exporter:
     def buffer(self, root: nn.Module, graph: fx.Graph, tensor: Tensor) -> fx.Node:
         """A constant tensor."""
         name = f"constant_{sum(1 for _ in root.buffers(recurse=False))}"
-        root.register_buffer(name, tensor.to(self.dtype) if tensor.is_floating_point() else tensor)
+        root.register_buffer(name, tensor.to(self.dtype if tensor.is_floating_point() else tensor.dtype, copy=True))
         return graph.get_attr(name)
 
     def call(self, graph: fx.Graph, root: nn.Module, op: Operator, inputs: list[fx.Node]) -> fx.Node:

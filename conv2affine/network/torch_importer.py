@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 from torch.utils import _pytree as pytree
 
-from conv2affine.network import torch_steps  # noqa: F401  # enters its rules
+from conv2affine.network import torch_pooling, torch_steps  # noqa: F401  # they enter their rules
 from conv2affine.network.affine import AffineMap
 from conv2affine.network.graph import Graph, Value
 from conv2affine.network.torch_operator import Operator
@@ -88,8 +88,8 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
     """The operators of a module, as PyTorch finds them."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of PyTorch about itself; the result is checked
-        program = torch.export.export(model, inputs)
-        return program.run_decompositions(_decompositions())
+        exported: ExportedProgram = torch.export.export(model, inputs).run_decompositions(_decompositions())
+    return exported
 
 
 @functools.cache

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from conv2affine.linear import SparseLinear
 from conv2affine.network.layers import Convolution
 from conv2affine.network.matrices import Array, Matrix
+from conv2affine.sparse_linear import SparseLinear
 
 __all__ = ["LAYOUTS", "Layout", "choose_layout", "layer", "layout_bytes"]
 
@@ -49,9 +49,9 @@ def choose_layout(matrix: Sized, dtype: torch.dtype, layout: Layout) -> str:
 def layer(matrix: Matrix, bias: Array | None, dtype: torch.dtype, layout: Layout = "auto") -> nn.Linear:
     """The layer x -> x @ matrix.T + bias, an `nn.Linear` or a `SparseLinear`; numbers are rounded here, once."""
     weight = _weight(matrix, dtype, choose_layout(matrix, dtype, layout))
-    rounded = None if bias is None else torch.from_numpy(bias).to(dtype)
+    rounded = None if bias is None else torch.tensor(bias, dtype=dtype)
     if weight.layout is torch.sparse_csr:
-        return sparse_linear(weight, rounded)
+        return SparseLinear(weight, rounded)
     linear = nn.Linear.__new__(nn.Linear)  # its constructor would allocate and fill another weight
     nn.Module.__init__(linear)
     linear.out_features, linear.in_features = weight.shape
@@ -71,13 +71,3 @@ def _weight(matrix: Matrix, dtype: torch.dtype, layout: str) -> Tensor:
     starts, columns = (torch.from_numpy(part.astype(index, copy=False)) for part in (csr.indptr, csr.indices))
     values = torch.from_numpy(csr.data).to(dtype)
     return torch.sparse_csr_tensor(starts, columns, values, csr.shape, check_invariants=False)
-
-
-def sparse_linear(weight: Tensor, bias: Tensor | None) -> SparseLinear:
-    """The layer of a CSR tensor."""
-    linear = SparseLinear.__new__(SparseLinear)
-    nn.Module.__init__(linear)
-    linear.out_features, linear.in_features = weight.shape
-    linear.weight = nn.Parameter(weight, requires_grad=False)
-    linear.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
-    return linear

@@ -3,8 +3,6 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "convolution.h"
-
 namespace conv2affine {
 
 // Returns a contiguous CPU tensor of zeros, 64-byte aligned, an ordinary one in every respect.
@@ -15,12 +13,5 @@ at::Tensor zeros(at::IntArrayRef sizes, const at::TensorOptions& options, bool h
 
 // The same for memory that will be written from end to end: its content is undefined.
 at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options);
-
-// Whether huge pages are worth it for a dense matrix: so many small pages would be touched that they cost more time.
-bool wants_huge_pages(const Convolution& conv, int64_t itemsize);
-
-// Bytes of a dense matrix of that many rows that are in memory once it is filled: with small pages, those of the pages
-// in which weights lie (an estimate), else all.
-int64_t resident_bytes(const Convolution& conv, int64_t rows, int64_t itemsize);
 
 }  // namespace conv2affine

@@ -1,41 +1,41 @@
 #include "sparse.h"
 
-#include <ATen/Dispatch_v2.h>
+#include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <algorithm>
-#include <limits>
 
-#include "convolution.h"
+#include "cpu/dispatch.h"
 #include "cpu/memory.h"
-#include "cpu/wide.h"
-#include "rows.h"
+#include "cpu/multiversioned.h"
+#include "cpu/row_pattern.h"
 
 namespace conv2affine {
 
 namespace {
 
-// Where the parts of a sparse matrix go; what is null is left out. A CSR matrix has `crow`, a COO matrix the `row` of
-// each entry.
+// The entries that a line may have to be copied or added to as a whole: its end pushes its beginning out of the
+// first-level cache otherwise.
+constexpr int64_t kLineEntries = 4096;
+
+// SparseParts as pointers.
 template <typename scalar_t, typename index_t>
-struct Entries {
-  index_t* crow;
-  index_t* row;
-  index_t* col;
+struct Pointers {
+  index_t *crow, *row, *col;
   scalar_t* values;
 };
 
-CONV2AFFINE_WIDE void add(int32_t* to, const int32_t* from, int64_t count, int32_t shift) {
-  for (int64_t e = 0; e < count; ++e) to[e] = from[e] + shift;
+CONV2AFFINE_MULTIVERSIONED void add(int32_t* to, const int32_t* from, int64_t count, int32_t offset) {
+  for (int64_t e = 0; e < count; ++e) to[e] = from[e] + offset;
 }
 
-CONV2AFFINE_WIDE void add(int64_t* to, const int64_t* from, int64_t count, int64_t shift) {
-  for (int64_t e = 0; e < count; ++e) to[e] = from[e] + shift;
+CONV2AFFINE_MULTIVERSIONED void add(int64_t* to, const int64_t* from, int64_t count, int64_t offset) {
+  for (int64_t e = 0; e < count; ++e) to[e] = from[e] + offset;
 }
 
 // Repeats n entries `times` times in all, the first of them in place: copy(to, from, count, r) writes what is r
-// repetitions behind `from`. In blocks that double up to what stays in the first-level cache: long copies, however few
+// repetitions after `from`. In blocks that double up to what stays in the first-level cache: long copies, however few
 // the entries are.
 template <typename T, typename Copy>
 void repeat(T* first, int64_t n, int64_t times, const Copy& copy) {
@@ -56,127 +56,76 @@ void repeat(T* first, int64_t n, int64_t times) {
 // Each repetition `step` more than the one before.
 template <typename index_t>
 void repeat_moved(index_t* first, int64_t n, int64_t times, int64_t step) {
-  repeat(first, n, times, [=](index_t* to, const index_t* from, int64_t count, int64_t behind) {
-    add(to, from, count, static_cast<index_t>(behind * step));
+  repeat(first, n, times, [=](index_t* to, const index_t* from, int64_t count, int64_t repetitions) {
+    add(to, from, count, static_cast<index_t>(repetitions * step));
   });
 }
 
-// Writes rows [begin, end) of the matrix; `to` points at where they begin, `weight` is contiguous.
+// Writes rows [begin, end) of the matrix; `to` points at where rows.start begins.
 template <typename scalar_t, typename index_t>
-void fill_rows(const Convolution& conv, const Taps& taps, const scalar_t* weight, Entries<scalar_t, index_t> to,
-               int64_t begin, int64_t end, int64_t row_start) {
-  const int64_t kernel = conv.in_per_group * conv.taps();
-  int64_t entry = entries_before(conv, taps, begin) - entries_before(conv, taps, row_start);
-  Rows<index_t> rows(conv, taps, begin);
-  const int64_t outputs = conv.axes[2].output;
+void fill_rows(const MatrixRows& rows, const scalar_t* weight, Pointers<scalar_t, index_t> to, int64_t begin,
+               int64_t end) {
+  const int64_t kernel = rows.conv.in_per_group * rows.conv.taps(), outputs = rows.conv.axes[2].output;
+  int64_t entry = rows.nnz_before(begin) - rows.nnz_before(rows.start);
+  RowWalker<index_t> walker(rows, begin);
   for (int64_t r = begin; r < end;) {
-    const int64_t lines = rows.lines(end - r), first_row = r, first_entry = entry;
+    const AxisTaps::Repeat lines = walker.lines(end - r);
+    const int64_t first_row = r - rows.start, first_entry = entry;
     do {
-      const Run run = rows.next(end - r);
-      const int64_t entries = run.pattern.size();
+      const RowRun run = walker.next(end - r);
+      const int64_t row = r - rows.start, nnz = run.pattern.size();
       if (to.crow) {
-        to.crow[r - row_start] = static_cast<index_t>(entry);
-        repeat_moved(to.crow + r - row_start, 1, run.rows, entries);
+        to.crow[row] = static_cast<index_t>(entry);
+        repeat_moved(to.crow + row, 1, run.rows, nnz);
       }
       if (to.row) {
-        std::fill_n(to.row + entry, entries, static_cast<index_t>(r - row_start));
-        repeat_moved(to.row + entry, entries, run.rows, 1);
+        std::fill_n(to.row + entry, nnz, static_cast<index_t>(row));
+        repeat_moved(to.row + entry, nnz, run.rows, 1);
       }
       if (to.col) {
         index_t* col = to.col + entry;
-        add(col, run.pattern.columns.data(), entries, static_cast<index_t>(run.shift));
-        repeat_moved(col, entries, run.rows, run.step);
+        add(col, run.pattern.columns.data(), nnz, static_cast<index_t>(run.offset));
+        repeat_moved(col, nnz, run.rows, run.step);
       }
       scalar_t* values = to.values + entry;
       run.pattern.for_each(weight + run.co * kernel, [=](int64_t e, scalar_t value) { values[e] = value; });
-      repeat(values, entries, run.rows);
-      entry += run.rows * entries;
+      repeat(values, nnz, run.rows);
+      entry += run.rows * nnz;
       r += run.rows;
     } while (r < end && r % outputs > 0);
-    const int64_t entries = entry - first_entry;
-    if (lines < 2 || entries > kLineEntries) continue;
-    if (to.crow) repeat_moved(to.crow + first_row - row_start, outputs, lines, entries);
-    if (to.row) repeat_moved(to.row + first_entry, entries, lines, outputs);
-    if (to.col) repeat_moved(to.col + first_entry, entries, lines, taps[1].step() * conv.axes[2].input);
-    repeat(to.values + first_entry, entries, lines);
-    rows.skip((lines - 1) * outputs);
-    entry += (lines - 1) * entries;
-    r += (lines - 1) * outputs;
+    const int64_t nnz = entry - first_entry;
+    if (lines.count < 2 || nnz > kLineEntries) continue;
+    if (to.crow) repeat_moved(to.crow + first_row, outputs, lines.count, nnz);
+    if (to.row) repeat_moved(to.row + first_entry, nnz, lines.count, outputs);
+    if (to.col) repeat_moved(to.col + first_entry, nnz, lines.count, lines.step);
+    repeat(to.values + first_entry, nnz, lines.count);
+    walker.skip((lines.count - 1) * outputs);
+    entry += (lines.count - 1) * nnz;
+    r += (lines.count - 1) * outputs;
   }
 }
 
-template <typename index_t>
-void fill(const Convolution& conv, const Taps& taps, const at::Tensor& weight, index_t* crow, index_t* row,
-          index_t* col, const at::Tensor& values, int64_t row_start, int64_t row_stop) {
-  const at::Tensor weights = weight.contiguous();  // (groups, out/group, in/group, K_1, ..., K_D)
-  AT_DISPATCH_V2(weight.scalar_type(), "conv2affine::sparse", AT_WRAP([&] {
-                   const scalar_t* from = weights.const_data_ptr<scalar_t>();
-                   const Entries<scalar_t, index_t> to{crow, row, col, values.mutable_data_ptr<scalar_t>()};
-                   at::parallel_for(row_start, row_stop, grain_rows(conv), [&](int64_t begin, int64_t end) {
-                     fill_rows(conv, taps, from, to, begin, end, row_start);
-                   });
-                 }),
-                 AT_EXPAND(AT_ALL_TYPES), AT_EXPAND(AT_COMPLEX_TYPES), at::kHalf, at::kBFloat16);
-}
-
-// The checked arguments of an operator.
-struct Checked {
-  Convolution conv;
-  Taps taps;
-  at::Tensor weight;  // that of the transposed matrix, where it is transposed
-  int64_t nnz;
-};
-
-Checked check(const at::Tensor& weight, at::IntArrayRef geometry, std::string_view rule, int64_t row_start,
-              int64_t row_stop, bool transpose) {
-  const auto [conv, taps] = make_sides(check_convolution(weight, geometry, rule), transpose);
-  check_rows(row_start, row_stop, conv.rows());
-  const int64_t nnz = entries_before(conv, taps, row_stop) - entries_before(conv, taps, row_start);
-  checked_product({nnz, 2, std::max<int64_t>(8, weight.element_size())}, "bytes of the sparse matrix");
-  return {conv, taps, transpose ? weight.transpose(1, 2) : weight, nnz};
-}
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor> csr_cpu(const at::Tensor& weight, at::IntArrayRef geometry,
-                                                       std::string_view rule, int64_t row_start, int64_t row_stop,
-                                                       at::ScalarType index_dtype, bool transpose) {
-  const Checked c = check(weight, geometry, rule, row_start, row_stop, transpose);
-  check_index_dtype(index_dtype, c.nnz, row_stop - row_start, c.conv.cols());
-  const at::TensorOptions indices = weight.options().dtype(index_dtype);
-  const at::Tensor crow = empty({row_stop - row_start + 1}, indices), col = empty({c.nnz}, indices);
-  const at::Tensor values = empty({c.nnz}, weight.options());
-  AT_DISPATCH_INDEX_TYPES(index_dtype, "conv2affine::csr", [&] {
-    index_t* starts = crow.mutable_data_ptr<index_t>();
-    fill<index_t>(c.conv, c.taps, c.weight, starts, nullptr, col.mutable_data_ptr<index_t>(), values, row_start,
-                  row_stop);
-    starts[row_stop - row_start] = static_cast<index_t>(c.nnz);
+void sparse_cpu(const at::Tensor& weight, const MatrixRows& rows, const SparseParts& to) {
+  AT_DISPATCH_INDEX_TYPES(to.col.defined() ? to.col.scalar_type() : at::kLong, "conv2affine::sparse", [&] {
+    const auto indices = [](const at::Tensor& part) { return part.defined() ? write<index_t>(part) : nullptr; };
+    dispatch(weight.scalar_type(), [&](auto zero) {
+      using scalar_t = decltype(zero);
+      const scalar_t* from = read<scalar_t>(weight);
+      const Pointers<scalar_t, index_t> pointers{indices(to.crow), indices(to.row), indices(to.col),
+                                                 write<scalar_t>(to.values)};
+      at::parallel_for(rows.start, rows.stop, grain_rows(rows.conv),
+                       [&](int64_t begin, int64_t end) { fill_rows(rows, from, pointers, begin, end); });
+    });
+    if (to.crow.defined()) indices(to.crow)[rows.count()] = static_cast<index_t>(to.values.numel());
   });
-  return {crow, col, values};
-}
-
-std::tuple<at::Tensor, at::Tensor> coo_cpu(const at::Tensor& weight, at::IntArrayRef geometry, std::string_view rule,
-                                           int64_t row_start, int64_t row_stop) {
-  const Checked c = check(weight, geometry, rule, row_start, row_stop, /*transpose=*/false);
-  const at::Tensor indices = empty({2, c.nnz}, weight.options().dtype(at::kLong));
-  const at::Tensor values = empty({c.nnz}, weight.options());
-  int64_t* rows = indices.mutable_data_ptr<int64_t>();
-  fill<int64_t>(c.conv, c.taps, weight, nullptr, rows, rows + c.nnz, values, row_start, row_stop);
-  return {indices, values};
-}
-
-at::Tensor values_cpu(const at::Tensor& weight, at::IntArrayRef geometry, std::string_view rule, int64_t row_start,
-                      int64_t row_stop, bool transpose) {
-  const Checked c = check(weight, geometry, rule, row_start, row_stop, transpose);
-  const at::Tensor values = empty({c.nnz}, weight.options());
-  fill<int64_t>(c.conv, c.taps, c.weight, nullptr, nullptr, nullptr, values, row_start, row_stop);
-  return values;
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(conv2affine, CPU, m) {
-  m.impl("csr", static_cast<Csr*>(&csr_cpu));
-  m.impl("coo", static_cast<Coo*>(&coo_cpu));
-  m.impl("values", static_cast<Values*>(&values_cpu));
+  m.impl("csr", &csr<empty, sparse_cpu>);
+  m.impl("coo", &coo<empty, sparse_cpu>);
+  m.impl("values", &values<empty, sparse_cpu>);
 }
 
 }  // namespace conv2affine

@@ -15,7 +15,7 @@ struct Entry {
 // Where the entries of a dense matrix are.
 template <typename scalar_t>
 struct DenseSource {
-  static constexpr bool transpose = false;
+  static constexpr bool by_columns = false;
   AdjointMatrix matrix;
 
   __device__ const scalar_t* find(const AdjointShape& shape, const Entry& at) const {
@@ -27,41 +27,38 @@ struct DenseSource {
   }
 };
 
-// Where the entries of a sparse matrix are, or of a transposed one; null beyond its rows.
-template <typename scalar_t, bool transpose_>
+// Where the entries of a sparse matrix are, in order of rows or of columns; null beyond its rows.
+template <typename scalar_t, bool by_columns_>
 struct SparseSource {
-  static constexpr bool transpose = transpose_;
+  static constexpr bool by_columns = by_columns_;
   AdjointValues values;
 
-  // Which of the entries of its row an entry is, along one axis: they ascend.
+  // Which of the entries of its row an entry is, along one axis: the runs ascend, and one of them has it.
   static __device__ int64_t rank(const AxisTable& axis, const Part& part, int64_t column) {
-    int64_t low = 0, high = part.entries - 1;
-    while (low < high) {
-      const int64_t middle = (low + high) / 2;
-      if (part.shift + __ldg(axis.input_of + part.first + middle) < column) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
+    const int64_t input = column - part.offset;
+    int64_t before = 0;
+    for (const TapRun* run = axis.runs + part.first_run;; ++run) {
+      const int64_t step = __ldg(&run->step), count = __ldg(&run->count), distance = input - __ldg(&run->input);
+      if (distance <= (count - 1) * step) return before + distance / step;
+      before += count;
     }
-    return low;
   }
 
   __device__ const scalar_t* find(const AdjointShape& shape, const Entry& at) const {
     const RowTable& table = values.table;
-    const Row row = transpose ? Row(table, at.ci, at.i1, at.i2, at.i3) : Row(table, at.co, at.o1, at.o2, at.o3);
-    if (transpose) {
+    const Row row = by_columns ? Row(table, at.ci, at.i1, at.i2, at.i3) : Row(table, at.co, at.o1, at.o2, at.o3);
+    if (by_columns) {
       const int64_t r =
           ((at.ci * table.axis1.output + at.i1) * table.axis2.output + at.i2) * table.axis3.output + at.i3;
       if (r < shape.row_start || r >= shape.row_stop) return nullptr;
     }
-    const int64_t rank1 = rank(table.axis1, row.part1, transpose ? at.o1 : at.i1);
-    const int64_t rank2 = rank(table.axis2, row.part2, transpose ? at.o2 : at.i2);
-    const int64_t rank3 = rank(table.axis3, row.part3, transpose ? at.o3 : at.i3);
-    const int64_t channel = (transpose ? at.co : at.ci) % table.in_per_group;
-    const int64_t line = (channel * row.part1.entries + rank1) * row.part2.entries + rank2;
-    return static_cast<const scalar_t*>(values.data) + row.entries_before(table) - values.before +
-           line * row.part3.entries + rank3;
+    const int64_t rank1 = rank(table.axis1, row.part1, by_columns ? at.o1 : at.i1);
+    const int64_t rank2 = rank(table.axis2, row.part2, by_columns ? at.o2 : at.i2);
+    const int64_t rank3 = rank(table.axis3, row.part3, by_columns ? at.o3 : at.i3);
+    const int64_t channel = (by_columns ? at.co : at.ci) % table.in_per_group;
+    const int64_t line = (channel * row.part1.nnz + rank1) * row.part2.nnz + rank2;
+    return static_cast<const scalar_t*>(values.data) + row.nnz_before(table) - values.before + line * row.part3.nnz +
+           rank3;
   }
 };
 
@@ -80,8 +77,8 @@ __global__ void adjoint_kernel(const __grid_constant__ AdjointShape shape, const
     const int64_t channels = w / axis3.kernel / axis2.kernel / axis1.kernel, co = channels / shape.in_per_group;
     const int64_t ci = channels - co * shape.in_per_group + co / shape.out_per_group * shape.in_per_group;
 
-    const int64_t first = Source::transpose ? 0 : clamp(shape.row_start - co * outputs, 0, outputs);
-    const int64_t last = Source::transpose ? outputs : clamp(shape.row_stop - co * outputs, 0, outputs);
+    const int64_t first = Source::by_columns ? 0 : clamp(shape.row_start - co * outputs, 0, outputs);
+    const int64_t last = Source::by_columns ? outputs : clamp(shape.row_stop - co * outputs, 0, outputs);
     const int64_t each = (last - first + shape.slices - 1) / shape.slices;
     const int64_t begin = clamp(first + slice * each, first, last), end = clamp(begin + each, begin, last);
     int64_t o3 = begin % axis3.output, o2 = begin / axis3.output % axis2.output;
@@ -120,12 +117,12 @@ cudaError_t launch_dense_adjoint(Dtype dtype, const AdjointShape& shape, const A
   });
 }
 
-cudaError_t launch_sparse_adjoint(Dtype dtype, const AdjointShape& shape, const AdjointValues& values, bool transpose,
+cudaError_t launch_sparse_adjoint(Dtype dtype, const AdjointShape& shape, const AdjointValues& values, bool by_columns,
                                   void* partial, void* stream) {
   return dispatch(dtype, [&](auto zero) {
     using scalar_t = decltype(zero);
-    return transpose ? launch_adjoint<scalar_t>(shape, SparseSource<scalar_t, true>{values}, partial, stream)
-                     : launch_adjoint<scalar_t>(shape, SparseSource<scalar_t, false>{values}, partial, stream);
+    return by_columns ? launch_adjoint<scalar_t>(shape, SparseSource<scalar_t, true>{values}, partial, stream)
+                      : launch_adjoint<scalar_t>(shape, SparseSource<scalar_t, false>{values}, partial, stream);
   });
 }
 

@@ -23,19 +23,22 @@ cudaError_t launch_dense(Dtype dtype, const RowTable& table, const void* weight,
 // Where the parts of a sparse matrix go, from row_start on; what is null is left out. A CSR matrix has `crow`, a COO
 // matrix the `row` of each entry. `before` and `nnz` count the entries of the rows before row_start, and of those here.
 template <typename index_t>
-struct SparseParts {
+struct SparsePointers {
   index_t *crow, *row, *col;
   void* values;
   int64_t before, nnz;
 };
 
-cudaError_t launch_sparse(Dtype dtype, const RowTable& table, const void* weight, SparseParts<int32_t> to,
+cudaError_t launch_sparse(Dtype dtype, const RowTable& table, const void* weight, SparsePointers<int32_t> to,
                           int64_t row_start, int64_t row_stop, void* stream);
-cudaError_t launch_sparse(Dtype dtype, const RowTable& table, const void* weight, SparseParts<int64_t> to,
+cudaError_t launch_sparse(Dtype dtype, const RowTable& table, const void* weight, SparsePointers<int64_t> to,
                           int64_t row_start, int64_t row_stop, void* stream);
 
-// The convolution that an adjoint is of, not transposed, and rows [row_start, row_stop) of the matrix that there is.
-// The outputs are summed in `slices`: that makes work for a device where weights are few.
+// Writes `rows` numbers, to[r] = bias[r / outputs].
+cudaError_t launch_bias(Dtype dtype, const void* bias, void* to, int64_t outputs, int64_t rows, void* stream);
+
+// The convolution that an adjoint is of, as its layer sees it, and rows [row_start, row_stop) of the matrix that there
+// is. The outputs are summed in `slices`: that makes work for a device where weights are few.
 struct AdjointShape {
   int64_t groups, out_per_group, in_per_group;
   Axis axis1, axis2, axis3;
@@ -52,7 +55,7 @@ struct AdjointMatrix {
   int64_t row_stride, column_stride;
 };
 
-// The values of a sparse matrix, or of its transpose, as `table` describes it; `before` as in SparseParts.
+// The values of a sparse matrix, or of its transpose, as `table` describes it; `before` as in SparsePointers.
 struct AdjointValues {
   RowTable table;
   const void* data;
@@ -63,7 +66,7 @@ struct AdjointValues {
 // of float32 for half types.
 cudaError_t launch_dense_adjoint(Dtype dtype, const AdjointShape& shape, const AdjointMatrix& matrix, void* partial,
                                  void* stream);
-cudaError_t launch_sparse_adjoint(Dtype dtype, const AdjointShape& shape, const AdjointValues& values, bool transpose,
+cudaError_t launch_sparse_adjoint(Dtype dtype, const AdjointShape& shape, const AdjointValues& values, bool by_columns,
                                   void* partial, void* stream);
 
 }  // namespace conv2affine

@@ -8,25 +8,47 @@
 #include "cuda/launch.h"
 #include "cuda/row_table.h"
 #include "cuda/scalar.h"
-#include "interior.h"
+#include "zones.h"
 
 namespace conv2affine {
 
-// What an output coordinate reads along one axis: entries first, first + 1, ... of its table.
+// What an output coordinate reads along one axis.
 struct Part {
-  int64_t shift, first, entries;
+  int64_t offset, first_run, nnz;
 
   __device__ Part(const AxisTable& axis, int64_t o) {
-    const Place place = axis.interior.place(o);
-    shift = place.shift;
-    first = __ldg(axis.first_entry + place.pattern);
-    entries = __ldg(axis.first_entry + place.pattern + 1) - first;
+    const Place place = axis.zones.place(o);
+    offset = place.offset;
+    first_run = __ldg(axis.first_run + place.pattern);
+    nnz = __ldg(axis.before + place.pattern + 1) - __ldg(axis.before + place.pattern);
   }
 
   __device__ Counts counts(const AxisTable& axis, int64_t o) const {
-    return {axis.interior.total_before(axis.first_entry, o), entries, axis.entries};
+    return {axis.zones.total_before(axis.before, o), nnz, axis.nnz};
   }
 };
+
+// Entry number e of a part: entry n of a run.
+struct PartEntry {
+  const TapRun* run;
+  int64_t n;
+
+  __device__ PartEntry(const AxisTable& axis, const Part& part, int64_t e) : run(axis.runs + part.first_run), n(e) {
+    for (; n >= __ldg(&run->count); ++run) n -= __ldg(&run->count);
+  }
+
+  __device__ int64_t input(const Part& part) const { return part.offset + __ldg(&run->input) + n * __ldg(&run->step); }
+};
+
+// Calls f(k) for each tap of an entry, in ascending order.
+template <typename F>
+__device__ void for_each_tap(const AxisTable& axis, const PartEntry& entry, const F& f) {
+  const TapTerm* const end = axis.terms + __ldg(&entry.run[1].first_term);
+  for (const TapTerm* term = axis.terms + __ldg(&entry.run->first_term); term < end; ++term) {
+    const int64_t first = __ldg(&term->kernel) + entry.n * __ldg(&term->step), taps = __ldg(&term->taps);
+    for (int64_t k = first; k < first + taps; ++k) f(k);
+  }
+}
 
 // Row (co, o), taken apart.
 struct Row {
@@ -42,14 +64,11 @@ struct Row {
                row - line * table.axis3.output);
   }
 
-  __device__ int64_t entries(const RowTable& table) const {
-    return table.in_per_group * part1.entries * part2.entries * part3.entries;
-  }
+  __device__ int64_t nnz(const RowTable& table) const { return table.in_per_group * part1.nnz * part2.nnz * part3.nnz; }
 
-  __device__ int64_t entries_before(const RowTable& table) const {
-    return table.in_per_group * conv2affine::entries_before(co, part1.counts(table.axis1, o1),
-                                                            part2.counts(table.axis2, o2),
-                                                            part3.counts(table.axis3, o3));
+  __device__ int64_t nnz_before(const RowTable& table) const {
+    return table.in_per_group * conv2affine::nnz_before(co, part1.counts(table.axis1, o1),
+                                                        part2.counts(table.axis2, o2), part3.counts(table.axis3, o3));
   }
 };
 
@@ -59,39 +78,34 @@ template <typename scalar_t, typename F>
 __device__ void for_each_entry(const RowTable& table, const Row& row, const scalar_t* weight, const F& f) {
   const AxisTable &axis1 = table.axis1, &axis2 = table.axis2, &axis3 = table.axis3;
   const int64_t first_ci = row.co / table.out_per_group * table.in_per_group;
-  const int64_t entries = row.entries(table);
-  for (int64_t e = threadIdx.x; e < entries; e += blockDim.x) {
-    const int64_t line = e / row.part3.entries, plane = line / row.part2.entries, ci = plane / row.part1.entries;
-    const int64_t e1 = row.part1.first + plane - ci * row.part1.entries;
-    const int64_t e2 = row.part2.first + line - plane * row.part2.entries;
-    const int64_t e3 = row.part3.first + e - line * row.part3.entries;
-    const int64_t i1 = row.part1.shift + __ldg(axis1.input_of + e1);
-    const int64_t i2 = row.part2.shift + __ldg(axis2.input_of + e2);
-    const int64_t i3 = row.part3.shift + __ldg(axis3.input_of + e3);
+  const int64_t nnz = row.nnz(table);
+  for (int64_t e = threadIdx.x; e < nnz; e += blockDim.x) {
+    const int64_t line = e / row.part3.nnz, plane = line / row.part2.nnz, ci = plane / row.part1.nnz;
+    const PartEntry entry1(axis1, row.part1, plane - ci * row.part1.nnz);
+    const PartEntry entry2(axis2, row.part2, line - plane * row.part2.nnz);
+    const PartEntry entry3(axis3, row.part3, e - line * row.part3.nnz);
     const scalar_t* from = weight + (row.co * table.in_per_group + ci) * axis1.kernel * axis2.kernel * axis3.kernel;
-    // Nearly always one tap an axis. The first one is stored, not added to zero: then -0.0 and NaN payloads survive.
+    // Nearly always one tap per axis. The first one is stored, not added to zero: then -0.0 and NaN payloads survive.
     scalar_t sum{};
     bool first = true;
-    const int64_t end1 = __ldg(axis1.first_tap + e1 + 1), end2 = __ldg(axis2.first_tap + e2 + 1),
-                  end3 = __ldg(axis3.first_tap + e3 + 1);
-    for (int64_t t1 = __ldg(axis1.first_tap + e1); t1 < end1; ++t1) {
-      for (int64_t t2 = __ldg(axis2.first_tap + e2); t2 < end2; ++t2) {
-        for (int64_t t3 = __ldg(axis3.first_tap + e3); t3 < end3; ++t3) {
-          const int64_t k = (__ldg(axis1.kernel_of + t1) * axis2.kernel + __ldg(axis2.kernel_of + t2)) * axis3.kernel +
-                            __ldg(axis3.kernel_of + t3);
-          sum = first ? from[k] : add(sum, from[k]);
+    for_each_tap(axis1, entry1, [&](int64_t k1) {
+      for_each_tap(axis2, entry2, [&](int64_t k2) {
+        for_each_tap(axis3, entry3, [&](int64_t k3) {
+          const scalar_t value = from[(k1 * axis2.kernel + k2) * axis3.kernel + k3];
+          sum = first ? value : add(sum, value);
           first = false;
-        }
-      }
-    }
+        });
+      });
+    });
+    const int64_t i1 = entry1.input(row.part1), i2 = entry2.input(row.part2), i3 = entry3.input(row.part3);
     f(e, (((first_ci + ci) * axis1.input + i1) * axis2.input + i2) * axis3.input + i3, sum);
   }
 }
 
 // A block's shape: so many threads share a row as it has entries, at most all of them.
-inline dim3 threads_for_row(int64_t entries) {
+inline dim3 threads_for_row(int64_t nnz) {
   unsigned x = 1;
-  while (x < kThreads && x < entries) x *= 2;
+  while (x < kThreads && x < nnz) x *= 2;
   return dim3(x, kThreads / x);
 }
 

@@ -1,22 +1,25 @@
-// Axis taps as plain arrays, for Note [Rows] of rows.h on the device.
+// Axis taps as plain arrays, for Note [Rows] of cpu/row_pattern.h on the device.
 #pragma once
 
 #include <cstdint>
 
-#include "interior.h"
+#include "zones.h"
 
 namespace conv2affine {
 
-// One axis. Its entries are numbered through all patterns, and so are its taps; the arrays are in device memory.
+// One axis; the arrays are in device memory.
 //
-//     pattern p has the entries      first_entry[p] ... first_entry[p + 1] - 1, ascending in input coordinate
-//     entry e reads input            shift + input_of[e], shift being that of the Place
-//     through the kernel taps        kernel_of[first_tap[e]] ... kernel_of[first_tap[e + 1] - 1], ascending
+//     pattern p has the runs         runs[first_run[p]] ... runs[first_run[p + 1] - 1]
+//     and the entries                before[p + 1] - before[p] of them
+//     a run has the terms            terms[run.first_term] ... terms[(next run).first_term - 1]; one more run is at the
+//     end
 struct AxisTable {
-  Interior interior;
+  Zones zones;
   int64_t input, output, kernel;  // sizes
-  int64_t entries;                // of all output coordinates
-  const int64_t *first_entry, *input_of, *first_tap, *kernel_of;
+  int64_t nnz;                    // of all output coordinates
+  const int64_t *before, *first_run;
+  const TapRun* runs;
+  const TapTerm* terms;
 };
 
 // The rows of a matrix. A kernel gets it by value.

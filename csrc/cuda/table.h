@@ -11,8 +11,12 @@ namespace conv2affine {
 // The stream that PyTorch works on now, as kernels.h takes it.
 void* current_stream();
 
-// Throws NotImplementedError for what is no number; `op` is named in the message.
-Dtype dtype_of(at::ScalarType type, const char* op);
+// What is no floating-point type is an integer of its size: it is copied, or added up where check_sums() allows it.
+Dtype dtype_of(at::ScalarType type);
+
+// The same for an adjoint, which adds up. Throws NotImplementedError for what is no floating-point type; `op` is named
+// in the message.
+Dtype float_dtype_of(at::ScalarType type, const char* op);
 
 // A RowTable, and the memory that it points to: to be kept until the kernel is launched. PyTorch gives freed memory out
 // again in the order of the stream, so that the kernel need not have run.
@@ -22,6 +26,6 @@ struct UploadedTable {
 };
 
 // `options` have the device; the current stream must be one of it.
-UploadedTable upload(const Convolution& conv, const Taps& taps, const at::TensorOptions& options);
+UploadedTable upload(const MatrixRows& rows, const at::TensorOptions& options);
 
 }  // namespace conv2affine

@@ -1,10 +1,7 @@
-"""The plots: time by size of the matrix, by its number of non-zeros, and by threads."""
+"""The plot: time by size of the matrix."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import groupby
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -14,6 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from benchmarks.measure import Result
 from benchmarks.ours import FRESH, WARM
+from benchmarks.report import BYTES, unit
 
 INK, FAINT, LINE = "#1f2430", "#6b7280", "#d5d9e0"
 OURS: dict[str, Any] = {"color": "#1257c0", "linewidth": 2.4, "zorder": 4}
@@ -23,69 +21,25 @@ FLOORS: dict[str, dict[str, Any]] = {
 }
 PEERS = {"conv(eye)": "#c2571a", "unfold + scatter": "#8a3ffc", "scipy.sparse.kron, toarray": "#00796b"}
 OTHER = "#b0275f"
-TIMES = "\N{MULTIPLICATION SIGN}"
 LABELS = {
     "conv2affine.to_matrix": "conv2affine",
     FRESH: "torch.zeros (fresh memory)",
     WARM: "zero_() (warm memory)",
     "scipy.sparse.kron, toarray": "scipy.sparse.kron",
 }
-BYTES, SECONDS = ("B", "kB", "MB", "GB"), ("µs", "ms", "s")
+SECONDS = ("µs", "ms", "s")
 Curves = dict[str, list[Result]]
-X = Callable[[Result], float]
 
 
-def draw(results: list[Result], folder: Path) -> list[Path]:
-    """All plots for which there are results."""
-    paths = []
-    for name, plot in (("scaling", draw_scaling), ("filling", draw_filling), ("threads", draw_threads)):
-        chosen = [r for r in results if r.series == name and r.seconds]
-        if any(r.kind == "ours" for r in chosen):
-            paths.append(folder / f"{name}.png")
-            plot(chosen).savefig(paths[-1], dpi=200)
-    return paths
-
-
-def draw_scaling(results: list[Result]) -> Figure:
+def draw(results: list[Result]) -> Figure:
     """Time against bytes."""
-    figure, (axes,) = page(
+    figure, axes = page(
         "Time to build the dense matrix of a convolution",
         f"Conv2d(8, 8, 3, padding=1) at growing input size, float32, {results[0].threads} threads",
     )
     axes.set(xscale="log", yscale="log", xlabel="size of the matrix")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: unit(x, BYTES)))
-    draw_curves(axes, curves(results), lambda r: r.bytes)
-    return figure
-
-
-def draw_filling(results: list[Result]) -> Figure:
-    """Time against density, at a constant size."""
-    first = results[0]
-    figure, (axes,) = page(
-        "Time to build matrices of one size, from nearly empty to full",
-        f"Conv2d(32, 32) at 16{TIMES}16: {first.rows:,} {TIMES} {first.cols:,} float32, {unit(first.bytes, BYTES)}; "
-        f"fewer groups, then larger kernels; {first.threads} threads",
-    )
-    axes.set(xscale="log", yscale="log", xlabel="entries that are not zero")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:g}%"))
-    draw_curves(axes, curves(results), lambda r: r.nnz / (r.rows * r.cols))
-    return figure
-
-
-def draw_threads(results: list[Result]) -> Figure:
-    """Time against threads, a panel per case."""
-    panels = [list(group) for _, group in groupby(results, key=lambda r: (r.layout, r.case))]
-    panels = [panel for panel in panels if any(r.kind == "ours" for r in panel)]
-    figure, all_axes = page(
-        "Time by number of threads", "float32, sparse matrices with 32-bit indices", len(panels), top=1.45
-    )
-    for axes, panel in zip(all_axes, panels, strict=True):
-        first = panel[0]
-        axes.set_title(f"{first.layer}\n{first.layout}, {unit(first.bytes, BYTES)}", **TITLE)
-        axes.set(xlabel="threads", xscale="log", xticks=sorted({r.threads for r in panel}))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        draw_curves(axes, curves(panel), lambda r: r.threads)
-        axes.set_ylim(bottom=0)
+    draw_curves(axes, curves([r for r in results if r.seconds]))
     return figure
 
 
@@ -95,46 +49,37 @@ def curves(results: list[Result]) -> Curves:
     return {name: [r for r in results if r.contender == name] for name in names}
 
 
-TITLE: dict[str, Any] = {"loc": "left", "fontsize": 10, "color": INK}
-
-
-def page(title: str, subtitle: str, panels: int = 1, top: float = 0.95) -> tuple[Figure, list[Axes]]:
-    """A figure with its headline and bare axes, room for labels at the right of each."""
-    width, height = (9, 5.4) if panels == 1 else (5.3 * panels, 4.4)
+def page(title: str, subtitle: str) -> tuple[Figure, Axes]:
+    """A figure with its headline and bare axes, with room for labels on the right."""
+    width, height = 9, 5.4
     figure = Figure((width, height), facecolor="white")
     figure.text(0.28 / width, 1 - 0.34 / height, title, size=14, color=INK, weight="bold", va="center")
     figure.text(0.28 / width, 1 - 0.64 / height, subtitle, size=10, color=FAINT, va="center")
-    left, right, bottom = 0.8, 2.15, 0.62  # inches, as `top`
-    all_axes = []
-    for panel in range(panels):
-        start = panel * width / panels
-        box = (start + left, bottom, width / panels - left - right, height - bottom - top)
-        axes = figure.add_axes((box[0] / width, box[1] / height, box[2] / width, box[3] / height))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(LINE)
-        axes.grid(color=LINE, linewidth=0.6)
-        axes.tick_params(colors=FAINT, length=0, labelsize=9)
-        axes.xaxis.label.set(color=FAINT, size=10)
-        all_axes.append(axes)
-    return figure, all_axes
+    left, right, bottom, top = 0.8, 2.15, 0.62, 0.95  # inches
+    axes = figure.add_axes((left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(LINE)
+    axes.grid(color=LINE, linewidth=0.6)
+    axes.tick_params(colors=FAINT, length=0, labelsize=9)
+    axes.xaxis.label.set(color=FAINT, size=10)
+    return figure, axes
 
 
-def draw_curves(axes: Axes, all_curves: Curves, x: X) -> None:
+def draw_curves(axes: Axes, all_curves: Curves) -> None:
     """The median of each point, its range from the fastest to the slowest round, and names at the ends."""
     ends = []
     for name, points in all_curves.items():
         kind = points[0].kind
         peer = {"color": PEERS.get(name, OTHER), "linewidth": 1.5}
         style = OURS if kind == "ours" else FLOORS.get(name, peer)
-        points = sorted(points, key=x)
-        xs, ys = [x(r) for r in points], [r.median for r in points]
+        points = sorted(points, key=lambda r: r.bytes)
+        xs, ys = [r.bytes for r in points], [r.median for r in points]
         axes.plot(xs, ys, marker="o", markersize=3.5 if kind != "floor" else 0, **style)
         lows, highs = ([extreme(r.seconds) for r in points] for extreme in (min, max))
         axes.fill_between(xs, lows, highs, color=style["color"], alpha=0.1, linewidth=0)
         ends.append((xs[-1], ys[-1], LABELS.get(name, name), style["color"], "bold" if kind == "ours" else "normal"))
-    if axes.get_yscale() == "log":
-        for axis in axes.xaxis, axes.yaxis:
-            axis.set_major_locator(LogLocator(10, numticks=12))
+    for axis in axes.xaxis, axes.yaxis:
+        axis.set_major_locator(LogLocator(10, numticks=12))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: unit(1e6 * y, SECONDS)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_minor_locator(NullLocator())
@@ -144,8 +89,6 @@ def draw_curves(axes: Axes, all_curves: Curves, x: X) -> None:
 def label_ends(axes: Axes, ends: list[tuple[float, Any, str, str, str]]) -> None:
     """Names beside the last points, pushed apart where they would touch."""
     last = max(x for x, *_ in ends)
-    if axes.get_yscale() != "log":
-        axes.set_ylim(0, 1.08 * max(y for _, y, *_ in ends))
     style: dict[str, Any] = {"textcoords": "offset points", "size": 9.5, "annotation_clip": False}
     for x, y, name, colour, _ in ends:
         if x < last:  # it gave up earlier: its name goes to its last point
@@ -166,13 +109,3 @@ def spread(heights: list[float], spacing: float) -> list[float]:
             blocks[-2:] = [blocks[-2] + blocks[-1]]
     places = [mean(block) for block in blocks for _ in block]
     return [place + number * spacing for number, place in enumerate(places)]
-
-
-def unit(value: float, units: tuple[str, ...]) -> str:
-    """A round number with the unit that keeps it short."""
-    if not value:
-        return "0"
-    power = 0
-    while value >= 999.5 and power < len(units) - 1:
-        value, power = value / 1000, power + 1
-    return f"{value:.3g} {units[power]}"

@@ -6,7 +6,7 @@ from cases import CASES
 from torch import nn
 
 from conv2affine import Geometry, plan, to_matrix
-from conv2affine.plan import plan_geometry, readable_bytes
+from conv2affine.planning import readable_bytes
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
@@ -33,7 +33,10 @@ def test_nothing_is_allocated():
 
 def test_huge_axis():
     size = 1_000_000_000
-    assert plan_geometry(Geometry(1, 1, (3,), size, padding=1), torch.int8).nnz == 3 * size - 2
+    assert (
+        plan(torch.ones(1, 1, 3, dtype=torch.int8), Geometry(1, 1, (3,), input_size=size, padding=1)).nnz
+        == 3 * size - 2
+    )
 
 
 @pytest.mark.parametrize(

@@ -6,30 +6,33 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from conv2affine import ops
+from conv2affine.checks import Conv, InputSize
 from conv2affine.dispatch import is_network
-from conv2affine.geometry import Conv, Geometry, Sizes
-from conv2affine.layouts import INDEX_DTYPES, INT32_MAX
+from conv2affine.geometry import Geometry
+from conv2affine.layouts import LAYOUTS, Size, index_dtypes
+from conv2affine.parameters import read
 
 __all__ = ["Plan", "plan"]
 
-# What two threads write at least, whatever the layout; see benchmarks/.
+# Two threads write at least this much, in any layout; see benchmarks/.
 BYTES_PER_SECOND = 10e9
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes of one conversion; printed, a table.
+    """Sizes of one conversion; `print` shows them as a table.
 
     Args:
         geometry: The conversion.
-        dtype: Of the matrix, as of the weight.
+        dtype: The matrix's, which is the weight's.
         rows: Rows of the matrix, one per output element.
         cols: Columns of the matrix, one per input element.
-        nnz: Entries that a weight goes to. Entries that no weight goes to are structural zeros; an
-            entry counts even if its weight is 0.
-        bytes: Bytes of the matrix per layout and index type; only those that can count its entries.
+        nnz: Number of entries, the elements that a weight goes to, even if the weight is 0. All other elements are
+            structural zeros.
+        bytes: Bytes of the matrix per layout and index dtype that can count its entries.
     """
 
     geometry: Geometry
@@ -41,21 +44,21 @@ class Plan:
 
     @property
     def density(self) -> float:
-        """Share of the entries that a weight goes to: nnz / (rows * cols)."""
+        """Share of the elements that a weight goes to: nnz / (rows * cols)."""
         return self.nnz / (self.rows * self.cols)
 
     @property
     def recommended(self) -> str:
-        """The layout to choose: CSR, which most programs take; but `strided` if it is small, or hardly larger.
+        """The layout to choose: CSR, which most programs take, or `strided` if it is small or hardly larger.
 
-        Products with a sparse matrix take longer for each byte, and more before the first one.
+        Products with a sparse matrix take longer per byte, and longer to start.
         """
         csr = next(layout for layout in self.bytes if layout.startswith("sparse_csr"))
         strided = self.bytes["strided"]
         return "strided" if strided <= 2**20 or strided <= 2 * self.bytes[csr] else csr
 
     def time_class(self, layout: str) -> str:
-        """How long it takes to build, to a power of ten, on two threads: "< 1 ms" to "< 1000 s"."""
+        """Time to build it on two threads, to a power of ten: "< 1 ms" to "< 1000 s"."""
         seconds = self.bytes[layout] / BYTES_PER_SECOND
         for limit in ("1 ms", "10 ms", "100 ms", "1 s", "10 s", "100 s", "1000 s"):
             number, unit = limit.split()
@@ -89,14 +92,15 @@ class Plan:
         return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
 
 
-def plan(conv: Conv, input_size: Sizes) -> Plan:
+def plan(conv: Conv | Tensor, input_size: InputSize | Geometry) -> Plan:
     """Sizes of a layer's matrix, computed in closed form: nothing of its size is allocated.
 
         nnz = out_channels * in_channels / groups * prod over axes of #{(o, i) that a tap joins}
 
     Args:
-        conv: A convolution layer, as in `to_matrix`.
-        input_size: (I_1, ..., I_D), as in `x.shape[-D:]`, or one int for all axes.
+        conv: A convolution layer, or the weight of one, as in `to_matrix`.
+        input_size: (I_1, ..., I_D), as in `x.shape[-D:]`, or one int for all axes, or an example input; with a weight,
+            a `Geometry`.
 
     Returns:
         A `Plan`: rows, cols, nnz, density, and the bytes of each layout.
@@ -123,16 +127,12 @@ def plan(conv: Conv, input_size: Sizes) -> Plan:
     if is_network(conv, input_size):
         from conv2affine.network.convert import plan_network
 
-        return plan_network(conv, input_size)  # type: ignore[return-value]  # a plan of many
-    geometry = Geometry.from_layer(conv, input_size)
-    return plan_geometry(geometry, conv.weight.dtype)
-
-
-def plan_geometry(geometry: Geometry, dtype: torch.dtype) -> Plan:
-    """`plan` for a geometry that is there already."""
-    rows, cols = geometry.shape
-    every = range(rows)
-    return Plan(geometry, dtype, rows, cols, ops.entries(geometry, every), layout_bytes(geometry, dtype, every))
+        return plan_network(conv, input_size)  # type: ignore[return-value,arg-type]  # a plan of many
+    with torch.no_grad():
+        weight, _, geometry = read(conv, input_size)
+    every, (rows, cols) = range(geometry.shape[0]), geometry.shape
+    nnz = ops.entries(geometry, every)
+    return Plan(geometry, weight.dtype, rows, cols, nnz, layout_bytes(geometry, weight.dtype, every))
 
 
 def layout_name(layout: torch.layout, index_dtype: torch.dtype) -> str:
@@ -143,20 +143,24 @@ def layout_name(layout: torch.layout, index_dtype: torch.dtype) -> str:
         'sparse_csr, int32'
     """
     name = str(layout).removeprefix("torch.")
-    return name if layout is torch.strided else f"{name}, {str(index_dtype).removeprefix('torch.')}"
+    return name if not LAYOUTS[layout].index_dtypes else f"{name}, {str(index_dtype).removeprefix('torch.')}"
+
+
+def layout_sizes(geometry: Geometry, dtype: torch.dtype, rows: range) -> dict[str, tuple[torch.layout, Size]]:
+    """The layout and `Size` of a block of rows, per layout and index dtype that can count its entries."""
+    cols, nnz = geometry.shape[1], ops.entries(geometry, rows)
+    sizes = {}
+    for layout in LAYOUTS:
+        # A strided matrix has no indices; its size counts none either.
+        for index_dtype in index_dtypes(layout, len(rows), cols, nnz) or [torch.int64]:
+            size = Size(len(rows), cols, nnz, dtype.itemsize, index_dtype.itemsize)
+            sizes[layout_name(layout, index_dtype)] = layout, size
+    return sizes
 
 
 def layout_bytes(geometry: Geometry, dtype: torch.dtype, rows: range) -> dict[str, int]:
-    """Bytes of a block of rows per layout and index type; only those that can count its entries."""
-    cols, nnz, value = geometry.shape[1], ops.entries(geometry, rows), dtype.itemsize
-    sizes = {"strided": len(rows) * cols * value}
-    for layout, starts in ((torch.sparse_csr, len(rows)), (torch.sparse_csc, cols)):
-        for index_dtype in INDEX_DTYPES:
-            if index_dtype is torch.int64 or max(nnz, len(rows), cols) <= INT32_MAX:
-                index = index_dtype.itemsize
-                sizes[layout_name(layout, index_dtype)] = nnz * (value + index) + (starts + 1) * index
-    sizes[layout_name(torch.sparse_coo, torch.int64)] = nnz * (value + 2 * torch.int64.itemsize)
-    return sizes
+    """Bytes of a block of rows, per layout and index dtype that can count its entries."""
+    return {name: LAYOUTS[layout].bytes(size) for name, (layout, size) in layout_sizes(geometry, dtype, rows).items()}
 
 
 def readable_bytes(size: float) -> str:

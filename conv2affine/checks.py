@@ -1,0 +1,174 @@
+"""What users pass: the types of it, as integers, and the refusal of layers and weights that are no convolutions."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+__all__ = [
+    "COPIED_DTYPES",
+    "DTYPES",
+    "INT64_MAX",
+    "LAYERS",
+    "Conv",
+    "InputSize",
+    "Padding",
+    "Sizes",
+    "check_groups",
+    "check_layer",
+    "check_weight",
+    "input_sizes",
+    "integers",
+    "is_iterable",
+    "shown",
+]
+
+Sizes = int | Iterable[int]
+InputSize = Sizes | Tensor
+Padding = Sizes | Iterable[Iterable[int]] | str
+Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+LAYERS = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+# The methods that define the convolution: a subclass that overrides one may compute something else.
+ARITHMETIC = ("forward", "_conv_forward", "_output_padding")
+# Copied only: PyTorch does not add them. float8_e8m0fnu is in neither tuple, because it has no zero.
+COPIED_DTYPES = (
+    *(torch.bool, torch.uint16, torch.uint32, torch.uint64),
+    *(torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz),
+)
+DTYPES = (
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128),
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    *COPIED_DTYPES,
+)
+INT64_MAX = 2**63 - 1
+# Modules that wrap a layer, by a part of their class's full name, and what to pass instead.
+WRAPPERS = {
+    "quantized": "convert the float layer it was made from, or pass its integers to conv_matrix",
+    "OptimizedModule": "torch.compile made it: pass its _orig_mod",
+    "DataParallel": "pass its module attribute, the layer that it wraps",
+    "torch.jit": "pass the layer that it was scripted or traced from",
+}
+
+
+def check_layer(conv: object) -> None:
+    """Refuse everything but PyTorch's six convolution layers, and give the reason."""
+    name = _class_name(conv)
+    base = next((layer for layer in LAYERS if isinstance(conv, layer)), None)
+    if base is None:
+        names = ", ".join(layer.__name__ for layer in LAYERS)
+        raise TypeError(f"conv must be one of torch.nn's {names}, got {name}; {_advice(conv, name)}")
+    for method in ARITHMETIC:
+        changed = getattr(type(conv), method, None) is not getattr(base, method, None)
+        if changed or method in vars(conv):
+            raise TypeError(
+                f"conv ({name}) overrides {method}, so it may compute something else than {base.__name__}; pass a "
+                f"plain {base.__name__} with the same weights, or call conv_matrix or conv_transpose_matrix with the "
+                "weight that it applies"
+            )
+    # Not by is_lazy(): that would break the graph of torch.compile.
+    if any(isinstance(parameter, UninitializedParameter) for parameter in vars(conv)["_parameters"].values()):
+        raise ValueError(f"conv ({name}) is lazy and has no weights yet; run a batch through it first")
+
+
+def _advice(conv: object, name: str) -> str:
+    """What to do with an object that is no convolution layer."""
+    if isinstance(conv, Tensor):
+        return "pass a layer; with a weight, pass a Geometry in place of input_size, or call conv_matrix"
+    if not isinstance(conv, nn.Module):
+        return "pass a layer"
+    for part, advice in WRAPPERS.items():
+        if part in name:
+            return advice
+    if hasattr(conv, "base_layer"):  # the adapters of peft: LoRA and its relatives
+        return "merge its low-rank update into its base_layer (peft: merge()), and pass base_layer"
+    return (
+        "convert the convolutions inside it, and multiply their matrices; to pad before a convolution, call "
+        "conv_matrix with a (left, right) pair of padding per axis"
+    )
+
+
+def check_groups(groups: object) -> int:
+    """The number of groups, refused if it is none."""
+    return integers("groups", groups, 1, at_least=1)[0]
+
+
+def check_weight(weight: object) -> None:
+    """Refuse a weight without elements that can be copied."""
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight must be a tensor, got {type(weight).__name__}")
+    if weight.layout is not torch.strided:
+        raise TypeError(f"weight must be a strided tensor, got layout {weight.layout}; pass weight.to_dense()")
+    if weight.dtype in DTYPES:
+        return
+    advice = "weight.float()"
+    if weight.dtype is torch.complex32:
+        advice = "weight.to(torch.complex64)"
+    elif weight.is_quantized:
+        advice = "weight.dequantize(), or its integers, weight.int_repr()"
+    raise TypeError(f"weight must have a dtype of {', '.join(map(str, DTYPES))}, got {weight.dtype}; pass {advice}")
+
+
+def input_sizes(value: InputSize, in_channels: int, dims: int) -> tuple[int, ...]:
+    """The input size per axis, from sizes or from an example input."""
+    if isinstance(value, Tensor) and value.dim() > 1:
+        if value.dim() != dims + 2 or value.shape[1] != in_channels:
+            axes = ", ".join(f"I_{axis}" for axis in range(1, dims + 1))
+            advice = f"; add the batch with unsqueeze(0), or pass x.shape[-{dims}:]" if value.dim() == dims + 1 else ""
+            raise ValueError(
+                f"input_size, if it is an example input, must have shape (batch, {in_channels}, {axes}), got shape "
+                f"{tuple(value.shape)}{advice}"
+            )
+        value = value.shape[2:]
+    return integers("input_size", value, dims, at_least=1)
+
+
+def integers(name: str, value: object, dims: int, *, at_least: int) -> tuple[int, ...]:
+    """`value` as `dims` integers; a single one stands for all axes."""
+    try:
+        values: tuple[Any, ...] = tuple(value) if is_iterable(value) else (value,) * dims
+    except TypeError:  # a tensor of no dimensions, which is an instance of Iterable
+        values = (value,) * dims
+    if len(values) != dims:
+        advice = "; leave out batch and channels" if name == "input_size" and dims < len(values) <= dims + 2 else ""
+        raise ValueError(f"{name} ({shown(value)}) must have one entry per axis, that is {dims}, or be an int{advice}")
+    try:
+        numbers = tuple(map(operator.index, values))
+    except TypeError:
+        raise TypeError(f"{name} ({shown(value)}) must be integers; pass an int, or one per axis") from None
+    if min(numbers) < at_least or max(numbers) > INT64_MAX:
+        raise ValueError(f"{name} ({shown(value)}) must be >= {at_least}, and fit into 64 bits")
+    return numbers
+
+
+def is_iterable(value: object) -> TypeGuard[Iterable[Any]]:
+    """isinstance(value, Iterable), the common types first: it takes a tenth of the time of a small matrix."""
+    return type(value) is tuple or (type(value) is not int and isinstance(value, Iterable))
+
+
+def shown(value: object) -> str:
+    """A value as error messages show it; only the shape of a tensor or an array.
+
+    Example:
+        >>> shown((1, torch.zeros(2, 3)))
+        '(1, Tensor of shape (2, 3))'
+    """
+    if isinstance(value, tuple | list):
+        return "(" + ", ".join(map(shown, value)) + "," * (len(value) == 1) + ")"
+    shape = getattr(value, "shape", ())
+    return f"{type(value).__name__} of shape {tuple(shape)}" if shape else repr(value)
+
+
+def _class_name(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"

@@ -1,0 +1,89 @@
+// The arithmetic of Note [Patterns], Note [Tap runs] and Note [Rows]: which pattern an output coordinate has, what a
+// pattern consists of, and how many entries lie before a row. No torch and no containers in here: the CPU and the CUDA
+// kernels share this file.
+#pragma once
+
+#include <cstdint>
+
+#include "axis.h"
+
+namespace conv2affine {
+
+// Where in the table an output coordinate is: what its pattern reads, `offset` input coordinates further.
+struct Place {
+  int64_t pattern;
+  int64_t offset;
+};
+
+// The output coordinates of an axis by what they read. Patterns are numbered in this order.
+//
+//     [0, begin)       left border: a pattern each, but the first `same_left` coordinates share that of the next one
+//     [begin, end)     interior: `patterns` patterns in turn, moved by `step` input coordinates each `period`
+//     [end, output)    right border: a pattern each, but the coordinates behind `same_right` share its pattern
+struct Zones {
+  int64_t begin;
+  int64_t end;
+  int64_t period = 1;
+  int64_t step = 0;
+  int64_t patterns = 0;
+  int64_t same_left = 0;
+  int64_t same_right = INT64_MAX;
+
+  // Patterns to the left of the interior.
+  CONV2AFFINE_HOST_DEVICE int64_t left() const { return begin - same_left; }
+
+  // o must lie on the axis.
+  CONV2AFFINE_HOST_DEVICE Place place(int64_t o) const {
+    if (o < begin) return {o < same_left ? 0 : o - same_left, 0};
+    if (o >= end) return {left() + patterns + (o < same_right ? o : same_right) - end, 0};
+    const int64_t inside = o - begin;
+    // The usual period is 1, and a division takes as long as all the rest.
+    const int64_t turn = period == 1 ? inside : inside / period;
+    return {left() + inside - turn * period, turn * step};
+  }
+
+  // What the output coordinates before o have, where pattern p has `before[p + 1] - before[p]`.
+  CONV2AFFINE_HOST_DEVICE int64_t total_before(const int64_t* before, int64_t o) const {
+    int64_t total = 0;
+    if (same_left > 0) total += (o < same_left ? o : same_left) * before[1];
+    if (o <= same_left) return total;
+    total += before[(o < begin ? o : begin) - same_left];
+    if (o <= begin) return total;
+    const int64_t* interior = before + left();
+    const int64_t* right = interior + patterns;
+    const int64_t inside = (o < end ? o : end) - begin;
+    const int64_t turn = period == 1 ? inside : inside / period;
+    total += turn * (*right - *interior) + interior[inside - turn * period] - *interior;
+    if (o <= end) return total;
+    total += right[(o < same_right ? o : same_right) - end] - *right;
+    if (o <= same_right) return total;
+    const int64_t* last = right + (same_right - end);
+    return total + (o - same_right) * (last[1] - last[0]);
+  }
+};
+
+// Entries of a pattern, in ascending order of the input coordinate: entry n reads input + n * step.
+struct TapRun {
+  int64_t input, step, count;
+  int64_t first_term;  // its terms are those from here to the first one of the next run
+};
+
+// Kernel taps of each entry of a run: entry n has kernel + n * step, and the `taps - 1` that follow it.
+struct TapTerm {
+  int64_t kernel, step, taps;
+};
+
+// Entries along one axis: of the output coordinates before o, of o, and of all.
+struct Counts {
+  int64_t before, at, all;
+};
+
+// Entries of the matrix before row (co, o), for each input channel of a group.
+CONV2AFFINE_HOST_DEVICE inline int64_t nnz_before(int64_t co, const Counts& axis1, const Counts& axis2,
+                                                  const Counts& axis3) {
+  const int64_t line = axis1.at * axis2.at * axis3.before;
+  const int64_t plane = axis1.at * axis2.before * axis3.all;
+  return (co * axis1.all + axis1.before) * axis2.all * axis3.all + plane + line;
+}
+
+}  // namespace conv2affine
