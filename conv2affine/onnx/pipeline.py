@@ -27,7 +27,7 @@ from conv2affine.onnx.exporter import Exporter
 from conv2affine.onnx.importer import FLOATS, OnnxNetwork
 from conv2affine.onnx.runner import Run, RunError, compare, runner, sample
 from conv2affine.onnx.storage import publish, save
-from conv2affine.plan import readable_bytes
+from conv2affine.planning import readable_bytes
 
 __all__ = ["MAX_BYTES", "Conversion", "Form", "MaxPool", "Options", "prepare", "run"]
 
