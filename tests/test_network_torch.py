@@ -1,5 +1,6 @@
 """What users do with a converted network, what is refused, and what is left unchanged."""
 
+import contextlib
 import copy
 import io
 import pickle
@@ -112,6 +113,21 @@ class Keeps(nn.Module):
 
     def forward(self, x):
         return self.fc(self.norm(x)).flatten(1), self.constant.expand(len(x), -1)
+
+
+@pytest.mark.parametrize("is_read", [False, True])
+def test_buffers_that_a_run_changes_are_as_before(is_read):
+    model = Counts(is_read)
+    model.count += 3
+    with contextlib.suppress(ValueError):
+        torch.testing.assert_close(to_linear_network(model, X)(X), 2 * X)
+    assert model.count == 3
+
+
+def test_example_inputs_are_as_before():
+    x = X.clone()
+    torch.testing.assert_close(to_linear_network(Function(lambda x: x.add_(1)), x)(X), X + 1)
+    assert torch.equal(x, X)
 
 
 @pytest.mark.parametrize("make", [MODEL, Keeps])
@@ -278,6 +294,23 @@ class Mixes(nn.Module):
         return x - x.mean(0, keepdim=True)
 
 
+class Counts(nn.Module):
+    """Multiplies by how often it ran, or only counts it."""
+
+    def __init__(self, is_read):
+        super().__init__()
+        self.is_read = is_read
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x):
+        self.count += 1
+        return x * self.count if self.is_read else 2 * x
+
+
+def add_noise(x):
+    return x + torch.randint(5, (1, 3, 8, 8))
+
+
 X = samples(3, 3, 8, 8)
 DROPOUT = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Dropout(0.3))
 REFUSED = {
@@ -296,6 +329,16 @@ REFUSED = {
         "running statistics",
     ),
     "dropout": (to_linear_network, DROPOUT, X, ValueError, r"1 \(.*dropout.*\) must not depend on chance"),
+    "noise": (to_linear_network, Function(add_noise), X, ValueError, r"randint \(randint\) must not depend on chance"),
+    "random-slope": (
+        to_linear_network,
+        nn.Sequential(nn.RReLU()),
+        X,
+        ValueError,
+        r"0 \(rrelu.*must not depend on chance",
+    ),
+    "reads-its-count": (to_linear_network, Counts(True), X, ValueError, "same result for the same input"),
+    "reads-its-count-in-a-chain": (to_mlp, Counts(True), X, ValueError, "same result for the same input"),
     "mixes-samples": (to_linear_network, Mixes(), X, ValueError, "mixes the samples of a batch"),
     "softmax-over-the-batch": (to_linear_network, Function(lambda x: x.softmax(0)), X, ValueError, "mixes the samples"),
     "one-number": (to_linear_network, Function(lambda x: x.mean()), X, ValueError, "batch first"),

@@ -36,16 +36,6 @@ UNDECOMPOSED = (
         for axes in (1, 2, 3)
     ),
 )
-# What depends on chance, or on the other samples of the batch.
-TRAINING = (
-    "native_dropout",
-    "bernoulli",
-    "rand",
-    "randn",
-    "rand_like",
-    "randn_like",
-    "_native_batch_norm_legit_functional",
-)
 
 
 @dataclass(frozen=True)
@@ -184,7 +174,10 @@ class _Importer:
         if target is operator.getitem:
             return args[0][args[1]]
         name = target._schema.name.removeprefix("aten::")
-        if name in TRAINING or (name == "_native_batch_norm_legit" and "stats" in target._overloadname):
+        if _is_random(target, args, kwargs) or (
+            name == "_native_batch_norm_legit_functional"
+            or (name == "_native_batch_norm_legit" and "stats" in target._overloadname)
+        ):
             raise ValueError(
                 f"{origin(node)} ({name}) must not depend on chance or on the other samples of a batch; call "
                 "model.eval(), and give batch norm its running statistics"
@@ -247,6 +240,16 @@ def origin(node: fx.Node) -> str:
     """The module that a node comes from; the name of the node where that is the whole model."""
     modules = node.meta.get("nn_module_stack") or {"": ("", None)}
     return list(modules.values())[-1][0] or node.name
+
+
+def _is_random(target: Any, args: Any, kwargs: Any) -> bool:
+    """Whether an operator depends on chance, as PyTorch says, and is not told to leave that out."""
+    if torch.Tag.nondeterministic_seeded not in target.tags:
+        return False
+    given = dict(zip([argument.name for argument in target._schema.arguments], args, strict=False)) | kwargs
+    off = {"scaled_dot_product_attention": "dropout_p", "rrelu_with_noise_functional": "training"}
+    name = off.get(target.overloadpacket.__name__)
+    return name is None or bool(given.get(name, False))
 
 
 def _arguments(rule: Any, target: Any, args: Any, kwargs: Any) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,14 +32,28 @@ def verify(
         flat: Whether the result gives one vector per sample, whatever the shape of the model's output.
 
     Raises:
-        ValueError: If the model does not take any batch, or mixes its samples.
+        ValueError: If the model does not take any batch, mixes its samples, or does not repeat its results.
         RuntimeError: If the results differ by more than rounding.
     """
     generator = torch.Generator().manual_seed(0)
     if flat:
         model = nn.Sequential(model, _Flat())
-    _compare(model, result, inputs, dtype, generator)
-    _compare(model, result, [_random(x, generator) for x in inputs], dtype, generator)
+    with _buffers_kept(model):
+        _compare(model, result, inputs, dtype, generator)
+        _compare(model, result, [_random(x, generator) for x in inputs], dtype, generator)
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Undo what a model does to its buffers when it runs."""
+    items = [(module._buffers, *item) for module in model.modules() for item in module._buffers.items()]
+    kept = [(buffers, name, buffer, buffer.clone()) for buffers, name, buffer in items if buffer is not None]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffers, name, buffer, value in kept:
+                buffers[name] = buffer.copy_(value)
 
 
 class _Flat(nn.Module):
@@ -62,11 +77,16 @@ def _compare(model: nn.Module, result: nn.Module, inputs: Sequence[Tensor], dtyp
     ]
     with torch.no_grad():
         try:
-            expected, moved = _leaves(model(*inputs)), _leaves(model(*nearby))
+            expected, again, moved = (_leaves(_run(model, batch)) for batch in (inputs, inputs, nearby))
         except Exception as error:
             raise ValueError(
                 f"the model must take a batch of any size, and failed on one of {len(inputs[0])}"
             ) from error
+        if not all(_repeats(a, b, eps) for a, b in zip(expected, again, strict=True)):
+            raise ValueError(
+                "the model must give the same result for the same input, and two runs differ; call model.eval(), and "
+                "remove what depends on chance, or what is changed by a run and used in the next"
+            )
         got = _leaves(result(*(x.to(dtype) if x.is_floating_point() else x for x in inputs)))
         for number, (a, b, c) in enumerate(zip(expected, got, moved, strict=True)):
             problem = difference(a, b, c, eps)
@@ -99,10 +119,26 @@ def difference(expected: Tensor, got: Tensor, moved: Tensor, eps: float) -> str:
     return "" if difference <= allowed else f"off by {difference:.1e}, where rounding explains {allowed:.1e}"
 
 
+def _run(model: nn.Module, inputs: Sequence[Tensor]) -> Any:
+    """What the model makes of copies: it may write to its inputs."""
+    return model(*(x.clone() for x in inputs))
+
+
+def _repeats(first: Tensor, second: Tensor, eps: float) -> bool:
+    """Whether two runs on the same inputs agree; sums in another order may round otherwise."""
+    if first.shape != second.shape or not first.is_floating_point():
+        return torch.equal(first, second)
+    finite = first[first.isfinite()].abs()
+    largest = finite.max().item() if len(finite) else 0.0
+    return torch.allclose(first, second, rtol=0, atol=16 * eps * largest, equal_nan=True)
+
+
 def _mixes(model: nn.Module, inputs: Sequence[Tensor], number: int, tolerance: float) -> bool:
     """Whether the model gives other results for each sample by itself."""
-    together = _leaves(model(*inputs))[number].double()
-    alone = torch.cat([_leaves(model(*(x[n : n + 1] for x in inputs)))[number] for n in range(len(inputs[0]))]).double()
+    together = _leaves(_run(model, inputs))[number].double()
+    alone = torch.cat(
+        [_leaves(_run(model, [x[n : n + 1] for x in inputs]))[number] for n in range(len(inputs[0]))]
+    ).double()
     return together.shape != alone.shape or not torch.allclose(
         together, alone, rtol=0, atol=tolerance * float(together.abs().max()), equal_nan=True
     )
