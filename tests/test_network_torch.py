@@ -404,3 +404,29 @@ def test_saved_and_loaded(model, x):
     torch.save(net, file)
     file.seek(0)
     assert torch.equal(torch.load(file, weights_only=False)(x), net(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "function",
+    [lambda x: x.flip(0), lambda x: x.softmax(0), lambda x: x - x.mean(0, keepdim=True)],
+    ids=["flip", "softmax", "mean"],
+)
+def test_samples_that_mix_are_found_in_half_precision(function, dtype):
+    with pytest.raises(ValueError, match=r"mixes the samples of a batch|take a batch of any size"):
+        conv2affine.to_linear_network(Function(function), samples(4, 8).to(dtype))
+
+
+def test_dtype_is_that_of_the_inputs_where_no_output_has_one():
+    conv = nn.Conv1d(1, 3, 2, dtype=torch.float64)
+    model = nn.Sequential(conv, Function(lambda x: x.flatten(1).argmax(1)))
+    x = samples(4, 1, 5)
+    net = conv2affine.to_linear_network(model, x)
+    assert net(x).equal(model(x))
+    assert {p.dtype for p in net.parameters()} == {torch.float64}
+
+
+def test_what_cannot_be_exported_is_refused_with_the_reason():
+    model = Function(lambda x: x if x.sum() > 0 else -x)
+    with pytest.raises(NotImplementedError, match=r"Function must be a module that torch.export takes.*Guard"):
+        conv2affine.to_linear_network(model, samples(4, 8))

@@ -246,14 +246,16 @@ def to_layers(graph: Graph) -> list[Layer]:
     """The chain of a graph of one input and one output whose steps are piecewise linear."""
     for what, values in (("input", graph.inputs), ("output", graph.outputs)):
         if len(values) != 1:
-            raise ValueError(f"a chain has one {what}, and the model has {len(values)}; a graph may have more")
+            raise ValueError(
+                f"a chain has one {what}, and the model has {len(values)}; to_linear_network, or form graph, takes more"
+            )
     graph = simplify(to_relu(graph))
     for node in graph.nodes:
         if isinstance(node, Step) and node.kind != "relu":
             reason = getattr(node.operator, "reason", "")
             raise NotImplementedError(
                 f"{', '.join(node.origin)}: {node.kind} must be affine or piecewise linear to become linear layers and "
-                f"ReLUs{reason and f', and is not: {reason}'}; a graph keeps it as it is"
+                f"ReLUs{reason and f', and is not: {reason}'}; to_linear_network, or form graph, keeps it as it is"
             )
     return chain(simplify(merge_pieces(graph)))
 

@@ -46,7 +46,7 @@ class TorchNetwork:
         graph: Its values are those of a batch of one sample.
         leaves: Outputs of the module: values, or what is no tensor.
         structure: How the outputs are nested.
-        dtype: Of the first floating output.
+        dtype: Of the first floating output; else of the first floating input.
         device: Of the module.
     """
 
@@ -69,7 +69,7 @@ def import_torch(model: nn.Module, example_inputs: Any) -> TorchNetwork:
 
     Raises:
         ValueError: If the result depends on chance or on the other samples of the batch, as in training mode.
-        NotImplementedError: If the exported graph has what is no operator.
+        NotImplementedError: If `torch.export` fails, or the exported graph has what is no operator.
     """
     return _Importer(export(unwrap(model), tuple(x[:1] for x in tensors(example_inputs)))).run()
 
@@ -78,7 +78,14 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
     """The operators of a module, as PyTorch finds them."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of PyTorch about itself; the result is checked
-        exported: ExportedProgram = torch.export.export(model, inputs).run_decompositions(_decompositions())
+        try:
+            exported: ExportedProgram = torch.export.export(model, inputs).run_decompositions(_decompositions())
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise NotImplementedError(
+                f"{type(model).__name__} must be a module that torch.export takes, with these example inputs, and it fails: "
+                f"{type(error).__name__}: {reason}; replace what depends on the values of tensors"
+            ) from error
     return exported
 
 
@@ -127,6 +134,7 @@ class _Importer:
         specs = program.graph_signature.output_specs
         self.user_outputs = [spec for spec in specs if spec.kind == OutputKind.USER_OUTPUT]
         nodes = [self.nodes.get(getattr(spec.arg, "name", "")) for spec in self.user_outputs]
+        nodes += [self.nodes[name] for name in program.graph_signature.user_inputs if isinstance(name, str)]
         dtypes = [node.meta["val"].dtype for node in nodes if node is not None]
         default = torch.get_default_dtype()
         self.dtype: torch.dtype = next((dtype for dtype in dtypes if dtype.is_floating_point), default)
