@@ -83,7 +83,7 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
             raise NotImplementedError(
-                f"{type(model).__name__} must be a module that torch.export takes, with these example inputs, and it fails: "
+                f"{type(model).__name__} must be a module that torch.export takes with these inputs, and it fails: "
                 f"{type(error).__name__}: {reason}; replace what depends on the values of tensors"
             ) from error
     return exported
