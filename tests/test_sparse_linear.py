@@ -1,6 +1,7 @@
 """The sparse linear layer: its values, its gradients, its life as a layer."""
 
 import copy
+import gc
 import pickle
 
 import pytest
@@ -309,6 +310,9 @@ def test_distributed_data_parallel(tmp_path):
         parallel = nn.parallel.DistributedDataParallel(layer)
         parallel(random(4, 243)).sum().backward()
         assert torch.equal(layer.values.grad, torch.autograd.grad(layer(random(4, 243)).sum(), layer.values)[0])
+        # The group must not end with it: its threads would wait for the lock of Python that is held then.
+        del parallel
+        gc.collect()
     finally:
         distributed.destroy_process_group()
 
