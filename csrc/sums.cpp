@@ -10,7 +10,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "sparse.h"
 
@@ -68,8 +67,10 @@ void check_sums(const MatrixRows& rows, const at::Tensor& weight, at::IntArrayRe
       TORCH_CHECK_NOT_IMPLEMENTED(false, "weights of ", dtype, " are copied, but not added up, and up to ",
                                   rows.most_taps(), " of them meet in one entry; convert weight to another dtype");
   }
-  const Range limit = range_of(dtype), each = range_of(weight);
-  if (!std::isfinite(each.low) || !std::isfinite(each.high)) return;  // their sums are not finite either
+  if (rows.nnz() == 0) return;
+  // What is not finite stays so in its sums; the others are checked without it.
+  const at::Tensor finite = dtype == at::kHalf ? weight.nan_to_num(0, 0, 0) : weight;
+  const Range limit = range_of(dtype), each = range_of(finite);
   // Half of the limit: each addition of float16 rounds.
   const double largest = static_cast<double>(rows.most_taps()) * std::max(std::abs(each.low), std::abs(each.high));
   if (largest <= limit.high / 2) return;
@@ -77,23 +78,23 @@ void check_sums(const MatrixRows& rows, const at::Tensor& weight, at::IntArrayRe
   static const auto values = c10::Dispatcher::singleton().findSchemaOrThrow("conv2affine::values", "").typed<Values>();
   const at::AutoDispatchBelowAutograd guard;
   const auto sums_of = [&](const at::Tensor& weights) {
-    return range_of(values.call(weights, geometry, padding_mode, transposed, rows.start, rows.stop, rows.by_columns));
+    return values.call(weights, geometry, padding_mode, transposed, rows.start, rows.stop, rows.by_columns);
   };
-  if (rows.nnz() == 0) return;
   Range sums{};
   bool fits = true;
   if (dtype == at::kLong) {
-    // In two halves: sum == high * 2^32 + low.
-    const at::Tensor high = values.call(at::bitwise_right_shift(weight, 32), geometry, padding_mode, transposed,
-                                        rows.start, rows.stop, rows.by_columns);
-    const at::Tensor low = values.call(at::bitwise_and(weight, 0xffffffff), geometry, padding_mode, transposed,
-                                       rows.start, rows.stop, rows.by_columns);
-    const Range carried = range_of(high.add(at::bitwise_right_shift(low, 32)));
-    fits = -0x1p31 <= carried.low && carried.high < 0x1p31;
-    if (!fits) sums = sums_of(weight.to(at::kDouble));
+    // In two halves, whose sums fit: sum == high * 2^32 + low.
+    fits = rows.most_taps() <= int64_t{1} << 30;
+    if (fits) {
+      const at::Tensor high = sums_of(at::bitwise_right_shift(weight, 32));
+      const at::Tensor low = sums_of(at::bitwise_and(weight, 0xffffffff));
+      const Range carried = range_of(high.add(at::bitwise_right_shift(low, 32)));
+      fits = -0x1p31 <= carried.low && carried.high < 0x1p31;
+    }
+    if (!fits) sums = range_of(sums_of(weight.to(at::kDouble)));
   } else {
     // Sums of float16 round on the way: as long as the magnitudes fit together, so does each step.
-    sums = sums_of(dtype == at::kHalf ? at::abs(weight.to(at::kDouble)) : weight.to(at::kLong));
+    sums = range_of(sums_of(dtype == at::kHalf ? at::abs(finite.to(at::kDouble)) : weight.to(at::kLong)));
     fits = limit.low <= sums.low && sums.high <= limit.high;
   }
   TORCH_CHECK_VALUE(fits, "weight (", dtype, ") must have sums within [", limit.low, ", ", limit.high,

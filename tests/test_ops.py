@@ -158,6 +158,14 @@ def test_sums_that_do_not_fit_are_refused(op, dtype, values, refused):
         assert result.item() == (first + second) + third == pytest.approx(sum(values), rel=1e-4)
 
 
+def test_sums_next_to_infinite_weights_are_checked():
+    weight = torch.tensor([[60000.0, 60000.0], [float("inf"), 1.0]], dtype=torch.float16).view(1, 2, 1, 2)
+    arguments = ([1, 1, 1, 0, 1], "replicate", False)
+    with pytest.raises(ValueError, match="must have sums within"):
+        torch.ops.conv2affine.dense(weight, *arguments, 0, 2)
+    assert torch.ops.conv2affine.dense(weight[:, 1:], *arguments, 0, 1).item() == float("inf")
+
+
 def test_bias():
     bias = torch.ops.conv2affine.bias
     values = torch.tensor([-0.0, float("nan"), 2.5])
