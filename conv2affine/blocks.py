@@ -45,7 +45,7 @@ def bias_rows(bias: Tensor, geometry: Geometry, rows: range) -> Tensor:
     """
     positions = prod(geometry.output_size)
     channels = range(rows.start // positions, -(-rows.stop // positions))
-    block = bias[channels.start : channels.stop].repeat_interleave(positions)
+    block = ops.bias(bias[channels.start : channels.stop], geometry)
     start = rows.start - channels.start * positions
     return block[start : start + len(rows)].clone()
 

@@ -71,7 +71,7 @@ MaxPoolOption = Annotated[MaxPool, typer.Option(help="In form graph, keep max po
 DTypeOption = Annotated[DType | None, typer.Option(help="Type of the layers; that of the model if left out.")]
 ShapeOption = Annotated[
     list[str] | None,
-    typer.Option(help="Shape of an input with sizes that are not fixed, once for each: --shape image=1,3,32,32"),
+    typer.Option(help="Shape of an input with symbolic sizes, once per input: --shape image=1,3,32,32"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

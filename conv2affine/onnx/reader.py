@@ -60,7 +60,7 @@ def read(source: ModelProto | str | Path, shapes: Mapping[str, Sequence[int]] | 
 
     Args:
         source: The model, or its file.
-        shapes: By name, for inputs that have sizes that are not fixed, besides the first, which is 1 then.
+        shapes: Shapes by input name, where sizes after the first are symbolic. A symbolic first size is taken as 1.
 
     Raises:
         FileNotFoundError: If there is no such file.
