@@ -19,8 +19,9 @@ from torch.utils import _pytree as pytree
 from conv2affine.network import torch_pooling, torch_steps  # noqa: F401  # they enter their rules
 from conv2affine.network.affine import AffineMap
 from conv2affine.network.graph import Graph, Value
+from conv2affine.network.operands import NoRuleError
 from conv2affine.network.torch_operator import Operator
-from conv2affine.network.torch_rules import RULES, Context, NoRuleError
+from conv2affine.network.torch_rules import RULES, Context
 
 __all__ = ["TorchNetwork", "import_torch", "tensors"]
 

@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 
 from conv2affine.network import rules
 from conv2affine.network.moves import follow
-from conv2affine.network.torch_rules import RULES, Context, Map, NoRuleError, per_axis, rule, through, value
+from conv2affine.network.operands import Map, NoRuleError, through, value
+from conv2affine.network.torch_rules import RULES, Context, per_axis, rule
 
 __all__ = ["MOVING"]
 

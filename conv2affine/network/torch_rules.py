@@ -17,19 +17,12 @@ import numpy as np
 from torch import Tensor
 
 from conv2affine.network import rules
-from conv2affine.network.affine import AffineMap
 from conv2affine.network.graph import Graph, Value
-from conv2affine.network.matrices import Array, Matrix, Selection
-from conv2affine.network.moves import follow
+from conv2affine.network.matrices import Selection
+from conv2affine.network.operands import Map, NoRuleError, broadcast, constant, scaled, through, value
 from conv2affine.network.torch_operator import Operator
 
-__all__ = ["RULES", "Context", "NoRuleError", "broadcast", "constant", "per_axis", "rule", "value"]
-
-Map = AffineMap[Value]
-
-
-class NoRuleError(Exception):
-    """The operator, or the operator with these arguments, has no rule."""
+__all__ = ["RULES", "Context", "per_axis", "rule"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,46 +83,11 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return enter
 
 
-def value(argument: Any) -> Value:
-    """An argument that has to depend on the inputs."""
-    if not isinstance(argument, Value):
-        raise NoRuleError
-    return argument
-
-
-def constant(argument: Any) -> Array:
-    """An argument that must not depend on the inputs."""
-    if isinstance(argument, Value):
-        raise NoRuleError
-    if isinstance(argument, Tensor):
-        argument = argument.detach().double().cpu().numpy()
-    return np.asarray(argument, np.float64)
-
-
 def weight_of(argument: Any) -> Tensor:
     """A weight that must not depend on the inputs."""
     if not isinstance(argument, Tensor) or not argument.is_floating_point():
         raise NoRuleError
     return argument.detach().cpu()
-
-
-def through(argument: Any, matrix: Matrix, bias: Array | None = None) -> Map:
-    """The map matrix @ value + bias."""
-    source = value(argument)
-    return AffineMap.identity(source, source.size).then(matrix, bias)
-
-
-def broadcast(argument: Any, shape: Sequence[int]) -> Map:
-    """The map of a value or a constant that is broadcast to a shape."""
-    if not isinstance(argument, Value):
-        return AffineMap.constant(np.broadcast_to(constant(argument), shape))
-    [(map, _)] = follow(lambda x: np.broadcast_to(x, shape), [argument])
-    return map
-
-
-def scaled(map: Map, scale: Any, shape: Sequence[int]) -> Map:
-    """The product of a map with a constant that is broadcast."""
-    return map if np.ndim(scale) == 0 and scale == 1 else map.then(rules.diagonal(scale, shape))
 
 
 @rule("add", "sub")

@@ -10,39 +10,10 @@ import numpy as np
 from conv2affine.network import rules
 from conv2affine.network.affine import AffineMap
 from conv2affine.network.graph import Value
-from conv2affine.network.matrices import Array
-from conv2affine.network.torch_operator import Operator
-from conv2affine.network.torch_rules import (
-    Context,
-    NoRuleError,
-    broadcast,
-    constant,
-    per_axis,
-    rule,
-    value,
-)
+from conv2affine.network.operands import NoRuleError, as_shape, constant, elementwise, step, value
+from conv2affine.network.torch_rules import Context, per_axis, rule
 
 __all__: list[str] = []
-
-
-def step(context: Context, kind: str, *inputs: Value, operator: Operator | None = None, **parameters: Any) -> Value:
-    """Add a step with one result to the graph."""
-    [output] = context.graph.add_step(kind, inputs, [context.shape], parameters, operator, context.origin)
-    return output
-
-
-def elementwise(context: Context, argument: Any) -> Array:
-    """A constant for each element of the result; or for all of them."""
-    array = constant(argument)
-    return array if array.ndim == 0 else np.broadcast_to(array, context.shape).ravel()
-
-
-def as_shape(context: Context, argument: Any) -> Value:
-    """A value that is broadcast to the shape of the result."""
-    source = value(argument)
-    if source.shape == context.shape:
-        return source
-    return context.graph.add_piece(broadcast(source, context.shape), context.shape, context.origin)
 
 
 @rule("relu")

@@ -10,8 +10,8 @@ from conv2affine.network import rules
 from conv2affine.network.affine import AffineMap
 from conv2affine.network.graph import Value
 from conv2affine.network.moves import follow
-from conv2affine.network.torch_rules import NoRuleError, broadcast, constant, scaled, through, value
-from conv2affine.onnx.rules import Context, Map, reduced_axes, rule, tensor
+from conv2affine.network.operands import Map, NoRuleError, broadcast, constant, scaled, through, value
+from conv2affine.onnx.rules import Context, reduced_axes, rule, tensor
 
 __all__: list[str] = []
 

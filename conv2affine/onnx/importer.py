@@ -16,7 +16,7 @@ from onnx.shape_inference import InferenceError
 
 from conv2affine.network.affine import AffineMap
 from conv2affine.network.graph import Graph, Value
-from conv2affine.network.torch_rules import NoRuleError
+from conv2affine.network.operands import NoRuleError
 from conv2affine.onnx import arithmetic, steps, windows  # noqa: F401  # enter their rules
 from conv2affine.onnx.operators import Operator
 from conv2affine.onnx.reader import Model, Tensor, location

@@ -17,14 +17,11 @@ import numpy as np
 import torch
 
 from conv2affine.network import rules
-from conv2affine.network.affine import AffineMap
 from conv2affine.network.graph import Graph, Value
-from conv2affine.network.torch_rules import NoRuleError, constant, value
+from conv2affine.network.operands import NoRuleError, constant, value
 from conv2affine.onnx.operators import Operator
 
-__all__ = ["RULES", "Context", "Map", "pool_windows", "reduced_axes", "rule", "tensor", "window", "window_padding"]
-
-Map = AffineMap[Value]
+__all__ = ["RULES", "Context", "pool_windows", "reduced_axes", "rule", "tensor", "window", "window_padding"]
 
 
 @dataclass(frozen=True, eq=False)

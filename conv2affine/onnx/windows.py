@@ -12,8 +12,8 @@ from onnx.reference import ReferenceEvaluator
 
 from conv2affine.network import rules
 from conv2affine.network.graph import Value
-from conv2affine.network.torch_rules import NoRuleError, constant, through, value
-from conv2affine.onnx.rules import Context, Map, pool_windows, rule, tensor, window, window_padding
+from conv2affine.network.operands import Map, NoRuleError, constant, through, value
+from conv2affine.onnx.rules import Context, pool_windows, rule, tensor, window, window_padding
 
 __all__: list[str] = []
 
