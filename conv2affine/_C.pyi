@@ -24,7 +24,7 @@ def axis_taps(
     transposed: bool,
     by_columns: bool = False,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]: ...
-def entries(
+def nnz(
     weight_size: Sequence[int],
     geometry: Sequence[int],
     padding_mode: str,

@@ -156,7 +156,7 @@ def _map(path: str | os.PathLike[str], dataset: Any) -> NDArray[Any]:
 def _create(part: Path, weight: Tensor, geometry: Geometry, index_dtype: torch.dtype) -> None:
     """A file of the final size without any rows."""
     h5py = _import("h5py")
-    nnz, rows = ops.entries(geometry, range(geometry.shape[0])), geometry.shape[0]
+    nnz, rows = ops.nnz(geometry, range(geometry.shape[0])), geometry.shape[0]
     dtypes = {"data": weight.dtype, "indices": index_dtype, "indptr": index_dtype, "rows_written": torch.int64}
     sizes = {"data": nnz, "indices": nnz, "indptr": rows + 1, "rows_written": 1}
     needed = sum(sizes[name] * dtypes[name].itemsize for name in sizes)
@@ -208,7 +208,7 @@ def _append(
 ) -> int:
     """Write these rows; gives the number of their bytes."""
     starts, indices, values = csr_rows(weight, geometry, rows, index_dtype)
-    before = ops.entries(geometry, range(rows.start))
+    before = ops.nnz(geometry, range(rows.start))
     _write(file, offsets["data"], before, values)
     _write(file, offsets["indices"], before, indices)
     _write(file, offsets["indptr"], rows.start, starts + before)

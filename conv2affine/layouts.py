@@ -257,7 +257,7 @@ def _index_dtype(geometry: Geometry, layout: torch.layout, rows: range, index_dt
     wanted = index_dtype or dtypes[0]
     if wanted is torch.int64:
         return wanted
-    nnz = ops.entries(geometry, rows)
+    nnz = ops.nnz(geometry, rows)
     possible = index_dtypes(layout, len(rows), geometry.shape[1], nnz)
     if wanted in possible:
         # PyTorch's product with a vector takes up to seven times as long with int64, which it converts each time.

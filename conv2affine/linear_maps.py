@@ -96,18 +96,18 @@ class Matrix(NamedTuple):
         positions = self.block.output_size if self.by_columns else self.block.input_size
         return self.weight_size[0] * self.weight_size[3 - self.channels] * prod(positions)
 
-    def entries(self) -> int:
+    def nnz(self) -> int:
         """Number of entries; also checks the arguments."""
         if self.is_symbolic:
             return torch.library.get_ctx().new_dynamic_size()  # type: ignore[return-value]
-        return _C.entries(self.weight_size, *self.block, bool(self.by_columns))
+        return _C.nnz(self.weight_size, *self.block, bool(self.by_columns))
 
     def shape(self) -> tuple[int, ...]:
         """Shape of the dense matrix or of the values; also checks the arguments."""
         if self.by_columns is not None:
-            return (self.entries(),)
+            return (self.nnz(),)
         if not self.is_symbolic:
-            self.entries()
+            self.nnz()
         return self.block.row_stop - self.block.row_start, self.columns
 
     def repeated(self, batch: int) -> tuple[Matrix, int, int, int]:
@@ -118,7 +118,7 @@ class Matrix(NamedTuple):
         marks = [self.block.row_start, self.block.row_stop, self.rows]
         if self.by_columns is not None:
             before = (self.block._replace(row_start=0, row_stop=row) for row in marks)
-            marks = [self._replace(block=block).entries() for block in before]
+            marks = [self._replace(block=block).nnz() for block in before]
         size = list(self.weight_size)
         size[self.channels] *= batch
         block = self.block._replace(row_start=0, row_stop=batch * self.rows)

@@ -290,7 +290,7 @@ def _has_overlap(geometry: Geometry) -> bool:
         return False
     rows = geometry.shape[0]
     # No tap falls outside a folded axis: without an overlap, each is an entry.
-    return ops.entries(geometry, range(rows)) < rows * prod(geometry.grouped_size[2:])
+    return ops.nnz(geometry, range(rows)) < rows * prod(geometry.grouped_size[2:])
 
 
 def _weight_sizes(weight: Tensor) -> tuple[int, int, tuple[int, ...]]:

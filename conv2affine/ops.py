@@ -19,7 +19,7 @@ __all__ = [
     "dense",
     "dense_adjoint",
     "dense_resident_bytes",
-    "entries",
+    "nnz",
     "sparse_adjoint",
     "values",
 ]
@@ -73,9 +73,9 @@ def sparse_adjoint(values: Tensor, geometry: Geometry) -> Tensor:
     return geometry.ungroup_weight(weight)
 
 
-def entries(geometry: Geometry, rows: range) -> int:
+def nnz(geometry: Geometry, rows: range) -> int:
     """Number of entries in these rows of the matrix."""
-    return _C.entries(geometry.grouped_size, *_block(geometry, rows.start, rows.stop), False)
+    return _C.nnz(geometry.grouped_size, *_block(geometry, rows.start, rows.stop), False)
 
 
 def dense_resident_bytes(geometry: Geometry, dtype: torch.dtype, rows: range) -> int:

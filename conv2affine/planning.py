@@ -131,7 +131,7 @@ def plan(conv: Conv | Tensor, input_size: InputSize | Geometry) -> Plan:
     with torch.no_grad():
         weight, _, geometry = read(conv, input_size)
     every, (rows, cols) = range(geometry.shape[0]), geometry.shape
-    nnz = ops.entries(geometry, every)
+    nnz = ops.nnz(geometry, every)
     return Plan(geometry, weight.dtype, rows, cols, nnz, layout_bytes(geometry, weight.dtype, every))
 
 
@@ -148,7 +148,7 @@ def layout_name(layout: torch.layout, index_dtype: torch.dtype) -> str:
 
 def layout_sizes(geometry: Geometry, dtype: torch.dtype, rows: range) -> dict[str, tuple[torch.layout, Size]]:
     """The layout and `Size` of a block of rows, per layout and index dtype that can count its entries."""
-    cols, nnz = geometry.shape[1], ops.entries(geometry, rows)
+    cols, nnz = geometry.shape[1], ops.nnz(geometry, rows)
     sizes = {}
     for layout in LAYOUTS:
         # A dense matrix has no indices, and none are counted.

@@ -117,7 +117,7 @@ class _Sparse:
         # One number per (row, col), in the order of the elements; Geometry has checked that 64 bits are enough.
         keys, numbers = entries.indices()[0] * cols + entries.indices()[1], entries.values()
         nothing = torch.zeros((), dtype=torch.uint8, device=keys.device).expand(geometry.weight_size)
-        step = max(1, BLOCK_ELEMENTS * rows // max(1, ops.entries(geometry, range(rows))))
+        step = max(1, BLOCK_ELEMENTS * rows // max(1, ops.nnz(geometry, range(rows))))
         inside, outside = [], []
         for start in range(0, rows, step):
             stop = min(start + step, rows)

@@ -86,9 +86,8 @@ py::tuple axis_taps(int64_t input, int64_t output, int64_t kernel, int64_t strid
   return py::make_tuple(array(start), array(inputs), array(kernels));
 }
 
-int64_t entries(const std::vector<int64_t>& weight_size, const std::vector<int64_t>& geometry,
-                const std::string& padding_mode, bool transposed, int64_t row_start, int64_t row_stop,
-                bool by_columns) {
+int64_t nnz(const std::vector<int64_t>& weight_size, const std::vector<int64_t>& geometry,
+            const std::string& padding_mode, bool transposed, int64_t row_start, int64_t row_stop, bool by_columns) {
   return with_memory_error([&] {
     return check_rows(weight_size, geometry, padding_mode, transposed, row_start, row_stop, by_columns).nnz();
   });
@@ -134,7 +133,7 @@ PYBIND11_MODULE(_C, m) {
         py::arg("by_columns") = false,
         "(start, input, kernel): output coordinate o reads input[start[o]:start[o+1]] through those kernel taps; by "
         "columns, input and output change places.");
-  m.def("entries", torch::wrap_pybind_function_no_gil(entries), py::arg("weight_size"), py::arg("geometry"),
+  m.def("nnz", torch::wrap_pybind_function_no_gil(nnz), py::arg("weight_size"), py::arg("geometry"),
         py::arg("padding_mode"), py::arg("transposed"), py::arg("row_start"), py::arg("row_stop"),
         py::arg("by_columns"), "Number of entries in rows of the matrix, or of its transpose, that a weight goes to.");
   m.def("dense_resident_bytes", torch::wrap_pybind_function_no_gil(dense_resident_bytes), py::arg("weight_size"),

@@ -85,7 +85,7 @@ def test_taps_by_columns_are_the_same_from_the_other_side(axis_and_mode):
 def entries(axis, mode, by_columns=False):
     """The number that the compiled part gives for a 1-D convolution of one channel."""
     input, output, kernel, *rest = axis
-    return _C.entries((1, 1, 1, kernel), (input, output, *rest), *mode, 0, input if by_columns else output, by_columns)
+    return _C.nnz((1, 1, 1, kernel), (input, output, *rest), *mode, 0, input if by_columns else output, by_columns)
 
 
 @given(axes(), st.data())
@@ -97,7 +97,7 @@ def test_entries_counts_distinct_pairs(axis_and_mode, data):
     assert entries(axis, mode, by_columns=True) == len(pairs)
     input, output, kernel, *rest = axis
     start, stop = sorted(data.draw(st.tuples(*[st.integers(0, output)] * 2)))
-    of_rows = _C.entries((1, 1, 1, kernel), (input, output, *rest), *mode, start, stop, False)
+    of_rows = _C.nnz((1, 1, 1, kernel), (input, output, *rest), *mode, start, stop, False)
     assert of_rows == sum(start <= o < stop for o, _ in pairs)
 
 

@@ -69,7 +69,7 @@ def to_petsc(conv: Conv | Tensor, input_size: InputSize | Geometry, comm: Comm |
     matrix.setPreallocationNNZ(0)  # decides who owns which rows and columns
     rows, cols = range(*matrix.getOwnershipRange()), range(*matrix.getOwnershipRangeColumn())
     # Of every rank, on every rank: so none waits for another one that has raised.
-    entries = (ops.entries(geometry, range(*bounds)) for bounds in pairwise(map(int, matrix.getOwnershipRanges())))
+    entries = (ops.nnz(geometry, range(*bounds)) for bounds in pairwise(map(int, matrix.getOwnershipRanges())))
     _check_count(max(entries), "entries of a rank", integer)
     request = check_request(geometry, torch.sparse_csr, rows, index_dtype)
     check_memory(geometry, torch.empty(0, dtype=dtype, device="cpu"), request)
