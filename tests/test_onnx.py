@@ -168,6 +168,42 @@ def test_integer_input():
     assert difference(original, result, inputs(result, 4)) < 1e-6
 
 
+def test_unsigned_output():
+    original = model("y = Cast<to = 13>(x)", {"x": ("N", 3)}, types={"y": TensorProto.UINT64})
+    assert convert(original).difference == 0
+
+
+def test_input_without_axes():
+    original = model("y = Mul(x, c)", {"x": ()}, {"c": np.float32(3)})
+    assert difference(original, convert(original).model, {"x": np.array(2, np.float32)}) == 0
+
+
+def test_half_precision_is_kept_with_its_constants():
+    original = model(
+        "y = Mul(x, c)", {"x": ("N", 3)}, {"c": np.float16(3)}, types=dict.fromkeys("xy", TensorProto.FLOAT16)
+    )
+    result = convert(original)
+    assert list(result.kept) == ["y"]
+    assert difference(original, result.model, inputs(result.model, 2)) == 0
+
+
+def test_what_does_not_run_on_random_inputs():
+    original = model("y = Div(c, x)", {"x": (8,)}, {"c": np.arange(8)}, types=dict.fromkeys("xy", TensorProto.INT64))
+    with pytest.raises(ValueError, match=r"must run on random inputs, to be compared .* division by zero"):
+        convert(original)
+
+
+def test_selections_between_kept_nodes_need_no_matrix():
+    original = model(
+        "s = Sign(x)\nt = Transpose<perm = [0, 2, 1]>(s)\na = Add(t, c)\ny = Sign(a)",
+        {"x": ("N", 200, 200)},
+        {"c": np.float32(0.5)},
+    )
+    result = convert(original, max_bytes=10**6)
+    assert operators(result.model) == ["Reshape", "Sign", "Gather", "Add", "Sign", "Reshape"]
+    assert [row.layout for row in result.plan.layers] == ["gather"]
+
+
 def test_opset():
     assert convert(cnn(opset=9)).model.opset_import[0].version == 9  # MaxPool has changed since
     assert convert(cnn(opset=9), max_pool="relu").model.opset_import[0].version == 13
@@ -309,13 +345,21 @@ NODES_REFUSED = {
         NotImplementedError,
         "If node y: subgraphs",
     ),
+    "shapes-do-not-fit": ("y = PRelu(x, p)", ValueError, "PRelu node y must follow the rules of its operator"),
+    "no-numpy-type": ("y = Cast<to = 16>(x)", NotImplementedError, "output y .* is of bfloat16; put a Cast"),
     "empty-result": ("y = Sigmoid(z)\nz = Slice(x, o, o)", NotImplementedError, "must have elements"),
 }
 
 
 @pytest.mark.parametrize(("nodes", "error", "message"), NODES_REFUSED.values(), ids=NODES_REFUSED)
 def test_refused_nodes(nodes, error, message):
-    constants = {"r": np.float32(0.5), "t": np.array(True), "s": np.array([2**40, 3]), "o": np.array([0])}
+    constants = {
+        "r": np.float32(0.5),
+        "t": np.array(True),
+        "s": np.array([2**40, 3]),
+        "o": np.array([0]),
+        "p": random(2),
+    }
     with pytest.raises(error, match=message):
         convert(model(nodes, {"x": (1, 3)}, constants))
 

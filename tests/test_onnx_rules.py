@@ -145,6 +145,13 @@ AFFINE = [
     Case("pad-attribute", "y = Pad<pads = [0, 0, 1, 0, 0, 2]>(x)", (1, 2, 4), opset=9),
     Case("depth-to-space", "y = DepthToSpace<blocksize = 2>(x)", (1, 8, 2, 3)),
     Case("space-to-depth", "y = SpaceToDepth<blocksize = 2>(x)", (1, 2, 4, 6)),
+    Case(
+        "resize-axes",
+        'y = Resize<mode = "linear", axes = [3, 2]>(x, r, s)',
+        (1, 2, 3, 4),
+        {"r": random(0), "s": np.float32([1.5, 2])},
+        18,
+    ),
     Case("resize-nearest", "y = Resize(x, r, s)", (1, 2, 3, 4), {"r": random(0), "s": np.float32([1, 1, 2, 1.5])}),
     Case(
         "resize-linear",
@@ -231,12 +238,32 @@ KEPT = [
         {"s": np.float32(0.1), "z": np.uint8(128)},
     ),
     Case("max-pool-indices", "a, i = MaxPool<kernel_shape = [2]>(x)\nj = Cast<to = 1>(i)\ny = Add(a, j)", (1, 2, 4)),
+    Case("infinite-constant", "y = Mul(x, c)", (1, 2), {"c": np.float32([-np.inf, 1])}),
+    Case(
+        "masked",
+        "a = Where(m, x, c)\ny = Softmax(a)",
+        ("N", 2, 3),
+        {"m": np.array([True, False, True]), "c": np.float32(-np.inf)},
+    ),
+    Case("infinities-moved", "r = Relu(x)\nl = Log(r)\ny = Transpose<perm = [0, 2, 1]>(l)", ("N", 2, 3)),
+    Case(
+        "infinities-left-out",
+        "r = Relu(x)\nl = Log(r)\nk = Where(m, l, c)\np = Pad(k, w)\ny = Add(p, d)",
+        ("N", 3),
+        {"m": np.array([True, False, True]), "c": random(3), "w": ints(0, 1, 0, 1), "d": random(5)},
+    ),
     Case("unequal-divisor", "y = Div(x, c)", (1, 2), {"c": np.float32([0, 1])}),
     Case(
         "resize-crop",
         'y = Resize<coordinate_transformation_mode = "tf_crop_and_resize">(x, r, s)',
         (1, 1, 4),
         {"r": np.float32([0, 0, 0, 1, 1, 0.5]), "s": np.float32([1, 1, 2])},
+    ),
+    Case(
+        "resize-corners-of-unclear-size",
+        'y = Resize<coordinate_transformation_mode = "align_corners", mode = "linear">(x, r, s)',
+        (1, 1, 4),
+        {"r": random(0), "s": np.float32([1, 1, 0.6])},
     ),
 ]
 

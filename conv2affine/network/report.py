@@ -33,7 +33,7 @@ class Row:
         rows: Outputs.
         cols: Inputs.
         nnz: Entries; at most so many where a product is not written out yet. 0 for a step.
-        bytes: Bytes of each layout, "dense" and "sparse"; empty for a step.
+        bytes: Bytes of each layout, "dense" and "sparse", and "gather" where it may be that; empty for a step.
         layout: The layout chosen; "" for a step.
     """
 
@@ -113,8 +113,8 @@ class NetworkPlan:
         )
 
 
-def describe(graph: Graph, dtype: torch.dtype, layout: LayoutName) -> NetworkPlan:
-    """The plan of a graph, before any of its matrices is written out."""
+def describe(graph: Graph, dtype: torch.dtype, layout: LayoutName, *, gather: bool = False) -> NetworkPlan:
+    """The plan of a graph, before any of its matrices is written out; with `gather`, selections need no matrix."""
     rows = []
     for node in graph.nodes:
         if isinstance(node, Piece):
@@ -123,8 +123,10 @@ def describe(graph: Graph, dtype: torch.dtype, layout: LayoutName) -> NetworkPla
                     continue  # only added
                 name = _names(node.origins[source] or node.origin)
                 kind = "copied" if matrix.copied else "computed"
-                sizes = tuple(layout_bytes(matrix, dtype).items())
-                rows.append(Row(name, kind, *matrix.shape, matrix.nnz, sizes, choose_layout(matrix, dtype, layout)))
+                sizes, chosen = layout_bytes(matrix, dtype), choose_layout(matrix, dtype, layout)
+                if gather and isinstance(matrix, Selection):
+                    sizes["gather"], chosen = matrix.shape[0] * (8 + dtype.itemsize), "gather"
+                rows.append(Row(name, kind, *matrix.shape, matrix.nnz, tuple(sizes.items()), chosen))
         else:
             kind = node.kind if node.kind in KINDS else f"kept: {node.kind}"
             rows.append(Row(_names(node.origin), kind, node.outputs[0].size, node.inputs[0].size))
@@ -157,5 +159,5 @@ def _names(origin: Sequence[str]) -> str:
 def _cells(row: Row) -> tuple[str, ...]:
     if not row.layout:
         return (row.name, row.kind, f"{row.rows:,}", "", "", "", "")
-    sizes = [readable_bytes(size) for _, size in row.bytes]
+    sizes = [readable_bytes(size) for name, size in row.bytes if name in HEADING]
     return (row.name, row.kind, f"{row.rows:,} x {row.cols:,}", f"{row.nnz:,}", *sizes, row.layout)

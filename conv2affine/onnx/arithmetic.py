@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from conv2affine.network import rules
 from conv2affine.network.affine import AffineMap
 from conv2affine.network.graph import Value
-from conv2affine.network.moves import follow
+from conv2affine.network.moves import follow, selection
 from conv2affine.network.operands import Map, NoRuleError, broadcast, constant, scaled, through, value
 from conv2affine.onnx.rules import Context, reduced_axes, rule, tensor
 
@@ -56,9 +57,17 @@ def div(context: Context, a: Any, b: Any) -> Map:
 
 @rule("Where")
 def where(context: Context, condition: Any, a: Any, b: Any) -> Map:
-    mask = constant(condition)
-    chosen = [scaled(broadcast(x, context.shape), part, context.shape) for x, part in ((a, mask), (b, 1 - mask))]
-    return chosen[0] + chosen[1]
+    mask = np.broadcast_to(constant(condition) != 0, context.shape)
+    return _where(mask, a, context.shape) + _where(~mask, b, context.shape)
+
+
+def _where(mask: Any, x: Any, shape: Sequence[int]) -> Map:
+    """What is chosen of x, and 0 elsewhere; what is not chosen may be infinite."""
+    if isinstance(x, Value):
+        return broadcast(x, shape).then(
+            selection(np.where(mask, np.arange(mask.size).reshape(shape), -1).ravel(), mask.size)
+        )
+    return AffineMap.constant(np.where(mask, constant(x), 0))
 
 
 @rule("Cast")
@@ -171,7 +180,7 @@ def cumsum(context: Context, x: Any, axis: Any, *, exclusive: int = 0, reverse: 
 MOVING = (
     *("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Expand", "Tile", "Concat", "Split", "Slice"),
     *("Gather", "GatherElements", "GatherND", "Pad", "DepthToSpace", "SpaceToDepth", "ReverseSequence", "Trilu"),
-    *("Compress", "ScatterElements", "ScatterND", "Scatter", "CenterCropPad"),
+    *("ScatterElements", "ScatterND", "Scatter", "CenterCropPad"),
 )
 
 

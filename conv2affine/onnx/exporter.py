@@ -11,16 +11,18 @@ import torch
 from onnx import ModelProto, TensorProto, helper
 
 from conv2affine.network.chain import Layer, write_out
-from conv2affine.network.graph import Piece, Step, Value
+from conv2affine.network.graph import Graph, Piece, Step, Value
+from conv2affine.network.kinds import KINDS
 from conv2affine.network.matrices import Matrix, Selection
 from conv2affine.network.torch_layers import layer
 from conv2affine.network.torch_operator import Slot
 from conv2affine.onnx.importer import FLOATS, OnnxNetwork
+from conv2affine.onnx.kind_writer import write_kind
 from conv2affine.onnx.operators import Operator
 from conv2affine.onnx.reader import Tensor
 from conv2affine.onnx.writer import Writer
 
-__all__ = ["Exporter"]
+__all__ = ["Exporter", "gathers"]
 
 # Operators that treat every element alike: they run on flat vectors.
 POINTWISE = frozenset(
@@ -33,6 +35,16 @@ POINTWISE = frozenset(
         *("Sum", "Mean", "Max", "Min"),
     )
 )
+
+MIN_WHERE = 9  # the first opset that has Where
+
+
+def gathers(graph: Graph) -> bool:
+    """Whether selections are written as Gather, Mul and Where, not as Gemm: if a step is kept.
+
+    Its values may be infinite, and 0 times infinity is not 0; and its readers know more than Gemm and Relu anyhow.
+    """
+    return any(isinstance(node, Step) and node.kind not in KINDS for node in graph.nodes)
 
 
 class Exporter:
@@ -64,6 +76,7 @@ class Exporter:
         self.flat: dict[Value, str] = {}  # names of values as vectors
         self.shaped: dict[tuple[Value, tuple[int, ...]], str] = {}  # names of values as tensors
         graph, self.is_vector = network.graph, flat
+        self.gathers = gathers(graph) and opset >= MIN_WHERE
         self.output_shapes = [(1, value.size) for value in graph.outputs] if flat else graph.output_shapes
         # Outputs that need no reshape are computed under their names at once.
         self.wishes = {
@@ -125,23 +138,42 @@ class Exporter:
         # A constant is a layer of zeros.
         anything = self.network.graph.inputs[0]
         terms = piece.map.terms or {anything: Selection(np.full(len(bias), -1), anything.size)}
-        added = [source for source, matrix in terms.items() if isinstance(matrix, Selection) and matrix.is_identity]
-        if len(added) == len(terms) and bias.any():
-            added = added[1:]
+        selected = {
+            source: matrix
+            for source, matrix in terms.items()
+            if isinstance(matrix, Selection) and (self.gathers or matrix.is_identity)
+        }
+        if len(selected) == len(terms) and bias.any() and not self.gathers:
+            del selected[next(iter(selected))]  # the bias needs a layer
         wish = self.wishes.get(piece.output)
         operands = []
         for source, matrix in terms.items():
-            x = self.vector(source)
-            if source not in added:
-                origin = (piece.origins.get(source) or piece.origin)[0]
+            x, origin = self.vector(source), (piece.origins.get(source) or piece.origin)[0]
+            if source in selected:
+                x = self.select(x, selected[source], origin)
+            else:
                 self.each(origin)
                 x = self.writer.linear(x, *self.arrays(matrix, bias, origin), origin, wish if len(terms) == 1 else None)
                 bias = np.zeros_like(bias)
             operands.append(x)
+        if bias.any():
+            operands.append(self.writer.constant(f"{piece.origin[0]}.bias", bias))
         total, *others = operands
         for other in others:
             total = self.writer.call("Add", [total, other], piece.origin[0], wish if other is others[-1] else None)
         self.flat[piece.output] = total
+
+    def select(self, x: str, selection: Selection, origin: str) -> str:
+        """A selection without a matrix."""
+        call, constant, index = self.writer.call, self.writer.constant, selection.index
+        if index is not None:
+            x = call("Gather", [x, constant(f"{origin}.index", index.clip(0))], origin, axis=1)
+        if selection.scale is not None:
+            x = call("Mul", [x, constant(f"{origin}.scale", selection.scale)], origin)
+        if index is not None and (index < 0).any():
+            zero = constant(f"{origin}.zero", np.float64(0))
+            x = call("Where", [constant(f"{origin}.read", index[None] >= 0), x, zero], origin)
+        return x
 
     def step(self, step: Step) -> None:
         """A nonlinear step on vectors, or on tensors of its own shape."""
@@ -149,7 +181,7 @@ class Exporter:
         if step.operator is None:
             [output] = step.outputs
             x = [self.vector(value) for value in step.inputs]
-            self.flat[output] = self.kind(step, x, origin, self.wishes.get(output))
+            self.flat[output] = write_kind(self.writer, self.opset, step, x, origin, self.wishes.get(output))
             return
         operator: Operator = step.operator
         constants = [arg for arg in operator.args if isinstance(arg, np.ndarray)]
@@ -177,34 +209,6 @@ class Exporter:
         if operator.op_type == "Cast" and helper.get_node_attr_value(node, "to") in FLOATS:
             node.attribute[0].i = self.elem_type
         self.writer.nodes.append(node)
-
-    def kind(self, step: Step, x: list[str], origin: str, output: str | None) -> str:
-        """A step that its kind describes."""
-        call, constant = self.writer.call, self.writer.constant
-        if step.kind in SIMPLE:
-            return call(SIMPLE[step.kind], x, origin, output)
-        if step.kind == "leaky_relu":
-            slope = step.parameters["slope"]
-            if np.ndim(slope) == 0:
-                return call("LeakyRelu", x, origin, output, alpha=float(slope))
-            return call("PRelu", [*x, constant(f"{origin}.slope", slope)], origin, output)
-        if step.kind == "clip":
-            bounds = [("Max", step.parameters["low"]), ("Min", step.parameters["high"])]
-            finite = [(op_type, bound) for op_type, bound in bounds if np.isfinite(bound).any()]
-            for op_type, bound in finite:
-                name = output if op_type == finite[-1][0] else None
-                x = [call(op_type, [*x, constant(f"{origin}.{op_type.lower()}", bound)], origin, name)]
-            return x[0] if finite else call("Identity", x, origin, output)
-        if step.kind == "window_max":
-            windows = step.parameters["windows"]
-            # What is no element is replaced by another of the window, which changes no maximum.
-            windows = np.where(windows < 0, windows.max(axis=1, keepdims=True), windows)
-            gathered = call("Gather", [*x, constant(f"{origin}.windows", windows)], origin, axis=1)
-            if self.opset < 18:
-                return call("ReduceMax", [gathered], origin, output, axes=[2], keepdims=0)
-            axes = constant(f"{origin}.axes", np.array([2]))
-            return call("ReduceMax", [gathered, axes], origin, output, keepdims=0)
-        raise NotImplementedError(f"a step of kind {step.kind} from {step.origin} has no operator to run it")
 
     def vector(self, value: Value) -> str:
         """The name of a value as one vector per sample."""
@@ -272,6 +276,3 @@ class Exporter:
     def sizes(self, shape: Sequence[int]) -> list[int]:
         """What reshapes to a shape."""
         return [-1, *shape[1:]] if self.is_batched and shape else list(shape)
-
-
-SIMPLE = {"relu": "Relu", "abs": "Abs", "maximum": "Max", "minimum": "Min"}

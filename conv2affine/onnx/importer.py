@@ -25,6 +25,8 @@ from conv2affine.onnx.rules import RULES, Context
 __all__ = ["FLOATS", "OnnxNetwork", "import_onnx"]
 
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
+# Types of inputs and outputs, which have to be made up and compared: those that NumPy has.
+TYPES = frozenset(map(helper.np_dtype_to_tensor_dtype, map(np.dtype, "?bBhHiIqQefd")))
 # Constants of the file that say sizes and axes have fewer elements, and shape inference looks only at those.
 SMALL = 1024
 # No single value of a network for which matrices can be made has more elements.
@@ -83,6 +85,7 @@ class _Importer:
         """Go through the nodes."""
         for tensor in self.model.inputs:
             _check_size(tensor.shape, f"input {tensor.name}")
+            _check_type(tensor.elem_type, f"input {tensor.name}")
             self.results[tensor.name] = self.graph.add_input(tensor.shape, tensor.name)
             self.types[tensor.name] = helper.make_tensor_type_proto(tensor.elem_type, tensor.shape)
         for initializer in self.model.proto.graph.initializer:
@@ -96,6 +99,7 @@ class _Importer:
         for name in self.model.outputs:
             result = self.results[name]
             elem_type = self.types[name].tensor_type.elem_type
+            _check_type(elem_type, f"output {name}")
             if not isinstance(result, Value):
                 if elem_type not in FLOATS:
                     raise NotImplementedError(f"output {name} must depend on an input, and is a constant")
@@ -224,11 +228,17 @@ class _Importer:
             positional = sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters) - 1
             if len(args) > positional:
                 raise NoRuleError(f"it has {len(args)} inputs")
-        result = rule(context, *args, **{name: _shown(attribute) for name, attribute in attributes.items()})
+        try:
+            result = rule(context, *args, **{name: _shown(attribute) for name, attribute in attributes.items()})
+        except ValueError as error:  # of NumPy, for shapes that do not fit
+            where = f"{context.operator.op_type} node {context.origin}"
+            raise ValueError(f"{where} must follow the rules of its operator: {error}") from error
         if isinstance(result, Value):
             return [result]
         if isinstance(result, AffineMap):
             result = [(result, context.shape)]
+        if not all(map.is_number for map, _ in result):
+            raise NoRuleError("its constants are not finite")
         return [self.graph.add_piece(map, shape, context.origin) for map, shape in result]
 
 
@@ -244,6 +254,12 @@ def _array(tensor: TensorProto, where: str) -> Any:
 def _check_size(shape: Any, where: str) -> None:
     if any(size < 0 for size in shape) or prod(shape) > MAX_ELEMENTS:
         raise ValueError(f"{where} (shape {tuple(shape)}) must have at most {MAX_ELEMENTS} elements")
+
+
+def _check_type(elem_type: int, where: str) -> None:
+    if elem_type not in TYPES:
+        name = TensorProto.DataType.Name(elem_type).lower()
+        raise NotImplementedError(f"{where} must be of a type that NumPy has, and is of {name}; put a Cast next to it")
 
 
 def _is_training(node: NodeProto, attributes: Mapping[str, AttributeProto], args: list[Any]) -> bool:

@@ -23,7 +23,7 @@ from conv2affine.network.progress import progress
 from conv2affine.network.report import NetworkPlan, describe, describe_layers
 from conv2affine.network.simplify import simplify
 from conv2affine.network.to_relu import to_relu
-from conv2affine.onnx.exporter import Exporter
+from conv2affine.onnx.exporter import Exporter, gathers
 from conv2affine.onnx.importer import FLOATS, OnnxNetwork
 from conv2affine.onnx.runner import Run, RunError, compare, runner, sample
 from conv2affine.onnx.storage import publish, save
@@ -103,7 +103,8 @@ def prepare(network: OnnxNetwork, options: Options) -> Prepared:
     if options.max_pool == "relu":
         graph = simplify(to_relu(graph, ("window_max",)))
     graph = simplify(merge_pieces(graph, options.merge))
-    return Prepared(dataclasses.replace(network, graph=graph), None, describe(graph, dtype, "dense"), dtype)
+    plan = describe(graph, dtype, "dense", gather=gathers(graph))
+    return Prepared(dataclasses.replace(network, graph=graph), None, plan, dtype)
 
 
 @np.errstate(all="ignore")
@@ -113,7 +114,7 @@ def run(network: OnnxNetwork, original: Callable[[], Run], options: Options, pat
     steps = [node for node in prepared.network.graph.nodes if isinstance(node, Step) and node.operator is not None]
     opset = _choose_opset([] if prepared.layers else steps, options.opset)
     if prepared.plan.bytes > options.max_bytes:
-        largest = max(prepared.plan.layers, key=lambda row: row.rows * row.cols)
+        largest = max(prepared.plan.layers, key=lambda row: dict(row.bytes)[row.layout])
         raise MemoryError(
             f"the layers need {readable_bytes(prepared.plan.bytes)}, more than max_bytes "
             f"({readable_bytes(options.max_bytes)}); the largest is that of {largest.name} ({largest.rows} x "

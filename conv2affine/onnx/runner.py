@@ -75,9 +75,9 @@ def sample(tensors: Sequence[Tensor], batch: int, is_batched: bool) -> dict[str,
         shape = (batch, *tensor.shape[1:]) if is_batched else tensor.shape
         dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
         if dtype.kind in "iub":
-            inputs[tensor.name] = random.integers(0, 2, shape).astype(dtype)
+            inputs[tensor.name] = np.array(random.integers(0, 2, shape), dtype)
         else:
-            inputs[tensor.name] = random.standard_normal(shape).astype(dtype)
+            inputs[tensor.name] = np.array(random.standard_normal(shape), dtype)
     return inputs
 
 
@@ -96,22 +96,22 @@ def compare(
         flat: The number of samples, if the second model takes and gives vectors.
 
     Raises:
-        RunError: If the original does not run.
+        ValueError: If the original does not run.
         RuntimeError: If they differ by more than rounding, or if the second does not run.
     """
     random = np.random.default_rng(0)
     eps = max(np.finfo(x.dtype).eps for x in [np.float32(0), *inputs.values()] if x.dtype.kind == "f")
     nearby = {
-        name: x * (1 + eps * random.standard_normal(x.shape)).astype(x.dtype) if x.dtype.kind == "f" else x
+        name: np.asarray(x * (1 + eps * random.standard_normal(x.shape)), x.dtype) if x.dtype.kind == "f" else x
         for name, x in inputs.items()
     }
     scale = max([1.0, *(float(np.abs(x).max(initial=0)) for x in inputs.values() if x.dtype.kind == "f")])
-    pairs = zip(
-        expected(inputs),
-        got({name: _reshaped(x.astype(dtypes.get(name, x.dtype)), flat) for name, x in inputs.items()}),
-        expected(nearby),
-        strict=True,
-    )
+    try:
+        wanted, moved = expected(inputs), expected(nearby)
+    except RunError as error:
+        raise ValueError(f"the model must run on random inputs, to be compared with the result: {error}") from error
+    given = {name: _reshaped(x.astype(dtypes.get(name, x.dtype)), flat) for name, x in inputs.items()}
+    pairs = zip(wanted, got({name: np.asarray(x) for name, x in given.items()}), moved, strict=True)
     largest = 0.0
     for number, arrays in enumerate(pairs):
         a, b, c = (np.asarray(array) for array in arrays)
@@ -134,7 +134,8 @@ def compare(
 
 
 def _tensor(array: Any) -> torch.Tensor:
-    return torch.from_numpy(np.array(array))
+    """A copy as a tensor; whole numbers as int64, as PyTorch has not all of NumPy's types."""
+    return torch.from_numpy(np.array(array, np.int64 if array.dtype.kind in "iu" else None))
 
 
 def _reshaped(array: Any, samples: int | None) -> Any:

@@ -145,14 +145,22 @@ def resize(context: Context, x: Any, *other: Any, **attributes: Any) -> Map:
     """One axis at a time, each from its unit vectors."""
     if attributes.get("coordinate_transformation_mode") == "tf_crop_and_resize":
         raise NoRuleError("coordinate_transformation_mode = tf_crop_and_resize")
-    if attributes.pop("keep_aspect_ratio_policy", "stretch") != "stretch" or "axes" in attributes:
-        raise NoRuleError("keep_aspect_ratio_policy and axes")
+    if attributes.pop("keep_aspect_ratio_policy", "stretch") != "stretch":
+        raise NoRuleError("keep_aspect_ratio_policy")
     shape = value(x).shape
+    axes = list(attributes.pop("axes", range(len(shape))))
     if len(other) < 2:  # Upsample, and Resize before opset 11, which had neither a choice nor the sizes
         attributes.update(coordinate_transformation_mode="asymmetric", nearest_mode="floor")
     scales = attributes.pop("scales", other[min(len(other), 2) - 1] if other else None)
     by_scale = scales is not None and np.size(scales) > 0
-    numbers = constant(scales) if by_scale else np.array(context.shape)
+    numbers = np.array(context.shape, np.float64)
+    if by_scale:
+        numbers = np.ones(len(shape))
+        numbers[axes] = constant(scales)
+    if attributes.get("coordinate_transformation_mode") == "align_corners" and (numbers % 1).any():
+        raise NoRuleError(
+            "coordinate_transformation_mode = align_corners, which readers do not agree on for such scales"
+        )
     lines = []
     for size, number in zip(shape, numbers, strict=True):
         given = np.array([number], np.float32 if by_scale else np.int64)

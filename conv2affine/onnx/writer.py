@@ -36,9 +36,9 @@ class Writer:
         return name
 
     def constant(self, wish: str, array: Any) -> str:
-        """A constant tensor; floating ones in the type of the network."""
+        """A constant tensor; in the type of the network if it is one of float32 or float64."""
         array = np.ascontiguousarray(array) if np.ndim(array) else np.asarray(array)
-        if array.dtype.kind == "f":
+        if array.dtype in (np.float32, np.float64):
             array = array.astype(self.dtype, copy=False)
         name = self.name(wish)
         self.initializers.append(numpy_helper.from_array(array, name))
