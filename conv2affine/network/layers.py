@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property, lru_cache, reduce
 from math import prod
 from typing import Any
 
@@ -143,15 +143,29 @@ def _csr(weight: Tensor, geometry: Geometry) -> csr_array:
 
 def _line(g: Geometry, axis: int) -> csr_array:
     """The matrix along one axis, of a kernel of ones."""
+    sizes = (g.kernel_size, g.input_size, g.stride, g.padding, g.dilation, g.output_padding)
+    return _ones(*(numbers[axis] for numbers in sizes), g.transposed)
+
+
+@lru_cache(maxsize=64)  # the axes of a network are few
+def _ones(
+    kernel: int,
+    size: int,
+    stride: int,
+    padding: tuple[int, int],
+    dilation: int,
+    output_padding: int,
+    transposed: bool,
+) -> csr_array:
     line = Geometry(
         1,
         1,
-        kernel_size=(g.kernel_size[axis],),
-        input_size=(g.input_size[axis],),
-        stride=(g.stride[axis],),
-        padding=(g.padding[axis],),
-        dilation=(g.dilation[axis],),
-        output_padding=(g.output_padding[axis],),
-        transposed=g.transposed,
+        kernel_size=(kernel,),
+        input_size=(size,),
+        stride=(stride,),
+        padding=(padding,),
+        dilation=(dilation,),
+        output_padding=(output_padding,),
+        transposed=transposed,
     )
-    return _csr(torch.ones(1, 1, g.kernel_size[axis]), line)
+    return _csr(torch.ones(1, 1, kernel), line)
