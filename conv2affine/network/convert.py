@@ -21,8 +21,9 @@ from conv2affine.network.report import NetworkPlan, describe, describe_layers
 from conv2affine.network.simplify import simplify
 from conv2affine.network.to_relu import to_relu
 from conv2affine.network.torch_exporter import export_torch
-from conv2affine.network.torch_importer import TorchNetwork, import_torch, tensors
+from conv2affine.network.torch_importer import TorchNetwork, import_torch
 from conv2affine.network.torch_layers import LAYOUTS, Layout, layer
+from conv2affine.network.torch_program import tensors
 from conv2affine.network.verify import verify
 from conv2affine.planning import readable_bytes
 
@@ -181,7 +182,7 @@ def module_to_linear(
         if isinstance(node, Step):
             raise TypeError(
                 f"module ({type(module).__name__}) must be affine in its input, and {', '.join(node.origin)} "
-                f"({node.kind}) is not; to_linear_network converts the affine pieces around such steps"
+                f"({node.kind}) is not{_reason(node)}; to_linear_network converts the affine pieces around such steps"
             )
         map = node.map  # all of it: the graph has one piece at most
     dtype = dtype or network.dtype
@@ -252,10 +253,9 @@ def to_layers(graph: Graph) -> list[Layer]:
     graph = simplify(to_relu(graph))
     for node in graph.nodes:
         if isinstance(node, Step) and node.kind != "relu":
-            reason = getattr(node.operator, "reason", "")
             raise NotImplementedError(
                 f"{', '.join(node.origin)}: {node.kind} must be affine or piecewise linear to become linear layers and "
-                f"ReLUs{reason and f', and is not: {reason}'}; to_linear_network, or form graph, keeps it as it is"
+                f"ReLUs, and is not{_reason(node)}; to_linear_network, or form graph, keeps it as it is"
             )
     return chain(simplify(merge_pieces(graph)))
 
@@ -268,6 +268,12 @@ def check_memory(plan: NetworkPlan) -> None:
             f"the layers need {readable_bytes(plan.peak_bytes)}, and there are {readable_bytes(left)} left; choose a "
             f"smaller input or another layout\n{plan}"
         )
+
+
+def _reason(step: Step) -> str:
+    """Why a step is kept, if that is known."""
+    reason = getattr(step.operator, "reason", "")
+    return reason and f": {reason}"
 
 
 def _finish(model: nn.Module, result: Module) -> Module:

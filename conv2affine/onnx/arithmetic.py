@@ -10,7 +10,7 @@ from conv2affine.network import rules
 from conv2affine.network.affine import AffineMap
 from conv2affine.network.graph import Value
 from conv2affine.network.moves import follow
-from conv2affine.network.operands import Map, NoRuleError, broadcast, constant, scaled, through, value
+from conv2affine.network.operands import Map, NoRuleError, broadcast, constant, masked, scaled, through, value
 from conv2affine.onnx.rules import Context, reduced_axes, rule, tensor
 
 __all__: list[str] = []
@@ -48,17 +48,13 @@ def mul(context: Context, a: Any, b: Any) -> Map:
 
 @rule("Div")
 def div(context: Context, a: Any, b: Any) -> Map:
-    scale = 1 / constant(b)
-    if not np.isfinite(scale).all():
-        raise NoRuleError("the divisor is 0")
-    return scaled(broadcast(value(a), context.shape), scale, context.shape)
+    return scaled(broadcast(value(a), context.shape), 1 / constant(b), context.shape)
 
 
 @rule("Where")
 def where(context: Context, condition: Any, a: Any, b: Any) -> Map:
     mask = constant(condition)
-    chosen = [scaled(broadcast(x, context.shape), part, context.shape) for x, part in ((a, mask), (b, 1 - mask))]
-    return chosen[0] + chosen[1]
+    return masked(a, mask, context.shape) + masked(b, 1 - mask, context.shape)
 
 
 @rule("Cast")
