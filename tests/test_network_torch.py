@@ -312,6 +312,7 @@ def add_noise(x):
 
 
 X = samples(3, 3, 8, 8)
+MASK = samples(3, 8, 8) > 0
 DROPOUT = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Dropout(0.3))
 REFUSED = {
     "training-norm": (
@@ -339,10 +340,100 @@ REFUSED = {
     ),
     "reads-its-count": (to_linear_network, Counts(True), X, ValueError, "same result for the same input"),
     "reads-its-count-in-a-chain": (to_mlp, Counts(True), X, ValueError, "same result for the same input"),
-    "mixes-samples": (to_linear_network, Mixes(), X, ValueError, "mixes the samples of a batch"),
-    "softmax-over-the-batch": (to_linear_network, Function(lambda x: x.softmax(0)), X, ValueError, "mixes the samples"),
-    "one-number": (to_linear_network, Function(lambda x: x.mean()), X, ValueError, "batch first"),
-    "one-batch-only": (to_linear_network, Function(lambda x: x.view(1, -1)), X, ValueError, "mixes the samples"),
+    "mixes-samples": (
+        to_linear_network,
+        nn.Sequential(nn.ReLU(), Mixes()),
+        X,
+        ValueError,
+        r"^1 \(mean\) mixes the samples of a batch",
+    ),
+    "mixes-samples-in-a-chain": (to_mlp, nn.Sequential(Mixes()), X, ValueError, r"^0 \(mean\) mixes the samples"),
+    "softmax-over-the-batch": (
+        to_linear_network,
+        Function(lambda x: x.softmax(0)),
+        X,
+        ValueError,
+        r"softmax \(_softmax\) mixes the samples",
+    ),
+    "counts-samples": (
+        to_linear_network,
+        Function(lambda x: x / len(x)),
+        X,
+        ValueError,
+        r"div \(div\) mixes the samples of a batch: .* depends on the others, or on their number",
+    ),
+    "other-samples": (to_linear_network, Function(lambda x: x.flip(0)), X, ValueError, "the model mixes the samples"),
+    "one-number": (to_linear_network, Function(lambda x: x.mean()), X, ValueError, "one number of a whole batch"),
+    "divided-by-one-number": (
+        to_linear_network,
+        nn.Sequential(Function(lambda x: x / x.norm())),
+        X,
+        ValueError,
+        "^0 must not make one number of a whole batch",
+    ),
+    "one-batch-only": (
+        to_linear_network,
+        Function(lambda x: x.view(1, -1)),
+        X,
+        ValueError,
+        r"output 0 must have one row per sample, .* has shape \(1, 576\) for 3 samples, \(1, 192\) for one",
+    ),
+    "batch-last": (
+        to_linear_network,
+        Function(lambda x: (x, x.movedim(0, -1))),
+        X,
+        ValueError,
+        r"output 1 must have one row per sample, batch first, and has shape \(3, 8, 8, 3\) for 3 samples, .*permute it",
+    ),
+    "constant-output": (
+        to_linear_network,
+        Function(lambda x: (x, torch.ones(2, 3))),
+        X,
+        ValueError,
+        r"output 1 must .* has shape \(2, 3\) for 3 samples, \(2, 3\) for one; .*expand a constant",
+    ),
+    "number-of-samples": (
+        to_linear_network,
+        Function(lambda x: (x, len(x))),
+        X,
+        ValueError,
+        "output 1 must be a tensor, or the same for every batch, and is 3 for 3 samples, 1 for one",
+    ),
+    "masked-by-values": (
+        to_linear_network,
+        nn.Sequential(Function(lambda x: x[:, :, :, x[0, 0, 0] > 0])),
+        X,
+        NotImplementedError,
+        r"^0 \(index\) must have a result whose size does not depend on the values",
+    ),
+    "nonzero": (
+        to_linear_network,
+        Function(lambda x: x.nonzero()),
+        X,
+        NotImplementedError,
+        r"nonzero \(nonzero\) must have a result whose size",
+    ),
+    "chain-infinite": (
+        to_mlp,
+        Function(lambda x: x.masked_fill(MASK, -torch.inf)),
+        X,
+        NotImplementedError,
+        "where must be affine or piecewise linear .*, and is not: its constants are not finite",
+    ),
+    "linear-infinite": (
+        to_linear,
+        nn.Sequential(Function(lambda x: x * torch.inf)),
+        X,
+        TypeError,
+        r"0 \(mul\) is not: its constants are not finite",
+    ),
+    "infinities-spread": (
+        to_linear_network,
+        Function(lambda x: x.masked_fill(MASK, -torch.inf).mean(1)),
+        X,
+        ValueError,
+        "output 0 does not have the infinities or NaN of the model's: .* make all constants finite",
+    ),
     "not-a-tensor": (to_linear_network, nn.ReLU(), (X, 3), TypeError, r"example_inputs\[1\] must be a tensor, got int"),
     "no-sample": (
         to_linear_network,

@@ -196,8 +196,6 @@ class _Exporter:
 
     def shaped(self, node: fx.Node, shape: tuple[int, ...]) -> fx.Node:
         """A batch of tensors of a shape (1, ...), of one vector per sample."""
-        if not shape:
-            raise ValueError("the network must give results batch first, got a single number for the whole batch")
         if len(shape) == 1 or shape[0] != 1:
             return self.graph.call_method("reshape", (node, (-1, *shape[1:])))
         return node if len(shape) == 2 else self.graph.call_method("unflatten", (node, 1, shape[1:]))
