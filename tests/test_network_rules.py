@@ -283,6 +283,8 @@ KEPT = {
     "clamp-infinite": ("clamp", lambda x: x.clamp(min=torch.inf), X),
     "leaky-relu-infinite": ("aten::leaky_relu", lambda x: F.leaky_relu(x, torch.inf), X),
     "argmax": ("argmax", lambda x: x.flatten(1).argmax(1), X),
+    "singular-values": ("_linalg_svd", lambda x: torch.linalg.svd(x)[1], X),
+    "fourier": ("_fft_r2c", lambda x: torch.fft.rfft(x).abs(), X),
     "sort": ("sort", lambda x: x.sort(2).values, X),
     "cumulative-product": ("cumprod", lambda x: x.cumprod(1), X),
     "batched-frames": ("_softmax", lambda x: x.flatten(0, 1).softmax(1).unflatten(0, (-1, 2)), X),
@@ -297,3 +299,6 @@ def test_kept(case):
     assert f"kept: {name}" in {row.kind for row in net.plan.kept}
     for batch in (x, constant(5, *rest[1], seed=4)):
         torch.testing.assert_close(net(batch), made(batch), atol=1e-12, rtol=0)
+    none = net(x[:0])
+    assert none.shape == (0, *net(x).shape[1:])
+    assert none.dtype is net(x).dtype

@@ -404,14 +404,21 @@ REFUSED = {
         nn.Sequential(Function(lambda x: x[:, :, :, x[0, 0, 0] > 0])),
         X,
         NotImplementedError,
-        r"^0 \(index\) must have a result whose size does not depend on the values",
+        r"^0 \(index\) must not select elements by values of the inputs",
     ),
     "nonzero": (
         to_linear_network,
         Function(lambda x: x.nonzero()),
         X,
         NotImplementedError,
-        r"nonzero \(nonzero\) must have a result whose size",
+        r"nonzero \(nonzero\) must not select elements",
+    ),
+    "written-where-a-value-is": (
+        to_linear_network,
+        nn.Sequential(Function(lambda x: x.index_put((x < 0,), torch.zeros((), dtype=x.dtype)))),
+        X,
+        NotImplementedError,
+        r"^0 \(index_put\) must not select elements by values of the inputs, .* use torch.where",
     ),
     "chain-infinite": (
         to_mlp,

@@ -39,7 +39,10 @@ class PerSample(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Any:
         """Inputs and results have one axis more, the first."""
-        return torch.vmap(self.module)(*inputs)
+        if inputs[0].shape[0]:  # len() would be a constant in an export
+            return torch.vmap(self.module)(*inputs)
+        one = self.module(*(x.new_zeros(x.shape[1:]) for x in inputs))  # many operators do not take nothing
+        return pytree.tree_map(lambda result: result.unsqueeze(0)[:0], one)
 
 
 def export_torch(

@@ -159,8 +159,8 @@ class _Importer:
             return None
         if self.has_unknown_size(node, name):
             raise NotImplementedError(
-                f"{origin(node)} ({name}) must have a result whose size does not depend on the values of the inputs; "
-                "multiply by a mask, or use torch.where, in place of selecting"
+                f"{origin(node)} ({name}) must not select elements by values of the inputs, as x[x > 0] does; multiply "
+                "by a mask, or use torch.where"
             )
         if any(isinstance(size, torch.SymInt) for fake in pytree.tree_leaves(fakes) for size in fake.shape):
             blanks = pytree.tree_map_only(fx.Node, self.blank, (node.args, dict(node.kwargs)))
@@ -181,12 +181,13 @@ class _Importer:
         return self.keep(context, name, several)
 
     def has_unknown_size(self, node: fx.Node, name: str) -> bool:
-        """Whether the size of a result depends on values of the network's inputs."""
-        if torch.Tag.dynamic_output_shape not in node.target.tags:  # type: ignore[union-attr]
-            return False
-        read = pytree.tree_leaves(node.args[1]) if name == "index" else node.all_input_nodes
+        """Whether values of the network's inputs decide how many elements are read or written."""
+        indexes = name in ("index", "index_put")
+        read = pytree.tree_leaves(node.args[1]) if indexes else node.all_input_nodes
         reached = [arg for arg in read if isinstance(arg, fx.Node) and isinstance(self.results[arg], Value)]
-        return any(name != "index" or arg.meta["val"].dtype in (torch.bool, torch.uint8) for arg in reached)
+        if indexes:
+            return any(arg.meta["val"].dtype in (torch.bool, torch.uint8) for arg in reached)
+        return torch.Tag.dynamic_output_shape in node.target.tags and bool(reached)  # type: ignore[union-attr]
 
     def blank(self, node: fx.Node) -> Any:
         """What a node results in; zeros of its shape and dtype where inputs reach it."""
