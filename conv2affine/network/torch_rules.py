@@ -17,6 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from conv2affine.network import rules
+from conv2affine.network.affine import AffineMap
 from conv2affine.network.graph import Graph, Value
 from conv2affine.network.matrices import Selection
 from conv2affine.network.operands import Map, NoRuleError, broadcast, constant, masked, scaled, through, value
@@ -189,6 +190,8 @@ def matmul(context: Context, input: Any, other: Any = None, mat2: Any = None) ->
     from_right = isinstance(input, Value)
     source, weight = (input, weight_of(other)) if from_right else (value(other), weight_of(input))
     shape = source.shape
+    if not weight.numel():
+        return AffineMap.constant(np.zeros(context.shape))
     if weight.dim() == 1:
         weight = weight[:, None] if from_right else weight[None]
     if len(shape) == 1:
