@@ -4,21 +4,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from network_models import Function
 from torch import nn
 
 import conv2affine
 from conv2affine import to_linear_network, to_mlp
-
-
-class Function(nn.Module):
-    """A function as a module."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, *inputs):
-        return self.function(*inputs)
 
 
 def constant(*shape, seed=0):

@@ -29,6 +29,7 @@ from conv2affine.planning import readable_bytes
 
 __all__ = ["module_to_linear", "plan_network", "to_linear_network", "to_mlp"]
 
+DTYPES = (None, torch.float64, torch.float32, torch.float16, torch.bfloat16)
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -129,7 +130,9 @@ def to_mlp(
         )
     """
     _one_of("layout", layout, LAYOUTS)
+    _one_of("dtype", dtype, DTYPES)
     network = import_torch(model, example_inputs)
+    _one_each(network, "a chain")
     dtype = dtype or network.dtype
     layers = to_layers(simplify(network.graph))
     plan = describe_layers(layers, dtype, layout)
@@ -174,6 +177,7 @@ def module_to_linear(
         Linear(in_features=192, out_features=128, bias=True)
     """
     _one_of("layout", layout, LAYOUTS)
+    _one_of("dtype", dtype, DTYPES)
     network = import_torch(module, example_input)
     _one_each(network, "a linear layer")
     graph = merge_pieces(simplify(network.graph), "always")
@@ -235,6 +239,7 @@ def _import(
     _one_of("layout", layout, LAYOUTS)
     _one_of("merge", mode, MERGE)
     _one_of("max_pool", max_pool, ("max", "relu"))
+    _one_of("dtype", dtype, DTYPES)
     network = import_torch(model, example_inputs)
     graph = simplify(network.graph)
     if max_pool == "relu":
@@ -286,8 +291,10 @@ def _one_each(network: TorchNetwork, result: str) -> None:
     for what, values in (("input", network.graph.inputs), ("output", network.graph.outputs)):
         if len(values) != 1:
             raise ValueError(f"{result} has one {what}, and the model has {len(values)}; use to_linear_network")
+    if len(network.graph.inputs[0].shape) == 1:
+        raise ValueError(f"{result} takes vectors, and the model takes numbers; let it take x of shape (batch, 1)")
 
 
-def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} ({value!r}) must be one of {allowed}")

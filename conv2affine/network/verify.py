@@ -62,7 +62,7 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
 def _random(x: Tensor, generator: torch.Generator) -> Tensor:
     """A batch of random samples like those of x; integers are taken from x."""
     if x.is_floating_point():
-        scale = x.detach().double().abs().max().clamp(min=1).cpu()
+        scale = torch.cat([x.detach().double().abs().flatten().cpu(), torch.ones(1)]).max()
         sample = torch.randn(BATCH, *x.shape[1:], generator=generator, dtype=torch.float64) * scale / 2
         return sample.to(x)
     return x[torch.randint(len(x), (BATCH,), generator=generator)]
@@ -136,6 +136,8 @@ def difference(expected: Any, got: Any, moved: Any, eps: float) -> str:
         return "" if expected == got else f"{got} for {expected}"
     if expected.shape != got.shape:
         return f"shape {tuple(got.shape)} for {tuple(expected.shape)}"
+    if expected.is_complex():
+        expected, got, moved = (torch.view_as_real(x) for x in (expected, got, moved))
     if not expected.is_floating_point():
         wrong = (expected != got) & (expected == moved)
         return f"{int(wrong.sum())} elements" if wrong.any() else ""
