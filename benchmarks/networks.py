@@ -27,7 +27,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import conv2affine
-from conv2affine.network import convert, torch_importer
+from conv2affine.network import convert, torch_importer, torch_program
 
 CONVOLUTIONS = nn.Conv2d, nn.ConvTranspose2d
 DENSE_BYTES = 2**31  # of what is compared as a dense network too
@@ -203,7 +203,7 @@ def tensors(net: nn.Module) -> list[Tensor]:
 def peak(case: str) -> tuple[int, int]:
     """Bytes of the result, and the most that a conversion takes beyond what `torch.export` took."""
     model, x = build(case)
-    torch_importer.export(model, (x,))  # so that what PyTorch loads for it is there already
+    torch_program.export(model, (x,))  # so that what PyTorch loads for it is there already
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
     before = high_water()
     net = conv2affine.to_linear_network(model, x)

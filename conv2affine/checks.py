@@ -94,8 +94,8 @@ def _advice(conv: object, name: str) -> str:
     if hasattr(conv, "base_layer"):  # the adapters of peft: LoRA and its relatives
         return "merge its low-rank update into its base_layer (peft: merge()), and pass base_layer"
     return (
-        "convert the convolutions inside it, and multiply their matrices; to pad before a convolution, call "
-        "conv_matrix with a (left, right) pair of padding per axis"
+        "with an example input x, batch first, to_linear(module, x), to_linear_network(module, x) and plan(module, x) "
+        "take any module"
     )
 
 

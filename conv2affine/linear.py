@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from conv2affine.checks import Conv, InputSize
 from conv2affine.dispatch import is_network
@@ -45,8 +45,10 @@ def to_linear(
     drop_zeros: bool = ...,
     device_mesh: DeviceMesh,
 ) -> nn.Linear | ShardedSparseLinear: ...
+@overload
+def to_linear(conv: nn.Module, input_size: Tensor, *, layout: torch.layout = ...) -> nn.Linear: ...
 def to_linear(
-    conv: Conv,
+    conv: Any,
     input_size: InputSize,
     *,
     layout: torch.layout = torch.strided,
@@ -60,7 +62,7 @@ def to_linear(
 
     Args:
         conv: `nn.Conv1d`, `Conv2d`, `Conv3d`, `ConvTranspose1d`, `ConvTranspose2d` or
-            `ConvTranspose3d`, with any options.
+            `ConvTranspose3d`, with any options; or, with an example input, any module that is affine in it.
         input_size: (I_1, ..., I_D), as in `x.shape[-D:]`, or one int for all axes, or an example input, batch first, of
             which only the shape is read.
         layout: Layout of the weight. With `torch.sparse_csr`, `forward` takes the same inputs, and only the elements

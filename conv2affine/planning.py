@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from conv2affine import ops
 from conv2affine.checks import Conv, InputSize
@@ -14,6 +16,9 @@ from conv2affine.dispatch import is_network
 from conv2affine.geometry import Geometry
 from conv2affine.layouts import LAYOUTS, Size, index_dtypes
 from conv2affine.parameters import read
+
+if TYPE_CHECKING:
+    from conv2affine.network.report import NetworkPlan
 
 __all__ = ["Plan", "plan"]
 
@@ -92,18 +97,25 @@ class Plan:
         return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
 
 
-def plan(conv: Conv | Tensor, input_size: InputSize | Geometry) -> Plan:
+@overload
+def plan(  # type: ignore[overload-overlap]  # a convolution layer is a module too
+    conv: Conv | Tensor, input_size: InputSize | Geometry
+) -> Plan: ...
+@overload
+def plan(conv: nn.Module, input_size: Tensor | Sequence[Tensor]) -> NetworkPlan: ...
+def plan(conv: Any, input_size: Any) -> Plan | NetworkPlan:
     """Sizes of a layer's matrix, computed in closed form: nothing of its size is allocated.
 
         nnz = out_channels * in_channels / groups * prod over axes of #{(o, i) that a tap joins}
 
     Args:
-        conv: A convolution layer, or the weight of one, as in `to_matrix`.
+        conv: A convolution layer, or the weight of one, as in `to_matrix`; or any other module.
         input_size: (I_1, ..., I_D), as in `x.shape[-D:]`, or one int for all axes, or an example input; with a weight,
-            a `Geometry`.
+            a `Geometry`; with a module, its example inputs.
 
     Returns:
-        A `Plan`: rows, cols, nnz, density, and the bytes of each layout.
+        A `Plan`: rows, cols, nnz, density, and the bytes of each layout. For a module, the `NetworkPlan` of
+        `to_linear_network`.
 
     Raises:
         TypeError: As `to_matrix`.
@@ -127,7 +139,7 @@ def plan(conv: Conv | Tensor, input_size: InputSize | Geometry) -> Plan:
     if is_network(conv, input_size):
         from conv2affine.network.convert import plan_network
 
-        return plan_network(conv, input_size)  # type: ignore[return-value,arg-type]  # a plan of many
+        return plan_network(conv, input_size)
     with torch.no_grad():
         weight, _, geometry = read(conv, input_size)
     every, (rows, cols) = range(geometry.shape[0]), geometry.shape

@@ -230,3 +230,31 @@ def build(make, dtype=torch.float64):
                 for tensor in (module.running_mean, module.weight, module.bias):
                     nn.init.normal_(tensor)
         return model.to(dtype).eval()
+
+
+class Function(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs):
+        return self.function(*inputs)
+
+
+def samples(count, *shape, dtype=torch.float64):
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+
+class Counts(nn.Module):
+    """Multiplies by how often it ran, or only counts it."""
+
+    def __init__(self, is_read):
+        super().__init__()
+        self.is_read = is_read
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x):
+        self.count += 1
+        return x * self.count if self.is_read else 2 * x

@@ -241,7 +241,7 @@ def patched():
         (
             nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(1, 1, 3)),
             TypeError,
-            "convert the convolutions inside it, and multiply their matrices; to pad before .* of padding per axis",
+            r"with an example input x, batch first, to_linear\(module, x\), .* and plan\(module, x\) take any module",
         ),
         (torch.ones(1, 1, 3, 3), TypeError, "got torch.Tensor; pass a layer; with a weight, pass a Geometry"),
         ("conv", TypeError, "got builtins.str; pass a layer"),

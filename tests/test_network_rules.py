@@ -4,21 +4,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from network_models import Function
 from torch import nn
 
 import conv2affine
 from conv2affine import to_linear_network, to_mlp
-
-
-class Function(nn.Module):
-    """A function as a module."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, *inputs):
-        return self.function(*inputs)
 
 
 def constant(*shape, seed=0):
@@ -38,6 +28,10 @@ AFFINE = {
     "add-scalar-alpha": (lambda x: torch.add(x, 3.0, alpha=0.1), IMAGE),
     "add-broadcasts-the-value": (lambda x: x.mean(2, keepdim=True) + constant(5, 6), IMAGE),
     "sub": (lambda x: x - constant(6), IMAGE),
+    "where-infinite-elsewhere": (
+        lambda x: torch.where(MASK, x, torch.where(MASK, -torch.inf, constant(6))) + MASK,
+        IMAGE,
+    ),
     "sub-alpha": (lambda x: torch.sub(x, x.flip(1), alpha=3), IMAGE),
     "rsub": (lambda x: 1 - x, IMAGE),
     "rsub-tensor": (lambda x: torch.rsub(x, constant(5, 6), alpha=2), IMAGE),
@@ -60,6 +54,9 @@ AFFINE = {
     "slice": (lambda x: x[:, 1:, ::2, 3:5], IMAGE),
     "select": (lambda x: x[:, 1], IMAGE),
     "index": (lambda x: x[:, [1, 0, 0], [4, 1, 1]], IMAGE),
+    "index-mask": (lambda x: x[:, :, MASK[0, :, 0]].flatten(2) * 2, IMAGE),
+    "index-mask-computed": (lambda x: 2 * x[..., constant(6) > 0].flatten(2), IMAGE),
+    "index-nonzero": (lambda x: x[:, MASK.nonzero()[:, 0]], IMAGE),
     "index-select": (lambda x: x.index_select(2, torch.tensor([4, 0, 0])), IMAGE),
     "gather": (lambda x: x.gather(1, torch.tensor([[[[1] * 6] * 5]]).expand(len(x), -1, -1, -1)), IMAGE),
     "expand": (lambda x: x[:, :, None].expand(-1, -1, 3, -1, -1), IMAGE),
@@ -264,7 +261,20 @@ KEPT = {
         X,
     ),
     "fewer-digits": ("_to_copy", lambda x: x.float().double(), X),
+    "filled-with-infinities": ("where", lambda x: x.masked_fill(MASK, -torch.inf).softmax(3), X),
+    "infinite-mask": ("add", lambda x: (x + torch.where(MASK, -torch.inf, 0.0)).softmax(3), X),
+    "infinite-padding": ("pad", lambda x: F.max_pool2d(F.pad(x, (1, 1), value=-torch.inf), 3), X),
+    "infinite-weight": ("linear", lambda x: F.linear(x, constant(4, 6) / torch.tensor([1.0] * 5 + [0.0])), X),
+    "infinite-statistics": (
+        "_native_batch_norm_legit_no_training",
+        lambda x: F.batch_norm(x, constant(2) / 0, constant(2).abs()),
+        X,
+    ),
+    "clamp-infinite": ("clamp", lambda x: x.clamp(min=torch.inf), X),
+    "leaky-relu-infinite": ("aten::leaky_relu", lambda x: F.leaky_relu(x, torch.inf), X),
     "argmax": ("argmax", lambda x: x.flatten(1).argmax(1), X),
+    "singular-values": ("_linalg_svd", lambda x: torch.linalg.svd(x)[1], X),
+    "fourier": ("_fft_r2c", lambda x: torch.fft.rfft(x).abs(), X),
     "sort": ("sort", lambda x: x.sort(2).values, X),
     "cumulative-product": ("cumprod", lambda x: x.cumprod(1), X),
     "batched-frames": ("_softmax", lambda x: x.flatten(0, 1).softmax(1).unflatten(0, (-1, 2)), X),
@@ -279,3 +289,6 @@ def test_kept(case):
     assert f"kept: {name}" in {row.kind for row in net.plan.kept}
     for batch in (x, constant(5, *rest[1], seed=4)):
         torch.testing.assert_close(net(batch), made(batch), atol=1e-12, rtol=0)
+    none = net(x[:0])
+    assert none.shape == (0, *net(x).shape[1:])
+    assert none.dtype is net(x).dtype

@@ -20,7 +20,7 @@ REFUSED = {
     "dropout_training_mode_true": (ValueError, "Dropout node y depends on chance"),
     "OMLT--maxpool_2d": (ValueError, "MaxPool node node1 must follow the rules of its operator"),
     "unet_simp_small": (MemoryError, "the largest is that of Conv_9"),
-    "3_30_30_QConv_16_3_QConv_32_2_Dense_43_ep_30": (MemoryError, "that of sequential_10/quant_dense_10"),
+    "3_30_30_QConv_16_3_QConv_32_2_Dense_43_ep_30": (MemoryError, "that of sequential_10/quant_conv2d_21"),
     "cGAN_imgSz32_nCh_3": (MemoryError, "the largest is that of"),
     "patch-1": (NotImplementedError, "Slice node Slice_34: the shape of 263 must follow"),
 }

@@ -49,12 +49,6 @@ class AffineMap(Generic[Source]):
         return len(self.bias)
 
     @property
-    def is_number(self) -> bool:
-        """Whether y is a number for every x: no entry is infinite, and no element of the bias is NaN."""
-        zeros = {source: np.zeros((1, matrix.shape[1])) for source, matrix in self.terms.items()}
-        return not np.isnan(self.evaluate(zeros)).any()  # infinity times 0 is NaN
-
-    @property
     def alias(self) -> Source | None:
         """The source that y is equal to, if it is one."""
         if len(self.terms) == 1 and not self.bias.any():

@@ -19,8 +19,7 @@ from scipy.sparse import csr_array
 from conv2affine.network.affine import AffineMap
 from conv2affine.network.compose import compose
 from conv2affine.network.graph import Graph, Piece, Step, Value
-from conv2affine.network.layers import Convolution, Separable
-from conv2affine.network.matrices import Array, Matrix, Product, Selection, Sparse, Sum
+from conv2affine.network.matrices import Array, Matrix, Selection, Sparse
 
 __all__ = ["Layer", "Units", "chain", "write_out"]
 
@@ -198,20 +197,5 @@ class _Chain:
         return (
             self.positive.issuperset(map.terms)
             and not (map.bias < 0).any()
-            and all(_is_positive(matrix) for matrix in map.terms.values())
+            and not any((part < 0).any() for matrix in map.terms.values() for part in matrix.numbers)
         )
-
-
-def _is_positive(matrix: Matrix) -> bool:
-    """Whether no entry is < 0."""
-    if isinstance(matrix, Selection):
-        return matrix.scale is None or not (matrix.scale < 0).any()
-    if isinstance(matrix, Convolution):
-        return not (matrix.weight < 0).any()
-    if isinstance(matrix, Separable):
-        return not any((axis.data < 0).any() for axis in matrix.axes)
-    if isinstance(matrix, Product):
-        return _is_positive(matrix.outer) and _is_positive(matrix.inner)
-    if isinstance(matrix, Sum):
-        return _is_positive(matrix.first) and _is_positive(matrix.second)
-    return False

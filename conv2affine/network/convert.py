@@ -21,13 +21,15 @@ from conv2affine.network.report import NetworkPlan, describe, describe_layers
 from conv2affine.network.simplify import simplify
 from conv2affine.network.to_relu import to_relu
 from conv2affine.network.torch_exporter import export_torch
-from conv2affine.network.torch_importer import TorchNetwork, import_torch, tensors
+from conv2affine.network.torch_importer import TorchNetwork, import_torch
 from conv2affine.network.torch_layers import LAYOUTS, Layout, layer
+from conv2affine.network.torch_program import tensors
 from conv2affine.network.verify import verify
 from conv2affine.planning import readable_bytes
 
 __all__ = ["module_to_linear", "plan_network", "to_linear_network", "to_mlp"]
 
+DTYPES = (None, torch.float64, torch.float32, torch.float16, torch.bfloat16)
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -128,7 +130,9 @@ def to_mlp(
         )
     """
     _one_of("layout", layout, LAYOUTS)
+    _one_of("dtype", dtype, DTYPES)
     network = import_torch(model, example_inputs)
+    _one_each(network, "a chain")
     dtype = dtype or network.dtype
     layers = to_layers(simplify(network.graph))
     plan = describe_layers(layers, dtype, layout)
@@ -173,6 +177,7 @@ def module_to_linear(
         Linear(in_features=192, out_features=128, bias=True)
     """
     _one_of("layout", layout, LAYOUTS)
+    _one_of("dtype", dtype, DTYPES)
     network = import_torch(module, example_input)
     _one_each(network, "a linear layer")
     graph = merge_pieces(simplify(network.graph), "always")
@@ -181,7 +186,7 @@ def module_to_linear(
         if isinstance(node, Step):
             raise TypeError(
                 f"module ({type(module).__name__}) must be affine in its input, and {', '.join(node.origin)} "
-                f"({node.kind}) is not; to_linear_network converts the affine pieces around such steps"
+                f"({node.kind}) is not{_reason(node)}; to_linear_network converts the affine pieces around such steps"
             )
         map = node.map  # all of it: the graph has one piece at most
     dtype = dtype or network.dtype
@@ -234,6 +239,7 @@ def _import(
     _one_of("layout", layout, LAYOUTS)
     _one_of("merge", mode, MERGE)
     _one_of("max_pool", max_pool, ("max", "relu"))
+    _one_of("dtype", dtype, DTYPES)
     network = import_torch(model, example_inputs)
     graph = simplify(network.graph)
     if max_pool == "relu":
@@ -252,10 +258,9 @@ def to_layers(graph: Graph) -> list[Layer]:
     graph = simplify(to_relu(graph))
     for node in graph.nodes:
         if isinstance(node, Step) and node.kind != "relu":
-            reason = getattr(node.operator, "reason", "")
             raise NotImplementedError(
                 f"{', '.join(node.origin)}: {node.kind} must be affine or piecewise linear to become linear layers and "
-                f"ReLUs{reason and f', and is not: {reason}'}; to_linear_network, or form graph, keeps it as it is"
+                f"ReLUs, and is not{_reason(node)}; to_linear_network, or form graph, keeps it as it is"
             )
     return chain(simplify(merge_pieces(graph)))
 
@@ -270,6 +275,12 @@ def check_memory(plan: NetworkPlan) -> None:
         )
 
 
+def _reason(step: Step) -> str:
+    """Why a step is kept, if that is known."""
+    reason = getattr(step.operator, "reason", "")
+    return reason and f": {reason}"
+
+
 def _finish(model: nn.Module, result: Module) -> Module:
     """The result in the mode of the model."""
     requires_grad = any(parameter.requires_grad for parameter in model.parameters())
@@ -280,8 +291,10 @@ def _one_each(network: TorchNetwork, result: str) -> None:
     for what, values in (("input", network.graph.inputs), ("output", network.graph.outputs)):
         if len(values) != 1:
             raise ValueError(f"{result} has one {what}, and the model has {len(values)}; use to_linear_network")
+    if len(network.graph.inputs[0].shape) == 1:
+        raise ValueError(f"{result} takes vectors, and the model takes numbers; let it take x of shape (batch, 1)")
 
 
-def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} ({value!r}) must be one of {allowed}")

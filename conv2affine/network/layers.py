@@ -42,6 +42,10 @@ class Convolution(Matrix):
     def shape(self) -> tuple[int, int]:
         return self.geometry.shape
 
+    @property
+    def numbers(self) -> tuple[Any, ...]:
+        return (self.weight.detach(),)
+
     def apply(self, x: Array) -> Array:
         g, axes = self.geometry, len(self.geometry.kernel_size) - 1
         options: dict[str, Any] = {"stride": g.stride, "dilation": g.dilation, "groups": g.groups}
@@ -95,6 +99,10 @@ class Separable(Matrix):
     def shape(self) -> tuple[int, int]:
         rows, cols = (self.channels * prod(axis.shape[side] for axis in self.axes) for side in (0, 1))
         return rows, cols
+
+    @property
+    def numbers(self) -> tuple[Any, ...]:
+        return tuple(axis.data for axis in self.axes)
 
     def apply(self, x: Array) -> Array:
         y = x.reshape(-1, *(axis.shape[1] for axis in self.axes))

@@ -64,6 +64,11 @@ class Matrix:
     def shape(self) -> tuple[int, int]:
         raise NotImplementedError
 
+    @property
+    def numbers(self) -> tuple[Any, ...]:
+        """The arrays and tensors of which its entries are products and sums."""
+        raise NotImplementedError
+
     def apply(self, x: Array) -> Array:
         """(batch, cols) -> (batch, rows): its product with each sample, without writing it out."""
         raise NotImplementedError
@@ -105,6 +110,10 @@ class Selection(Matrix):
         return self.scale is None
 
     @property
+    def numbers(self) -> tuple[Any, ...]:
+        return () if self.scale is None else (self.scale,)
+
+    @property
     def is_identity(self) -> bool:
         return self.index is None and self.scale is None
 
@@ -139,6 +148,10 @@ class Sparse(Matrix):
         rows, cols = self.matrix.shape
         return rows, cols
 
+    @property
+    def numbers(self) -> tuple[Any, ...]:
+        return (self.matrix.data,)
+
     def apply(self, x: Array) -> Array:
         return np.ascontiguousarray((self.matrix @ x.T).T)
 
@@ -163,6 +176,10 @@ class Product(Matrix):
     @property
     def shape(self) -> tuple[int, int]:
         return self.outer.shape[0], self.inner.shape[1]
+
+    @property
+    def numbers(self) -> tuple[Any, ...]:
+        return self.outer.numbers + self.inner.numbers
 
     def apply(self, x: Array) -> Array:
         return self.outer.apply(self.inner.apply(x))
@@ -216,6 +233,10 @@ class Sum(Matrix):
     @property
     def shape(self) -> tuple[int, int]:
         return self.first.shape
+
+    @property
+    def numbers(self) -> tuple[Any, ...]:
+        return self.first.numbers + self.second.numbers
 
     def apply(self, x: Array) -> Array:
         return self.first.apply(x) + self.second.apply(x)

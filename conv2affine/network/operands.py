@@ -12,7 +12,7 @@ from conv2affine.network import rules
 from conv2affine.network.affine import AffineMap
 from conv2affine.network.graph import Graph, Value
 from conv2affine.network.matrices import Array, Matrix
-from conv2affine.network.moves import follow
+from conv2affine.network.moves import follow, selection
 
 __all__ = [
     "Map",
@@ -21,6 +21,8 @@ __all__ = [
     "broadcast",
     "constant",
     "elementwise",
+    "finite",
+    "masked",
     "scaled",
     "step",
     "through",
@@ -28,10 +30,12 @@ __all__ = [
 ]
 
 Map = AffineMap[Value]
+# The one number that is not finite and still has a meaning as a parameter of a step: no bound.
+UNBOUNDED = {"low": -np.inf, "high": np.inf}
 
 
 class NoRuleError(Exception):
-    """The operator, or the operator with these arguments, has no rule."""
+    """The operator, or the operator with these arguments, has no rule; with a message, why."""
 
 
 class Context(Protocol):
@@ -85,8 +89,27 @@ def scaled(map: Map, scale: Any, shape: Sequence[int]) -> Map:
     return map if np.ndim(scale) == 0 and scale == 1 else map.then(rules.diagonal(scale, shape))
 
 
+def masked(argument: Any, mask: Array, shape: Sequence[int]) -> Map:
+    """The map of a value or a constant that is broadcast to a shape, and 0 where the mask is, whatever it is there."""
+    if not isinstance(argument, Value):
+        return AffineMap.constant(np.where(mask, constant(argument), np.zeros(shape)))
+    read = np.broadcast_to(mask, shape).ravel() != 0
+    return broadcast(argument, shape).then(selection(np.where(read, np.arange(read.size), -1), read.size))
+
+
+def finite(map: Map) -> Map:
+    """A map of finite numbers: infinities would turn into NaN in products and differences."""
+    numbers = [map.bias, *(part for matrix in map.terms.values() for part in matrix.numbers)]
+    if not all((abs(part) < np.inf).all() for part in numbers):
+        raise NoRuleError("its constants are not finite")
+    return map
+
+
 def step(context: Context, kind: str, *inputs: Value, operator: Any = None, **parameters: Any) -> Value:
     """Add a step with one result to the graph."""
+    for name, array in parameters.items():
+        if not (np.isfinite(array) | (array == UNBOUNDED.get(name))).all():
+            raise NoRuleError("its constants are not finite")
     [output] = context.graph.add_step(kind, inputs, [context.shape], parameters, operator, context.origin)
     return output
 

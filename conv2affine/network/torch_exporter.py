@@ -39,7 +39,10 @@ class PerSample(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Any:
         """Inputs and results have one axis more, the first."""
-        return torch.vmap(self.module)(*inputs)
+        if inputs[0].shape[0]:  # len() would be a constant in an export
+            return torch.vmap(self.module)(*inputs)
+        one = self.module(*(x.new_zeros(x.shape[1:]) for x in inputs))  # many operators do not take nothing
+        return pytree.tree_map(lambda result: result.unsqueeze(0)[:0], one)
 
 
 def export_torch(
@@ -196,8 +199,6 @@ class _Exporter:
 
     def shaped(self, node: fx.Node, shape: tuple[int, ...]) -> fx.Node:
         """A batch of tensors of a shape (1, ...), of one vector per sample."""
-        if not shape:
-            raise ValueError("the network must give results batch first, got a single number for the whole batch")
         if len(shape) == 1 or shape[0] != 1:
             return self.graph.call_method("reshape", (node, (-1, *shape[1:])))
         return node if len(shape) == 2 else self.graph.call_method("unflatten", (node, 1, shape[1:]))

@@ -1,17 +1,16 @@
-"""From a PyTorch module to a graph: `torch.export`, then one node of its graph after the other."""
+"""From a PyTorch module to a graph, one operator after the other."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
 import operator
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 from torch.utils import _pytree as pytree
@@ -19,24 +18,16 @@ from torch.utils import _pytree as pytree
 from conv2affine.network import torch_pooling, torch_steps  # noqa: F401  # they enter their rules
 from conv2affine.network.affine import AffineMap
 from conv2affine.network.graph import Graph, Value
-from conv2affine.network.operands import NoRuleError
+from conv2affine.network.kinds import KINDS
+from conv2affine.network.operands import NoRuleError, finite
+from conv2affine.network.simplify import remove_unused
 from conv2affine.network.torch_operator import Operator
+from conv2affine.network.torch_program import export, tensors, unwrap
 from conv2affine.network.torch_rules import RULES, Context
 
-__all__ = ["TorchNetwork", "import_torch", "tensors"]
+__all__ = ["TorchNetwork", "import_torch", "operator_name", "origin"]
 
 aten = torch.ops.aten
-# Kept whole: a rule knows them, or they say more than what they decompose into.
-UNDECOMPOSED = (
-    *("linear", "matmul", "pad", "prelu", "glu", "scaled_dot_product_attention", "layer_norm", "group_norm"),
-    *("hardswish", "hardsigmoid", "silu", "softplus", "mish", "celu", "selu", "threshold", "hardshrink", "softshrink"),
-    *("instance_norm", "upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d"),
-    *(
-        f"{kind}{axes}d"
-        for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "upsample_nearest")
-        for axes in (1, 2, 3)
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -58,6 +49,7 @@ class TorchNetwork:
     device: torch.device
 
 
+@np.errstate(all="ignore")  # constants may hold anything; what matters is checked
 def import_torch(model: nn.Module, example_inputs: Any) -> TorchNetwork:
     """The graph of a module.
 
@@ -73,54 +65,6 @@ def import_torch(model: nn.Module, example_inputs: Any) -> TorchNetwork:
         NotImplementedError: If `torch.export` fails, or the exported graph has what is no operator.
     """
     return _Importer(export(unwrap(model), tuple(x[:1] for x in tensors(example_inputs)))).run()
-
-
-def export(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
-    """The operators of a module, as PyTorch finds them."""
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of PyTorch about itself; the result is checked
-        try:
-            exported: ExportedProgram = torch.export.export(model, inputs).run_decompositions(_decompositions())
-        except Exception as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise NotImplementedError(
-                f"{type(model).__name__} must be a module that torch.export takes with these inputs, and it fails: "
-                f"{type(error).__name__}: {reason}; replace what depends on the values of tensors"
-            ) from error
-    return exported
-
-
-@functools.cache
-def _decompositions() -> Any:
-    """PyTorch's table, without the operators that are kept whole."""
-    table = torch.export.default_decompositions()
-    for name in UNDECOMPOSED:
-        packet = getattr(aten, name)
-        for overload in packet.overloads():
-            table.pop(getattr(packet, overload), None)  # type: ignore[no-untyped-call]
-    return table
-
-
-def tensors(example_inputs: Any) -> tuple[Tensor, ...]:
-    """Example inputs as a tuple of tensors, batch first."""
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    for number, x in enumerate(inputs):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"example_inputs[{number}] must be a tensor, got {type(x).__name__}; bind it in a module")
-        if x.dim() == 0 or len(x) == 0:
-            raise ValueError(f"example_inputs[{number}] must have a sample, batch first, got shape {tuple(x.shape)}")
-    return inputs
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside of what compiles or distributes it."""
-    while True:
-        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif isinstance(model, torch._dynamo.OptimizedModule):
-            model = model._orig_mod
-        else:
-            return model
 
 
 class _Importer:
@@ -153,7 +97,14 @@ class _Importer:
         for leaf in leaves:
             if isinstance(leaf, Value):
                 self.graph.add_output(leaf)
-        return TorchNetwork(self.graph, leaves, self.program.call_spec.out_spec, self.dtype, self.device)
+        graph = remove_unused(self.graph)
+        for node in graph.nodes:
+            if not all(value.shape for value in node.outputs):
+                raise ValueError(
+                    f"{', '.join(node.origin)} must not make one number of a whole batch; reduce each sample by "
+                    "itself, over all axes but the first, as in x.flatten(1).sum(1)"
+                )
+        return TorchNetwork(graph, leaves, self.program.call_spec.out_spec, self.dtype, self.device)
 
     def placeholder(self, node: fx.Node) -> Any:
         signature = self.program.graph_signature
@@ -182,7 +133,11 @@ class _Importer:
         target: Any = node.target
         if target is operator.getitem:
             return args[0][args[1]]
-        name = target._schema.name.removeprefix("aten::")
+        if target is aten.sym_size.int:
+            return args[0].shape[args[1]]
+        if not isinstance(target, torch._ops.OpOverload):  # arithmetic of sizes
+            return target(*args, **kwargs)
+        name = operator_name(target)
         if _is_random(target, args, kwargs) or (
             name == "_native_batch_norm_legit_functional"
             or (name == "_native_batch_norm_legit" and "stats" in target._overloadname)
@@ -202,6 +157,14 @@ class _Importer:
         fakes = node.meta.get("val")
         if fakes is None:  # it only asserts
             return None
+        if self.has_unknown_size(node, name):
+            raise NotImplementedError(
+                f"{origin(node)} ({name}) must not select elements by values of the inputs, as x[x > 0] does; multiply "
+                "by a mask, or use torch.where"
+            )
+        if any(isinstance(size, torch.SymInt) for fake in pytree.tree_leaves(fakes) for size in fake.shape):
+            blanks = pytree.tree_map_only(fx.Node, self.blank, (node.args, dict(node.kwargs)))
+            fakes = target(*blanks[0], **blanks[1])
         several = isinstance(fakes, tuple | list)
         fakes = fakes if several else [fakes]
         used: Any = [user.args[1] for user in node.users if user.users] if several else [0]
@@ -213,9 +176,18 @@ class _Importer:
         if dtypes.union(fakes[number].dtype for number in used) == {self.dtype}:
             try:
                 return self.apply(context, args, kwargs, several)
-            except NoRuleError:
-                pass
+            except NoRuleError as error:
+                context = dataclasses.replace(context, operator=dataclasses.replace(op, reason=str(error)))
         return self.keep(context, name, several)
+
+    def has_unknown_size(self, node: fx.Node, name: str) -> bool:
+        """Whether values of the network's inputs decide how many elements are read or written."""
+        indexes = name in ("index", "index_put")
+        read = pytree.tree_leaves(node.args[1]) if indexes else node.all_input_nodes
+        reached = [arg for arg in read if isinstance(arg, fx.Node) and isinstance(self.results[arg], Value)]
+        if indexes:
+            return any(arg.meta["val"].dtype in (torch.bool, torch.uint8) for arg in reached)
+        return torch.Tag.dynamic_output_shape in node.target.tags and bool(reached)  # type: ignore[union-attr]
 
     def blank(self, node: fx.Node) -> Any:
         """What a node results in; zeros of its shape and dtype where inputs reach it."""
@@ -233,7 +205,8 @@ class _Importer:
             result = [(result, context.shape)]
         if isinstance(result, Value):
             return (result,) if several else result
-        pieces = tuple(self.graph.add_piece(map, shape, context.origin) for map, shape in result)
+        maps = [(finite(map), shape) for map, shape in result]
+        pieces = tuple(self.graph.add_piece(map, shape, context.origin) for map, shape in maps)
         return pieces if several else pieces[0]
 
     def keep(self, context: Context, name: str, several: bool) -> Any:
@@ -241,7 +214,8 @@ class _Importer:
         op = context.operator
         used = sorted(context.used)
         shapes = [context.shapes[number] for number in used]
-        outputs = self.graph.add_step(name, context.inputs, shapes, operator=op, origin=context.origin)
+        kind = f"aten::{name}" if name in KINDS else name  # without what the kind of that name means
+        outputs = self.graph.add_step(kind, context.inputs, shapes, operator=op, origin=context.origin)
         return dict(zip(used, outputs, strict=True)) if several else outputs[0]
 
 
@@ -249,6 +223,11 @@ def origin(node: fx.Node) -> str:
     """The module that a node comes from; the name of the node where that is the whole model."""
     modules = node.meta.get("nn_module_stack") or {"": ("", None)}
     return list(modules.values())[-1][0] or node.name
+
+
+def operator_name(target: Any) -> str:
+    """What PyTorch calls an operator, without its overload."""
+    return str(target._schema.name).removeprefix("aten::")
 
 
 def _is_random(target: Any, args: Any, kwargs: Any) -> bool:

@@ -28,12 +28,14 @@ class Operator:
         args: Its arguments, with a `Slot` for each input.
         kwargs: Likewise.
         results: Which of its results are wanted; None if it has only one.
+        reason: Why it is kept, where a rule knows it with other arguments.
     """
 
     target: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     results: tuple[int, ...] | None = None
+    reason: str = ""
 
     @classmethod
     def of(cls, target: Any, args: Any, kwargs: Any) -> tuple[Operator, list[Value]]:

@@ -17,9 +17,10 @@ import numpy as np
 from torch import Tensor
 
 from conv2affine.network import rules
+from conv2affine.network.affine import AffineMap
 from conv2affine.network.graph import Graph, Value
 from conv2affine.network.matrices import Selection
-from conv2affine.network.operands import Map, NoRuleError, broadcast, constant, scaled, through, value
+from conv2affine.network.operands import Map, NoRuleError, broadcast, constant, masked, scaled, through, value
 from conv2affine.network.torch_operator import Operator
 
 __all__ = ["RULES", "Context", "per_axis", "rule"]
@@ -111,17 +112,13 @@ def mul(context: Context, input: Any, other: Any) -> Map:
 
 @rule("div.Tensor")
 def div(context: Context, input: Any, other: Any) -> Map:
-    with np.errstate(divide="ignore"):
-        scale = 1 / constant(other)
-    if not np.isfinite(scale).all():
-        raise NoRuleError
-    return scaled(broadcast(value(input), context.shape), scale, context.shape)
+    return scaled(broadcast(value(input), context.shape), 1 / constant(other), context.shape)
 
 
 @rule("where")
 def where(context: Context, condition: Any, input: Any, other: Any) -> Map:
     mask, shape = constant(condition), context.shape
-    return scaled(broadcast(input, shape), mask, shape) + scaled(broadcast(other, shape), 1 - mask, shape)
+    return masked(input, mask, shape) + masked(other, 1 - mask, shape)
 
 
 @rule("clone", "alias", "_to_copy")
@@ -193,6 +190,8 @@ def matmul(context: Context, input: Any, other: Any = None, mat2: Any = None) ->
     from_right = isinstance(input, Value)
     source, weight = (input, weight_of(other)) if from_right else (value(other), weight_of(input))
     shape = source.shape
+    if not weight.numel():
+        return AffineMap.constant(np.zeros(context.shape))
     if weight.dim() == 1:
         weight = weight[:, None] if from_right else weight[None]
     if len(shape) == 1:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from conv2affine.network.mixing import first_mixing, is_close
+
 __all__ = ["difference", "verify"]
 
 BATCH = 3
@@ -17,6 +19,7 @@ BATCH = 3
 ROUNDINGS = 1000
 # And of what part of the largest output, however rough the dtype is: else anything would pass in half precision.
 ROUGHEST = 0.1
+INFINITIES = "infinities or NaN"
 
 
 def verify(
@@ -31,18 +34,16 @@ def verify(
         result: What it was converted to.
         inputs: Example inputs.
         dtype: Of the result.
-        flat: Whether the result gives one vector per sample, whatever the shape of the model's output.
+        flat: Whether the result gives one vector per sample, whatever the shape of the model's only output.
 
     Raises:
         ValueError: If the model does not take any batch, mixes its samples, or does not repeat its results.
         RuntimeError: If the results differ by more than rounding.
     """
     generator = torch.Generator().manual_seed(0)
-    if flat:
-        model = nn.Sequential(model, _Flat())
     with _buffers_kept(model):
-        _compare(model, result, inputs, dtype, generator)
-        _compare(model, result, [_random(x, generator) for x in inputs], dtype, generator)
+        for batch in (inputs, [_random(x, generator) for x in inputs]):
+            _compare(model, result, batch, dtype, generator, flat)
 
 
 @contextmanager
@@ -58,28 +59,25 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
                 buffers[name] = buffer.copy_(value)
 
 
-class _Flat(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.flatten(1) if x.dim() > 1 else x.unsqueeze(1)
-
-
 def _random(x: Tensor, generator: torch.Generator) -> Tensor:
     """A batch of random samples like those of x; integers are taken from x."""
     if x.is_floating_point():
-        scale = x.detach().double().abs().max().clamp(min=1).cpu()
+        scale = torch.cat([x.detach().double().abs().flatten().cpu(), torch.ones(1)]).max()
         sample = torch.randn(BATCH, *x.shape[1:], generator=generator, dtype=torch.float64) * scale / 2
         return sample.to(x)
     return x[torch.randint(len(x), (BATCH,), generator=generator)]
 
 
-def _compare(model: nn.Module, result: nn.Module, inputs: Sequence[Tensor], dtype: torch.dtype, generator: Any) -> None:
-    eps = max(torch.finfo(dtype).eps, *(torch.finfo(x.dtype).eps for x in inputs if x.is_floating_point()))
+def _compare(
+    model: nn.Module, result: nn.Module, inputs: Sequence[Tensor], dtype: torch.dtype, generator: Any, flat: bool
+) -> None:
+    eps = max(torch.finfo(dtype).eps, *(torch.finfo(x.dtype).eps for x in inputs if x.is_floating_point()), 0.0)
     nearby = [
         x * (1 + eps * torch.randn(x.shape, generator=generator).to(x)) if x.is_floating_point() else x for x in inputs
     ]
     with torch.no_grad():
         try:
-            expected, again, moved = (_leaves(_run(model, batch)) for batch in (inputs, inputs, nearby))
+            expected, again, moved = (_run(model, batch, flat) for batch in (inputs, inputs, nearby))
         except Exception as error:
             raise ValueError(
                 f"the model must take a batch of any size, and failed on one of {len(inputs[0])}: {error}"
@@ -92,27 +90,61 @@ def _compare(model: nn.Module, result: nn.Module, inputs: Sequence[Tensor], dtyp
         got = _leaves(result(*(x.to(dtype) if x.is_floating_point() else x for x in inputs)))
         for number, (a, b, c) in enumerate(zip(expected, got, moved, strict=True)):
             problem = difference(a, b, c, eps)
-            if not problem:
-                continue
-            if _mixes(model, inputs, number, min(ROUNDINGS * eps, ROUGHEST)):
-                raise ValueError(
-                    "the model mixes the samples of a batch: what it makes of one depends on the others; only models "
-                    "that treat each sample by itself can be converted (batch norm needs eval() and running statistics)"
+            if problem:
+                _explain(model, inputs, number, min(ROUNDINGS * eps, ROUGHEST), flat)
+                if problem == INFINITIES:
+                    raise ValueError(
+                        f"output {number} does not have the {INFINITIES} of the model's: linear layers spread them, as "
+                        f"0 * inf is NaN; make all constants finite, and no larger than {dtype} can hold"
+                    )
+                raise RuntimeError(
+                    f"the result does not equal the model, {problem} in output {number}; please report this"
                 )
-            raise RuntimeError(f"the result does not equal the model, {problem} in output {number}; please report this")
 
 
-def difference(expected: Tensor, got: Tensor, moved: Tensor, eps: float) -> str:
+def _explain(model: nn.Module, inputs: Sequence[Tensor], number: int, tolerance: float, flat: bool) -> None:
+    """Raise ValueError if the model does not treat each sample by itself."""
+    count = len(inputs[0])
+    alone = [_run(model, [x[n : n + 1] for x in inputs], flat)[number] for n in range(count)]
+    together = _run(model, inputs, flat)[number]
+    if not isinstance(together, Tensor):
+        if together != alone[0]:
+            raise ValueError(
+                f"output {number} must be a tensor, or the same for every batch, and is {together!r} for {count} "
+                f"samples, {alone[0]!r} for one"
+            )
+        return
+    joined = torch.cat(alone) if alone[0].dim() else torch.stack(alone)
+    if together.shape == joined.shape and is_close(together, joined, tolerance):
+        return
+    name = first_mixing(model, inputs, tolerance)
+    if not name and together.shape != joined.shape:
+        raise ValueError(
+            f"output {number} must have one row per sample, batch first, and has shape {tuple(together.shape)} for "
+            f"{count} samples, {tuple(alone[0].shape)} for one; permute it, or expand a constant to the batch"
+        )
+    raise ValueError(
+        f"{name or 'the model'} mixes the samples of a batch: what it makes of one depends on the others, or on their "
+        "number; only models that treat each sample by itself can be converted (batch norm needs eval() and running "
+        "statistics)"
+    )
+
+
+def difference(expected: Any, got: Any, moved: Any, eps: float) -> str:
     """How two outputs differ beyond rounding; "" if they do not."""
+    if not isinstance(expected, Tensor):
+        return "" if expected == got else f"{got} for {expected}"
     if expected.shape != got.shape:
         return f"shape {tuple(got.shape)} for {tuple(expected.shape)}"
+    if expected.is_complex():
+        expected, got, moved = (torch.view_as_real(x) for x in (expected, got, moved))
     if not expected.is_floating_point():
         wrong = (expected != got) & (expected == moved)
         return f"{int(wrong.sum())} elements" if wrong.any() else ""
     expected, got, moved = expected.double(), got.double(), moved.double()
     finite = expected.isfinite()
-    if not torch.equal(expected[~finite].nan_to_num(), got[~finite].nan_to_num()):
-        return "infinities"
+    if not got[finite].isfinite().all() or not torch.allclose(expected[~finite], got[~finite], equal_nan=True):
+        return INFINITIES
     if not finite.any():
         return ""
     expected, got, moved = expected[finite], got[finite], moved[finite]
@@ -122,30 +154,22 @@ def difference(expected: Tensor, got: Tensor, moved: Tensor, eps: float) -> str:
     return "" if difference <= allowed else f"off by {difference:.1e}, where rounding explains {allowed:.1e}"
 
 
-def _run(model: nn.Module, inputs: Sequence[Tensor]) -> Any:
-    """What the model makes of copies: it may write to its inputs."""
-    return model(*(x.clone() for x in inputs))
+def _run(model: nn.Module, inputs: Sequence[Tensor], flat: bool) -> list[Any]:
+    """The outputs of a model for copies: it may write to its inputs."""
+    leaves = _leaves(model(*(x.clone() for x in inputs)))
+    if not flat:
+        return leaves
+    return [x.flatten(1) if x.dim() > 1 else x.unsqueeze(-1) for x in leaves if isinstance(x, Tensor)]
 
 
-def _repeats(first: Tensor, second: Tensor, eps: float) -> bool:
+def _repeats(first: Any, second: Any, eps: float) -> bool:
     """Whether two runs on the same inputs agree; sums in another order may round otherwise."""
+    if not isinstance(first, Tensor):
+        return bool(first == second)
     if first.shape != second.shape or not first.is_floating_point():
         return torch.equal(first, second)
-    finite = first[first.isfinite()].abs()
-    largest = finite.max().item() if len(finite) else 0.0
-    return torch.allclose(first, second, rtol=0, atol=16 * eps * largest, equal_nan=True)
+    return is_close(first, second, 16 * eps)
 
 
-def _mixes(model: nn.Module, inputs: Sequence[Tensor], number: int, tolerance: float) -> bool:
-    """Whether the model gives other results for each sample by itself."""
-    together = _leaves(_run(model, inputs))[number].double()
-    alone = torch.cat(
-        [_leaves(_run(model, [x[n : n + 1] for x in inputs]))[number] for n in range(len(inputs[0]))]
-    ).double()
-    return together.shape != alone.shape or not torch.allclose(
-        together, alone, rtol=0, atol=tolerance * float(together.abs().max()), equal_nan=True
-    )
-
-
-def _leaves(outputs: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+def _leaves(outputs: Any) -> list[Any]:
+    return list(pytree.tree_leaves(outputs))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +9,8 @@ import numpy as np
 from conv2affine.network import rules
 from conv2affine.network.affine import AffineMap
 from conv2affine.network.graph import Value
-from conv2affine.network.moves import follow, selection
-from conv2affine.network.operands import Map, NoRuleError, broadcast, constant, scaled, through, value
+from conv2affine.network.moves import follow
+from conv2affine.network.operands import Map, NoRuleError, broadcast, constant, masked, scaled, through, value
 from conv2affine.onnx.rules import Context, reduced_axes, rule, tensor
 
 __all__: list[str] = []
@@ -49,25 +48,13 @@ def mul(context: Context, a: Any, b: Any) -> Map:
 
 @rule("Div")
 def div(context: Context, a: Any, b: Any) -> Map:
-    scale = 1 / constant(b)
-    if not np.isfinite(scale).all():
-        raise NoRuleError("the divisor is 0")
-    return scaled(broadcast(value(a), context.shape), scale, context.shape)
+    return scaled(broadcast(value(a), context.shape), 1 / constant(b), context.shape)
 
 
 @rule("Where")
 def where(context: Context, condition: Any, a: Any, b: Any) -> Map:
-    mask = np.broadcast_to(constant(condition) != 0, context.shape)
-    return _where(mask, a, context.shape) + _where(~mask, b, context.shape)
-
-
-def _where(mask: Any, x: Any, shape: Sequence[int]) -> Map:
-    """What is chosen of x, and 0 elsewhere; what is not chosen may be infinite."""
-    if isinstance(x, Value):
-        return broadcast(x, shape).then(
-            selection(np.where(mask, np.arange(mask.size).reshape(shape), -1).ravel(), mask.size)
-        )
-    return AffineMap.constant(np.where(mask, constant(x), 0))
+    mask = constant(condition)
+    return masked(a, mask, context.shape) + masked(b, 1 - mask, context.shape)
 
 
 @rule("Cast")

@@ -16,7 +16,7 @@ from onnx.shape_inference import InferenceError
 
 from conv2affine.network.affine import AffineMap
 from conv2affine.network.graph import Graph, Value
-from conv2affine.network.operands import NoRuleError
+from conv2affine.network.operands import NoRuleError, finite
 from conv2affine.onnx import arithmetic, steps, windows  # noqa: F401  # enter their rules
 from conv2affine.onnx.operators import Operator
 from conv2affine.onnx.reader import Model, Tensor, location
@@ -237,9 +237,8 @@ class _Importer:
             return [result]
         if isinstance(result, AffineMap):
             result = [(result, context.shape)]
-        if not all(map.is_number for map, _ in result):
-            raise NoRuleError("its constants are not finite")
-        return [self.graph.add_piece(map, shape, context.origin) for map, shape in result]
+        maps = [(finite(map), shape) for map, shape in result]
+        return [self.graph.add_piece(map, shape, context.origin) for map, shape in maps]
 
 
 def _array(tensor: TensorProto, where: str) -> Any:

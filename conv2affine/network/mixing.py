@@ -1,0 +1,70 @@
+"""Which operator of a module mixes the samples of a batch: found by running it on the batch and on each sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from conv2affine.network.torch_importer import operator_name, origin
+from conv2affine.network.torch_program import export, unwrap
+
+__all__ = ["first_mixing", "is_close"]
+
+
+def first_mixing(model: nn.Module, inputs: Sequence[Tensor], tolerance: float) -> str:
+    """The first operator whose result for a batch has other elements than its results for each sample have together.
+
+    Args:
+        model: Any module that `torch.export` takes.
+        inputs: Batch first.
+        tolerance: Of the elements, relative to the largest.
+
+    Returns:
+        "MODULE (OPERATOR)"; "" if there is none, or if it cannot be found out.
+    """
+    samples = [tuple(x[n : n + 1] for x in inputs) for n in range(len(inputs[0]))]
+    try:
+        programs = [export(unwrap(model), batch).module() for batch in (samples[0], tuple(inputs))]
+        alone = [_Recorder(programs[0]).record(sample) for sample in samples]
+        together = _Recorder(programs[1]).record(inputs)
+    except Exception:  # whatever it is, it only explains
+        return ""
+    for name, (node, result) in together.items():
+        if name in alone[0] and not _is_union(result, [results[name][1] for results in alone], tolerance):
+            return f"{origin(node)} ({operator_name(node.target)})"
+    return ""
+
+
+class _Recorder(fx.Interpreter):
+    def record(self, inputs: Sequence[Tensor]) -> dict[str, tuple[fx.Node, Tensor]]:
+        """The operators and their results, by name."""
+        self.results: dict[str, tuple[fx.Node, Tensor]] = {}
+        with torch.no_grad():
+            self.run(*(x.clone() for x in inputs))
+        return self.results
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(n.target, torch._ops.OpOverload) and isinstance(result, Tensor):
+            self.results[n.name] = n, result.clone()
+        return result
+
+
+def _is_union(together: Tensor, alone: Sequence[Tensor], tolerance: float) -> bool:
+    """Whether a result has the elements of those of the samples, in any order; or is the same for each of them."""
+    if together.shape == alone[0].shape:
+        return all(is_close(together, one, tolerance) for one in alone)
+    elements = torch.cat([one.flatten() for one in alone])
+    return is_close(together.flatten().double().sort()[0], elements.double().sort()[0], tolerance)
+
+
+def is_close(first: Tensor, second: Tensor, tolerance: float) -> bool:
+    """Whether two tensors differ by at most so much of the largest finite element."""
+    if first.shape != second.shape:
+        return False
+    finite = first[first.isfinite()].abs()
+    largest = float(finite.max()) if len(finite) else 0.0
+    return torch.allclose(first.double(), second.double(), rtol=0, atol=tolerance * largest, equal_nan=True)
