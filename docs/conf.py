@@ -1,6 +1,7 @@
 """The documentation site; `make docs` builds it into build/docs."""
 
 import re
+import warnings
 
 import conv2affine
 
@@ -8,8 +9,15 @@ project = "conv2affine"
 author = copyright = "the conv2affine authors"
 version = release = conv2affine.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_copybutton"]
-source_suffix = {".md": "markdown"}
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
+]
+source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 myst_heading_anchors = 3
 default_role = "py:obj"  # `name` in a docstring is a link if it is documented here, and code otherwise
 highlight_language = "none"
@@ -21,10 +29,27 @@ napoleon_numpy_docstring = False
 napoleon_custom_sections = ["Returns"]  # prose: napoleon would take what stands before a colon for a type
 copybutton_exclude = ".gp, .go"  # prompts and output
 
+# Each example is run anew: its page, its picture and its checks belong to this version.
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples/gallery",
+    "gallery_dirs": "gallery",
+    "within_subsection_order": "ExampleTitleSortKey",
+    "run_stale_examples": True,
+    "abort_on_example_error": True,
+    "capture_repr": (),
+    "image_srcset": ["2x"],
+    "notebook_extensions": set(),
+    "download_all_examples": False,
+    "show_signature": False,
+    "write_computation_times": False,
+    "min_reported_time": float("inf"),
+}
+warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state", UserWarning)  # PyTorch's, not ours
+
 html_theme = "furo"
 html_title = "conv2affine"
 html_static_path = ["_static"]
-html_css_files = ["narrow.css"]
+html_css_files = ["site.css"]
 html_show_sphinx = False
 
 
