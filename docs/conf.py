@@ -67,6 +67,13 @@ def to_restructured_text(app, what, name, obj, options, lines):
     lines[:] = result
 
 
+def link_to_gallery(app, docname, source):
+    """On GitHub a guide links to the source of an example, on the site to its page."""
+    text = source[0].replace("(../examples/gallery)", "(gallery/index.rst)")
+    source[0] = re.sub(r"\(\.\./examples/gallery/(\w+)\.py\)", r"(gallery/\1.rst)", text)
+
+
 def setup(app):
-    """Before napoleon, which has the default priority of 500, turns sections into fields."""
+    """Docstrings come before napoleon, which has the default priority of 500, turns sections into fields."""
     app.connect("autodoc-process-docstring", to_restructured_text, priority=400)
+    app.connect("source-read", link_to_gallery)
