@@ -23,6 +23,7 @@ default_role = "py:obj"  # `name` in a docstring is a link if it is documented h
 highlight_language = "none"
 
 add_module_names = False
+autodoc_inherit_docstrings = False  # PyTorch's describe what a subclass has to do
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 napoleon_numpy_docstring = False

@@ -66,7 +66,7 @@ counts = [len(diagonals(size)) for size in sizes]
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
 (row, col), _, n = matrix(8)
-left.scatter(col, row, c=(col - row) % n, s=2, cmap="twilight")
+left.scatter(col, row, c=(col - row) % n, s=2, cmap="turbo")
 left.set(title="the matrix for 8 x 8 pixels", aspect="equal", xlim=(0, n), ylim=(n, 0))
 full = [2 * size**2 for size in sizes]
 right.loglog(sizes, full, "o--", color="tab:gray", label="of a full matrix")

@@ -57,7 +57,9 @@ figure, (bars, *spies) = plt.subplots(
 position = torch.arange(4)
 bars.bar(position - 0.2, before, 0.4, label="network")
 bars.bar(position + 0.2, after, 0.4, label="chain")
-bars.set(title="values per layer", xticks=range(4), xticklabels=range(1, 5))
+bars.set(
+    title="values per layer", xticks=range(4), xticklabels=range(1, 5), ylim=(0, 190)
+)
 bars.legend()
 for number, (spy, layer) in enumerate(zip(spies, layers, strict=True), 1):
     spy.spy(layer.weight, markersize=0.7, color="tab:blue")

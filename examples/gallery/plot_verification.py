@@ -1,6 +1,6 @@
 """
-How far is the nearest counterexample?
-======================================
+The nearest image of another class
+==================================
 
 A CNN tells threes from eights. How much must each pixel change before it sees the other
 digit? Verifiers answer this by mixed-integer linear programming. They need ``W x + b``
