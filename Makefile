@@ -27,7 +27,8 @@ bench: $(VENV)/installed
 # The documentation site: build/docs/index.html. Runs the examples of the gallery; warnings and broken links are errors.
 docs: $(VENV)/installed
 	rm -rf build/docs docs/gallery
-	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --doctree-dir build/doctrees docs build/docs
+	$(BIN)/python -m sphinx --quiet --fresh-env --fail-on-warning --keep-going --doctree-dir build/doctrees \
+	  docs build/docs
 	$(BIN)/python docs/check_links.py build/docs
 
 # dist/: the sdist and, made from it, the wheel, which then runs the start page's example where the source is not.

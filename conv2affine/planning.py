@@ -44,12 +44,12 @@ class Plan:
 
     @property
     def density(self) -> float:
-        """Share of the elements that a weight goes to: nnz / (rows * cols)."""
+        """Share of the elements that a weight goes to, nnz / (rows * cols)."""
         return self.nnz / (self.rows * self.cols)
 
     @property
     def recommended(self) -> str:
-        """The layout to choose: CSR, which most programs take, or `strided` if it is small or hardly larger.
+        """CSR, which most programs take, or `strided` if it is small or hardly larger.
 
         Products with a sparse matrix take longer per byte, and longer to start.
         """
@@ -95,7 +95,7 @@ class Plan:
 def plan(conv: Conv | Tensor, input_size: InputSize | Geometry) -> Plan:
     """Sizes of a layer's matrix, computed in closed form: nothing of its size is allocated.
 
-        nnz = out_channels * in_channels / groups * prod over axes of #{(o, i) that a tap joins}
+        nnz = out_channels * in_channels / groups * prod over axes of #{(o, i) with a tap}
 
     Args:
         conv: A convolution layer, or the weight of one, as in `to_matrix`.

@@ -56,11 +56,11 @@ html_show_sphinx = False
 
 def to_restructured_text(app, what, name, obj, options, lines):
     """Mark up what docstrings leave plain: indented equations, and the star in `(out, in, *kernel_size)`."""
-    result, in_block = [], False
+    result, in_block, in_section = [], False, False
     for line in lines:
         if line and not line.startswith(" "):
-            in_block = False
-        elif line and not in_block and result and not result[-1]:
+            in_block, in_section = False, re.fullmatch("(Args|Attributes|Returns|Raises|Example):", line)
+        elif line and not in_block and not in_section and result and not result[-1]:
             result += ["::", ""]
             in_block = True
         is_code = in_block or line.lstrip().startswith((">>>", "..."))
