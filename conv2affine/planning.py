@@ -98,12 +98,12 @@ def plan(conv: Conv | Tensor, input_size: InputSize | Geometry) -> Plan:
         nnz = out_channels * in_channels / groups * prod over axes of #{(o, i) with a tap}
 
     Args:
-        conv: A convolution layer, or the weight of one, as in `to_matrix`.
+        conv: A convolution layer, or the weight of one, as in `to_matrix`; or any module, as in `to_linear_network`.
         input_size: (I_1, ..., I_D), as in `x.shape[-D:]`, or one int for all axes, or an example input; with a weight,
-            a `Geometry`.
+            a `Geometry`; for a module, its example inputs.
 
     Returns:
-        A `Plan`: rows, cols, nnz, density, and the bytes of each layout.
+        A `Plan`: rows, cols, nnz, density, and the bytes of each layout. For a module, a table of its layers.
 
     Raises:
         TypeError: As `to_matrix`.
