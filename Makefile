@@ -24,10 +24,11 @@ bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks --output build/bench
 	$(BIN)/python -m benchmarks.networks
 
-# The documentation site: build/docs/index.html. Warnings and broken links are errors.
+# The documentation site: build/docs/index.html. Runs the examples of the gallery; warnings and broken links are errors.
 docs: $(VENV)/installed
-	rm -rf build/docs
-	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --doctree-dir build/doctrees docs build/docs
+	rm -rf build/docs docs/gallery
+	$(BIN)/python -m sphinx --quiet --fresh-env --fail-on-warning --keep-going --doctree-dir build/doctrees \
+	  docs build/docs
 	$(BIN)/python docs/check_links.py build/docs
 
 # dist/: the sdist and, made from it, the wheel, which then runs the start page's example where the source is not.
@@ -129,7 +130,7 @@ petsc-check:
 	done
 
 clean:
-	rm -rf build dist $(VENV) *.egg-info conv2affine/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf build dist docs/gallery $(VENV) *.egg-info conv2affine/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # torch first and pinned: whatever else is installed then finds it there, and pulls no other.

@@ -62,9 +62,10 @@ def to_linear(
 
     Args:
         conv: `nn.Conv1d`, `Conv2d`, `Conv3d`, `ConvTranspose1d`, `ConvTranspose2d` or
-            `ConvTranspose3d`, with any options; or, with an example input, any module that is affine in it.
+            `ConvTranspose3d`, with any options; or a module that is affine as a whole, such as a convolution and a
+            batch norm in an `nn.Sequential`.
         input_size: (I_1, ..., I_D), as in `x.shape[-D:]`, or one int for all axes, or an example input, batch first, of
-            which only the shape is read.
+            which only the shape is read. For a module, an example input.
         layout: Layout of the weight. With `torch.sparse_csr`, `forward` takes the same inputs, and only the elements
             that a weight of the convolution goes to take memory. Default: `torch.strided`.
         index_dtype: As in `to_matrix`.
@@ -82,7 +83,8 @@ def to_linear(
         `conv2affine.distributed.ShardedSparseLinear`.
 
     Raises:
-        TypeError: If `conv` is not one of the six layers, or is a subclass that computes something else.
+        TypeError: If `conv` is not one of the six layers, or is a subclass that computes something else; or if a module
+            is not affine: the message names its first nonlinear step.
         ValueError: If sizes do not fit, or the layout cannot be as requested; the message has the numbers.
         MemoryError: If there is not enough memory left; the message has the bytes of each layout.
 

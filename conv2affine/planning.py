@@ -49,12 +49,12 @@ class Plan:
 
     @property
     def density(self) -> float:
-        """Share of the elements that a weight goes to: nnz / (rows * cols)."""
+        """Share of the elements that a weight goes to, nnz / (rows * cols)."""
         return self.nnz / (self.rows * self.cols)
 
     @property
     def recommended(self) -> str:
-        """The layout to choose: CSR, which most programs take, or `strided` if it is small or hardly larger.
+        """CSR, which most programs take, or `strided` if it is small or hardly larger.
 
         Products with a sparse matrix take longer per byte, and longer to start.
         """
@@ -106,16 +106,17 @@ def plan(conv: nn.Module, input_size: Tensor | Sequence[Tensor]) -> NetworkPlan:
 def plan(conv: Any, input_size: Any) -> Plan | NetworkPlan:
     """Sizes of a layer's matrix, computed in closed form: nothing of its size is allocated.
 
-        nnz = out_channels * in_channels / groups * prod over axes of #{(o, i) that a tap joins}
+        nnz = out_channels * in_channels / groups * prod over axes of #{(o, i) with a tap}
 
     Args:
-        conv: A convolution layer, or the weight of one, as in `to_matrix`; or any other module.
+        conv: A convolution layer, or the weight of one, as in `to_matrix`; or any other module, as in
+            `to_linear_network`.
         input_size: (I_1, ..., I_D), as in `x.shape[-D:]`, or one int for all axes, or an example input; with a weight,
-            a `Geometry`; with a module, its example inputs.
+            a `Geometry`; for a module, its example inputs.
 
     Returns:
         A `Plan`: rows, cols, nnz, density, and the bytes of each layout. For a module, the `NetworkPlan` of
-        `to_linear_network`.
+        `to_linear_network`, a table of its layers.
 
     Raises:
         TypeError: As `to_matrix`.

@@ -44,7 +44,7 @@ def as_linear_operator(conv: Conv | Tensor, input_size: InputSize | Geometry) ->
     """The matrix A of a convolution layer as a SciPy operator that convolves and never forms the matrix.
 
         A @ flatten(x)   == flatten(conv(x)) - b
-        A.H @ flatten(y) == the x that PyTorch's backward gives for y: the transposed convolution
+        A.H @ flatten(y) == the transposed convolution of y, which PyTorch's backward gives
 
     It serves solvers that need only products: `scipy.sparse.linalg.svds`, `lsqr`, `lsmr`, `eigsh(A.H @ A)`.
 

@@ -1,6 +1,7 @@
 """The documentation site; `make docs` builds it into build/docs."""
 
 import re
+import warnings
 
 import conv2affine
 
@@ -8,33 +9,58 @@ project = "conv2affine"
 author = copyright = "the conv2affine authors"
 version = release = conv2affine.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_copybutton"]
-source_suffix = {".md": "markdown"}
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
+]
+source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 myst_heading_anchors = 3
 default_role = "py:obj"  # `name` in a docstring is a link if it is documented here, and code otherwise
 highlight_language = "none"
 
 add_module_names = False
+autodoc_inherit_docstrings = False  # PyTorch's describe what a subclass has to do
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 napoleon_numpy_docstring = False
 napoleon_custom_sections = ["Returns"]  # prose: napoleon would take what stands before a colon for a type
 copybutton_exclude = ".gp, .go"  # prompts and output
 
+# Each example is run anew: its page, its picture and its checks belong to this version.
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples/gallery",
+    "gallery_dirs": "gallery",
+    "within_subsection_order": "ExampleTitleSortKey",
+    "run_stale_examples": True,
+    "abort_on_example_error": True,
+    "capture_repr": (),
+    "image_srcset": ["2x"],
+    "notebook_extensions": set(),
+    "download_all_examples": False,
+    "show_signature": False,
+    "write_computation_times": False,
+    "min_reported_time": float("inf"),
+}
+warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state", UserWarning)  # PyTorch's, not ours
+
 html_theme = "furo"
 html_title = "conv2affine"
 html_static_path = ["_static"]
-html_css_files = ["narrow.css"]
+html_css_files = ["site.css"]
 html_show_sphinx = False
 
 
 def to_restructured_text(app, what, name, obj, options, lines):
     """Mark up what docstrings leave plain: indented equations, and the star in `(out, in, *kernel_size)`."""
-    result, in_block = [], False
+    result, in_block, in_section = [], False, False
     for line in lines:
         if line and not line.startswith(" "):
-            in_block = False
-        elif line and not in_block and result and not result[-1]:
+            in_block, in_section = False, re.fullmatch("(Args|Attributes|Returns|Raises|Example):", line)
+        elif line and not in_block and not in_section and result and not result[-1]:
             result += ["::", ""]
             in_block = True
         is_code = in_block or line.lstrip().startswith((">>>", "..."))
@@ -42,6 +68,13 @@ def to_restructured_text(app, what, name, obj, options, lines):
     lines[:] = result
 
 
+def link_to_gallery(app, docname, source):
+    """On GitHub a guide links to the source of an example, on the site to its page."""
+    text = source[0].replace("(../examples/gallery)", "(gallery/index.rst)")
+    source[0] = re.sub(r"\(\.\./examples/gallery/(\w+)\.py\)", r"(gallery/\1.rst)", text)
+
+
 def setup(app):
-    """Before napoleon, which has the default priority of 500, turns sections into fields."""
+    """Docstrings come before napoleon, which has the default priority of 500, turns sections into fields."""
     app.connect("autodoc-process-docstring", to_restructured_text, priority=400)
+    app.connect("source-read", link_to_gallery)

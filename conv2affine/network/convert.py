@@ -69,8 +69,8 @@ def to_linear_network(
         RuntimeError: If the result is not what the model computes; checked on the example and on random inputs.
 
     Example:
-        >>> layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10)
-        >>> model = nn.Sequential(*layers).eval()
+        >>> conv, head = nn.Conv2d(3, 8, 3), nn.Linear(288, 10)
+        >>> model = nn.Sequential(conv, nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), head).eval()
         >>> x = torch.rand(5, 3, 8, 8)
         >>> net = to_linear_network(model, x)
         >>> torch.allclose(net(x), model(x), atol=1e-5)
