@@ -19,6 +19,7 @@
 
 #include "adjoint.h"
 #include "bias.h"
+#include "cpu/interruptible.h"
 #include "dense.h"
 #include "pages.h"
 #include "rows.h"
@@ -43,6 +44,23 @@ py::dict build_info() {
   return info;
 }
 
+// Python's error as a C++ exception; with the GIL held.
+python_error current_error() {
+  python_error error;
+  error.persist();
+  return error;
+}
+
+unsigned long main_thread = 0;
+
+// Runs Python's signal handlers; that of Ctrl-C raises KeyboardInterrupt. Python runs them in its main thread alone: so
+// no other thread waits for the GIL.
+void check_signals() {
+  if (PyThread_get_thread_ident() != main_thread) return;
+  const py::gil_scoped_acquire gil;
+  if (PyErr_CheckSignals() != 0) throw current_error();
+}
+
 // Calls f. PyTorch makes a RuntimeError with a C++ trace of std::bad_alloc; Python has MemoryError.
 template <typename F>
 auto with_memory_error(const F& f) {
@@ -50,9 +68,7 @@ auto with_memory_error(const F& f) {
     const py::gil_scoped_acquire gil;
     PyErr_SetString(PyExc_MemoryError,
                     "there is no memory for the tables of this convolution: its borders are too long");
-    python_error error;
-    error.persist();
-    return error;
+    return current_error();
   };
   try {
     return f();
@@ -125,6 +141,8 @@ void def_operator(py::module_& m, const char* name, std::type_identity<Result(Ar
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
+  main_thread = py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
+  check_interrupt = &check_signals;
   m.doc() = "Compiled part of conv2affine; importing it registers torch.ops.conv2affine.";
   m.def("build_info", &build_info, "What this binary was built with and for.");
   // wrap_pybind_function keeps torch's exception types, which plain pybind11 turns into RuntimeError.
