@@ -11,7 +11,6 @@
 #include <torch/version.h>
 
 #include <new>
-#include <stdexcept>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -21,6 +20,7 @@
 #include "bias.h"
 #include "cpu/interruptible.h"
 #include "dense.h"
+#include "no_memory.h"
 #include "pages.h"
 #include "rows.h"
 #include "sparse.h"
@@ -44,7 +44,7 @@ py::dict build_info() {
   return info;
 }
 
-// Python's error as a C++ exception; with the GIL held.
+// The error that Python has set, to be thrown; with the GIL held.
 python_error current_error() {
   python_error error;
   error.persist();
@@ -61,28 +61,23 @@ void check_signals() {
   if (PyErr_CheckSignals() != 0) throw current_error();
 }
 
-// Calls f. PyTorch makes a RuntimeError with a C++ trace of std::bad_alloc; Python has MemoryError.
+// Calls f. torch::wrap_pybind_function would make a RuntimeError.
 template <typename F>
 auto with_memory_error(const F& f) {
-  const auto raise = []() {
-    const py::gil_scoped_acquire gil;
-    PyErr_SetString(PyExc_MemoryError,
-                    "there is no memory for the tables of this convolution: its borders are too long");
-    return current_error();
-  };
   try {
     return f();
-  } catch (const std::bad_alloc&) {
-    throw raise();
-  } catch (const std::length_error&) {  // no vector could be so long
-    throw raise();
+  } catch (const std::bad_alloc& error) {
+    const py::gil_scoped_acquire gil;
+    PyErr_SetString(PyExc_MemoryError, error.what());
+    throw current_error();
   }
 }
 
 py::tuple axis_taps(int64_t input, int64_t output, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation,
                     const std::string& padding_mode, bool transposed, bool by_columns) {
   const Axis axis = check_axis("axis", input, output, kernel, stride, padding, dilation, padding_mode, transposed);
-  const AxisTaps taps = with_memory_error([&] { return by_columns ? AxisTaps::transposed(axis) : AxisTaps(axis); });
+  const AxisTaps taps = with_memory_error(
+      [&] { return with_no_memory([&] { return by_columns ? AxisTaps::transposed(axis) : AxisTaps(axis); }); });
   std::vector<int64_t> start = {0}, inputs, kernels;
   for (int64_t o = 0; o < (by_columns ? input : output); ++o) {
     const Place place = taps[o];

@@ -11,8 +11,8 @@ from conv2affine import conv_matrix
 from tests.siege import interrupts
 
 OPS = torch.ops.conv2affine
-# A full matrix of 25 million entries, which takes several pieces of work.
-SIZE = 5000
+# A full matrix of 16 million entries, which takes several pieces of work.
+SIZE = 4000
 FULL = (torch.ones(1, 1, 1, 2 * SIZE - 1), [SIZE, SIZE, 1, SIZE - 1, 1], "zeros", False)
 
 

@@ -7,6 +7,8 @@
 #include <atomic>
 #include <cstdint>
 
+#include "no_memory.h"
+
 namespace conv2affine {
 
 // The entries that a thread should at least have to write or read: below this, waking it costs more than it gains.
@@ -27,19 +29,19 @@ void interruptible_for(int64_t begin, int64_t end, int64_t entries, const F& f) 
   const int64_t rounds = divide(divide(size, 128 * kGrainEntries / entries), threads);
   const int64_t piece = divide(size, rounds * threads), pieces = divide(size, piece);
   std::atomic<int64_t> next = 0;
-  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    for (int64_t number; (number = next++) < pieces;) {
-      const int64_t first = begin + number * piece;
-      f(first, first + std::min(piece, end - first));
-      if (next >= pieces || !check_interrupt) continue;
-      try {
-        check_interrupt();
-      } catch (...) {
-        next = pieces;  // for the other threads
-        throw;
+  const auto work = [&](int64_t, int64_t) {
+    try {
+      for (int64_t number; (number = next++) < pieces;) {
+        const int64_t first = begin + number * piece;
+        f(first, first + std::min(piece, end - first));
+        if (next < pieces && check_interrupt) check_interrupt();
       }
+    } catch (...) {
+      next = pieces;  // for the other threads
+      throw;
     }
-  });
+  };
+  with_no_memory([&] { at::parallel_for(0, threads, 1, work); });
 }
 
 }  // namespace conv2affine
