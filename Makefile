@@ -7,15 +7,11 @@ SOURCES := $(shell git ls-files csrc) CMakeLists.txt setup.py pyproject.toml
 CXX_FILES := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'tests/*.h')
 PYTHON_FILES := conv2affine tests examples benchmarks docs setup.py
 
-.PHONY: test mutations demo bench docs lint format wheel siege sanitize clean cuda-compile cuda-sanitize cuda-check petsc-check
+.PHONY: test demo bench docs lint format wheel siege sanitize clean cuda-compile cuda-sanitize cuda-check petsc-check
 .DELETE_ON_ERROR:
 
 test: $(VENV)/installed
 	$(BIN)/pytest --cov=conv2affine --cov-report=term-missing:skip-covered
-
-# A thousand mutated ONNX files: each gives a right result or a clear error.
-mutations: $(VENV)/installed
-	$(BIN)/python tests/onnx_mutations.py 1000
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/digits.py --output build/demo

@@ -11,7 +11,6 @@
 #include <torch/version.h>
 
 #include <new>
-#include <stdexcept>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -19,7 +18,9 @@
 
 #include "adjoint.h"
 #include "bias.h"
+#include "cpu/interruptible.h"
 #include "dense.h"
+#include "no_memory.h"
 #include "pages.h"
 #include "rows.h"
 #include "sparse.h"
@@ -43,30 +44,40 @@ py::dict build_info() {
   return info;
 }
 
-// Calls f. PyTorch makes a RuntimeError with a C++ trace of std::bad_alloc; Python has MemoryError.
+// The error that Python has set, to be thrown; with the GIL held.
+python_error current_error() {
+  python_error error;
+  error.persist();
+  return error;
+}
+
+unsigned long main_thread = 0;
+
+// Runs Python's signal handlers; that of Ctrl-C raises KeyboardInterrupt. Python runs them in its main thread alone: so
+// no other thread waits for the GIL.
+void check_signals() {
+  if (PyThread_get_thread_ident() != main_thread) return;
+  const py::gil_scoped_acquire gil;
+  if (PyErr_CheckSignals() != 0) throw current_error();
+}
+
+// Calls f. torch::wrap_pybind_function would make a RuntimeError.
 template <typename F>
 auto with_memory_error(const F& f) {
-  const auto raise = []() {
-    const py::gil_scoped_acquire gil;
-    PyErr_SetString(PyExc_MemoryError,
-                    "there is no memory for the tables of this convolution: its borders are too long");
-    python_error error;
-    error.persist();
-    return error;
-  };
   try {
     return f();
-  } catch (const std::bad_alloc&) {
-    throw raise();
-  } catch (const std::length_error&) {  // no vector could be so long
-    throw raise();
+  } catch (const std::bad_alloc& error) {
+    const py::gil_scoped_acquire gil;
+    PyErr_SetString(PyExc_MemoryError, error.what());
+    throw current_error();
   }
 }
 
 py::tuple axis_taps(int64_t input, int64_t output, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation,
                     const std::string& padding_mode, bool transposed, bool by_columns) {
   const Axis axis = check_axis("axis", input, output, kernel, stride, padding, dilation, padding_mode, transposed);
-  const AxisTaps taps = with_memory_error([&] { return by_columns ? AxisTaps::transposed(axis) : AxisTaps(axis); });
+  const AxisTaps taps = with_memory_error(
+      [&] { return with_no_memory([&] { return by_columns ? AxisTaps::transposed(axis) : AxisTaps(axis); }); });
   std::vector<int64_t> start = {0}, inputs, kernels;
   for (int64_t o = 0; o < (by_columns ? input : output); ++o) {
     const Place place = taps[o];
@@ -125,6 +136,8 @@ void def_operator(py::module_& m, const char* name, std::type_identity<Result(Ar
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
+  main_thread = py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
+  check_interrupt = &check_signals;
   m.doc() = "Compiled part of conv2affine; importing it registers torch.ops.conv2affine.";
   m.def("build_info", &build_info, "What this binary was built with and for.");
   // wrap_pybind_function keeps torch's exception types, which plain pybind11 turns into RuntimeError.

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include "no_memory.h"
+
 namespace conv2affine {
 
 Position MatrixRows::position(int64_t row) const {
@@ -28,12 +30,14 @@ MatrixRows check_rows(at::IntArrayRef weight_size, at::IntArrayRef geometry, std
   TORCH_CHECK_VALUE(0 <= row_start && row_start <= row_stop && row_stop <= rows, "rows [", row_start, ", ", row_stop,
                     ") must be a range within the ", rows, " rows of the matrix");
   const auto& [axis1, axis2, axis3] = conv.axes;
-  if (!by_columns) return {conv, {AxisTaps(axis1), AxisTaps(axis2), AxisTaps(axis3)}, row_start, row_stop, false};
-  return {conv.transposed(),
-          {AxisTaps::transposed(axis1), AxisTaps::transposed(axis2), AxisTaps::transposed(axis3)},
-          row_start,
-          row_stop,
-          true};
+  return with_no_memory([&]() -> MatrixRows {
+    if (!by_columns) return {conv, {AxisTaps(axis1), AxisTaps(axis2), AxisTaps(axis3)}, row_start, row_stop, false};
+    return {conv.transposed(),
+            {AxisTaps::transposed(axis1), AxisTaps::transposed(axis2), AxisTaps::transposed(axis3)},
+            row_start,
+            row_stop,
+            true};
+  });
 }
 
 void check_weight_bytes(at::IntArrayRef weight_size, int64_t itemsize) {

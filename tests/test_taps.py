@@ -145,11 +145,19 @@ def matrix_values(axis, mode):
     return _C.values(weight, [input, output, *rest], *mode, 0, 1, False)
 
 
+@torch.inference_mode()
+def kernel_values(axis, mode):
+    """The same, without autograd in Python."""
+    input, output, kernel, *rest = axis
+    weight = torch.ones(()).expand(1, 1, 1, kernel)
+    return torch.ops.conv2affine.values(weight, [input, output, *rest], *mode, 0, 1, False)
+
+
 @pytest.mark.parametrize("border", [2**40, 2**60])
 @pytest.mark.parametrize(
     "call",
-    [entries, matrix_values, lambda axis, mode: _C.axis_taps(*axis, *mode)],
-    ids=["entries", "values", "axis_taps"],
+    [entries, matrix_values, kernel_values, lambda axis, mode: _C.axis_taps(*axis, *mode)],
+    ids=["entries", "values", "kernel", "axis_taps"],
 )
 def test_tables_beyond_all_memory_are_refused(border, call):
     """Each output of the border reads something else."""

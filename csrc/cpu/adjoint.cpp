@@ -2,7 +2,6 @@
 
 #include <ATen/Dispatch_v2.h>
 #include <ATen/OpMathType.h>
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
@@ -10,6 +9,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "cpu/interruptible.h"
 #include "cpu/multiversioned.h"
 #include "cpu/row_pattern.h"
 
@@ -136,8 +136,8 @@ at::Tensor adjoint(const MatrixRows& rows, const at::TensorOptions& options, con
   const at::Tensor partial = at::zeros({parts, kernel}, options.dtype(c10::CppTypeToScalarType<acc_t>::value));
   acc_t* const sums_of_parts = partial.mutable_data_ptr<acc_t>();
   const int64_t rows_of_a_part = parts == 0 ? 1 : (rows.count() + parts - 1) / parts;
-  const int64_t grain = std::max<int64_t>(1, kGrainEntries / (rows_of_a_part * kernel));
-  at::parallel_for(0, parts, grain, [&](int64_t first, int64_t last) {
+  const int64_t entries = std::min(rows_of_a_part, INT64_MAX / kernel) * kernel;
+  interruptible_for(0, parts, entries, [&](int64_t first, int64_t last) {
     RowWalker<int64_t> walker(rows, starts[first]);
     auto source = source_at(starts[first]);
     std::vector<acc_t> sums;

@@ -1,9 +1,11 @@
 #include "dense.h"
 
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "cpu/dispatch.h"
+#include "cpu/interruptible.h"
 #include "cpu/memory.h"
 #include "cpu/row_pattern.h"
 #include "pages.h"
@@ -28,6 +30,13 @@ void fill_rows(const MatrixRows& rows, const scalar_t* weight, scalar_t* matrix,
   }
 }
 
+// What it takes to write a row, in entries. A page of memory that is touched for the first time takes as long as many.
+int64_t entries_of_a_row(const Convolution& conv, int64_t itemsize) {
+  constexpr int64_t kPageBytes = 4096, kPageEntries = 512;
+  const int64_t kernel = conv.in_per_group * conv.taps();
+  return std::max(kernel, std::min(kernel, conv.cols() / (kPageBytes / itemsize)) * kPageEntries);
+}
+
 at::Tensor dense_cpu(const at::Tensor& weight, const MatrixRows& rows) {
   const int64_t cols = rows.conv.cols();
   const bool huge_pages = wants_huge_pages(rows.conv, static_cast<int64_t>(weight.element_size()));
@@ -36,7 +45,8 @@ at::Tensor dense_cpu(const at::Tensor& weight, const MatrixRows& rows) {
     using scalar_t = decltype(zero);
     const scalar_t* from = read<scalar_t>(weight);
     scalar_t* to = write<scalar_t>(matrix);
-    at::parallel_for(rows.start, rows.stop, grain_rows(rows.conv), [&](int64_t begin, int64_t end) {
+    const int64_t entries = entries_of_a_row(rows.conv, sizeof(scalar_t));
+    interruptible_for(rows.start, rows.stop, entries, [&](int64_t begin, int64_t end) {
       fill_rows(rows, from, to + (begin - rows.start) * cols, begin, end);
     });
   });

@@ -68,14 +68,6 @@ struct RowPattern {
   }
 };
 
-// The entries that a thread should at least have to write or read: below this, waking it costs more than it gains.
-inline constexpr int64_t kGrainEntries = 32768;
-
-// The rows that kGrainEntries makes, at the most.
-inline int64_t grain_rows(const Convolution& conv) {
-  return std::max<int64_t>(1, kGrainEntries / (conv.in_per_group * conv.taps()));
-}
-
 // Consecutive rows of one pattern: row number n of them has the columns offset + n * step + pattern.columns[e].
 template <typename index_t>
 struct RowRun {

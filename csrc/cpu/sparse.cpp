@@ -1,12 +1,12 @@
 #include "sparse.h"
 
 #include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <algorithm>
 
 #include "cpu/dispatch.h"
+#include "cpu/interruptible.h"
 #include "cpu/memory.h"
 #include "cpu/multiversioned.h"
 #include "cpu/row_pattern.h"
@@ -113,8 +113,8 @@ void sparse_cpu(const at::Tensor& weight, const MatrixRows& rows, const SparsePa
       const scalar_t* from = read<scalar_t>(weight);
       const Pointers<scalar_t, index_t> pointers{indices(to.crow), indices(to.row), indices(to.col),
                                                  write<scalar_t>(to.values)};
-      at::parallel_for(rows.start, rows.stop, grain_rows(rows.conv),
-                       [&](int64_t begin, int64_t end) { fill_rows(rows, from, pointers, begin, end); });
+      interruptible_for(rows.start, rows.stop, rows.conv.in_per_group * rows.conv.taps(),
+                        [&](int64_t begin, int64_t end) { fill_rows(rows, from, pointers, begin, end); });
     });
     if (to.crow.defined()) indices(to.crow)[rows.count()] = static_cast<index_t>(to.values.numel());
   });

@@ -5,15 +5,16 @@ import sys
 import time
 import traceback
 
-from tests.siege import interrupts, layers, nonsense, threads
+from tests.siege import files, interrupts, layers, networks, nonsense, threads
 
-# The attack, what one unit of its size is, and its size in a short and in a long siege. A short one has no interrupts:
-# their time depends on how busy the machine is.
+# The attack, what one unit of its size is, and its size in a short and in a long siege.
 ATTACKS = {
     "layers": (layers.attack, "random layers", 200, 20_000),
+    "networks": (networks.attack, "random networks", 20, 2_000),
+    "files": (files.attack, "mutated ONNX files", 100, 5_000),
     "nonsense": (nonsense.attack, "calls of operators", 4_000, 100_000),
     "threads": (threads.attack, "conversions in 8 threads", 400, 20_000),
-    "interrupts": (interrupts.attack, "interrupts", 0, 50),
+    "interrupts": (interrupts.attack, "interrupts", 2, 50),
 }
 
 
@@ -31,8 +32,6 @@ def main() -> int:
     for name in options.attacks or ATTACKS:
         attack, unit, short, long = ATTACKS[name]
         size = options.size or (short if options.short else long)
-        if not size:
-            continue
         start = time.monotonic()
         try:
             found = attack(options.seed, size)
