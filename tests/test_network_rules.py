@@ -22,6 +22,17 @@ with torch.no_grad():
     for tensor in (*BATCH_NORM.parameters(), BATCH_NORM.running_mean):
         tensor.copy_(constant(2, seed=1))
 
+COLUMNS = torch.from_numpy(np.random.default_rng(0).integers(5, size=(1, 2, 5, 6)))
+GRID = constant(1, 3, 4, 2)
+
+
+def written(x, place, values):
+    """A copy of x with values at a place."""
+    x = x.clone()
+    x[place] = values
+    return x
+
+
 AFFINE = {
     # Arithmetic with constants
     "add": (lambda x: x + constant(5, 1), IMAGE),
@@ -165,6 +176,36 @@ AFFINE = {
         lambda x: F.conv1d(x.flatten(0, 1), constant(4, 5, 3), constant(4)).unflatten(0, (-1, 2)),
         IMAGE,
     ),
+    # Written into
+    "index-fill": (lambda x: x.index_fill(2, torch.tensor([1, 3]), 0.5), IMAGE),
+    "index-add": (lambda x: x.index_add(2, torch.tensor([1, 3]), x[:, :, :2]), IMAGE),
+    "scatter": (lambda x: x.scatter(2, COLUMNS.expand(len(x), -1, -1, -1)[:, :, :2], 1.5), IMAGE),
+    "scatter-add": (lambda x: x.scatter_add(2, COLUMNS.expand(len(x), -1, -1, -1), x.flip(1)), IMAGE),
+    "index-written": (lambda x: written(x, (slice(None), [0, 1], [2, 3]), 0), IMAGE),
+    "index-written-with-values": (lambda x: written(x, (slice(None), 0, [2, 3]), 2 * x[:, 1, :2]), IMAGE),
+    "column-written": (lambda x: written(x, (slice(None), 0), 0), IMAGE),
+    "slice-written-with-values": (lambda x: written(x, (slice(None), slice(None), slice(1, 3)), x[:, :, :2]), IMAGE),
+    "constants-written": (lambda x: written(x.new_ones(len(x), 4, 5, 6), (slice(None), slice(0, 4, 2)), x), IMAGE),
+    "fold": (lambda x: F.fold(F.unfold(x, (3, 2), padding=1, stride=2), (5, 6), (3, 2), padding=1, stride=2), IMAGE),
+    # Resampling
+    "grid-sample": (lambda x: F.grid_sample(x, GRID.expand(len(x), -1, -1, -1), align_corners=False), IMAGE),
+    "grid-sample-nearest": (
+        lambda x: F.grid_sample(x, GRID.expand(len(x), -1, -1, -1), "nearest", "border", align_corners=True),
+        IMAGE,
+    ),
+    "grid-sample-3d": (
+        lambda x: F.grid_sample(x, constant(1, 2, 3, 2, 3).expand(len(x), -1, -1, -1, -1), align_corners=False),
+        VOLUME,
+    ),
+    "antialiased": (lambda x: F.interpolate(x, (3, 4), mode="bilinear", antialias=True), IMAGE),
+    "antialiased-cubic": (lambda x: F.interpolate(x, scale_factor=0.6, mode="bicubic", antialias=True), IMAGE),
+    # Products that are linear after all
+    "bilinear-layer": (lambda x: F.bilinear(x, constant(5, 4).expand(*x.shape[:2], -1, -1), constant(3, 6, 4)), IMAGE),
+    "bilinear-layer-right": (
+        lambda x: F.bilinear(constant(5, 4).expand(*x.shape[:2], -1, -1), x, constant(3, 4, 6), constant(3)),
+        IMAGE,
+    ),
+    "power-of-one": (lambda x: 2 * x**1, IMAGE),
     "conv-weight-computed": (lambda x: F.conv2d(x, F.normalize(constant(3, 2, 3, 3), dim=1)), IMAGE),
 }
 
@@ -206,6 +247,8 @@ STEPS = {
     "minimum-constant": ("clip", lambda x: torch.minimum(x, constant(6)), X),
     "amax": ("window_max", lambda x: x.amax((1, 3)), X),
     "amax-keepdim": ("window_max", lambda x: x.amax(2, keepdim=True), X),
+    "amin": ("window_min", lambda x: x.amin((1, 3)), X),
+    "min-dim": ("window_min", lambda x: x.min(1).values, X),
     "max-dim": ("window_max", lambda x: x.max(1).values, X),
     "max-pool-1d": ("window_max", nn.MaxPool1d(3, 2, 1), LINE),
     "max-pool-2d": ("window_max", nn.MaxPool2d((2, 3), (1, 2), (1, 0), dilation=(2, 1)), X),

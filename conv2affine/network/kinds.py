@@ -8,6 +8,7 @@ abs           x                                     |x|
 maximum       a, b                                  max(a, b)
 minimum       a, b                                  min(a, b)
 window_max    x       windows                       y[r] = max over k of x[windows[r, k]]
+window_min    x       windows                       y[r] = min over k of x[windows[r, k]]
 
 All parameters are arrays: slope, low and high of shape (size of x,) or (), where low may be -inf and high inf; windows
 of shape (size of y, most elements in a window), where -1 is no element.
@@ -41,4 +42,5 @@ KINDS: dict[str, Callable[..., Array]] = {
     "maximum": np.maximum,
     "minimum": np.minimum,
     "window_max": window_max,
+    "window_min": lambda x, windows: -window_max(-x, windows),
 }

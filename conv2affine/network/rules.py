@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import prod
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from conv2affine.geometry import Geometry
 from conv2affine.network.layers import Convolution, Separable
-from conv2affine.network.matrices import Array, Matrix, Selection
+from conv2affine.network.matrices import Array, Matrix, Selection, Sparse
 
 __all__ = [
     "adaptive_average_pool",
@@ -23,6 +23,8 @@ __all__ = [
     "batch_norm",
     "convolution",
     "diagonal",
+    "from_units",
+    "gather_sums",
     "matmul_left",
     "matmul_right",
     "pool_windows",
@@ -31,6 +33,8 @@ __all__ = [
     "separable",
 ]
 
+# Elements of the unit vectors that are made at once.
+MAX_UNITS = 2**22
 Pairs = Sequence[tuple[int, int]]
 
 
@@ -181,6 +185,22 @@ def _axis(weights: Array, inputs: Any, lengths: Any, size: int) -> csr_array:
 
 def _identity(size: int) -> csr_array:
     return csr_array(scipy.sparse.eye_array(size, format="csr"))
+
+
+def gather_sums(places: Any, rows: int) -> Sparse:
+    """Element k of the input is added to element places[k] of the output."""
+    ones = (np.ones(len(places)), (places, np.arange(len(places))))
+    return Sparse(csr_array(ones, shape=(rows, len(places))))
+
+
+def from_units(function: Callable[[Tensor], Tensor], shape: Sequence[int]) -> csr_array:
+    """The matrix of a linear function that takes a batch of tensors of this shape: its results for the unit vectors."""
+    size, columns = prod(shape), []
+    for units in torch.split(torch.arange(size), max(1, MAX_UNITS // size)):
+        batch = torch.zeros(len(units), size, dtype=torch.float64)
+        batch[torch.arange(len(units)), units] = 1
+        columns.append(csr_array(function(batch.view(-1, *shape)).flatten(1).numpy()))
+    return csr_array(scipy.sparse.vstack(columns).T)
 
 
 def pool_windows(

@@ -115,6 +115,10 @@ def _window_max(writer: _Writer, x: Map, windows: Any) -> Map:
     return _at(x, windows[:, 0])
 
 
+def _window_min(writer: _Writer, x: Map, windows: Any) -> Map:
+    return _scaled(_window_max(writer, _scaled(x, -1), windows), -1)
+
+
 def _at(map: Map, index: Any) -> Map:
     return map.then(selection(index, map.size))
 
@@ -136,4 +140,5 @@ RULES: dict[str, Callable[..., Map]] = {
     "maximum": _maximum,
     "minimum": _minimum,
     "window_max": _window_max,
+    "window_min": _window_min,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from conv2affine.network import rules
+from conv2affine.network.layers import Separable
 from conv2affine.network.moves import follow
-from conv2affine.network.operands import Map, NoRuleError, through, value
-from conv2affine.network.torch_rules import RULES, Context, per_axis, rule
+from conv2affine.network.operands import Map, NoRuleError, broadcast, through, value
+from conv2affine.network.torch_rules import RULES, Context, per_axis, rule, weight_of
 
 __all__ = ["MOVING"]
 
@@ -69,6 +70,7 @@ def adaptive_avg_pool(context: Context, input: Any, output_size: Any) -> Map:
 
 
 @rule("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d")
+@rule("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")
 def upsample(context: Context, input: Any, **arguments: Any) -> Map:
     axes = context.axes
     shape, outputs = value(input).shape, context.shape[-axes:]
@@ -81,12 +83,49 @@ def upsample(context: Context, input: Any, **arguments: Any) -> Map:
     matrices = []
     for size, output, scale in zip(shape[-axes:], outputs, scales, strict=True):
         unit = torch.eye(size, dtype=torch.float64)[None]
-        if context.name == "upsample_bicubic2d":
-            line = torch.ops.aten.upsample_bicubic2d(unit[..., None], [output, 1], aligned, scale, None)[..., 0]
+        if context.name == "upsample_bicubic2d" or context.name.endswith("_aa"):
+            resize = getattr(torch.ops.aten, context.name)
+            line = resize(unit[:, :, None], [1, output], aligned, None, scale)[:, :, 0]
         else:
             line = torch.ops.aten.upsample_linear1d(unit, [output], aligned, scale)
         matrices.append(line[0].T.numpy())
     return through(input, rules.separable(prod(shape[:-axes]), matrices))
+
+
+@rule("grid_sampler_2d", "grid_sampler_3d")
+def grid_sample(context: Context, input: Any, grid: Any, **options: Any) -> Map:
+    samples, channels, *sizes = value(input).shape
+    grid = weight_of(grid).double()
+    if samples != 1:
+        raise NoRuleError  # each has a grid of its own
+
+    def sample(batch: Tensor) -> Tensor:
+        result: Tensor = context.operator.target(batch[None], grid, **options)
+        return result[0]
+
+    return through(input, Separable(channels, (rules.from_units(sample, sizes),)))
+
+
+@rule("index_put")
+def index_put(context: Context, input: Any, indices: Any, values: Any, accumulate: bool = False) -> Any:
+    if not accumulate:
+        return moving(context)
+    return _added(context, input, values, lambda numbers: torch.ops.aten.index(numbers, indices))
+
+
+@rule("scatter_add")
+def scatter_add(context: Context, input: Any, dim: int, index: Any, src: Any) -> Map:
+    if index.shape != src.shape:
+        raise NoRuleError  # only a part of it is added
+    return _added(context, input, src, lambda numbers: torch.gather(numbers, dim, index))
+
+
+def _added(context: Context, input: Any, other: Any, read: Callable[[Tensor], Tensor]) -> Map:
+    """The sum of one tensor and of what of another is added where `read` would read."""
+    places = read(torch.arange(prod(context.shape)).view(context.shape)).numpy()
+    return broadcast(input, context.shape) + broadcast(other, places.shape).then(
+        rules.gather_sums(places.ravel(), prod(context.shape))
+    )
 
 
 def moving(context: Context, **arguments: Any) -> Any:
@@ -111,6 +150,7 @@ def moving(context: Context, **arguments: Any) -> Any:
 MOVING = (
     *("view", "permute", "squeeze", "unsqueeze", "expand", "repeat", "diagonal", "unfold", "flip", "slice", "select"),
     *("split_with_sizes", "cat", "slice_scatter", "index", "index_select", "gather", "pad", "constant_pad_nd"),
+    *("copy", "scatter"),
     *(f"upsample_nearest{axes}d" for axes in (1, 2, 3)),
 )
 RULES.update(dict.fromkeys(MOVING, moving))

@@ -17,7 +17,7 @@ aten = torch.ops.aten
 # Kept whole: a rule knows them, or they say more than what they decompose into.
 UNDECOMPOSED = (
     *("linear", "matmul", "pad", "prelu", "glu", "scaled_dot_product_attention", "layer_norm", "group_norm"),
-    *("hardswish", "hardsigmoid", "silu", "softplus", "mish", "celu", "selu", "threshold", "hardshrink", "softshrink"),
+    *("hardswish", "hardsigmoid", "silu", "softplus", "mish", "celu", "selu", "threshold"),
     *("instance_norm", "upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d"),
     *(
         f"{kind}{axes}d"

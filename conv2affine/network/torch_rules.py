@@ -14,6 +14,7 @@ from math import prod
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from conv2affine.network import rules
@@ -23,7 +24,7 @@ from conv2affine.network.matrices import Selection
 from conv2affine.network.operands import Map, NoRuleError, broadcast, constant, masked, scaled, through, value
 from conv2affine.network.torch_operator import Operator
 
-__all__ = ["RULES", "Context", "per_axis", "rule"]
+__all__ = ["RULES", "Context", "per_axis", "rule", "weight_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +63,8 @@ class Context:
 
     @property
     def axes(self) -> int:
-        """The number of axes that the name of the operator ends with, as in avg_pool2d."""
-        return int(self.name.removesuffix("_with_indices")[-2])
+        """The number of axes that is in the name of the operator, as in avg_pool2d."""
+        return int(self.name.removesuffix("_with_indices").removesuffix("_aa")[-2])
 
     def is_parameter(self, tensor: Tensor) -> bool:
         """Whether the numbers of a tensor are those of a parameter."""
@@ -206,6 +207,32 @@ def matmul(context: Context, input: Any, other: Any = None, mat2: Any = None) ->
 def addmm(context: Context, input: Any, mat1: Any, mat2: Any, beta: Any = 1, alpha: Any = 1) -> Map:
     product = scaled(matmul(context, mat1, mat2), float(alpha), context.shape)
     return product + scaled(broadcast(input, context.shape), float(beta), context.shape)
+
+
+@rule("_trilinear")
+def bilinear(
+    context: Context,
+    i1: Any,
+    i2: Any,
+    i3: Any,
+    expand1: Sequence[int],
+    expand2: Sequence[int],
+    expand3: Sequence[int],
+    sumdim: Sequence[int],
+) -> Map:
+    if (expand1, expand2, expand3, sumdim) != ([1, 3], [0], [1, 2], [2, 3]):  # those of nn.Bilinear
+        raise NoRuleError
+    source, other, equation = (i1, i3, "oij,nj->nio") if isinstance(i1, Value) else (i3, i1, "oij,ni->njo")
+    weight = torch.einsum(equation, weight_of(i2).double(), weight_of(other).double())
+    rows, features = value(source).shape
+    return through(source, rules.matmul_right(weight, (rows, 1, features), copied=False))
+
+
+@rule("pow")
+def power(context: Context, input: Any, exponent: Any) -> Map:
+    if (constant(exponent) != 1).any():
+        raise NoRuleError
+    return broadcast(value(input), context.shape)
 
 
 def per_axis(numbers: Any, axes: int) -> list[int]:

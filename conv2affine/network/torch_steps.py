@@ -84,12 +84,13 @@ def minimum(context: Context, input: Any, other: Any) -> Value:
     return step(context, "minimum", as_shape(context, input), as_shape(context, other))
 
 
-@rule("amax", "max.dim")
+@rule("amax", "max.dim", "amin", "min.dim")
 def amax(context: Context, input: Any, dim: Any = None, keepdim: bool = False) -> Value:
     source = value(input)
     axes = [dim] if isinstance(dim, int) else dim or range(len(source.shape))
     windows = rules.reduce_windows(source.shape, axes)
-    return step(context, "window_max", source, operator=context.operator, windows=windows)
+    kind = "window_max" if context.name in ("amax", "max") else "window_min"
+    return step(context, kind, source, operator=context.operator, windows=windows)
 
 
 @rule("max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices")
