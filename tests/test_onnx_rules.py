@@ -117,6 +117,10 @@ AFFINE = [
     Case("reduce-mean-input", "y = ReduceMean(x, a)", (1, 3, 4), {"a": ints(1)}, 18),
     Case("reduce-sum-all", "y = ReduceSum(x)", (2, 3)),
     Case("reduce-sum-none", "y = ReduceSum<noop_with_empty_axes = 1>(x)", (2, 3)),
+    Case("einsum", 'y = Einsum<equation = "nij,jk->nki">(x, w)', ("N", 2, 3), {"w": random(3, 4)}),
+    Case("einsum-second", 'y = Einsum<equation = "ij, nj -> ni">(w, x)', ("N", 3), {"w": random(4, 3)}),
+    Case("einsum-implicit", 'y = Einsum<equation = "...ji,ki">(x, w)', (2, 1, 3, 4), {"w": random(5, 4)}),
+    Case("einsum-diagonal", 'y = Einsum<equation = "nii->ni">(x)', ("N", 3, 3)),
     Case("cumsum", "y = CumSum<exclusive = 1, reverse = 1>(x, a)", (2, 3), {"a": np.int64(-1)}),
     Case("reshape", "y = Reshape(x, s)", ("N", 2, 3), {"s": ints(0, -1)}),
     Case(
@@ -229,6 +233,7 @@ KEPT = [
     Case("compare", "a = Greater(x, c)\nb = Cast<to = 1>(a)\ny = Add(x, b)", ("N", 3), {"c": random(3)}),
     Case("arg-max", "i = ArgMax<axis = 1>(x)\nj = Cast<to = 1>(i)\ny = Add(j, j)", ("N", 3, 2)),
     Case("divide-constant", "y = Div(c, x)", ("N", 3), {"c": np.float32(2)}),
+    Case("einsum-of-values", 'y = Einsum<equation = "ni,nj->nij">(x, x)', ("N", 3)),
     Case("lp-pool", "y = LpPool<kernel_shape = [2]>(x)", ("N", 2, 4)),
     Case("layer-norm", "y = LayerNormalization(x, s)", ("N", 4), {"s": random(4)}, 17),
     Case(

@@ -199,7 +199,7 @@ def from_units(function: Callable[[Tensor], Tensor], shape: Sequence[int]) -> cs
     for units in torch.split(torch.arange(size), max(1, MAX_UNITS // size)):
         batch = torch.zeros(len(units), size, dtype=torch.float64)
         batch[torch.arange(len(units)), units] = 1
-        columns.append(csr_array(function(batch.view(-1, *shape)).flatten(1).numpy()))
+        columns.append(csr_array(function(batch.view(-1, *shape)).reshape(len(units), -1).numpy()))
     return csr_array(scipy.sparse.vstack(columns).T)
 
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from math import prod
+from string import ascii_letters
 from typing import Any
 
 import numpy as np
+import torch
 
 from conv2affine.network import rules
 from conv2affine.network.affine import AffineMap
 from conv2affine.network.graph import Value
+from conv2affine.network.matrices import Sparse
 from conv2affine.network.moves import follow
 from conv2affine.network.operands import Map, NoRuleError, broadcast, constant, masked, scaled, through, value
 from conv2affine.onnx.rules import Context, reduced_axes, rule, tensor
 
 __all__: list[str] = []
+
+# Elements of the results for all unit vectors, which have to be computed.
+MAX_EINSUM = 2**24
 
 
 @rule("Add", "Sum")
@@ -131,6 +138,32 @@ def _product(context: Context, a: Any, b: Any, transpose_a: bool = False, transp
         raise NoRuleError("the value is repeated for each matrix")
     make = rules.matmul_right if from_right else rules.matmul_left
     return map.then(make(weight, shape, copied=context.is_copied(other)))
+
+
+@rule("Einsum")
+def einsum(context: Context, *operands: Any, equation: str) -> Map:
+    """What the equation makes of the unit vectors of its one operand that is not constant."""
+    moved = [number for number, operand in enumerate(operands) if isinstance(operand, Value)]
+    if len(moved) != 1:
+        raise NoRuleError("it multiplies values")
+    [number] = moved
+    shape = operands[number].shape
+    if prod(shape) * prod(context.shape) > MAX_EINSUM:
+        raise NoRuleError(f"its matrix may have {prod(context.shape)} x {prod(shape)} entries")
+    terms, arrow, result = equation.replace(" ", "").partition("->")
+    if not arrow:
+        once = sorted(letter for letter in set(terms) if letter.isalpha() and terms.count(letter) == 1)
+        result = "".join(["..." if "..." in terms else "", *once])
+    unit = next(letter for letter in ascii_letters if letter not in equation)
+    inputs = terms.split(",")
+    inputs[number] = unit + inputs[number]
+    constants = [None if isinstance(operand, Value) else tensor(operand).double() for operand in operands]
+
+    def run(units: torch.Tensor) -> torch.Tensor:
+        arrays = [units if array is None else array for array in constants]
+        return torch.einsum(f"{','.join(inputs)}->{unit}{result}", *arrays)
+
+    return through(operands[number], Sparse(rules.from_units(run, shape)))
 
 
 @rule("GlobalAveragePool")

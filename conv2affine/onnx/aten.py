@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from conv2affine.network.graph import Node, Step
+from conv2affine.network.kinds import KINDS
 from conv2affine.network.torch_importer import import_torch
 from conv2affine.network.torch_operator import Slot
 from conv2affine.network.torch_program import tensors
@@ -77,7 +78,7 @@ def _node(node: Node) -> Node:
     """The node, with an ONNX operator for that of PyTorch."""
     if not isinstance(node, Step) or node.operator is None:
         return node
-    if node.kind == "window_max":  # its kind says all
+    if node.kind in KINDS:  # its kind says all
         return dataclasses.replace(node, operator=None)
     name, args, kwargs = node.kind, node.operator.args, node.operator.kwargs
     if name in SOFTMAX and len(args) > 1:

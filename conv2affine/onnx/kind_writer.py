@@ -10,6 +10,7 @@ from conv2affine.onnx.writer import Writer
 __all__ = ["write_kind"]
 
 SIMPLE = {"relu": "Relu", "abs": "Abs", "maximum": "Max", "minimum": "Min"}
+WINDOWS = {"window_max": "ReduceMax", "window_min": "ReduceMin"}
 
 
 def write_kind(writer: Writer, opset: int, step: Step, x: list[str], origin: str, output: str | None) -> str:
@@ -38,13 +39,13 @@ def write_kind(writer: Writer, opset: int, step: Step, x: list[str], origin: str
             name = output if op_type == finite[-1][0] else None
             x = [call(op_type, [*x, constant(f"{origin}.{op_type.lower()}", bound)], origin, name)]
         return x[0] if finite else call("Identity", x, origin, output)
-    if step.kind == "window_max":
+    if step.kind in WINDOWS:
         windows = step.parameters["windows"]
-        # What is no element is replaced by another of the window, which changes no maximum.
+        # What is no element is replaced by another of the window, which changes neither maximum nor minimum.
         windows = np.where(windows < 0, windows.max(axis=1, keepdims=True), windows)
         gathered = call("Gather", [*x, constant(f"{origin}.windows", windows)], origin, axis=1)
         if opset < 18:
-            return call("ReduceMax", [gathered], origin, output, axes=[2], keepdims=0)
+            return call(WINDOWS[step.kind], [gathered], origin, output, axes=[2], keepdims=0)
         axes = constant(f"{origin}.axes", np.array([2]))
-        return call("ReduceMax", [gathered, axes], origin, output, keepdims=0)
+        return call(WINDOWS[step.kind], [gathered, axes], origin, output, keepdims=0)
     raise NotImplementedError(f"a step of kind {step.kind} from {step.origin} has no operator to run it")

@@ -108,16 +108,8 @@ def reduce_max(
     axes: Any = None,
     keepdims: int = 1,
     noop_with_empty_axes: int = 0,
-) -> Any:
-    """The minimum is minus the maximum of what is negated."""
-    source = value(x)
+) -> Value:
     over = reduced_axes(x, axes if axes_input is None else axes_input, noop_with_empty_axes)
-    windows = rules.reduce_windows(source.shape, over)
-    if context.operator.op_type == "ReduceMax":
-        return step(context, "window_max", source, operator=context.operator, windows=windows)
-    negated = context.graph.add_piece(_minus(source), source.shape, context.origin)
-    return _minus(step(context, "window_max", negated, windows=windows))
-
-
-def _minus(x: Value) -> Map:
-    return AffineMap.identity(x, x.size).then(rules.diagonal(-1, x.shape))
+    kind = "window_max" if context.operator.op_type == "ReduceMax" else "window_min"
+    windows = rules.reduce_windows(value(x).shape, over)
+    return step(context, kind, value(x), operator=context.operator, windows=windows)
