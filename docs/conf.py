@@ -36,7 +36,6 @@ sphinx_gallery_conf = {
     "gallery_dirs": "gallery",
     "within_subsection_order": "ExampleTitleSortKey",
     "run_stale_examples": True,
-    "abort_on_example_error": True,
     "capture_repr": (),
     "image_srcset": ["2x"],
     "notebook_extensions": set(),

@@ -2,8 +2,8 @@
 A CNN as linear layers
 ======================
 
-A small CNN learns handwritten digits. Then one call makes linear layers of its
-convolutions, and another a plain multilayer perceptron (MLP) of the whole network. Both
+A small CNN learns handwritten digits. One call then replaces its convolutions by linear
+layers; another turns the whole network into a plain multilayer perceptron (MLP). Both
 predict what the CNN predicts.
 """
 
@@ -79,5 +79,5 @@ for converted in net, mlp:
     assert torch.equal(converted(images[test]).argmax(1), expected.argmax(1))
 
 accuracy = (expected.argmax(1) == labels[test]).double().mean().item()
-print(f"CNN and conversions have {accuracy:.1%} of {len(expected)} test images right.")
+print(f"CNN, net and mlp: {accuracy:.1%} of {len(expected)} test images are right.")
 assert accuracy > 0.9

@@ -79,7 +79,7 @@ right.legend()
 # %%
 # The product is the layer
 # ------------------------
-# Equal, not nearly: these are integers.
+# The two are exactly equal, since all numbers are integers.
 
 for size, count in zip(sizes, counts, strict=True):
     x = torch.randint(-8, 8, (2, size, size), generator=generator)

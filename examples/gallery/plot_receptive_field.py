@@ -4,9 +4,9 @@ The effective receptive field
 
 An output of L convolutions with 3 x 3 kernels can depend on (2 L + 1) x (2 L + 1) pixels.
 It hardly depends on most of them: `Luo et al. (2016)
-<https://arxiv.org/abs/1701.04128>`__ show that the effective receptive field is a bell,
-whose width grows like the square root of L. A row of the product of the matrices is the
-exact answer.
+<https://arxiv.org/abs/1701.04128>`__ show that the effective receptive field is
+bell-shaped, and that its width grows like the square root of L. A row of the product of
+the matrices is the exact answer.
 """
 
 import math
@@ -53,8 +53,8 @@ def width(influence):
 # %%
 # Theoretical and effective
 # -------------------------
-# The frame has the pixels that the output can depend on, the colours show how much it
-# does.
+# The frame encloses the pixels that the output can depend on. The colours show how much
+# it does.
 
 depths = [2, 6, 12, 20]
 fields = [receptive_field(layers) for layers in depths]

@@ -17,9 +17,9 @@ How far are they from the exact norm? For k x k kernels and stride 1,
 
     reshaped kernel  <=  exact  <=  circular, on a padded image  <=  k * reshaped kernel
 
-because the rows of one output position are the reshaped kernel; because the matrix with
-zero padding is a block of the circular one; and because at each frequency the circular
-layer is the reshaped kernel times a matrix of norm k.
+because the rows of an inner output position are the reshaped kernel; because the matrix
+with zero padding is a block of the circular one; and because at each frequency the
+circular layer is the reshaped kernel times a matrix of norm k.
 """
 
 import matplotlib.pyplot as plt

@@ -47,7 +47,7 @@ print(mlp)
 # --------------------------
 # The unknowns are eps, the pixels x, and for each ReLU its output z and whether it is on
 # (a = 1) or off (a = 0). Let v be W x + b, the value before the ReLU. Interval arithmetic
-# gives bounds, low <= v <= high, and with low <= 0 <= high,
+# gives bounds low <= v <= high, here widened to include 0. Then
 #
 # .. code-block:: none
 #
