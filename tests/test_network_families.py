@@ -85,6 +85,16 @@ def test_auto_has_no_more_entries_than_always(name):
     assert auto <= never
 
 
+@pytest.mark.parametrize("name", [*PIECEWISE, *OTHERS])
+def test_float32_is_not_refused_for_its_rounding(name):
+    make, shape = {**PIECEWISE, **OTHERS}[name]
+    x = samples(2, shape, torch.float32)
+    for convert in (to_linear_network, to_mlp) if name in PIECEWISE else (to_linear_network,):
+        result = convert(build(make, torch.float32), 100 * x)
+        expected = build(make)(x.double())
+        torch.testing.assert_close(result(x).double(), expected.reshape(result(x).shape), atol=1e-3, rtol=1e-3)
+
+
 def test_float32_is_rounded_once():
     make, shape = PIECEWISE["resnet"]
     model, x = build(make), samples(3, shape)
