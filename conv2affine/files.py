@@ -154,7 +154,7 @@ def _map(path: str | os.PathLike[str], dataset: Any) -> NDArray[Any]:
 
 
 def _create(part: Path, weight: Tensor, geometry: Geometry, index_dtype: torch.dtype) -> None:
-    """A file of the final size without any rows."""
+    """A file of the final size without any rows; under another name until it is one, in case of a kill."""
     h5py = _import("h5py")
     nnz, rows = ops.nnz(geometry, range(geometry.shape[0])), geometry.shape[0]
     dtypes = {"data": weight.dtype, "indices": index_dtype, "indptr": index_dtype, "rows_written": torch.int64}
@@ -171,12 +171,14 @@ def _create(part: Path, weight: Tensor, geometry: Geometry, index_dtype: torch.d
     create = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     create.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     create.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    with h5py.File(part, "x", alignment_threshold=1, alignment_interval=PAGE_BYTES) as file:
+    new = part.with_name(part.name + ".new")
+    with h5py.File(new, "w", alignment_threshold=1, alignment_interval=PAGE_BYTES) as file:
         for name, size in sizes.items():
             kind = h5py.h5t.py_create(_numpy(dtypes[name]), logical=True)
             h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create_simple((size,)), dcpl=create)
         file["rows_written"][0] = 0
         file.attrs.update({**ENCODING, "shape": geometry.shape, "source": _source(weight, geometry, index_dtype)})
+    new.rename(part)
 
 
 def _resume(part: Path, weight: Tensor, geometry: Geometry, index_dtype: torch.dtype) -> tuple[dict[str, int], range]:

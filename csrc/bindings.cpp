@@ -10,7 +10,6 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 
-#include <new>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -65,8 +64,8 @@ void check_signals() {
 template <typename F>
 auto with_memory_error(const F& f) {
   try {
-    return f();
-  } catch (const std::bad_alloc& error) {
+    return with_no_memory(f);
+  } catch (const NoMemory& error) {
     const py::gil_scoped_acquire gil;
     PyErr_SetString(PyExc_MemoryError, error.what());
     throw current_error();
@@ -76,8 +75,7 @@ auto with_memory_error(const F& f) {
 py::tuple axis_taps(int64_t input, int64_t output, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation,
                     const std::string& padding_mode, bool transposed, bool by_columns) {
   const Axis axis = check_axis("axis", input, output, kernel, stride, padding, dilation, padding_mode, transposed);
-  const AxisTaps taps = with_memory_error(
-      [&] { return with_no_memory([&] { return by_columns ? AxisTaps::transposed(axis) : AxisTaps(axis); }); });
+  const AxisTaps taps = with_memory_error([&] { return by_columns ? AxisTaps::transposed(axis) : AxisTaps(axis); });
   std::vector<int64_t> start = {0}, inputs, kernels;
   for (int64_t o = 0; o < (by_columns ? input : output); ++o) {
     const Place place = taps[o];

@@ -122,6 +122,14 @@ def test_goes_on_after_a_kill(kill_at, path, monkeypatch):
         assert (kill_at - 7) / 4 <= started[0] / 60 <= (kill_at - 1) / 4
 
 
+def test_starts_again_after_a_kill_while_the_file_was_made(path):
+    path.with_name("conv.h5.part.new").write_bytes(b"\x89HDF")
+    conv = nn.Conv2d(3, 8, 3, padding=1)
+    save_csr(path, conv, 12)
+    assert os.listdir(path.parent) == [path.name]
+    assert_same_csr(open_csr(path), to_scipy(conv, 12))
+
+
 def test_unfinished_files_are_not_opened(path):
     saved_by_another_process(path, 9)
     part = path.with_name("conv.h5.part")

@@ -243,6 +243,25 @@ def test_external_data(tmp_path, monkeypatch):
     assert difference(cnn(), again.model, inputs(again.model, 2)) < 1e-6
 
 
+def test_no_model_with_the_data_of_another(tmp_path, monkeypatch):
+    """Where the writer ends between the two files."""
+    monkeypatch.setattr(storage, "LARGE", 100)
+    path = tmp_path / "big.onnx"
+    convert(cnn(), path)
+    moves = []
+
+    def replace(source, target):
+        moves.append(target)
+        if target == path:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("conv2affine.onnx.storage.os.replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        convert(cnn(), path, form="mlp", overwrite=True)
+    assert len(moves) == 2
+    assert not path.exists()
+
+
 def test_nothing_is_written_over_or_left_behind(tmp_path, monkeypatch):
     path = tmp_path / "out.onnx"
     path.write_text("mine")

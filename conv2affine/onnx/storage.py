@@ -33,6 +33,7 @@ def publish(file: Path, path: Path) -> None:
     """Move a model, and its data, to where it is wanted; the model itself last."""
     data = file.with_name(file.name + SUFFIX)
     if data.exists():
+        path.unlink(missing_ok=True)  # it may have other data: whoever ends this here leaves no mixture
         os.replace(data, path.with_name(path.name + SUFFIX))
     os.replace(file, path)
 

@@ -12,6 +12,7 @@
 #include "cpu/interruptible.h"
 #include "cpu/multiversioned.h"
 #include "cpu/row_pattern.h"
+#include "no_memory.h"
 
 namespace conv2affine {
 
@@ -130,7 +131,7 @@ at::Tensor adjoint(const MatrixRows& rows, const at::TensorOptions& options, con
   using acc_t = at::opmath_type<scalar_t>;  // half types are summed in float32
   const Convolution& conv = rows.conv;
   const int64_t kernel = conv.in_per_group * conv.taps(), channels = conv.groups * conv.out_per_group;
-  const std::vector<int64_t> starts = parts_of(rows);
+  const std::vector<int64_t> starts = with_no_memory([&] { return parts_of(rows); });
   const int64_t parts = starts.size() - 1;
   checked_product({parts, kernel, static_cast<int64_t>(sizeof(acc_t))}, "bytes of the sums");
   const at::Tensor partial = at::zeros({parts, kernel}, options.dtype(c10::CppTypeToScalarType<acc_t>::value));

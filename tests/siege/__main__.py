@@ -5,13 +5,14 @@ import sys
 import time
 import traceback
 
-from tests.siege import files, interrupts, layers, networks, nonsense, threads
+from tests.siege import files, interrupts, kills, layers, networks, nonsense, threads
 
 # The attack, what one unit of its size is, and its size in a short and in a long siege.
 ATTACKS = {
     "layers": (layers.attack, "random layers", 200, 20_000),
     "networks": (networks.attack, "random networks", 20, 2_000),
     "files": (files.attack, "mutated ONNX files", 100, 5_000),
+    "kills": (kills.attack, "killed writers", 30, 2_000),
     "nonsense": (nonsense.attack, "calls of operators", 4_000, 100_000),
     "threads": (threads.attack, "conversions in 8 threads", 400, 20_000),
     "interrupts": (interrupts.attack, "interrupts", 2, 50),
