@@ -71,6 +71,18 @@ def test_batch_norm_costs_nothing():
     assert names == ["_0_0", "_2_0", "_3_0", "_6", "_9"]
 
 
+@pytest.mark.parametrize("pad", [nn.ZeroPad2d((1, 2, 0, 1)), nn.ReflectionPad2d(1), nn.ConstantPad2d(1, 0.5)])
+def test_padding_and_batch_norm_belong_to_their_convolution(pad):
+    model = build(lambda: nn.Sequential(pad, nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()))
+    plan = to_linear_network(model, samples(2, (3, 6, 6))).plan
+    assert [row.name for row in plan.layers] == ["1, 2"]
+
+
+def test_a_padded_convolution_is_copied():
+    plan = to_linear_network(nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(3, 4, 3)).double(), samples(2, (3, 6, 6))).plan
+    assert [(row.name, row.kind) for row in plan.rows] == [("1", "copied")]
+
+
 def test_repvgg_is_one_layer():
     net = to_linear_network(build(PIECEWISE["repvgg"][0]), samples(1, (3, 8, 8)))
     assert len(list(net.children())) == 1

@@ -148,6 +148,32 @@ def test_a_choice_of_channels_goes_into_the_weight():
     same(read, conv.csr().toarray() @ inputs.csr().toarray())
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("name", ["conv1d", "conv2d", "conv2d-groups"])
+def test_zeros_around_the_input_are_padding(name, scaled):
+    conv = MATRICES[name]
+    g = conv.geometry
+    sides = [(1, 0), (1, 2)][: len(g.input_size)]
+    inner = [size - left - right for size, (left, right) in zip(g.input_size, sides, strict=True)]
+    cols = g.in_channels * int(np.prod(inner))
+    numbers = np.arange(cols).reshape(g.in_channels, *inner)
+    index = np.pad(numbers, [(0, 0), *sides], constant_values=-1).ravel()
+    scale = np.append(np.repeat(random(g.in_channels), np.prod(inner)), 0)[index] if scaled else None
+    zeros = Selection(index, cols, scale)
+    result = compose(conv, zeros)
+    assert isinstance(result, Convolution)
+    assert result.copied is not scaled
+    same(result, conv.csr().toarray() @ zeros.csr().toarray())
+
+
+def test_factors_pass_what_only_moves_elements():
+    conv, moved = MATRICES["conv2d"], Selection(np.random.default_rng(0).permutation(90), 90)
+    factors = Selection(None, conv.shape[0], np.repeat(random(4), conv.shape[0] // 4))
+    result = compose(factors, compose(conv, moved))
+    assert isinstance(result.outer, Convolution)
+    same(result, factors.csr().toarray() @ conv.csr().toarray() @ moved.csr().toarray())
+
+
 @pytest.mark.parametrize("name", ["conv2d", "conv2d-groups", "transposed-groups"])
 def test_placed_channels_keep_their_factors_in_the_weight(name):
     conv = MATRICES[name]

@@ -229,6 +229,13 @@ REFUSED = {
         NotImplementedError,
         "1: sigmoid must be affine or piecewise linear",
     ),
+    "chain-of-two-dtypes": (
+        to_mlp,
+        nn.Sequential(nn.Conv2d(3, 2, 3), nn.Conv2d(2, 2, 3), Function(lambda x: x.half())),
+        X,
+        NotImplementedError,
+        "2: _to_copy must be .*, and is not: it is computed in torch.float16, and most in torch.float64",
+    ),
     "chain-outputs": (
         to_mlp,
         Function(lambda x: (x, F.relu(x))),

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from network_models import PIECEWISE, Counts, Function, build, samples
 from torch import nn
 from torch.nn.utils import prune
+from torch.utils import _pytree as pytree
 
 import conv2affine
 from conv2affine import SparseLinear, to_linear, to_linear_network, to_mlp
@@ -303,6 +304,29 @@ def test_saved_and_loaded(model, x):
     torch.save(net, file)
     file.seek(0)
     assert torch.equal(torch.load(file, weights_only=False)(x), net(x))
+
+
+LINEAR = nn.Linear(6, 6)
+CASTS = {
+    "inside": lambda x: LINEAR(LINEAR(x).half().sigmoid().float()),
+    "inside-layer": lambda x: LINEAR(F.linear(LINEAR(x).relu().double(), LINEAR.weight.double()).float()),
+    "at-the-end": lambda x: LINEAR(LINEAR(x).relu()).double(),
+    "at-the-start": lambda x: LINEAR(x.double().sigmoid().float()),
+    "half-on-both-sides": lambda x: LINEAR(x.half().float()).half(),
+    "some-outputs": lambda x: (LINEAR(x).half(), LINEAR(x), x.argmax(1)),
+    "constants": lambda x: (2 * x, *(torch.ones(1, 2, dtype=d).expand(len(x), -1) for d in (torch.half, torch.int64))),
+}
+
+
+@pytest.mark.parametrize("function", CASTS.values(), ids=CASTS)
+def test_casts_are_kept(function):
+    model, x = Function(function), samples(3, 6, dtype=torch.float32)
+    net = to_linear_network(model, x)
+    torch.testing.assert_close(net(x), model(x))
+    assert all("linear" not in row.kind for row in net.plan.kept) or function is CASTS["inside-layer"]
+    result = to_linear_network(model, x, dtype=torch.float64)(x.double())
+    for a, b in zip(pytree.tree_leaves(result), pytree.tree_leaves(model(x)), strict=True):
+        assert a.dtype is (torch.float64 if b.dtype is torch.float32 else b.dtype)
 
 
 def test_dtype_is_that_of_the_inputs_where_no_output_has_one():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from math import prod
 
 import numpy as np
@@ -20,7 +21,8 @@ def compose(outer: Matrix, inner: Matrix) -> Matrix:
     """The product outer @ inner.
 
     Selections are followed through one another, and a selection or a factor for each channel goes into the weight of a
-    convolution: so batch norm next to a convolution changes its weight and nothing else.
+    convolution: so batch norm next to a convolution changes its weight and nothing else. Zeros around the input of a
+    convolution go into its padding.
     """
     if outer.shape[1] != inner.shape[0]:
         raise ValueError(f"outer must have as many columns as inner has rows, got {outer.shape} and {inner.shape}")
@@ -33,11 +35,14 @@ def compose(outer: Matrix, inner: Matrix) -> Matrix:
             return _select_outputs(outer, inner) or Product(outer, inner)
         if isinstance(inner, Product) and isinstance(inner.outer, Selection):
             return compose(compose(outer, inner.outer), inner.inner)
+        if isinstance(inner, Product) and isinstance(inner.outer, Convolution):
+            selected = _select_outputs(outer, inner.outer)
+            return compose(selected, inner.inner) if selected else Product(outer, inner)
     if isinstance(inner, Selection):
         if inner.is_identity:
             return outer
         if isinstance(outer, Convolution):
-            return _select_inputs(outer, inner) or Product(outer, inner)
+            return _select_inputs(outer, inner) or _pad_inputs(outer, inner) or Product(outer, inner)
         if isinstance(outer, Product) and isinstance(outer.inner, Selection):
             return compose(outer.outer, compose(outer.inner, inner))
     if isinstance(outer, Convolution) and isinstance(inner, Convolution):
@@ -120,6 +125,31 @@ def _select_inputs(conv: Convolution, selection: Selection) -> Convolution | Non
         weight = weight[:, :, torch.from_numpy(np.flatnonzero(read)[np.argsort(channels[read])])]
         conv = _with_channels(conv, in_channels, g.out_channels)
     return Convolution(_ungrouped(conv, weight), conv.geometry, conv.copied and scale is None)
+
+
+def _pad_inputs(conv: Convolution, selection: Selection) -> Matrix | None:
+    """The product conv @ selection, where the selection puts zeros around its input: they are padding."""
+    g = conv.geometry
+    if g.transposed or selection.index is None:
+        return None
+    index = selection.index.reshape(g.in_channels, *g.input_size)
+    read = np.nonzero(index >= 0)[1:]
+    if not len(read[0]):
+        return None
+    first, last = [int(axis.min()) for axis in read], [int(axis.max()) for axis in read]
+    inside = (slice(None), *(slice(low, high + 1) for low, high in zip(first, last, strict=True)))
+    if not np.array_equal(index[inside].ravel(), np.arange(selection.cols)):
+        return None
+    sides = zip(g.padding, first, last, g.input_size, strict=True)
+    geometry = dataclasses.replace(
+        g,
+        input_size=index[inside].shape[1:],
+        padding=tuple((left + low, right + size - 1 - high) for (left, right), low, high, size in sides),
+    )
+    padded = Convolution(conv.weight, geometry, conv.copied)
+    if selection.scale is None:
+        return padded
+    return compose(padded, Selection(None, selection.cols, selection.scale.reshape(index.shape)[inside].ravel()))
 
 
 def _join(outer: Convolution, inner: Convolution) -> Convolution | None:

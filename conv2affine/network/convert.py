@@ -54,7 +54,8 @@ def to_linear_network(
         merge: Which affine operators that follow one another become one layer: "auto" where the product has no more
             entries than its factors together; "always"; or "never". Default: "auto".
         max_pool: What max pooling becomes: "max" keeps it, "relu" makes linear layers and ReLUs of it. Default: "max".
-        dtype: Of the layers; they are computed in float64 and rounded once. Default: as the output of `model`.
+        dtype: Of the layers; they are computed in float64 and rounded once. Default: that in which `model` computes
+            most. What it computes in other dtypes is kept as it is.
 
     Returns:
         A `torch.fx.GraphModule` that takes and gives what `model` does, for a batch of any size: `nn.Linear` and
@@ -88,7 +89,7 @@ def to_linear_network(
     with progress(len(plan.layers)) as each:
         net = export_torch(network, layout, dtype, each)
     net.plan = plan  # type: ignore[assignment]
-    verify(model, net, tensors(example_inputs), dtype)
+    verify(model, net, tensors(example_inputs), dtype, network.dtypes)
     return _finish(model, net)
 
 
@@ -144,7 +145,7 @@ def to_mlp(
             modules = [layer(matrix, bias, dtype, layout), nn.ReLU(), *modules]
     mlp = nn.Sequential(nn.Flatten(), *modules[:-1]).to(network.device)
     mlp.plan = plan  # type: ignore[assignment]
-    verify(model, mlp, tensors(example_inputs), dtype, flat=True)
+    verify(model, mlp, tensors(example_inputs), dtype, network.dtypes, flat=True)
     return _finish(model, mlp)
 
 
@@ -194,7 +195,7 @@ def module_to_linear(
     [source] = graph.inputs
     matrix = map.terms.get(source, Selection(np.full(map.size, -1), source.size))
     fc = layer(matrix, map.bias if map.bias.any() else None, dtype, layout).to(network.device)
-    verify(module, nn.Sequential(nn.Flatten(), fc), tensors(example_input), dtype, flat=True)
+    verify(module, nn.Sequential(nn.Flatten(), fc), tensors(example_input), dtype, network.dtypes, flat=True)
     return _finish(module, fc)
 
 

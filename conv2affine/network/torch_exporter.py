@@ -166,19 +166,24 @@ class _Exporter:
         array = np.asarray(array)
         if array.ndim == 0 and not as_tensor:
             return array.item()
-        return self.buffer(root, graph, torch.from_numpy(np.array(array)))
+        return self.buffer(root, graph, torch.from_numpy(np.array(array)).to(self.dtype))
 
     def buffer(self, root: nn.Module, graph: fx.Graph, tensor: Tensor) -> fx.Node:
         """A constant tensor."""
         name = f"constant_{sum(1 for _ in root.buffers(recurse=False))}"
-        root.register_buffer(name, tensor.to(self.dtype if tensor.is_floating_point() else tensor.dtype, copy=True))
+        root.register_buffer(name, tensor.to(self.new_dtype(tensor.dtype), copy=True))
         return graph.get_attr(name)
 
     def call(self, graph: fx.Graph, root: nn.Module, op: Operator, inputs: list[fx.Node]) -> fx.Node:
         """An operator of inputs, its constant tensors as buffers."""
         filled = op.filled(inputs)
+        filled = pytree.tree_map_only(torch.dtype, self.new_dtype, filled)
         args, kwargs = pytree.tree_map_only(Tensor, lambda tensor: self.buffer(root, graph, tensor.detach()), filled)
         return graph.call_function(op.target, args, kwargs)
+
+    def new_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """What becomes of a dtype: that of the layers takes the place of that in which the module computes most."""
+        return self.dtype if dtype is self.network.dtype else dtype
 
     def inner(self, op: Operator, inputs: int) -> fx.GraphModule:
         """A module of one operator."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 from torch.utils import _pytree as pytree
@@ -21,8 +21,8 @@ from conv2affine.network.graph import Graph, Value
 from conv2affine.network.kinds import KINDS
 from conv2affine.network.operands import NoRuleError, finite
 from conv2affine.network.simplify import remove_unused
-from conv2affine.network.torch_operator import Operator
-from conv2affine.network.torch_program import export, tensors, unwrap
+from conv2affine.network.torch_operator import Operator, Slot
+from conv2affine.network.torch_program import export, floating_dtypes, tensors, unwrap
 from conv2affine.network.torch_rules import RULES, Context
 
 __all__ = ["TorchNetwork", "import_torch", "operator_name", "origin"]
@@ -38,15 +38,20 @@ class TorchNetwork:
         graph: Its values are those of a batch of one sample.
         leaves: Outputs of the module: values, or what is no tensor.
         structure: How the outputs are nested.
-        dtype: Of the first floating output; else of the first floating input.
+        dtypes: Floating dtypes of what depends on the inputs, the most frequent first.
         device: Of the module.
     """
 
     graph: Graph
     leaves: list[Any]
     structure: pytree.TreeSpec
-    dtype: torch.dtype
+    dtypes: tuple[torch.dtype, ...]
     device: torch.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the module computes most."""
+        return self.dtypes[0]
 
 
 @np.errstate(all="ignore")  # constants may hold anything; what matters is checked
@@ -76,13 +81,7 @@ class _Importer:
         self.parameters = frozenset(tensor.untyped_storage().data_ptr() for tensor in state)
         self.device = next((tensor.device for tensor in state), torch.device("cpu"))
         self.nodes = {node.name: node for node in program.graph.nodes}
-        specs = program.graph_signature.output_specs
-        self.user_outputs = [spec for spec in specs if spec.kind == OutputKind.USER_OUTPUT]
-        nodes = [self.nodes.get(getattr(spec.arg, "name", "")) for spec in self.user_outputs]
-        nodes += [self.nodes[name] for name in program.graph_signature.user_inputs if isinstance(name, str)]
-        dtypes = [node.meta["val"].dtype for node in nodes if node is not None]
-        default = torch.get_default_dtype()
-        self.dtype: torch.dtype = next((dtype for dtype in dtypes if dtype.is_floating_point), default)
+        self.dtypes = floating_dtypes(program)
 
     def run(self) -> TorchNetwork:
         """Go through the nodes."""
@@ -93,7 +92,8 @@ class _Importer:
                 self.results[node] = self.call(node)
             elif node.op != "output":
                 raise NotImplementedError(f"node {node.name} ({node.target}) of the exported graph must be an operator")
-        leaves = [self.output(spec.arg) for spec in self.user_outputs]
+        specs = self.program.graph_signature.output_specs
+        leaves = [self.output(spec.arg) for spec in specs if spec.kind == OutputKind.USER_OUTPUT]
         for leaf in leaves:
             if isinstance(leaf, Value):
                 self.graph.add_output(leaf)
@@ -104,7 +104,7 @@ class _Importer:
                     f"{', '.join(node.origin)} must not make one number of a whole batch; reduce each sample by "
                     "itself, over all axes but the first, as in x.flatten(1).sum(1)"
                 )
-        return TorchNetwork(graph, leaves, self.program.call_spec.out_spec, self.dtype, self.device)
+        return TorchNetwork(graph, leaves, self.program.call_spec.out_spec, self.dtypes, self.device)
 
     def placeholder(self, node: fx.Node) -> Any:
         signature = self.program.graph_signature
@@ -123,9 +123,13 @@ class _Importer:
         if node is None:
             return getattr(argument, "value", None)
         result = self.results[node]
-        if isinstance(result, Value):
+        if not isinstance(result, Tensor):
             return result
-        return self.graph.add_piece(AffineMap.constant(result.double().cpu().numpy()), result.shape, node.name)
+        value = self.graph.add_piece(AffineMap.constant(result.double().cpu().numpy()), result.shape, node.name)
+        if result.dtype is self.dtypes[0]:
+            return value
+        cast = Operator(aten._to_copy.default, (Slot(0),), {"dtype": result.dtype})
+        return self.graph.add_step("_to_copy", [value], [value.shape], operator=cast, origin=node.name)[0]
 
     def call(self, node: fx.Node) -> Any:
         """The value of a node: a tensor if no input reaches it, else a value, or a tuple of them."""
@@ -173,11 +177,14 @@ class _Importer:
         context = Context(self.graph, op, inputs, shapes, frozenset(used), self.parameters, origin(node))
         # What is computed in another dtype is rounded there, or is no number.
         dtypes = {arg.meta["val"].dtype for arg in node.all_input_nodes if isinstance(self.results[arg], Value)}
-        if dtypes.union(fakes[number].dtype for number in used) == {self.dtype}:
+        others = sorted(map(str, dtypes.union(fakes[number].dtype for number in used) - {self.dtypes[0]}))
+        reason = f"it is computed in {', '.join(others)}, and most in {self.dtypes[0]}" if context.name in RULES else ""
+        if not others:
             try:
                 return self.apply(context, args, kwargs, several)
             except NoRuleError as error:
-                context = dataclasses.replace(context, operator=dataclasses.replace(op, reason=str(error)))
+                reason = str(error)
+        context = dataclasses.replace(context, operator=dataclasses.replace(op, reason=reason))
         return self.keep(context, name, several)
 
     def has_unknown_size(self, node: fx.Node, name: str) -> bool:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections import Counter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
+from torch.utils import _pytree as pytree
 
-__all__ = ["export", "tensors", "unwrap"]
+__all__ = ["export", "floating_dtypes", "tensors", "unwrap"]
 
 aten = torch.ops.aten
 # Kept whole: a rule knows them, or they say more than what they decompose into.
@@ -52,6 +54,21 @@ def _decompositions() -> Any:
         for overload in packet.overloads():
             table.pop(getattr(packet, overload), None)  # type: ignore[no-untyped-call]
     return table
+
+
+def floating_dtypes(program: ExportedProgram) -> tuple[torch.dtype, ...]:
+    """The floating dtypes of what depends on the inputs, the most frequent first."""
+    inputs = program.graph_signature.user_inputs
+    reached: set[fx.Node] = set()
+    count: Counter[torch.dtype] = Counter()
+    for node in program.graph.nodes:
+        if node.name in inputs or reached.intersection(node.all_input_nodes):
+            reached.add(node)
+            results = [result for result in pytree.tree_leaves(node.meta.get("val")) if isinstance(result, Tensor)]
+            for result in results:
+                if result.is_floating_point():
+                    count[result.dtype] += node.op != "placeholder"  # what is computed counts, inputs come last
+    return tuple(dtype for dtype, _ in count.most_common()) or (torch.get_default_dtype(),)
 
 
 def tensors(example_inputs: Any) -> tuple[Tensor, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,7 +23,13 @@ INFINITIES = "infinities or NaN"
 
 
 def verify(
-    model: nn.Module, result: nn.Module, inputs: Sequence[Tensor], dtype: torch.dtype, *, flat: bool = False
+    model: nn.Module,
+    result: nn.Module,
+    inputs: Sequence[Tensor],
+    dtype: torch.dtype,
+    dtypes: Sequence[torch.dtype],
+    *,
+    flat: bool = False,
 ) -> None:
     """Compare a result with the model, on example inputs and on random ones.
 
@@ -33,7 +39,8 @@ def verify(
         model: What was converted.
         result: What it was converted to.
         inputs: Example inputs.
-        dtype: Of the result.
+        dtype: In which the result computes what the model computes in the first of its dtypes.
+        dtypes: In which the model computes.
         flat: Whether the result gives one vector per sample, whatever the shape of the model's only output.
 
     Raises:
@@ -41,9 +48,10 @@ def verify(
         RuntimeError: If the results differ by more than rounding.
     """
     generator = torch.Generator().manual_seed(0)
+    eps = max(torch.finfo(each).eps for each in (dtype, *dtypes))
     with _buffers_kept(model):
         for batch in (inputs, [_random(x, generator) for x in inputs]):
-            _compare(model, result, batch, dtype, generator, flat)
+            _compare(model, result, batch, {dtypes[0]: dtype}, eps, generator, flat)
 
 
 @contextmanager
@@ -69,9 +77,14 @@ def _random(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _compare(
-    model: nn.Module, result: nn.Module, inputs: Sequence[Tensor], dtype: torch.dtype, generator: Any, flat: bool
+    model: nn.Module,
+    result: nn.Module,
+    inputs: Sequence[Tensor],
+    dtypes: Mapping[torch.dtype, torch.dtype],
+    eps: float,
+    generator: Any,
+    flat: bool,
 ) -> None:
-    eps = max(torch.finfo(dtype).eps, *(torch.finfo(x.dtype).eps for x in inputs if x.is_floating_point()), 0.0)
     nearby = [
         x * (1 + eps * torch.randn(x.shape, generator=generator).to(x)) if x.is_floating_point() else x for x in inputs
     ]
@@ -87,15 +100,18 @@ def _compare(
                 "the model must give the same result for the same input, and two runs differ; call model.eval(), and "
                 "remove what depends on chance, or what is changed by a run and used in the next"
             )
-        got = _leaves(result(*(x.to(dtype) if x.is_floating_point() else x for x in inputs)))
+        got = _leaves(result(*(x.to(dtypes.get(x.dtype, x.dtype)) for x in inputs)))
         for number, (a, b, c) in enumerate(zip(expected, got, moved, strict=True)):
             problem = difference(a, b, c, eps)
+            wanted = dtypes.get(a.dtype, a.dtype) if isinstance(a, Tensor) else None
+            if not problem and wanted is not getattr(b, "dtype", None):
+                problem = f"{b.dtype} for {wanted}"
             if problem:
                 _explain(model, inputs, number, min(ROUNDINGS * eps, ROUGHEST), flat)
                 if problem == INFINITIES:
                     raise ValueError(
                         f"output {number} does not have the {INFINITIES} of the model's: linear layers spread them, as "
-                        f"0 * inf is NaN; make all constants finite, and no larger than {dtype} can hold"
+                        f"0 * inf is NaN; make all constants finite, and no larger than the dtype can hold"
                     )
                 raise RuntimeError(
                     f"the result does not equal the model, {problem} in output {number}; please report this"
