@@ -231,6 +231,12 @@ KEPT = [
         {"s": np.float32(0.1), "z": np.uint8(128)},
     ),
     Case("max-pool-indices", "a, i = MaxPool<kernel_shape = [2]>(x)\nj = Cast<to = 1>(i)\ny = Add(a, j)", (1, 2, 4)),
+    Case(
+        "where-infinite",
+        "a = Where(m, x, c)\ny = Softmax(a)",
+        ("N", 3),
+        {"m": np.array([True, False, True]), "c": np.float32(-np.inf)},
+    ),
     Case("unequal-divisor", "y = Div(x, c)", (1, 2), {"c": np.float32([0, 1])}),
     Case(
         "resize-crop",
