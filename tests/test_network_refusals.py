@@ -74,6 +74,20 @@ REFUSED = {
         ValueError,
         r"softmax \(_softmax\) mixes the samples",
     ),
+    "mixes-integers": (
+        to_linear_network,
+        nn.Sequential(nn.Embedding(9, 2), Mixes()),
+        (torch.arange(3, 6)[None],),
+        ValueError,
+        r"^1 \(mean\) mixes the samples of a batch",
+    ),
+    "mixes-complex-numbers": (
+        to_linear_network,
+        Function(lambda x: torch.fft.fft(x, dim=0)),
+        X,
+        ValueError,
+        r"fft_r2c \(_fft_r2c\) mixes the samples of a batch",
+    ),
     "counts-samples": (
         to_linear_network,
         Function(lambda x: x / len(x)),

@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from network_models import PIECEWISE, Counts, Function, build, samples
+from network_models import OTHERS, PIECEWISE, Counts, Function, build, samples
 from torch import nn
 from torch.nn.utils import prune
 from torch.utils import _pytree as pytree
@@ -73,6 +73,31 @@ def test_export(layout, model, x):
     program = torch.export.export(net, (x,), dynamic_shapes=[{0: torch.export.Dim("batch", min=2)}])
     larger = samples(7, *SHAPE)
     torch.testing.assert_close(program.module()(larger), model(larger))
+
+
+def test_export_of_a_step_that_runs_on_each_sample():
+    model, x = Function(lambda x: x.flatten(0, 1).softmax(1).unflatten(0, (-1, 4))), samples(3, 4, 6)
+    net = to_linear_network(model, x)
+    assert [type(module).__name__ for module in net.children()] == ["PerSample"]
+    program = torch.export.export(net, (x,), dynamic_shapes=[{0: torch.export.Dim("batch")}])
+    torch.testing.assert_close(program.module()(samples(5, 4, 6)), model(samples(5, 4, 6)))
+
+
+@pytest.mark.filterwarnings("ignore")  # of the exporters about themselves
+@pytest.mark.parametrize("dynamo", [False, True])
+@pytest.mark.parametrize("name", ["resnet", "squeeze-excite", "transformer"])
+def test_onnx_export(name, dynamo, tmp_path):
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    if dynamo:
+        pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    make, shape = {**PIECEWISE, **OTHERS}[name]
+    x, file = samples(3, *shape, dtype=torch.float32), tmp_path / "net.onnx"
+    net = to_linear_network(build(make, torch.float32), x, layout="dense")
+    batch = {"dynamic_shapes": [{0: "n"}]} if dynamo else {"dynamic_axes": {"x": {0: "n"}, "y": {0: "n"}}}
+    torch.onnx.export(net, (x,), file, dynamo=dynamo, input_names=["x"], output_names=["y"], **batch)
+    larger = samples(5, *shape, dtype=torch.float32)
+    [y] = runtime.InferenceSession(file).run(None, {"x": larger.numpy()})
+    torch.testing.assert_close(torch.from_numpy(y), net(larger).detach(), atol=1e-5, rtol=0)
 
 
 def test_gradients_are_those_of_the_model(model, x):

@@ -49,7 +49,7 @@ class _Recorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         if isinstance(n.target, torch._ops.OpOverload) and isinstance(result, Tensor):
-            self.results[n.name] = n, result.clone()
+            self.results[n.name] = n, torch.view_as_real(result).clone() if result.is_complex() else result.clone()
         return result
 
 
@@ -65,6 +65,8 @@ def is_close(first: Tensor, second: Tensor, tolerance: float) -> bool:
     """Whether two tensors differ by at most so much of the largest finite element."""
     if first.shape != second.shape:
         return False
+    if first.is_complex():
+        first, second = torch.view_as_real(first), torch.view_as_real(second)
     finite = first[first.isfinite()].abs()
     largest = float(finite.max()) if len(finite) else 0.0
     return torch.allclose(first.double(), second.double(), rtol=0, atol=tolerance * largest, equal_nan=True)

@@ -68,12 +68,13 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
 
 
 def _random(x: Tensor, generator: torch.Generator) -> Tensor:
-    """A batch of random samples like those of x; integers are taken from x."""
+    """A batch of random samples like those of x; integers are those of x, or 0, which is an index too."""
     if x.is_floating_point():
         scale = torch.cat([x.detach().double().abs().flatten().cpu(), torch.ones(1)]).max()
         sample = torch.randn(BATCH, *x.shape[1:], generator=generator, dtype=torch.float64) * scale / 2
         return sample.to(x)
-    return x[torch.randint(len(x), (BATCH,), generator=generator)]
+    chosen = x[torch.randint(len(x), (BATCH,), generator=generator)]
+    return chosen * (torch.rand(chosen.shape, generator=generator) < 0.75).to(x)
 
 
 def _compare(
