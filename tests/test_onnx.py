@@ -294,7 +294,7 @@ def broken(change) -> ModelProto:
 
 
 REFUSED = {
-    "empty": (lambda m: m.Clear(), ValueError, "has no graph"),
+    "empty": (lambda m: m.Clear(), ValueError, "the model must be an ONNX model with outputs, and has none"),
     "cycle": (lambda m: m.graph.node[0].input.__setitem__(0, "y"), ValueError, "must not depend on their own results"),
     "unknown-operator": (
         lambda m: setattr(m.graph.node[1], "op_type", "Rely"),

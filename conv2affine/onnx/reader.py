@@ -71,8 +71,9 @@ def read(source: ModelProto | str | Path, shapes: Mapping[str, Sequence[int]] | 
         proto.CopyFrom(source)
     else:
         proto = _parse(Path(source))
-    if not proto.graph.node and not proto.graph.output:
-        raise ValueError("the file must hold an ONNX model, and has no graph")
+    if not proto.graph.output:
+        name = "the model" if isinstance(source, ModelProto) else source
+        raise ValueError(f"{name} must be an ONNX model with outputs, and has none")
     _check_text(proto.graph)
     opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
     if not MIN_OPSET <= opset <= onnx.defs.onnx_opset_version():
@@ -207,7 +208,7 @@ def _input(name: str, type: TypeProto, given: Sequence[int] | None) -> Tensor:
         len(given) == len(dims) and all(isinstance(a, str) or a == b for a, b in zip(dims, given, strict=True))
     )
     if given is not None and not fits:
-        raise ValueError(f"the shape given for input {name} ({tuple(given)}) must fit that in the file, ({shown})")
+        raise ValueError(f"the shape given for input {name}, {tuple(given)}, must fit that in the file, ({shown})")
     shape = []
     for axis, dim in enumerate(dims):
         size = given[axis] if given is not None else 1 if isinstance(dim, str) and axis == 0 else dim
