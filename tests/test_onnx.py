@@ -178,6 +178,15 @@ def test_input_without_axes():
     assert difference(original, convert(original).model, {"x": np.array(2, np.float32)}) == 0
 
 
+def test_half_precision_inside_is_compared_as_such():
+    nodes = "a = Cast<to = 10>(x)\nb = Conv(a, w)\nc = Relu(b)\ny = Cast<to = 1>(c)"
+    original = model(nodes, {"x": ("N", 2, 5, 5)}, {"w": random(3, 2, 3, 3).astype(np.float16)})
+    result = convert(original)
+    assert list(result.kept) == ["a", "b", "c", "y"]
+    assert result.is_batched
+    assert result.difference < 1e-3  # onnxruntime leaves out one rounding to float16 in the original
+
+
 def test_half_precision_is_kept_with_its_constants():
     original = model(
         "y = Mul(x, c)", {"x": ("N", 3)}, {"c": np.float16(3)}, types=dict.fromkeys("xy", TensorProto.FLOAT16)
@@ -362,6 +371,13 @@ def test_refused_nodes(nodes, error, message):
     }
     with pytest.raises(error, match=message):
         convert(model(nodes, {"x": (1, 3)}, constants))
+
+
+def test_an_input_may_be_an_output():
+    original = model("y = Relu(x)", {"x": ("N", 2, 3)}, outputs=["y", "x"])
+    result = convert(original)
+    assert result.is_batched
+    assert difference(original, result.model, inputs(result.model, 4)) == 0
 
 
 MLP_REFUSED = {

@@ -153,7 +153,7 @@ def _write(
     got = runner(file)
     floats = {tensor.name: exporter.writer.dtype for tensor in network.inputs if tensor.elem_type in FLOATS}
     differences = [
-        compare(original, got, sample(network.inputs, batch, is_batched), floats, batch if flat else None)
+        compare(original, got, sample(network.inputs, batch, is_batched), floats, network.eps, batch if flat else None)
         for batch in (BATCHES if is_batched else BATCHES[:1])
     ]
     return model, max(differences)

@@ -208,7 +208,7 @@ def _input(name: str, type: TypeProto, given: Sequence[int] | None) -> Tensor:
         len(given) == len(dims) and all(isinstance(a, str) or a == b for a, b in zip(dims, given, strict=True))
     )
     if given is not None and not fits:
-        raise ValueError(f"the shape given for input {name}, {tuple(given)}, must fit that in the file, ({shown})")
+        raise ValueError(f"the shape given for input {name} ({tuple(given)}) must fit that in the file, ({shown})")
     shape = []
     for axis, dim in enumerate(dims):
         size = given[axis] if given is not None else 1 if isinstance(dim, str) and axis == 0 else dim
