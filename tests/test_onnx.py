@@ -406,12 +406,26 @@ def test_refused_as_mlp(nodes, shapes, outputs, error, message):
         ({"form": "cnn"}, r"form \('cnn'\) must be one of"),
         ({"merge": "all"}, r"merge \('all'\)"),
         ({"max_pool": "no"}, r"max_pool \('no'\)"),
+        ({"opset": "13"}, r"opset \('13'\) must be 8 to"),
+        ({"max_bytes": -1}, r"max_bytes \(-1\) must be >= 0"),
         ({"dtype": torch.float16}, r"dtype \(torch.float16\) must be torch.float32 or torch.float64"),
     ],
 )
 def test_refused_options(options, message):
     with pytest.raises(ValueError, match=message):
         convert(cnn(), **options)
+
+
+@pytest.mark.parametrize("source", [None, b"model", cnn().graph], ids=["none", "bytes", "graph"])
+def test_a_source_of_another_type_is_refused(source):
+    with pytest.raises(TypeError, match=r"source must be an onnx\.ModelProto or the path of a file, got"):
+        convert(source)
+
+
+@pytest.mark.parametrize("shapes", [[1, 1, 6, 6], {"x": 6}, {"x": "1166"}, {"x": (1.0, 1, 6, 6)}], ids=str)
+def test_shapes_that_are_no_integers_are_refused(shapes):
+    with pytest.raises(TypeError, match=r"shapes \(.*\) must be sizes by name, as in {'x': \(1, 3, 32, 32\)}"):
+        convert(cnn(), shapes=shapes)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x08\x01\x12"], ids=["empty", "text", "truncated"])
