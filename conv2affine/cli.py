@@ -17,13 +17,14 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError("the command line needs typer; install it with: pip install 'conv2affine[onnx]'") from error
 
+import conv2affine
+
 if TYPE_CHECKING:
     from conv2affine.network.report import NetworkPlan
 
 __all__ = ["app"]
 
 app = typer.Typer(
-    help="Networks in ONNX files as linear layers: convolutions, pooling, batch norm and the like become matrices.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -77,9 +78,24 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout."
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
+def _print_version(is_set: bool) -> None:
+    if is_set:
+        print(f"conv2affine {conv2affine.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Networks in ONNX files as linear layers: convolutions, pooling, batch norm and the like become matrices."""
+
+
 @app.command()
 def plan(
-    file: Annotated[Path, typer.Argument(help="An ONNX file.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An ONNX file.")],
     form: FormOption = Form.graph,
     merge: MergeOption = Merge.auto,
     max_pool: MaxPoolOption = MaxPool.max,
@@ -116,7 +132,7 @@ def convert(
     dtype: DTypeOption = None,
     shape: ShapeOption = None,
     opset: Annotated[int | None, typer.Option(help="Opset of the result; 13, if nothing that is kept changed.")] = None,
-    max_gib: Annotated[float, typer.Option(help="Refuse layers of more than this, in GiB.")] = 1.0,
+    max_gib: Annotated[float, typer.Option(min=0, max=2**20, help="Refuse layers of more than this, in GiB.")] = 1.0,
     flat: Annotated[
         bool, typer.Option("--flat", help="Make inputs and outputs vectors, so that nothing reshapes.")
     ] = False,
@@ -170,7 +186,7 @@ def _errors(debug: bool) -> Iterator[None]:
         if debug:
             raise
         message = str(error).partition("\n")[0] or type(error).__name__
-        if isinstance(error, FileNotFoundError) and error.filename:
+        if isinstance(error, OSError) and error.filename:
             message = f"{error.filename}: {error.strerror}"
         print(f"error: {message}", file=sys.stderr)
         raise typer.Exit(1) from None

@@ -10,6 +10,7 @@ import pytest
 from onnx_models import model, operators, random
 from typer.testing import CliRunner
 
+import conv2affine
 from conv2affine.cli import app
 
 
@@ -90,6 +91,25 @@ def test_an_error_is_one_line(file, tmp_path, arguments, message):
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_a_folder_is_no_file(file, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert run("plan", folder).stderr == f"error: {folder}: Is a directory\n"
+    result = run("convert", file, folder, *SHAPE, "--force")
+    assert result.exit_code == 1
+    assert result.stderr == f"error: {folder} must be a file, and is a folder\n"
+
+
+def test_an_empty_file_is_named(tmp_path):
+    path = tmp_path / "empty.onnx"
+    path.touch()
+    assert run("plan", path).stderr == f"error: {path} must be an ONNX model with outputs, and has none\n"
+
+
+def test_version():
+    assert run("--version").stdout == f"conv2affine {conv2affine.__version__}\n"
+
+
 def test_missing_file(tmp_path):
     result = run("plan", tmp_path / "no.onnx")
     assert result.exit_code == 1
@@ -104,6 +124,7 @@ def test_debug_has_the_traceback(tmp_path):
 def test_usage_errors(file):
     assert run("plan", file, "--form", "cnn").exit_code == 2
     assert run("convert", file).exit_code == 2
+    assert run("convert", file, "out.onnx", "--max-gib", "-1").exit_code == 2
 
 
 @pytest.mark.parametrize("command", ["plan", "convert"])

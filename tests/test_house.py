@@ -28,6 +28,12 @@ def test_citation_has_the_version():
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
 
 
+def test_readme_runs():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    exec("".join(blocks), {})
+
+
 def test_field_names_tests_that_exist():
     """docs/field.md has a file before its test functions."""
     page = (ROOT / "docs/field.md").read_text()

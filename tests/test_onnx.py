@@ -178,6 +178,15 @@ def test_input_without_axes():
     assert difference(original, convert(original).model, {"x": np.array(2, np.float32)}) == 0
 
 
+def test_half_precision_inside_is_compared_as_such():
+    nodes = "a = Cast<to = 10>(x)\nb = Conv(a, w)\nc = Relu(b)\ny = Cast<to = 1>(c)"
+    original = model(nodes, {"x": ("N", 2, 5, 5)}, {"w": random(3, 2, 3, 3).astype(np.float16)})
+    result = convert(original)
+    assert list(result.kept) == ["a", "b", "c", "y"]
+    assert result.is_batched
+    assert result.difference < 1e-3  # onnxruntime leaves out one rounding to float16 in the original
+
+
 def test_half_precision_is_kept_with_its_constants():
     original = model(
         "y = Mul(x, c)", {"x": ("N", 3)}, {"c": np.float16(3)}, types=dict.fromkeys("xy", TensorProto.FLOAT16)
@@ -313,7 +322,7 @@ def broken(change) -> ModelProto:
 
 
 REFUSED = {
-    "empty": (lambda m: m.Clear(), ValueError, "has no graph"),
+    "empty": (lambda m: m.Clear(), ValueError, "the model must be an ONNX model with outputs, and has none"),
     "cycle": (lambda m: m.graph.node[0].input.__setitem__(0, "y"), ValueError, "must not depend on their own results"),
     "unknown-operator": (
         lambda m: setattr(m.graph.node[1], "op_type", "Rely"),
@@ -383,6 +392,13 @@ def test_refused_nodes(nodes, error, message):
         convert(model(nodes, {"x": (1, 3)}, constants))
 
 
+def test_an_input_may_be_an_output():
+    original = model("y = Relu(x)", {"x": ("N", 2, 3)}, outputs=["y", "x"])
+    result = convert(original)
+    assert result.is_batched
+    assert difference(original, result.model, inputs(result.model, 4)) == 0
+
+
 MLP_REFUSED = {
     "two-inputs": ("y = Add(x, z)", {"x": (1, 3), "z": (1, 3)}, ["y"], ValueError, "a chain has one input"),
     "two-outputs": ("y = Neg(x)\nz = Abs(x)", {"x": (1, 3)}, ["y", "z"], ValueError, "a chain has one output"),
@@ -409,12 +425,26 @@ def test_refused_as_mlp(nodes, shapes, outputs, error, message):
         ({"form": "cnn"}, r"form \('cnn'\) must be one of"),
         ({"merge": "all"}, r"merge \('all'\)"),
         ({"max_pool": "no"}, r"max_pool \('no'\)"),
+        ({"opset": "13"}, r"opset \('13'\) must be 8 to"),
+        ({"max_bytes": -1}, r"max_bytes \(-1\) must be >= 0"),
         ({"dtype": torch.float16}, r"dtype \(torch.float16\) must be torch.float32 or torch.float64"),
     ],
 )
 def test_refused_options(options, message):
     with pytest.raises(ValueError, match=message):
         convert(cnn(), **options)
+
+
+@pytest.mark.parametrize("source", [None, b"model", cnn().graph], ids=["none", "bytes", "graph"])
+def test_a_source_of_another_type_is_refused(source):
+    with pytest.raises(TypeError, match=r"source must be an onnx\.ModelProto or the path of a file, got"):
+        convert(source)
+
+
+@pytest.mark.parametrize("shapes", [[1, 1, 6, 6], {"x": 6}, {"x": "1166"}, {"x": (1.0, 1, 6, 6)}], ids=str)
+def test_shapes_that_are_no_integers_are_refused(shapes):
+    with pytest.raises(TypeError, match=r"shapes \(.*\) must be sizes by name, as in {'x': \(1, 3, 32, 32\)}"):
+        convert(cnn(), shapes=shapes)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x08\x01\x12"], ids=["empty", "text", "truncated"])

@@ -15,7 +15,7 @@ from conv2affine.geometry import Geometry
 from conv2affine.matrix import to_matrix
 from conv2affine.parameters import read
 
-__all__ = ["from_rows", "local_rows", "local_view", "to_dtensor", "world_mesh"]
+__all__ = ["check_mesh", "from_rows", "local_rows", "local_view", "to_dtensor"]
 
 
 def to_dtensor(
@@ -44,7 +44,8 @@ def to_dtensor(
         twice; a backward pass sums the gradients of all shards, so every rank has the full one.
 
     Raises:
-        TypeError: As `to_matrix`; or if a placement is neither `Shard` nor `Replicate`.
+        TypeError: As `to_matrix`; or if `device_mesh` is none, or a placement is neither `Shard` nor
+            `Replicate`.
         ValueError: As `to_matrix`; if the placements do not fit the mesh, or shard columns.
         MemoryError: If this rank's rows need more memory than is left.
         RuntimeError: If there is neither a device mesh nor a process group.
@@ -57,7 +58,8 @@ def to_dtensor(
         >>> dist.destroy_process_group()
     """
     weight, _, geometry = read(conv, input_size)
-    mesh = world_mesh(weight.device) if device_mesh is None else device_mesh
+    mesh = _world_mesh(weight.device) if device_mesh is None else device_mesh
+    check_mesh(mesh)
     check_placements(placements, mesh)
     rows = local_rows(geometry.shape[0], mesh, placements)
     # Each rank's gradient is that of its own rows: summed over the shards, and the same on every replica.
@@ -105,7 +107,7 @@ def local_view(tensor: Tensor, mesh: DeviceMesh, placements: Sequence[Placement]
     return local
 
 
-def world_mesh(device: torch.device) -> DeviceMesh:
+def _world_mesh(device: torch.device) -> DeviceMesh:
     """All ranks in one dimension."""
     if not dist.is_initialized():
         raise RuntimeError(
@@ -113,6 +115,14 @@ def world_mesh(device: torch.device) -> DeviceMesh:
             "torch.distributed.init_process_group(), or pass a device mesh"
         )
     return init_device_mesh(device.type, (dist.get_world_size(),))
+
+
+def check_mesh(mesh: object) -> None:
+    """Refuse what is no device mesh."""
+    if not isinstance(mesh, DeviceMesh):
+        raise TypeError(
+            f"device_mesh must be a torch.distributed.device_mesh.DeviceMesh, got {mesh!r}; init_device_mesh makes one"
+        )
 
 
 def check_placements(placements: Sequence[Placement], mesh: DeviceMesh) -> None:

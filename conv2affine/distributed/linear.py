@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor, Placement, Shard
 
 from conv2affine.blocks import bias_rows
 from conv2affine.checks import Conv, InputSize
-from conv2affine.distributed.dtensor import from_rows, local_rows, local_view
+from conv2affine.distributed.dtensor import check_mesh, from_rows, local_rows, local_view
 from conv2affine.matrix import to_matrix
 from conv2affine.parameters import read
 from conv2affine.sparse_linear import SparseLinear
@@ -47,12 +47,14 @@ class ShardedSparseLinear(nn.Module):
         self.add_module(self.rows, local)
 
     def forward(self, x: Tensor) -> DTensor:
+        """`x @ W.T + b`, for an input of shape (*, in_features)."""
         y = self.get_submodule(self.rows)(local_view(x, self.device_mesh, SHARDED)).contiguous()
         shape = torch.Size((*x.shape[:-1], self.out_features))
         stride = tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
         return DTensor.from_local(y, self.device_mesh, (Shard(y.dim() - 1),), shape=shape, stride=stride)
 
     def extra_repr(self) -> str:
+        """Sizes and mesh, for `repr`."""
         return f"in_features={self.in_features}, out_features={self.out_features}, device_mesh={self.device_mesh}"
 
 
@@ -65,6 +67,7 @@ def sharded_linear(
     drop_zeros: bool = False,
 ) -> nn.Linear | ShardedSparseLinear:
     """`to_linear` with a device mesh; it describes arguments, results and errors."""
+    check_mesh(device_mesh)
     if device_mesh.ndim != 1:
         raise ValueError(
             f"device_mesh must have one dimension, got {device_mesh}; pass the one that shards the layer, such as "

@@ -44,13 +44,14 @@ def convert(
         source: A model, or its file.
         path: Where to write the result; None for nowhere.
         form: "graph" has Gemm, Add, ReLU and other steps on vectors, and keeps what is not affine as it is; "mlp" has
-            Gemm and ReLU by turns, for networks of affine and piecewise-linear steps. Default: "graph".
+            Gemm and ReLU in turn, for networks of affine and piecewise-linear steps. Default: "graph".
         merge: In form "graph", as in `to_linear_network`. Default: "auto".
         max_pool: In form "graph", as in `to_linear_network`. Default: "max".
         opset: Of the result. Default: 13, which most readers take; that of the source if it keeps steps that changed.
-        dtype: Of the layers, float32 or float64; they are computed in float64. Default: as the model.
+        dtype: Of the layers, and of inputs and outputs that are float32 or float64; the layers are computed in float64.
+            Default: float64 if an input or output of the model is, otherwise float32.
         shapes: Shapes of inputs, by name, where sizes besides the first are not fixed.
-        max_bytes: The layers may have. Default: 1 GiB.
+        max_bytes: Bytes that the layers may have. Default: 1 GiB.
         flat: Whether inputs and outputs are vectors (batch, elements), so that an mlp is Gemm and Relu alone. Default:
             False: they have the shapes that they had.
         overwrite: Whether a file at `path` may be replaced. Default: False.
@@ -60,6 +61,7 @@ def convert(
         the source on random inputs, and that before anything was written.
 
     Raises:
+        TypeError: If `source` is neither a model nor a path, or `shapes` are not integers by name.
         FileExistsError: If there is a file at `path`, and `overwrite` is not set.
         FileNotFoundError: If `source` is not there.
         ValueError: If the model is broken, depends on chance, or lacks sizes.
@@ -163,8 +165,22 @@ def plan(
         A `NetworkPlan`: a row for each layer and step, with its nodes, sizes, entries, and bytes per layout.
 
     Raises:
+        TypeError: As `convert`.
         FileNotFoundError: As `convert`.
         ValueError: As `convert`.
         NotImplementedError: As `convert`.
+
+    Example:
+        >>> from onnx import parser
+        >>> model = parser.parse_model('''
+        ...     <ir_version: 8, opset_import: ["" : 13]>
+        ...     example (float[N, 1, 2, 2] x) => (float[N, 1, 2, 2] y)
+        ...     <float[1, 1, 1, 1] w = {3.0}> { z = Conv(x, w)  y = Relu(z) }
+        ... ''')
+        >>> print(plan(model))
+        from   is      matrix  entries  dense  sparse  layout
+        z      copied   4 x 4        4   64 B    52 B  dense
+        y      relu         4
+        total                        4   64 B    52 B  64 B
     """
     return prepare(import_onnx(read(source, shapes)), Options(form, merge, max_pool, None, dtype, 0)).plan

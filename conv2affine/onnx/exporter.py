@@ -247,9 +247,10 @@ class Exporter:
     def finish(self, form: str) -> ModelProto:
         """The model, once all values are there."""
         graph, infos = self.network.graph, []
-        computed = {name for node in self.writer.nodes for name in node.output}
+        there = {tensor.name for tensor in self.network.inputs}  # an output may be an input
+        there.update(name for node in self.writer.nodes for name in node.output)
         for value, shape, tensor in zip(graph.outputs, self.output_shapes, self.network.outputs, strict=True):
-            if tensor.name not in computed:
+            if tensor.name not in there:
                 self.tensor(value, shape, tensor.name, tensor.name)
             infos.append(self.info(tensor, self.sizes(shape)))
         inputs = [

@@ -25,6 +25,7 @@ from conv2affine.onnx.rules import RULES, Context
 __all__ = ["FLOATS", "OnnxNetwork", "import_onnx"]
 
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
+EPS: Mapping[int, float] = {TensorProto.FLOAT: 2.0**-23, TensorProto.FLOAT16: 2.0**-10, TensorProto.BFLOAT16: 2.0**-7}
 # Types of inputs and outputs, which have to be made up and compared: those that NumPy has.
 TYPES = frozenset(map(helper.np_dtype_to_tensor_dtype, map(np.dtype, "?bBhHiIqQefd")))
 # Constants of the file that say sizes and axes have fewer elements, and shape inference looks only at those.
@@ -45,6 +46,7 @@ class OnnxNetwork:
         is_batched: Whether all inputs may hold any number of samples.
         opset: Of the model.
         is_double: Whether it computes in float64.
+        eps: Rounding of the roughest type that it computes in.
     """
 
     graph: Graph
@@ -53,6 +55,7 @@ class OnnxNetwork:
     is_batched: bool
     opset: int
     is_double: bool
+    eps: float = EPS[TensorProto.FLOAT]
 
 
 @np.errstate(all="ignore")  # constants may hold anything; what matters is checked
@@ -108,6 +111,7 @@ class _Importer:
             outputs.append(Tensor(name, elem_type))
         if not self.model.inputs:
             raise ValueError("the model must have an input, and has constants only")
+        types = [self.types[name].tensor_type.elem_type for name, x in self.results.items() if isinstance(x, Value)]
         return OnnxNetwork(
             self.graph,
             self.model.inputs,
@@ -115,6 +119,7 @@ class _Importer:
             all(tensor.is_batched for tensor in self.model.inputs),
             self.model.opset,
             any(tensor.elem_type == TensorProto.DOUBLE for tensor in (*self.model.inputs, *outputs)),
+            max(EPS.get(type, EPS[TensorProto.FLOAT]) for type in types),
         )
 
     def node(self, node: NodeProto) -> None:

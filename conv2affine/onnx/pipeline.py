@@ -78,8 +78,11 @@ class Options:
                 raise ValueError(f"{name} ({getattr(self, name)!r}) must be one of {allowed}")
         if self.dtype not in (None, torch.float32, torch.float64):
             raise ValueError(f"dtype ({self.dtype}) must be torch.float32 or torch.float64")
-        if self.opset is not None and not MIN_OPSET <= self.opset <= defs.onnx_opset_version():
-            raise ValueError(f"opset ({self.opset}) must be {MIN_OPSET} to {defs.onnx_opset_version()}")
+        opsets = range(MIN_OPSET, defs.onnx_opset_version() + 1)
+        if self.opset is not None and self.opset not in opsets:
+            raise ValueError(f"opset ({self.opset!r}) must be {opsets[0]} to {opsets[-1]}")
+        if not self.max_bytes >= 0:
+            raise ValueError(f"max_bytes ({self.max_bytes}) must be >= 0")
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,7 @@ def _write(
     got = runner(file)
     floats = {tensor.name: exporter.writer.dtype for tensor in network.inputs if tensor.elem_type in FLOATS}
     differences = [
-        compare(original, got, sample(network.inputs, batch, is_batched), floats, batch if flat else None)
+        compare(original, got, sample(network.inputs, batch, is_batched), floats, network.eps, batch if flat else None)
         for batch in (BATCHES if is_batched else BATCHES[:1])
     ]
     return model, max(differences)

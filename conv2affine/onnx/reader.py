@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,16 +65,20 @@ def read(source: ModelProto | str | Path, shapes: Mapping[str, Sequence[int]] | 
         shapes: Shapes by input name, where sizes after the first are symbolic. A symbolic first size is taken as 1.
 
     Raises:
+        TypeError: If `source` is neither, or `shapes` are no integers.
         FileNotFoundError: If there is no such file.
         ValueError: If it is not an ONNX model, or breaks its rules; or if a size is missing.
     """
     if isinstance(source, ModelProto):
         proto = ModelProto()
         proto.CopyFrom(source)
+    elif not isinstance(source, str | os.PathLike):
+        raise TypeError(f"source must be an onnx.ModelProto or the path of a file, got {type(source).__name__}")
     else:
         proto = _parse(Path(source))
-    if not proto.graph.node and not proto.graph.output:
-        raise ValueError("the file must hold an ONNX model, and has no graph")
+    if not proto.graph.output:
+        name = "the model" if isinstance(source, ModelProto) else source
+        raise ValueError(f"{name} must be an ONNX model with outputs, and has none")
     _check_text(proto.graph)
     opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
     if not MIN_OPSET <= opset <= onnx.defs.onnx_opset_version():
@@ -91,7 +97,7 @@ def read(source: ModelProto | str | Path, shapes: Mapping[str, Sequence[int]] | 
         raise ValueError(f"the model must be valid ONNX: {' '.join(str(error).split())}") from error
     initializers = {tensor.name for tensor in proto.graph.initializer}
     infos = [info for info in proto.graph.input if info.name not in initializers]
-    given, names = shapes or {}, [info.name for info in infos]
+    given, names = _shapes(shapes or {}), [info.name for info in infos]
     if not set(given).issubset(names):
         raise ValueError(f"shapes must be of inputs ({', '.join(names)}), got {', '.join(given)}")
     inputs = tuple(_input(info.name, info.type, given.get(info.name)) for info in infos)
@@ -157,6 +163,14 @@ def _check(proto: ModelProto) -> None:
     onnx.checker.check_model(proto)
     for info in bare:
         info.type.tensor_type.ClearField("shape")
+
+
+def _shapes(shapes: object) -> dict[str, tuple[int, ...]]:
+    """The shapes that are given, as integers."""
+    try:
+        return {name: tuple(map(operator.index, sizes)) for name, sizes in shapes.items()}  # type: ignore[attr-defined]
+    except (AttributeError, TypeError):
+        raise TypeError(f"shapes ({shapes!r}) must be sizes by name, as in {{'x': (1, 3, 32, 32)}}") from None
 
 
 def _sort(graph: GraphProto) -> None:

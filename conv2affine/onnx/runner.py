@@ -82,7 +82,12 @@ def sample(tensors: Sequence[Tensor], batch: int, is_batched: bool) -> dict[str,
 
 
 def compare(
-    expected: Run, got: Run, inputs: Mapping[str, Any], dtypes: Mapping[str, Any], flat: int | None = None
+    expected: Run,
+    got: Run,
+    inputs: Mapping[str, Any],
+    dtypes: Mapping[str, Any],
+    eps: float,
+    flat: int | None = None,
 ) -> float:
     """The largest difference of two models, relative to the largest element of each output.
 
@@ -93,6 +98,7 @@ def compare(
         got: What was made of it.
         inputs: Of the original.
         dtypes: Of the inputs that the second model takes in another type.
+        eps: One rounding, relative to what is rounded.
         flat: The number of samples, if the second model takes and gives vectors.
 
     Raises:
@@ -100,7 +106,6 @@ def compare(
         RuntimeError: If they differ by more than rounding, or if the second does not run.
     """
     random = np.random.default_rng(0)
-    eps = max(np.finfo(x.dtype).eps for x in [np.float32(0), *inputs.values()] if x.dtype.kind == "f")
     nearby = {
         name: np.asarray(x * (1 + eps * random.standard_normal(x.shape)), x.dtype) if x.dtype.kind == "f" else x
         for name, x in inputs.items()
@@ -120,7 +125,7 @@ def compare(
             raise RuntimeError(f"output {number} has shape {b.shape}, and that of the original is {a.shape}")
         # Where all of an output is 0, only the inputs show what rounding may leave of it.
         offset = 0 if a.any() or a.dtype.kind != "f" else scale
-        problem = difference(_tensor(a + offset), _tensor(b + offset), _tensor(c + offset), float(eps))
+        problem = difference(_tensor(a + offset), _tensor(b + offset), _tensor(c + offset), eps)
         if problem:
             raise RuntimeError(
                 f"the result does not equal the original, {problem} in output {number}; please report this"

@@ -18,6 +18,8 @@ def check_target(path: Path, overwrite: bool) -> None:
     """Raise an error if a file cannot be written there."""
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder of {path} must be there")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} must be a file, and is a folder")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} is there already; overwrite=True, or --force, replaces it")
 
