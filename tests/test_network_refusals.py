@@ -104,6 +104,13 @@ REFUSED = {
         ValueError,
         "^0 must not make one number of a whole batch",
     ),
+    "python-number": (
+        to_linear_network,
+        nn.Sequential(Function(lambda x: x * x[0, 0, 0, 0].item())),
+        X,
+        ValueError,
+        r"^0 \(_local_scalar_dense\) must not make one number of a whole batch; let it stay a tensor",
+    ),
     "one-batch-only": (
         to_linear_network,
         Function(lambda x: x.view(1, -1)),

@@ -193,6 +193,10 @@ AFFINE = {
         lambda x: F.grid_sample(x, GRID.expand(len(x), -1, -1, -1), "nearest", "border", align_corners=True),
         IMAGE,
     ),
+    "grid-sample-cubic": (
+        lambda x: F.grid_sample(x, 3 * GRID.expand(len(x), -1, -1, -1), "bicubic", "reflection", align_corners=False),
+        IMAGE,
+    ),
     "grid-sample-3d": (
         lambda x: F.grid_sample(x, constant(1, 2, 3, 2, 3).expand(len(x), -1, -1, -1, -1), align_corners=False),
         VOLUME,

@@ -64,8 +64,11 @@ def to_linear_network(
         attribute `plan` is a table of its layers and steps.
 
     Raises:
-        TypeError: If an input is no tensor.
-        ValueError: If the model depends on chance or mixes the samples of a batch, as in training mode.
+        TypeError: If `model` is no module, or an input no real dense tensor.
+        ValueError: If the model depends on chance or mixes the samples of a batch, as in training mode; the message
+            names the operator. If an output is not batch first, or an input, a weight or a result is not finite where
+            it has to be.
+        NotImplementedError: If `torch.export` fails, or elements are selected by values of the inputs.
         MemoryError: If there is not enough memory left; the message has the table.
         RuntimeError: If the result is not what the model computes; checked on the example and on random inputs.
 

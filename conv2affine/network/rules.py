@@ -23,7 +23,6 @@ __all__ = [
     "batch_norm",
     "convolution",
     "diagonal",
-    "from_units",
     "gather_sums",
     "matmul_left",
     "matmul_right",
@@ -31,10 +30,11 @@ __all__ = [
     "reduce",
     "reduce_windows",
     "separable",
+    "windowed",
 ]
 
-# Elements of the unit vectors that are made at once.
-MAX_UNITS = 2**22
+# Along an axis: what the widest interpolation reads, the cubic one.
+WINDOW = 4
 Pairs = Sequence[tuple[int, int]]
 
 
@@ -193,14 +193,20 @@ def gather_sums(places: Any, rows: int) -> Sparse:
     return Sparse(csr_array(ones, shape=(rows, len(places))))
 
 
-def from_units(function: Callable[[Tensor], Tensor], shape: Sequence[int]) -> csr_array:
-    """The matrix of a linear function that takes a batch of tensors of this shape: its results for the unit vectors."""
-    size, columns = prod(shape), []
-    for units in torch.split(torch.arange(size), max(1, MAX_UNITS // size)):
-        batch = torch.zeros(len(units), size, dtype=torch.float64)
-        batch[torch.arange(len(units)), units] = 1
-        columns.append(csr_array(function(batch.view(-1, *shape)).reshape(len(units), -1).numpy()))
-    return csr_array(scipy.sparse.vstack(columns).T)
+def windowed(function: Callable[[Tensor], Tensor], shape: Sequence[int]) -> csr_array:
+    """The matrix of a linear function of batches of this shape whose results read elements less than WINDOW apart.
+
+    Elements that are WINDOW apart are never read together. So all of them are one input: once ones, which gives the
+    weights, and once their numbers, which gives the places.
+    """
+    axes = np.ogrid[tuple(slice(size) for size in shape)]
+    classes = sum(axis % WINDOW * WINDOW**number for number, axis in enumerate(axes))
+    ones = np.arange(WINDOW ** len(shape)).reshape(-1, *(1 for _ in shape)) == classes
+    numbers = np.arange(1.0, prod(shape) + 1).reshape(shape)
+    weights, sums = (function(torch.from_numpy(batch)).flatten(1).numpy() for batch in (1.0 * ones, ones * numbers))
+    read = weights != 0
+    cols = np.rint(sums[read] / weights[read]).astype(np.int64) - 1
+    return csr_array((weights[read], (np.nonzero(read)[1], cols)), shape=(weights.shape[1], prod(shape)))
 
 
 def pool_windows(

@@ -161,6 +161,11 @@ class _Importer:
         fakes = node.meta.get("val")
         if fakes is None:  # it only asserts
             return None
+        if isinstance(fakes, torch.SymInt | torch.SymFloat | torch.SymBool):
+            raise ValueError(
+                f"{origin(node)} ({name}) must not make one number of a whole batch; let it stay a tensor, with an "
+                "element for each sample"
+            )
         if self.has_unknown_size(node, name):
             raise NotImplementedError(
                 f"{origin(node)} ({name}) must not select elements by values of the inputs, as x[x > 0] does; multiply "

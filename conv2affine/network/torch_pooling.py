@@ -103,7 +103,7 @@ def grid_sample(context: Context, input: Any, grid: Any, **options: Any) -> Map:
         result: Tensor = context.operator.target(batch[None], grid, **options)
         return result[0]
 
-    return through(input, Separable(channels, (rules.from_units(sample, sizes),)))
+    return through(input, Separable(channels, (rules.windowed(sample, sizes),)))
 
 
 @rule("index_put")

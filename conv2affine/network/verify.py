@@ -44,7 +44,8 @@ def verify(
         flat: Whether the result gives one vector per sample, whatever the shape of the model's only output.
 
     Raises:
-        ValueError: If the model does not take any batch, mixes its samples, or does not repeat its results.
+        ValueError: If the model does not take any batch, mixes its samples, gives something else than one row per
+            sample, has infinities that linear layers spread, or does not repeat its results.
         RuntimeError: If the results differ by more than rounding.
     """
     generator = torch.Generator().manual_seed(0)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 
 from conv2affine.network import rules
 from conv2affine.network.affine import AffineMap
@@ -19,7 +20,7 @@ from conv2affine.onnx.rules import Context, reduced_axes, rule, tensor
 
 __all__: list[str] = []
 
-# Elements of the results for all unit vectors, which have to be computed.
+# Elements of all unit vectors, or of the results for them.
 MAX_EINSUM = 2**24
 
 
@@ -148,8 +149,9 @@ def einsum(context: Context, *operands: Any, equation: str) -> Map:
         raise NoRuleError("it multiplies values")
     [number] = moved
     shape = operands[number].shape
-    if prod(shape) * prod(context.shape) > MAX_EINSUM:
-        raise NoRuleError(f"its matrix may have {prod(context.shape)} x {prod(shape)} entries")
+    size = prod(shape)
+    if size * max(size, prod(context.shape)) > MAX_EINSUM:
+        raise NoRuleError(f"{prod(context.shape)} results of {size} elements are too many to try each")
     terms, arrow, result = equation.replace(" ", "").partition("->")
     if not arrow:
         once = sorted(letter for letter in set(terms) if letter.isalpha() and terms.count(letter) == 1)
@@ -157,13 +159,10 @@ def einsum(context: Context, *operands: Any, equation: str) -> Map:
     unit = next(letter for letter in ascii_letters if letter not in equation)
     inputs = terms.split(",")
     inputs[number] = unit + inputs[number]
-    constants = [None if isinstance(operand, Value) else tensor(operand).double() for operand in operands]
-
-    def run(units: torch.Tensor) -> torch.Tensor:
-        arrays = [units if array is None else array for array in constants]
-        return torch.einsum(f"{','.join(inputs)}->{unit}{result}", *arrays)
-
-    return through(operands[number], Sparse(rules.from_units(run, shape)))
+    units = torch.eye(size, dtype=torch.float64).view(size, *shape)
+    arrays = [units if isinstance(operand, Value) else tensor(operand).double() for operand in operands]
+    columns = torch.einsum(f"{','.join(inputs)}->{unit}{result}", *arrays).reshape(size, -1)
+    return through(operands[number], Sparse(csr_array(columns.numpy().T)))
 
 
 @rule("GlobalAveragePool")
