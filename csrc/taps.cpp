@@ -141,13 +141,17 @@ void append_replicated(const Axis& axis, bool right, std::vector<Progression>& t
     if (taps > 0) to.push_back({o, 1, first, 0, taps, count});
   };
   if (right) {
-    for (int64_t o = 0; o < zones.begin; ++o) append(o, 1);
+    // Outputs before this one read nothing of the right padding.
+    const int64_t start = std::max<int64_t>(0, ceil_div(axis.input + axis.padding - reach(axis), axis.stride));
+    for (int64_t o = start; o < zones.begin; ++o) append(o, 1);
     for (int64_t o = zones.end; o < same_right; ++o) append(o, 1);
     if (same_right < axis.output) append(same_right, axis.output - same_right);
   } else {
     if (same_left > 0) append(0, same_left);
     for (int64_t o = same_left; o < zones.begin; ++o) append(o, 1);
-    for (int64_t o = zones.end; o < axis.output; ++o) append(o, 1);
+    // Outputs from here on read nothing of the left padding.
+    const int64_t stop = std::min(axis.output, ceil_div(axis.padding, axis.stride));
+    for (int64_t o = zones.end; o < stop; ++o) append(o, 1);
   }
 }
 

@@ -133,10 +133,11 @@ def test_a_long_kernel_takes_no_memory(mode, expected, by_columns):
     assert entries((7, 5, 2**44, 1, 0, 1), mode, by_columns) == expected
 
 
+@pytest.mark.parametrize("by_columns", [False, True])
 @pytest.mark.parametrize(("padding_mode", "outside"), [("zeros", 0), ("replicate", 2 * 10**12 - 4)])
-def test_wide_padding_takes_no_memory(padding_mode, outside):
+def test_wide_padding_takes_no_memory_or_time(padding_mode, outside, by_columns):
     """Beyond the reach of the kernel, all outputs of a border read the same."""
-    assert entries((10, 8 + 2 * 10**12, 3, 1, 10**12, 1), (padding_mode, False)) == 30 + outside
+    assert entries((10, 8 + 2 * 10**12, 3, 1, 10**12, 1), (padding_mode, False), by_columns) == 30 + outside
 
 
 def matrix_values(axis, mode):
