@@ -118,7 +118,8 @@ def open_csr(path: str | os.PathLike[str]) -> csr_array:
 
     Returns:
         A `csr_array` over read-only memory maps of the file; `A[start:stop]` is a block of rows in memory, and `A @ x`
-        goes through the file once. Element [r, c] is that of `to_matrix`.
+        goes through the file once. Element [r, c] is that of `to_matrix`. Only sizes are checked: a column out of range
+        can crash SciPy, so call `check_format()` on the matrix of a file from a stranger, which reads all of it.
 
     Raises:
         ValueError: If the file is not finished, or not one of `save_csr`.

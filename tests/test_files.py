@@ -145,6 +145,15 @@ def test_parts_of_another_matrix_are_refused(change, path):
 # Refusals
 
 
+def test_check_format_finds_columns_out_of_range(path):
+    save_csr(path, nn.Conv1d(1, 1, 2), 4)
+    open_csr(path).check_format()
+    with h5py.File(path, "a") as file:
+        file["indices"][3] = 10**6
+    with pytest.raises(ValueError, match="indices must be < 4"):
+        open_csr(path).check_format()
+
+
 def test_nothing_is_written_over(path):
     conv = nn.Conv1d(1, 1, 2)
     path.write_text("mine")
