@@ -13,6 +13,7 @@ from onnx_models import difference, inputs, model, operators, random
 from torch import nn
 
 from conv2affine.onnx import convert, export, exporter, plan, runner, storage
+from conv2affine.onnx.aten import POINTWISE
 
 CNN = """
 c = Conv<pads = [1, 1, 1, 1]>(x, w, b)
@@ -356,7 +357,11 @@ NODES_REFUSED = {
     ),
     "shapes-do-not-fit": ("y = PRelu(x, p)", ValueError, "PRelu node y must follow the rules of its operator"),
     "no-numpy-type": ("y = Cast<to = 16>(x)", NotImplementedError, "output y .* is of bfloat16; put a Cast"),
-    "empty-result": ("y = Sigmoid(z)\nz = Slice(x, o, o)", NotImplementedError, r"must have elements, got shape \(0, 3\)"),
+    "empty-result": (
+        "y = Sigmoid(z)\nz = Slice(x, o, o)",
+        NotImplementedError,
+        r"must have elements, got shape \(0, 3\)",
+    ),
 }
 
 
@@ -500,6 +505,7 @@ KEPT_MODULES = {
     "log-softmax": nn.LogSoftmax(1),
     "hardswish": nn.Hardswish(),
     "mish": nn.Mish(),
+    "softplus": nn.Softplus(),
 }
 
 
@@ -509,7 +515,30 @@ def test_export_keeps_steps(step):
     assert result.kept == {"1": "it is not affine"}
 
 
+class Applied(nn.Module):
+    """A function of one or two values, after a layer."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.layer = function, nn.Linear(3, 3)
+
+    def forward(self, x):
+        y = self.layer(x).sigmoid()
+        return self.function(y) if self.function not in BINARY else self.function(y, y + 1)
+
+
+BINARY = (torch.add, torch.sub, torch.mul, torch.div)
+
+
+@pytest.mark.parametrize("name", [name for name in POINTWISE if name not in ("matmul", "bmm")])
+def test_export_of_each_pointwise_step(name):
+    function = getattr(torch, name, None) or getattr(nn.functional, name)
+    assert export(Applied(function), torch.randn(2, 3)).is_batched
+
+
 def test_export_refuses():
+    with pytest.raises(NotImplementedError, match=r"0 \(softplus\) has no ONNX operator here"):
+        export(nn.Sequential(nn.Softplus(beta=2)), torch.randn(1, 3))
     with pytest.raises(NotImplementedError, match=r"0 \(gelu\) has no ONNX operator here; use torch.onnx.export"):
         export(nn.Sequential(nn.GELU()), torch.randn(1, 3))
     with pytest.raises(TypeError, match="must be tensors of float32 or float64"):
