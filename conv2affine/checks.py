@@ -1,4 +1,4 @@
-"""What users pass: its types, its sizes as integers, and the refusal of what is no convolution layer or weight."""
+"""What users pass: its types, its sizes as integers, and the refusal of anything but a convolution layer or weight."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def check_layer(conv: object) -> None:
 
 
 def _advice(conv: object, name: str) -> str:
-    """What to do with an object that is no convolution layer."""
+    """What to do with an object that is not a convolution layer."""
     if isinstance(conv, Tensor):
         return "pass a layer; with a weight, pass a Geometry in place of input_size, or call conv_matrix"
     if not isinstance(conv, nn.Module):

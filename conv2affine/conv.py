@@ -15,7 +15,7 @@ __all__ = ["to_conv"]
 
 
 def to_conv(linear: nn.Linear, geometry: Geometry, *, tolerance: float | None = None) -> Conv:
-    """The convolution layer that a linear layer is: the inverse of `to_linear`.
+    """The convolution layer that a linear layer equals: the inverse of `to_linear`.
 
         conv(x).flatten(1) == linear(x.flatten(1))
 
@@ -23,7 +23,7 @@ def to_conv(linear: nn.Linear, geometry: Geometry, *, tolerance: float | None = 
 
     Args:
         linear: An `nn.Linear` or `SparseLinear`; its weight, dense or sparse, is read once, as `linear.weight`.
-        geometry: The convolution that it should be, for instance `Geometry.from_layer(conv, input_size)`.
+        geometry: The convolution that it should equal, for instance `Geometry.from_layer(conv, input_size)`.
         tolerance: How far the convolution may be from the linear layer: the residual of the weight relative to its
             Frobenius norm, and that of the bias relative to its norm. Default: 10 times the machine epsilon of the
             weight's dtype (float32: 1.2e-6), which is what rounding explains. With `float("inf")` the result is the

@@ -58,7 +58,7 @@ def save_csr(
         A[r, indices[n]] == data[n]  for indptr[r] <= n < indptr[r + 1]
 
     The rows go to `path` with ".part" appended, which becomes `path` when all of them are on the disk. If the process
-    is killed, the same call goes on where it was.
+    is killed, the same call continues where it stopped.
 
     Args:
         path: The file to write, which must not exist.
@@ -70,7 +70,7 @@ def save_csr(
 
     Raises:
         TypeError: As `to_matrix`; or if SciPy's arrays do not have the weight's dtype.
-        ValueError: As `to_matrix`; or if there is a ".part" file that this call cannot go on with.
+        ValueError: As `to_matrix`; or if there is a ".part" file that this call cannot continue.
         FileExistsError: If `path` exists.
         OSError: If the disk has not enough space left.
         ImportError: If h5py or, for the progress bar, rich is not installed.
@@ -118,7 +118,8 @@ def open_csr(path: str | os.PathLike[str]) -> csr_array:
 
     Returns:
         A `csr_array` over read-only memory maps of the file; `A[start:stop]` is a block of rows in memory, and `A @ x`
-        goes through the file once. Element [r, c] is that of `to_matrix`.
+        goes through the file once. Element [r, c] is that of `to_matrix`. Only sizes are checked: a column out of range
+        can crash SciPy, so call `check_format()` on the matrix of a file from a stranger, which reads all of it.
 
     Raises:
         ValueError: If the file is not finished, or not one of `save_csr`.
@@ -140,7 +141,7 @@ def open_csr(path: str | os.PathLike[str]) -> csr_array:
             raise ValueError(f"path ({path}) must be a file of save_csr; anndata.io.read_elem may read it")
         rows, written = int(file.attrs["shape"][0]), int(file["rows_written"][0])
         if written < rows:
-            raise ValueError(f"path ({path}) has {written} of {rows} rows; call save_csr again to go on with it")
+            raise ValueError(f"path ({path}) has {written} of {rows} rows; call save_csr again to continue")
         parts = [_map(path, file[name]) for name in ("data", "indices", "indptr")]
         return sparse.csr_array(tuple(parts), shape=tuple(map(int, file.attrs["shape"])))
 
@@ -187,7 +188,7 @@ def _resume(part: Path, weight: Tensor, geometry: Geometry, index_dtype: torch.d
     try:
         with _import("h5py").File(part, "r") as file:
             if file.attrs.get("source") != _source(weight, geometry, index_dtype):
-                raise ValueError(f"{part} must be a part of this matrix to go on with, and is not; {advice}")
+                raise ValueError(f"{part} must be a part of this matrix to be continued, and is not; {advice}")
             offsets = {name: dataset.id.get_offset() or 0 for name, dataset in file.items()}
             return offsets, range(int(file["rows_written"][0]), geometry.shape[0])
     except OSError as error:

@@ -143,7 +143,7 @@ class Geometry:
             The geometry.
 
         Raises:
-            TypeError: If `conv` is no such layer, or is a subclass that computes something else.
+            TypeError: If `conv` is not such a layer, or is a subclass that computes something else.
             ValueError: If the layer is lazy and has seen no data, or the sizes do not fit.
 
         Example:
@@ -188,7 +188,7 @@ class Geometry:
             weight: (out, in/groups, *kernel_size), or (in, out/groups, *kernel_size) if transposed.
 
         Raises:
-            TypeError: If the weight is no strided tensor of numbers.
+            TypeError: If the weight is not a strided tensor of numbers.
             ValueError: If the weight's shape is not `weight_size`.
         """
         check_weight(weight)

@@ -140,7 +140,7 @@ def conv_matrix(
         The matrix, as in `to_matrix`.
 
     Raises:
-        TypeError: If `weight` is no strided tensor, or of a dtype that cannot be copied, or added where taps overlap.
+        TypeError: If `weight` is not a strided tensor, or its dtype cannot be copied, or added where taps overlap.
         ValueError: If sizes do not fit; the message has the numbers.
         MemoryError: As `to_matrix`.
 
@@ -203,7 +203,7 @@ def conv_transpose_matrix(
         The matrix, as in `to_matrix`.
 
     Raises:
-        TypeError: If `weight` is no strided tensor, or of a dtype that cannot be copied, or added where taps overlap.
+        TypeError: If `weight` is not a strided tensor, or its dtype cannot be copied, or added where taps overlap.
         ValueError: If sizes do not fit; the message has the numbers.
         MemoryError: As `to_matrix`.
 

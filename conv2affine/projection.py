@@ -41,7 +41,7 @@ def from_matrix(matrix: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
     Args:
         matrix: The matrix, of shape `geometry.shape`, floating or complex; dense, or sparse with layout
             `torch.sparse_csr`, `torch.sparse_csc` or `torch.sparse_coo` and any pattern.
-        geometry: The convolution that it should be.
+        geometry: The convolution that it should equal.
 
     Returns:
         (weight, residual). The weight has shape `geometry.weight_size`, dtype and device of the matrix, and new memory;

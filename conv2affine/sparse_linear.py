@@ -35,8 +35,8 @@ class SparseLinear(nn.Linear):
         bias: (out_features,), or None. Default: None.
 
     Raises:
-        TypeError: If `weight` is no CSR tensor.
-        ValueError: If `weight` is no matrix, or `bias` does not fit.
+        TypeError: If `weight` is not a CSR tensor.
+        ValueError: If `weight` is not a matrix, or `bias` does not fit.
 
     Example:
         >>> layer = SparseLinear(torch.tensor([[0.0, 2.0, 0.0], [3.0, 0.0, 4.0]]).to_sparse_csr())
@@ -108,7 +108,7 @@ class SparseLinear(nn.Linear):
 
 
 def _check_arguments(weight: object, bias: object) -> None:
-    """Refuse what is no CSR matrix with its bias."""
+    """Refuse anything but a CSR matrix with its bias."""
     if not isinstance(weight, Tensor) or weight.layout is not torch.sparse_csr:
         got = f"a tensor of layout {weight.layout}" if isinstance(weight, Tensor) else type(weight).__name__
         raise TypeError(

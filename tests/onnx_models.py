@@ -53,6 +53,21 @@ def model(
     return shape_inference.infer_shapes(made, data_prop=True)  # the outputs need shapes
 
 
+CNN = """
+c = Conv<pads = [1, 1, 1, 1]>(x, w, b)
+r = Relu(c)
+p = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(r)
+f = Flatten(p)
+y = Gemm(f, v, u)
+"""
+WEIGHTS = {"w": random(2, 1, 3, 3), "b": random(2), "v": random(18, 4), "u": random(4)}
+
+
+def cnn(batch: int | str = "N", **options: Any) -> ModelProto:
+    """A small network with max pooling."""
+    return model(CNN, {"x": (batch, 1, 6, 6)}, WEIGHTS, **options)
+
+
 def difference(original: ModelProto, result: ModelProto, inputs: Mapping[str, Any]) -> float:
     """How much the outputs of two models differ, relative to the largest element."""
     off = 0.0
@@ -79,4 +94,4 @@ def operators(result: ModelProto) -> list[str]:
     return [node.op_type for node in result.graph.node if node.op_type != "Constant"]
 
 
-__all__ = ["difference", "inputs", "model", "operators", "random"]
+__all__ = ["WEIGHTS", "cnn", "difference", "inputs", "model", "operators", "random"]

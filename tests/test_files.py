@@ -145,12 +145,21 @@ def test_parts_of_another_matrix_are_refused(change, path):
     index_dtype = torch.int64 if change == "index_dtype" else None
     part = path.with_name("conv.h5.part")
     before = part.read_bytes()
-    with pytest.raises(ValueError, match=r"conv\.h5\.part must be a part of this matrix to go on with, .* delete it"):
+    with pytest.raises(ValueError, match=r"conv\.h5\.part must be a part of this matrix to be continued, .* delete it"):
         save_csr(path, conv, 13 if change == "input_size" else 12, index_dtype=index_dtype)
     assert part.read_bytes() == before
 
 
 # Refusals
+
+
+def test_check_format_finds_columns_out_of_range(path):
+    save_csr(path, nn.Conv1d(1, 1, 2), 4)
+    open_csr(path).check_format()
+    with h5py.File(path, "a") as file:
+        file["indices"][3] = 10**6
+    with pytest.raises(ValueError, match="indices must be < 4"):
+        open_csr(path).check_format()
 
 
 def test_nothing_is_written_over(path):

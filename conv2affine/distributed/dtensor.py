@@ -118,7 +118,7 @@ def _world_mesh(device: torch.device) -> DeviceMesh:
 
 
 def check_mesh(mesh: object) -> None:
-    """Refuse what is no device mesh."""
+    """Refuse anything but a device mesh."""
     if not isinstance(mesh, DeviceMesh):
         raise TypeError(
             f"device_mesh must be a torch.distributed.device_mesh.DeviceMesh, got {mesh!r}; init_device_mesh makes one"

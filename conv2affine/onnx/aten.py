@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from onnx import helper
+from onnx import defs, helper
 from torch import Tensor as TorchTensor
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -81,10 +81,17 @@ def _node(node: Node) -> Node:
     if node.kind in KINDS:  # its kind says all
         return dataclasses.replace(node, operator=None)
     name, args, kwargs = node.kind, node.operator.args, node.operator.kwargs
+    if name == "softplus" and args[1:] == (1, 20):  # beta and threshold, which ONNX has not, at their defaults
+        args = args[:1]
     if name in SOFTMAX and len(args) > 1:
         axis = helper.make_attribute("axis", args[1])
         operator = Operator(SOFTMAX[name], 13, args[:1], (axis,), reason="it is not affine")
-    elif name in POINTWISE and not kwargs and all(isinstance(arg, Slot | TorchTensor | float | int) for arg in args):
+    elif (
+        name in POINTWISE
+        and not kwargs
+        and all(isinstance(arg, Slot | TorchTensor | float | int) for arg in args)
+        and len(args) <= defs.get_schema(*POINTWISE[name]).max_input
+    ):
         op_type, opset = POINTWISE[name]
         operator = Operator(op_type, opset, tuple(map(_argument, args)), (), reason="it is not affine")
     else:

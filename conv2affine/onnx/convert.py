@@ -50,7 +50,7 @@ def convert(
         opset: Of the result. Default: 13, which most readers take; that of the source if it keeps steps that changed.
         dtype: Of the layers, and of inputs and outputs that are float32 or float64; the layers are computed in float64.
             Default: float64 if an input or output of the model is, otherwise float32.
-        shapes: Shapes of inputs, by name, where sizes besides the first are not fixed.
+        shapes: Shapes of inputs, by name, where sizes after the first are not fixed.
         max_bytes: Bytes that the layers may have. Default: 1 GiB.
         flat: Whether inputs and outputs are vectors (batch, elements), so that an mlp is Gemm and Relu alone. Default:
             False: they have the shapes that they had.
@@ -58,7 +58,7 @@ def convert(
 
     Returns:
         The `Conversion`: its `model` takes and gives what the source does, under the same names. It was compared with
-        the source on random inputs, and that before anything was written.
+        the source on random inputs before anything was written.
 
     Raises:
         TypeError: If `source` is neither a model nor a path, or `shapes` are not integers by name.
@@ -122,7 +122,7 @@ def export(
         The `Conversion`; its `model` takes any number of samples.
 
     Raises:
-        TypeError: If an input is no tensor of float32 or float64.
+        TypeError: If an input is not a tensor of float32 or float64.
         NotImplementedError: If a step has no ONNX operator, or as in `convert`; the message names its module.
         ValueError: As `to_linear_network`.
         MemoryError: As `convert`.

@@ -213,7 +213,10 @@ class _Importer:
             except NoRuleError as error:
                 reason = str(error) or "no rule knows it with these inputs"
         if any(size == 0 for shape in context.shapes for size in shape):
-            raise NotImplementedError(f"{node.op_type} node {context.origin}: its result must have elements")
+            shapes = ", ".join(map(str, context.shapes))
+            raise NotImplementedError(
+                f"{node.op_type} node {context.origin}: its result must have elements, got shape {shapes}"
+            )
         operator = dataclasses.replace(context.operator, reason=reason)
         outputs = self.graph.add_step(
             node.op_type, context.inputs, context.shapes, operator=operator, origin=context.origin

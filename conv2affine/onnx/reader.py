@@ -47,7 +47,7 @@ class Model:
     Args:
         proto: The model, its nodes in the order of computation, its functions written out, its data in it.
         opset: Of the standard operators.
-        inputs: Those that are no initializers.
+        inputs: Those that are not initializers.
         outputs: Their types are not looked at.
     """
 
@@ -65,7 +65,7 @@ def read(source: ModelProto | str | Path, shapes: Mapping[str, Sequence[int]] | 
         shapes: Shapes by input name, where sizes after the first are symbolic. A symbolic first size is taken as 1.
 
     Raises:
-        TypeError: If `source` is neither, or `shapes` are no integers.
+        TypeError: If `source` is neither, or `shapes` are not integers by name.
         FileNotFoundError: If there is no such file.
         ValueError: If it is not an ONNX model, or breaks its rules; or if a size is missing.
     """
@@ -141,7 +141,7 @@ def _load_external(tensor: TensorProto, folder: Path) -> None:
 
 
 def _check_text(graph: GraphProto) -> None:
-    """Raise an error for names that are no text, which protobuf gives as bytes."""
+    """Raise an error for names that are not text, which protobuf gives as bytes."""
     infos = [*graph.input, *graph.output]
     names = [
         *(info.name for info in infos),

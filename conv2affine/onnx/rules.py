@@ -2,7 +2,7 @@
 
 A rule takes a context, the operator's inputs in their order, and its attributes by name, with their defaults. An input
 that depends on the network's inputs comes as a `Value`, any other as an array, and None where it is left out. An
-attribute that a rule does not take is no mistake of the file: the operator has no rule then, and nor has it where the
+attribute that a rule does not take is not a mistake of the file: the operator has no rule then, nor does it where the
 rule raises `NoRuleError`. A rule returns an affine map, or several of them with their shapes, or a value of a step
 that it added to the graph.
 """

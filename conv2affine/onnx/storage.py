@@ -1,4 +1,4 @@
-"""Writes models: past the largest protobuf message with their data in a file beside them, and whole or not at all."""
+"""Writes models: past the largest protobuf message with their data in a file next to them; and whole or not at all."""
 
 from __future__ import annotations
 
