@@ -136,7 +136,7 @@ def to_mlp(
     _one_of("layout", layout, LAYOUTS)
     _one_of("dtype", dtype, DTYPES)
     network = import_torch(model, example_inputs)
-    _one_each(network, "a chain")
+    _check_vector(network, "a chain")
     dtype = dtype or network.dtype
     layers = to_layers(simplify(network.graph))
     plan = describe_layers(layers, dtype, layout)
@@ -183,7 +183,8 @@ def module_to_linear(
     _one_of("layout", layout, LAYOUTS)
     _one_of("dtype", dtype, DTYPES)
     network = import_torch(module, example_input)
-    _one_each(network, "a linear layer")
+    _check_vector(network, "a linear layer")
+    _check_ends(network.graph, "a linear layer")
     graph = merge_pieces(simplify(network.graph), "always")
     map: AffineMap[Value] = AffineMap.identity(graph.inputs[0], graph.inputs[0].size)
     for node in graph.nodes:
@@ -254,11 +255,7 @@ def _import(
 
 def to_layers(graph: Graph) -> list[Layer]:
     """The chain of a graph of one input and one output whose steps are piecewise linear."""
-    for what, values in (("input", graph.inputs), ("output", graph.outputs)):
-        if len(values) != 1:
-            raise ValueError(
-                f"a chain has one {what}, and the model has {len(values)}; to_linear_network, or form graph, takes more"
-            )
+    _check_ends(graph, "a chain")
     graph = simplify(to_relu(graph))
     for node in graph.nodes:
         if isinstance(node, Step) and node.kind != "relu":
@@ -291,10 +288,18 @@ def _finish(model: nn.Module, result: Module) -> Module:
     return result.train(model.training).requires_grad_(requires_grad)
 
 
-def _one_each(network: TorchNetwork, result: str) -> None:
-    for what, values in (("input", network.graph.inputs), ("output", network.graph.outputs)):
+def _check_ends(graph: Graph, result: str) -> None:
+    """Refuse several inputs or outputs."""
+    for what, values in (("input", graph.inputs), ("output", graph.outputs)):
         if len(values) != 1:
-            raise ValueError(f"{result} has one {what}, and the model has {len(values)}; use to_linear_network")
+            raise ValueError(
+                f"{result} has one {what}, and the model has {len(values)}; to_linear_network, or form graph, "
+                "takes more"
+            )
+
+
+def _check_vector(network: TorchNetwork, result: str) -> None:
+    """Refuse an input of one number per sample, which cannot be flattened."""
     if len(network.graph.inputs[0].shape) == 1:
         raise ValueError(f"{result} takes vectors, and the model takes numbers; let it take x of shape (batch, 1)")
 
