@@ -7,7 +7,7 @@ SOURCES := $(shell git ls-files csrc) CMakeLists.txt setup.py pyproject.toml
 CXX_FILES := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'tests/*.h')
 PYTHON_FILES := conv2affine tests examples benchmarks docs setup.py
 
-.PHONY: test demo bench docs lint format wheel siege sanitize clean cuda-compile cuda-sanitize cuda-check petsc-check
+.PHONY: test demo bench docs lint format wheel siege sanitize sanitize-threads clean cuda-compile cuda-sanitize cuda-check petsc-check
 .DELETE_ON_ERROR:
 
 test: $(VENV)/installed
@@ -59,6 +59,22 @@ sanitize: $(VENV)/tools
 	$(BIN)/pytest -o pythonpath="build/sanitize . tests" $(SANITIZED_TESTS) && \
 	cd build/sanitize && PYTHONPATH=$(CURDIR) $(CURDIR)/$(BIN)/python -m tests.siege nonsense --size 4000
 SANITIZED_TESTS := $(addprefix tests/,test_layouts.py test_matrix.py test_ops.py test_projection.py test_taps.py)
+
+# The same, watched for races, with std::thread for OpenMP and threads for the smallest matrices.
+sanitize-threads: $(VENV)/tools
+	rm -rf build/sanitize-threads && mkdir -p build/sanitize-threads
+	cp -r --parents $$(git ls-files conv2affine) build/sanitize-threads
+	$(BIN)/cmake -S . -B build/sanitize-threads/cmake -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DCONV2AFFINE_CUDA=OFF \
+	  -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	  -DCMAKE_CXX_FLAGS="-fsanitize=thread -I$(CURDIR)/tests/threads -DCONV2AFFINE_GRAIN_ENTRIES=8"
+	$(BIN)/cmake --build build/sanitize-threads/cmake --parallel 2
+	$(BIN)/cmake --install build/sanitize-threads/cmake --prefix build/sanitize-threads
+	export LD_PRELOAD="$$(g++ -print-file-name=libtsan.so)" OMP_NUM_THREADS=4 && \
+	export TSAN_OPTIONS="halt_on_error=1 ignore_noninstrumented_modules=1" && \
+	setarch -R $(BIN)/pytest -o pythonpath="build/sanitize-threads . tests" \
+	  $(filter-out tests/test_taps.py,$(SANITIZED_TESTS)) && \
+	cd build/sanitize-threads && \
+	PYTHONPATH=$(CURDIR) setarch -R $(CURDIR)/$(BIN)/python -m tests.siege threads --size 400
 
 lint: $(VENV)/tools
 	$(BIN)/ruff check $(PYTHON_FILES)

@@ -12,7 +12,11 @@
 namespace conv2affine {
 
 // The entries that a thread should at least have to write or read: below this, waking it costs more than it gains.
-inline constexpr int64_t kGrainEntries = 32768;
+// Where races are looked for it is less, so that small matrices have several threads too.
+#ifndef CONV2AFFINE_GRAIN_ENTRIES
+#define CONV2AFFINE_GRAIN_ENTRIES 32768
+#endif
+inline constexpr int64_t kGrainEntries = CONV2AFFINE_GRAIN_ENTRIES;
 
 // Called by each thread between its pieces of work; what it throws ends the loop. The operators know nothing of Python:
 // bindings.cpp sets it.
