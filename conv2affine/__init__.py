@@ -1,5 +1,6 @@
 """The matrix of a convolution: PyTorch convolution layers as equivalent linear layers."""
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -43,9 +44,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import whole networks on first use: they need SciPy."""
+    """Import on first use what needs more than PyTorch: whole networks need SciPy."""
     if name in ("to_linear_network", "to_mlp"):
         from conv2affine.network import convert
 
         return getattr(convert, name)
+    if name in ("distributed", "files", "onnx"):
+        return import_module(f"conv2affine.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -31,7 +31,8 @@ class SparseLinear(nn.Linear):
     `torch.autocast`, the output has the dtype of `values`.
 
     Args:
-        weight: CSR matrix, (out_features, in_features).
+        weight: CSR matrix, (out_features, in_features). Its indices are trusted: wrong ones read past the input, as in
+            PyTorch's products; `torch.sparse_csr_tensor(..., check_invariants=True)` checks them.
         bias: (out_features,), or None. Default: None.
 
     Raises:

@@ -106,3 +106,15 @@ assert during >= 5, during
 """
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_subpackages_are_imported_on_first_use():
+    """In a process of its own, which has imported nothing else."""
+    result = run(
+        """
+import sys, conv2affine
+assert not {"onnx", "h5py", "scipy", "torch.distributed.tensor"} & set(sys.modules)
+assert conv2affine.onnx.convert and conv2affine.files.save_csr and conv2affine.distributed.to_dtensor
+"""
+    )
+    assert result.returncode == 0, result.stderr

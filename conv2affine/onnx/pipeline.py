@@ -121,7 +121,7 @@ def run(network: OnnxNetwork, original: Callable[[], Run], options: Options, pat
         raise MemoryError(
             f"the layers need {readable_bytes(prepared.plan.bytes)}, more than max_bytes "
             f"({readable_bytes(options.max_bytes)}); the largest is that of {largest.name} ({largest.rows} x "
-            f"{largest.cols}); choose a smaller input, or raise max_bytes\n{prepared.plan}"
+            f"{largest.cols}); choose a smaller input, or raise max_bytes (--max-gib)\n{prepared.plan}"
         )
     check_memory(prepared.plan)
     expected = original()

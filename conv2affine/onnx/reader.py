@@ -210,7 +210,7 @@ def _input(name: str, type: TypeProto, given: Sequence[int] | None) -> Tensor:
     tensor = type.tensor_type
     if not tensor.HasField("shape"):
         if given is None:
-            raise ValueError(f"input {name} must have a shape, and the file has none; give it: {name}=1,3,32,32")
+            raise ValueError(f"input {name} must have a shape, and the file has none; {_advice(name)}")
         return Tensor(name, tensor.elem_type, tuple(given), tuple(given))
     dims = tuple(
         dim.dim_value if dim.HasField("dim_value") else dim.dim_param or f"{name}_{axis}"
@@ -226,10 +226,12 @@ def _input(name: str, type: TypeProto, given: Sequence[int] | None) -> Tensor:
     for axis, dim in enumerate(dims):
         size = given[axis] if given is not None else 1 if isinstance(dim, str) and axis == 0 else dim
         if isinstance(size, str):
-            raise ValueError(
-                f"input {name} ({shown}) must have fixed sizes after its first axis; give a shape, {name}=1,3,32,32"
-            )
+            raise ValueError(f"input {name} ({shown}) must have fixed sizes after its first axis; {_advice(name)}")
         if size < 1:
             raise ValueError(f"sizes of input {name} must be at least 1, got {size} in ({shown})")
         shape.append(size)
     return Tensor(name, tensor.elem_type, dims, tuple(shape))
+
+
+def _advice(name: str) -> str:
+    return f"pass shapes={{{name!r}: (1, 3, 32, 32)}}, or --shape {name}=1,3,32,32, with its sizes"
