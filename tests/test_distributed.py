@@ -134,9 +134,7 @@ def test_what_does_not_go_together_is_refused():
     with pytest.raises(TypeError, match=r"conv \(Conv1d\) must be a weight tensor if input_size is a Geometry"):
         to_dtensor(conv, Geometry.from_layer(conv, 4))
     for call in (to_dtensor, lambda conv, size, mesh: to_linear(conv, size, device_mesh=mesh)):
-        with pytest.raises(
-            TypeError, match=r"device_mesh must be a torch.*DeviceMesh, got 'cpu'; init_device_mesh"
-        ):
+        with pytest.raises(TypeError, match=r"device_mesh must be a torch.*DeviceMesh, got 'cpu'; init_device_mesh"):
             call(conv, 4, "cpu")
     for mesh in fake_ranks(2, 2):
         with pytest.raises(ValueError, match=r"must have one dimension, got .* pass the one that shards the layer"):

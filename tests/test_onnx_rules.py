@@ -147,6 +147,9 @@ AFFINE = [
     Case("pad-reflect", 'y = Pad<mode = "reflect">(x, p)', (1, 2, 4), {"p": ints(0, 0, 2, 0, 0, 1)}),
     Case("pad-edge", 'y = Pad<mode = "edge">(x, p)', (1, 2, 4), {"p": ints(0, 0, 2, 0, 0, 1)}),
     Case("pad-attribute", "y = Pad<pads = [0, 0, 1, 0, 0, 2]>(x)", (1, 2, 4), opset=9),
+    Case("pad-negative", "y = Pad(x, p, v)", (1, 2, 5), {"p": ints(0, 0, -1, 0, 1, 2), "v": np.float32(2)}),
+    Case("pad-negative-axes", "y = Pad(x, p, , a)", ("N", 2, 5), {"p": ints(1, -2, 0, -1), "a": ints(-2, -1)}, 18),
+    Case("pad-negative-attribute", "y = Pad<pads = [0, -1, 1, 0, 0, -2], value = 3.0>(x)", (1, 2, 4), opset=9),
     Case("depth-to-space", "y = DepthToSpace<blocksize = 2>(x)", (1, 8, 2, 3)),
     Case("space-to-depth", "y = SpaceToDepth<blocksize = 2>(x)", (1, 2, 4, 6)),
     Case(

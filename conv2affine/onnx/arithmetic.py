@@ -198,7 +198,7 @@ def cumsum(context: Context, x: Any, axis: Any, *, exclusive: int = 0, reverse: 
 # Operators that only move elements: run on the numbers of the elements.
 MOVING = (
     *("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Expand", "Tile", "Concat", "Split", "Slice"),
-    *("Gather", "GatherElements", "GatherND", "Pad", "DepthToSpace", "SpaceToDepth", "ReverseSequence", "Trilu"),
+    *("Gather", "GatherElements", "GatherND", "DepthToSpace", "SpaceToDepth", "ReverseSequence", "Trilu"),
     *("ScatterElements", "ScatterND", "Scatter", "CenterCropPad"),
 )
 
@@ -209,3 +209,33 @@ def moving(context: Context, *args: Any, **attributes: Any) -> Any:
         return follow(lambda *arrays: context.operator.run(arrays, double=True), context.inputs)
     except Exception as error:  # that it does more than to move, or whatever onnx.reference trips over
         raise NoRuleError(str(error)) from error
+
+
+@rule("Pad")
+def pad(
+    context: Context,
+    x: Any,
+    pads_input: Any = None,
+    value_input: Any = None,
+    axes: Any = None,
+    *,
+    pads: Any = None,
+    value: float = 0.0,
+    mode: str = "constant",
+) -> Any:
+    """As it moves elements; negative numbers cut them off, which onnx.reference does not know."""
+    numbers = constant(pads if pads_input is None else pads_input).astype(int)
+    if mode != "constant" or (numbers >= 0).all():
+        return moving(context)
+    fill = value if value_input is None else constant(value_input)
+    sides = np.zeros((len(context.shape), 2), int)
+    sides[slice(None) if axes is None else constant(axes).astype(int)] = numbers.reshape(2, -1).T
+
+    def run(array: Any) -> Any:
+        kept = array[tuple(slice(max(0, -a), n - max(0, -b)) for n, (a, b) in zip(array.shape, sides, strict=True))]
+        return np.pad(kept, sides.clip(0), constant_values=fill)
+
+    [(map, shape)] = follow(run, context.inputs)
+    if shape != context.shape:
+        raise NoRuleError(f"pads = {numbers.tolist()}")
+    return map
