@@ -36,8 +36,8 @@ def to_conv(linear: nn.Linear, geometry: Geometry, *, tolerance: float | None = 
 
     Raises:
         TypeError: If `linear` is not an `nn.Linear`, or overrides `forward`; as `from_matrix`.
-        ValueError: If the linear layer is not such a convolution, if its shape is not that of the geometry, or if no
-            layer has such a padding. The message has the numbers.
+        ValueError: If the linear layer is not such a convolution, if its shape is not that of the geometry, if no
+            layer has such a padding, or if `tolerance` is no number, or < 0. The message has the numbers.
 
     Example:
         >>> from conv2affine import to_linear
@@ -55,6 +55,8 @@ def to_conv(linear: nn.Linear, geometry: Geometry, *, tolerance: float | None = 
     check_matrix("linear.weight", matrix, geometry)
     if tolerance is None:
         tolerance = 10 * torch.finfo(matrix.dtype).eps
+    if not isinstance(tolerance, int | float) or not tolerance >= 0:
+        raise ValueError(f"tolerance ({tolerance!r}) must be a number that is at least 0, or None")
     conv = _layer_without_data(geometry, bias is not None)
     weight, residual = from_matrix(matrix, geometry)
     _check_residual("linear.weight is no convolution of this geometry", residual, matrix, tolerance)

@@ -71,6 +71,13 @@ def test_layer_from_a_parametrised_linear():
     assert back.weight.is_leaf
 
 
+@pytest.mark.parametrize("tolerance", [-1, float("nan"), "0.1"])
+def test_tolerance_that_is_none_is_refused(tolerance):
+    geometry = Geometry(1, 1, (2,), input_size=4)
+    with pytest.raises(ValueError, match=r"tolerance \(.*\) must be a number that is at least 0"):
+        to_conv(to_linear(nn.Conv1d(1, 1, 2), 4), geometry, tolerance=tolerance)
+
+
 def test_linear_that_is_no_convolution_is_refused():
     linear = to_linear(nn.Conv1d(1, 1, 2), 4).requires_grad_(False)
     linear.weight.copy_(torch.tensor([[1.0, 2, 0, 0], [0, 1, 2, 0], [0, 0, 1, 5]]))

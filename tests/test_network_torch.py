@@ -53,8 +53,9 @@ def test_names_are_those_of_the_modules():
 def test_is_a_module_like_any_other(convert, layout, model, x):
     net = convert(model, x, layout=layout)
     expected = net(x)
-    assert torch.equal(pickle.loads(pickle.dumps(net))(x), expected)
-    assert torch.equal(copy.deepcopy(net)(x), expected)
+    for again in (pickle.loads(pickle.dumps(net)), copy.deepcopy(net)):
+        assert torch.equal(again(x), expected)
+        assert str(again.plan) == str(net.plan)
     torch.testing.assert_close(net.float()(x.float()), expected.float(), atol=1e-4, rtol=1e-4)
 
 

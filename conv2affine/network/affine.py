@@ -70,11 +70,6 @@ class AffineMap(Generic[Source]):
             terms[source] = add(terms[source], matrix) if source in terms else matrix
         return AffineMap(terms, self.bias + other.bias)
 
-    def substitute(self, source: Source, inner: AffineMap[Source]) -> AffineMap[Source]:
-        """The same map with another map in the place of a source: this is what merges two pieces."""
-        rest = AffineMap({s: matrix for s, matrix in self.terms.items() if s is not source}, self.bias)
-        return rest + inner.then(self.terms[source])
-
     def evaluate(self, values: Mapping[Source, Array]) -> Array:
         """The outputs (batch, size) for the values (batch, size of the source) of each source."""
         terms = [matrix.apply(values[source]) for source, matrix in self.terms.items()]

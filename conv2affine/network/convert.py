@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import torch
 from torch import fx, nn
+from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 
 from conv2affine.guard import memory_left
 from conv2affine.network.affine import AffineMap
@@ -92,6 +93,7 @@ def to_linear_network(
     with progress(len(plan.layers)) as each:
         net = export_torch(network, layout, dtype, each)
     net.plan = plan  # type: ignore[assignment]
+    net.meta[_USER_PRESERVED_ATTRIBUTES_KEY] = {"plan": plan}  # for copies
     verify(model, net, tensors(example_inputs), dtype, network.dtypes)
     return _finish(model, net)
 
