@@ -211,7 +211,7 @@ class Product(Matrix):
         most = int(far.counts(axis).max(initial=0))
         return np.minimum(near.counts(axis) * most, self.shape[axis])
 
-    @property
+    @cached_property
     def nnz(self) -> int:
         if self.pattern is not None:
             return self.pattern.nnz
@@ -251,6 +251,7 @@ class Sum(Matrix):
 
 def _rows(selection: Selection, matrix: csr_array) -> csr_array:
     """The product selection @ matrix, without a product."""
+    is_sorted = matrix.has_sorted_indices
     if selection.index is not None:
         rows, cols = matrix.shape
         read = selection.index >= 0
@@ -263,6 +264,8 @@ def _rows(selection: Selection, matrix: csr_array) -> csr_array:
     if selection.scale is not None:
         scale = np.repeat(selection.scale, np.diff(matrix.indptr))
         matrix = csr_array((matrix.data * scale, matrix.indices, matrix.indptr), shape=matrix.shape)
+    if is_sorted:
+        matrix.has_sorted_indices = True  # so that nobody looks again
     return matrix
 
 

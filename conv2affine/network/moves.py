@@ -48,12 +48,12 @@ def _arrays(result: Any) -> list[Any]:
 
 def _map(values: Sequence[Value], results: list[Any], other: Any) -> AffineMap[Value]:
     numbers, constant, check = results
-    moved = numbers != constant
-    moved &= ~(np.isnan(numbers) & np.isnan(constant))
+    moved = (numbers != constant) & ~np.isnan(numbers)
     index = np.where(moved, numbers, 0).astype(np.int64) - 1
     # Other elements at the same places: sums of elements would give themselves away.
-    copies = np.append(other, np.nan)[np.clip(index, -1, len(other))]
-    if not np.array_equal(np.where(moved, copies, constant), check, equal_nan=True):
+    copies = np.where(moved, np.append(other, np.nan)[np.clip(index, -1, len(other))], constant)
+    differ = copies != check
+    if not np.isnan([copies[differ], check[differ]]).all():
         raise ValueError("the operator does more than to move elements")
     result: AffineMap[Value] = AffineMap.constant(np.where(moved, 0, constant))
     first = 0

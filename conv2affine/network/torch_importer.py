@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
-from torch.export.graph_signature import OutputKind
+from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from conv2affine.network import torch_pooling, torch_steps  # noqa: F401  # they enter their rules
@@ -81,6 +81,7 @@ class _Importer:
         self.parameters = frozenset(tensor.untyped_storage().data_ptr() for tensor in state)
         self.device = next((tensor.device for tensor in state), torch.device("cpu"))
         self.nodes = {node.name: node for node in program.graph.nodes}
+        self.inputs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
         self.dtypes = floating_dtypes(program)
 
     def run(self) -> TorchNetwork:
@@ -107,12 +108,11 @@ class _Importer:
         return TorchNetwork(graph, leaves, self.program.call_spec.out_spec, self.dtypes, self.device)
 
     def placeholder(self, node: fx.Node) -> Any:
-        signature = self.program.graph_signature
-        if node.name in signature.user_inputs:
+        spec = self.inputs[node.name]
+        if spec.kind is InputKind.USER_INPUT:
             return self.graph.add_input(node.meta["val"].shape, node.name)
-        lifted = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-        name = lifted.get(node.name) or signature.inputs_to_lifted_tensor_constants.get(node.name)
-        if name is None:
+        name = spec.target
+        if name is None or spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
             raise NotImplementedError(f"{node.name} must be a tensor for networks to be converted, and it is an object")
         tensor = self.program.state_dict.get(name)
         return (self.program.constants[name] if tensor is None else tensor).detach()
