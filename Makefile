@@ -156,7 +156,7 @@ $(VENV)/tools: $(VENV)/torch pyproject.toml
 	$(BIN)/pip install --quiet 'setuptools>=77' cmake ninja 'pybind11>=3'
 	$(BIN)/python -c "from setuptools.compat.py310 import tomllib; extras = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; print(*(r for e in ('test', 'lint', 'demo', 'bench', 'docs', 'wheel') for r in extras[e]), sep='\n')" > $(VENV)/tools.txt
 	$(BIN)/pip install --quiet -r $(VENV)/tools.txt
-	$(BIN)/pip install --quiet --no-deps einconv relucent
+	$(BIN)/pip install --quiet --no-deps einconv "relucent; python_version >= '3.11'"
 	touch $@
 
 # Editable: Python changes are there at once, C++ changes at the next make.
