@@ -67,7 +67,7 @@ class SparseLinear(nn.Linear):
         return assemble(self.crow_indices, self.col_indices, self.values, size, by_columns=False)
 
     def forward(self, input: Tensor) -> Tensor:
-        """`input @ weight.T + bias`, for an input of shape (*, in_features)."""
+        """`input @ weight.T + bias`, for an input of shape `(*, in_features)`."""
         if input.shape[-1:] != (self.in_features,):
             raise ValueError(f"input must have shape (*, {self.in_features}), got {tuple(input.shape)}")
         dtype = self.values.dtype

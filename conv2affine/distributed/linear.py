@@ -47,7 +47,7 @@ class ShardedSparseLinear(nn.Module):
         self.add_module(self.rows, local)
 
     def forward(self, x: Tensor) -> DTensor:
-        """`x @ W.T + b`, for an input of shape (*, in_features)."""
+        """`x @ W.T + b`, for an input of shape `(*, in_features)`."""
         y = self.get_submodule(self.rows)(local_view(x, self.device_mesh, SHARDED)).contiguous()
         shape = torch.Size((*x.shape[:-1], self.out_features))
         stride = tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
