@@ -116,7 +116,7 @@ AFFINE = [
     Case("reduce-mean", "y = ReduceMean<axes = [2, -1], keepdims = 0>(x)", ("N", 3, 4, 5)),
     Case("reduce-mean-input", "y = ReduceMean(x, a)", (1, 3, 4), {"a": ints(1)}, 18),
     Case("reduce-sum-all", "y = ReduceSum(x)", (2, 3)),
-    Case("reduce-sum-none", "y = ReduceSum<noop_with_empty_axes = 1>(x)", (2, 3)),
+    Case("reduce-sum-none", "y = ReduceSum<noop_with_empty_axes = 1>(x, a)", (2, 3), {"a": ints()}),
     Case("einsum", 'y = Einsum<equation = "nij,jk->nki">(x, w)', ("N", 2, 3), {"w": random(3, 4)}),
     Case("einsum-second", 'y = Einsum<equation = "ij, nj -> ni">(w, x)', ("N", 3), {"w": random(4, 3)}),
     Case("einsum-implicit", 'y = Einsum<equation = "...ji,ki">(x, w)', (2, 1, 3, 4), {"w": random(5, 4)}),
