@@ -199,6 +199,14 @@ def test_selections_between_kept_nodes_need_no_matrix():
     assert [row.layout for row in result.plan.layers] == ["gather"]
 
 
+def test_selections_need_no_matrix_before_there_was_where():
+    nodes = "a = Sigmoid(x)\nb = Pad<pads = [0, 1, 0, 2]>(a)\ny = Sigmoid(b)"
+    original = model(nodes, {"x": ("N", 300)}, opset=8)
+    result = convert(original, opset=8, max_bytes=10**4)
+    assert operators(result.model) == ["Sigmoid", "Gather", "Mul", "Sigmoid"]
+    assert difference(original, result.model, inputs(result.model, 2)) < 1e-6
+
+
 def test_opset():
     assert convert(cnn(opset=9)).model.opset_import[0].version == 9  # MaxPool has changed since
     assert convert(cnn(opset=9), max_pool="relu").model.opset_import[0].version == 13

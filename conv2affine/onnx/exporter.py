@@ -76,7 +76,7 @@ class Exporter:
         self.flat: dict[Value, str] = {}  # names of values as vectors
         self.shaped: dict[tuple[Value, tuple[int, ...]], str] = {}  # names of values as tensors
         graph, self.is_vector = network.graph, flat
-        self.gathers = gathers(graph) and opset >= MIN_WHERE
+        self.gathers = gathers(graph)
         self.output_shapes = [(1, value.size) for value in graph.outputs] if flat else graph.output_shapes
         # Outputs that need no reshape are computed under their names at once.
         self.wishes = {
@@ -171,8 +171,11 @@ class Exporter:
         if selection.scale is not None:
             x = call("Mul", [x, constant(f"{origin}.scale", selection.scale)], origin)
         if index is not None and (index < 0).any():
+            read = index[None] >= 0
+            if self.opset < MIN_WHERE:  # infinities that are not read become NaN then
+                return call("Mul", [x, constant(f"{origin}.read", read.astype(float))], origin)
             zero = constant(f"{origin}.zero", np.float64(0))
-            x = call("Where", [constant(f"{origin}.read", index[None] >= 0), x, zero], origin)
+            x = call("Where", [constant(f"{origin}.read", read), x, zero], origin)
         return x
 
     def step(self, step: Step) -> None:
