@@ -78,9 +78,8 @@ class Convolution(Matrix):
     @cached_property
     def pattern(self) -> Pattern:  # type: ignore[override]
         g = self.geometry
-        block = np.ones((g.out_channels // g.groups, g.in_channels // g.groups), bool)
-        channels = csr_array(scipy.sparse.kron(scipy.sparse.eye_array(g.groups), block, format="csr"))
-        return Pattern.of([channels, *(_line(g, axis) for axis in range(len(g.kernel_size)))])
+        axes = tuple(_line(g, axis) for axis in range(len(g.kernel_size)))
+        return Pattern(g.groups, g.out_channels // g.groups, g.in_channels // g.groups, axes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +125,7 @@ class Separable(Matrix):
 
     @cached_property
     def pattern(self) -> Pattern:  # type: ignore[override]
-        return Pattern.of([csr_array(scipy.sparse.eye_array(self.channels, format="csr")), *self.axes])
+        return Pattern(self.channels, 1, 1, tuple(_ones(axis) for axis in self.axes))
 
 
 def _pad(x: Tensor, sides: Any) -> Tensor:
@@ -152,13 +151,13 @@ def _csr(weight: Tensor, geometry: Geometry) -> csr_array:
 
 
 def _line(g: Geometry, axis: int) -> csr_array:
-    """The matrix along one axis, of a kernel of ones."""
+    """Where the matrix along one axis has entries."""
     sizes = (g.kernel_size, g.input_size, g.stride, g.padding, g.dilation, g.output_padding)
-    return _ones(*(numbers[axis] for numbers in sizes), g.transposed)
+    return _line_of(*(numbers[axis] for numbers in sizes), g.transposed)
 
 
 @lru_cache(maxsize=64)  # the axes of a network are few
-def _ones(
+def _line_of(
     kernel: int,
     size: int,
     stride: int,
@@ -178,4 +177,9 @@ def _ones(
         output_padding=(output_padding,),
         transposed=transposed,
     )
-    return _csr(torch.ones(1, 1, kernel), line)
+    return _ones(_csr(torch.ones(1, 1, kernel), line))
+
+
+def _ones(matrix: csr_array) -> csr_array:
+    """Where a matrix has entries."""
+    return csr_array((np.ones(matrix.nnz, bool), matrix.indices, matrix.indptr), shape=matrix.shape)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -20,32 +19,44 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Pattern:
-    """Where a matrix over (channel, *position) has entries: the Kronecker product of one pattern for each of them.
+    """Where a matrix over (channel, *position) has entries: blocks on the diagonal (x) axes[0] (x) axes[1] ...
 
     Args:
-        factors: Matrices of bool: for the channels, then for each spatial axis.
+        groups: Number of blocks, all of them full.
+        rows: Output channels of a block.
+        cols: Input channels of a block.
+        axes: For each spatial axis a matrix of bool, (output size, input size).
     """
 
-    factors: tuple[csr_array, ...]
-
-    @classmethod
-    def of(cls, factors: Iterable[csr_array]) -> Pattern:
-        """The pattern of a Kronecker product of matrices."""
-        return cls(tuple(csr_array((np.ones(f.nnz, bool), f.indices, f.indptr), shape=f.shape) for f in factors))
+    groups: int
+    rows: int
+    cols: int
+    axes: tuple[csr_array, ...]
 
     def __matmul__(self, other: Pattern) -> Pattern | None:
-        """The pattern of a product; None where the factors do not fit together."""
-        if [a.shape[1] for a in self.factors] != [b.shape[0] for b in other.factors]:
+        """The pattern of a product; None where that is no such pattern."""
+        groups = min(self.groups, other.groups)
+        if (
+            self.groups * self.cols != other.groups * other.rows
+            or [a.shape[1] for a in self.axes] != [b.shape[0] for b in other.axes]
+            or self.groups % groups
+            or other.groups % groups
+        ):
             return None
-        return Pattern(tuple(csr_array(a @ b) for a, b in zip(self.factors, other.factors, strict=True)))
+        rows, cols = self.groups * self.rows // groups, other.groups * other.cols // groups
+        return Pattern(groups, rows, cols, tuple(a @ b for a, b in zip(self.axes, other.axes, strict=True)))
 
     @property
     def nnz(self) -> int:
-        return prod(int(factor.nnz) for factor in self.factors)
+        return self.groups * self.rows * self.cols * prod(int(axis.nnz) for axis in self.axes)
 
     def counts(self, axis: int) -> Counts:
         """Entries per row (axis 1) or per column (axis 0)."""
-        return reduce(np.kron, (np.asarray(factor.sum(axis), np.int64) for factor in self.factors))
+        lines, each = (self.rows, self.cols) if axis == 1 else (self.cols, self.rows)
+        counts = np.full(self.groups * lines, each)
+        for part in self.axes:
+            counts = np.multiply.outer(counts, _counts(part, axis)).ravel()
+        return counts
 
 
 class Matrix:
@@ -159,11 +170,7 @@ class Sparse(Matrix):
         return self.matrix.astype(dtype)
 
     def counts(self, axis: int) -> Counts:
-        if axis == 1:
-            counts: Counts = np.diff(self.matrix.indptr).astype(np.int64)
-        else:
-            counts = np.bincount(self.matrix.indices, minlength=self.matrix.shape[1])
-        return counts
+        return _counts(self.matrix, axis)
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,6 +254,12 @@ class Sum(Matrix):
     def counts(self, axis: int) -> Counts:
         counts: Counts = np.minimum(self.first.counts(axis) + self.second.counts(axis), self.shape[axis])
         return counts
+
+
+def _counts(matrix: csr_array, axis: int) -> Counts:
+    """Entries per row (axis 1) or per column (axis 0)."""
+    counts = np.diff(matrix.indptr) if axis == 1 else np.bincount(matrix.indices, minlength=matrix.shape[1])
+    return counts.astype(np.int64, copy=False)
 
 
 def _rows(selection: Selection, matrix: csr_array) -> csr_array:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
 from conv2affine.network.graph import Piece, Step, Value
@@ -176,9 +177,13 @@ class _Exporter:
 
     def call(self, graph: fx.Graph, root: nn.Module, op: Operator, inputs: list[fx.Node]) -> fx.Node:
         """An operator of inputs, its constant tensors as buffers."""
-        filled = op.filled(inputs)
-        filled = pytree.tree_map_only(torch.dtype, self.new_dtype, filled)
-        args, kwargs = pytree.tree_map_only(Tensor, lambda tensor: self.buffer(root, graph, tensor.detach()), filled)
+
+        def constant(argument: Any) -> Any:
+            if isinstance(argument, Tensor):
+                return self.buffer(root, graph, argument.detach())
+            return self.new_dtype(argument) if isinstance(argument, torch.dtype) else argument
+
+        args, kwargs = map_aggregate(op.filled(inputs), constant)
         return graph.call_function(op.target, args, kwargs)
 
     def new_dtype(self, dtype: torch.dtype) -> torch.dtype:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from conv2affine.network import torch_pooling, torch_steps  # noqa: F401  # they enter their rules
@@ -133,7 +136,7 @@ class _Importer:
 
     def call(self, node: fx.Node) -> Any:
         """The value of a node: a tensor if no input reaches it, else a value, or a tuple of them."""
-        args, kwargs = pytree.tree_map_only(fx.Node, self.results.__getitem__, (node.args, dict(node.kwargs)))
+        args, kwargs = map_arg((node.args, node.kwargs), self.results.__getitem__)
         target: Any = node.target
         if target is operator.getitem:
             return args[0][args[1]]
@@ -151,7 +154,7 @@ class _Importer:
                 "model.eval(), and give batch norm its running statistics"
             )
         if name.endswith("_like") or name.startswith("new_"):  # reads the shape only
-            args = pytree.tree_map_only(fx.Node, self.blank, node.args)
+            args = map_arg(node.args, self.blank)
         op, inputs = Operator.of(target, args, kwargs)
         if not inputs:
             with torch.no_grad():
@@ -171,11 +174,12 @@ class _Importer:
                 f"{origin(node)} ({name}) must not select elements by values of the inputs, as x[x > 0] does; multiply "
                 "by a mask, or use torch.where"
             )
-        if any(isinstance(size, torch.SymInt) for fake in pytree.tree_leaves(fakes) for size in fake.shape):
-            blanks = pytree.tree_map_only(fx.Node, self.blank, (node.args, dict(node.kwargs)))
-            fakes = target(*blanks[0], **blanks[1])
         several = isinstance(fakes, tuple | list)
         fakes = fakes if several else [fakes]
+        if any(isinstance(size, torch.SymInt) for fake in fakes if fake is not None for size in fake.shape):
+            blanks = map_arg((node.args, node.kwargs), self.blank)
+            result = target(*blanks[0], **blanks[1])
+            fakes = result if several else [result]
         used: Any = [user.args[1] for user in node.users if user.users] if several else [0]
         shapes = tuple(() if fake is None else tuple(fake.shape) for fake in fakes)
         op = dataclasses.replace(op, results=tuple(sorted(used)) if several else None)
@@ -252,9 +256,14 @@ def _is_random(target: Any, args: Any, kwargs: Any) -> bool:
     return name is None or bool(given.get(name, False))
 
 
+@functools.cache
+def _parameters(rule: Any) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(rule).parameters
+
+
 def _arguments(rule: Any, target: Any, args: Any, kwargs: Any) -> dict[str, Any]:
     """The arguments by name, as the rule takes them; it need not take those that have their defaults."""
-    parameters = inspect.signature(rule).parameters
+    parameters = _parameters(rule)
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     arguments = {}
     for number, argument in enumerate(target._schema.arguments):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch.utils import _pytree as pytree
+from torch.fx.node import map_aggregate
 
 from conv2affine.network.graph import Value
 
@@ -42,15 +42,19 @@ class Operator:
         """The operator and its inputs: the values among its arguments, each once."""
         inputs: list[Value] = []
 
-        def slot(value: Value) -> Slot:
-            if value not in inputs:
-                inputs.append(value)
-            return Slot(inputs.index(value))
+        def slot(argument: Any) -> Any:
+            if not isinstance(argument, Value):
+                return argument
+            if argument not in inputs:
+                inputs.append(argument)
+            return Slot(inputs.index(argument))
 
-        args, kwargs = pytree.tree_map_only(Value, slot, (args, kwargs))
+        args, kwargs = map_aggregate((args, kwargs), slot)
         return cls(target, args, kwargs), inputs
 
     def filled(self, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Its arguments, with inputs in their places."""
-        args, kwargs = pytree.tree_map_only(Slot, lambda slot: inputs[slot.number], (self.args, self.kwargs))
+        args, kwargs = map_aggregate(
+            (self.args, self.kwargs), lambda part: inputs[part.number] if isinstance(part, Slot) else part
+        )
         return args, kwargs

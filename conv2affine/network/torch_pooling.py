@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
+from torch.fx.node import map_aggregate
 
 from conv2affine.network import rules
 from conv2affine.network.layers import Separable
@@ -132,12 +132,13 @@ def moving(context: Context, **arguments: Any) -> Any:
     """Any operator that only moves elements: run on the numbers of the elements."""
     operator = context.operator
 
-    def double(tensor: Tensor) -> Tensor:
-        return tensor.detach().double() if tensor.is_floating_point() else tensor
+    def double(argument: Any) -> Any:
+        is_floating = isinstance(argument, Tensor) and argument.is_floating_point()
+        return argument.detach().double() if is_floating else argument
 
     def run(*arrays: Any) -> Any:
         tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
-        args, kwargs = pytree.tree_map_only(Tensor, double, operator.filled(tensors))
+        args, kwargs = map_aggregate(operator.filled(tensors), double)
         result = operator.target(*args, **kwargs)
         return [part.numpy() for part in result] if isinstance(result, tuple | list) else result.numpy()
 
