@@ -15,7 +15,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from conv2affine.geometry import Geometry
-from conv2affine.matrix import conv_matrix, conv_transpose_matrix
+from conv2affine.matrix import to_matrix
 from conv2affine.network.matrices import Array, Counts, Matrix, Pattern
 
 __all__ = ["Convolution", "Separable"]
@@ -62,8 +62,7 @@ class Convolution(Matrix):
 
     def tensor(self, dtype: torch.dtype, layout: torch.layout) -> Tensor:
         """The matrix as a tensor."""
-        weight = self.weight.detach().to(dtype)
-        return _matrix(weight, self.geometry, layout)
+        return to_matrix(self.weight.detach().to(dtype), self.geometry, layout=layout)
 
     def csr(self, dtype: Any = np.float64) -> csr_array:
         return _csr(self.weight.detach().to(torch.from_numpy(np.empty(0, dtype)).dtype), self.geometry)
@@ -133,17 +132,8 @@ def _pad(x: Tensor, sides: Any) -> Tensor:
     return F.pad(x, [side for pair in reversed(sides) for side in pair])
 
 
-def _matrix(weight: Tensor, g: Geometry, layout: torch.layout) -> Tensor:
-    padding: Any = g.padding
-    if g.transposed:
-        return conv_transpose_matrix(
-            weight, g.input_size, g.stride, padding, g.output_padding, g.groups, g.dilation, layout=layout
-        )
-    return conv_matrix(weight, g.input_size, g.stride, padding, g.dilation, g.groups, layout=layout)
-
-
 def _csr(weight: Tensor, geometry: Geometry) -> csr_array:
-    matrix = _matrix(weight, geometry, torch.sparse_csr)
+    matrix = to_matrix(weight, geometry, layout=torch.sparse_csr)
     parts = tuple(part.numpy() for part in (matrix.values(), matrix.col_indices(), matrix.crow_indices()))
     csr = csr_array(parts, shape=tuple(matrix.shape))
     csr.has_sorted_indices = True  # so that nobody looks

@@ -130,15 +130,20 @@ class Selection(Matrix):
 
     def apply(self, x: Array) -> Array:
         if self.index is not None:
-            x = np.pad(x, ((0, 0), (0, 1)))[:, self.index]  # -1 reads the zero at the end
+            x = np.concatenate([x, np.zeros((len(x), 1))], 1)[:, self.index]  # -1 reads the zero at the end
         return x if self.scale is None else x * self.scale
 
     def csr(self, dtype: Any = np.float64) -> csr_array:
         rows, cols = self.shape
-        index = np.arange(rows) if self.index is None else self.index
-        scale = np.ones(rows) if self.scale is None else self.scale
+        small = np.int32 if max(rows, cols) < 2**31 else np.int64
+        index, starts = (np.arange(rows) if self.index is None else self.index).astype(small), np.arange(rows + 1)
+        scale = np.ones(rows, dtype) if self.scale is None else self.scale.astype(dtype)
         read = index >= 0
-        return csr_array((scale[read].astype(dtype), index[read], np.r_[0, read.cumsum()]), shape=(rows, cols))
+        if not read.all():
+            scale, index, starts = scale[read], index[read], np.r_[0, read.cumsum()]
+        matrix = csr_array((scale, index, starts.astype(small)), shape=(rows, cols))
+        matrix.has_sorted_indices = True  # so that nobody looks
+        return matrix
 
     def counts(self, axis: int) -> Counts:
         if self.index is None:

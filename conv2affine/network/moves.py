@@ -37,7 +37,7 @@ def follow(function: Function, values: Sequence[Value]) -> list[tuple[AffineMap[
         parts = np.split(elements, np.cumsum(sizes)[:-1]) if sizes else []
         return _arrays(function(*(part.reshape(value.shape) for part, value in zip(parts, values, strict=True))))
 
-    other = np.random.default_rng(0).standard_normal(total)
+    other = np.random.default_rng(0).random(total) - 0.5
     results = zip(run(np.arange(1.0, total + 1)), run(np.zeros(total)), run(other), strict=True)
     return [(_map(values, [array.ravel() for array in arrays], other), arrays[0].shape) for arrays in results]
 
@@ -51,18 +51,17 @@ def _map(values: Sequence[Value], results: list[Any], other: Any) -> AffineMap[V
     moved = (numbers != constant) & ~np.isnan(numbers)
     index = np.where(moved, numbers, 0).astype(np.int64) - 1
     # Other elements at the same places: sums of elements would give themselves away.
-    copies = np.where(moved, np.append(other, np.nan)[np.clip(index, -1, len(other))], constant)
+    copies = np.where(moved, np.take(other, index, mode="clip"), constant) if len(other) else constant
     differ = copies != check
-    if not np.isnan([copies[differ], check[differ]]).all():
+    if index.max(initial=-1) >= len(other) or not np.isnan([copies[differ], check[differ]]).all():
         raise ValueError("the operator does more than to move elements")
-    result: AffineMap[Value] = AffineMap.constant(np.where(moved, 0, constant))
-    first = 0
+    terms = {}
     for value in values:
-        own = np.where((index >= first) & (index < first + value.size), index - first, -1)
-        first += value.size
-        if (own >= 0).any():
-            result += AffineMap({value: selection(own, value.size)}, np.zeros(len(own)))
-    return result
+        read = (index >= 0) & (index < value.size)
+        if read.any():
+            terms[value] = selection(np.where(read, index, -1), value.size)
+        index -= value.size
+    return AffineMap(terms, np.where(moved, 0, constant))
 
 
 def selection(index: Any, cols: int) -> Matrix:
