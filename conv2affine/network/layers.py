@@ -67,10 +67,10 @@ class Convolution(Matrix):
     def csr(self, dtype: Any = np.float64) -> csr_array:
         return _csr(self.weight.detach().to(torch.from_numpy(np.empty(0, dtype)).dtype), self.geometry)
 
-    def counts(self, axis: int) -> Counts:
+    def count(self, axis: int) -> Counts:
         return self.pattern.counts(axis)
 
-    @property
+    @cached_property
     def nnz(self) -> int:
         return self.pattern.nnz
 
@@ -115,10 +115,10 @@ class Separable(Matrix):
         matrix.sort_indices()
         return matrix.astype(dtype)
 
-    def counts(self, axis: int) -> Counts:
+    def count(self, axis: int) -> Counts:
         return self.pattern.counts(axis)
 
-    @property
+    @cached_property
     def nnz(self) -> int:
         return self.pattern.nnz
 

@@ -90,9 +90,19 @@ class Matrix:
 
     def counts(self, axis: int) -> Counts:
         """Entries per row (axis 1) or per column (axis 0); where it is not written out yet, at most so many."""
+        if axis not in self._counted:
+            self._counted[axis] = self.count(axis)
+        return self._counted[axis]
+
+    @cached_property
+    def _counted(self) -> dict[int, Counts]:
+        return {}
+
+    def count(self, axis: int) -> Counts:
+        """The same, found anew."""
         raise NotImplementedError
 
-    @property
+    @cached_property
     def nnz(self) -> int:
         """Number of entries; where it is not written out yet, at most so many."""
         return int(self.counts(1).sum())
@@ -145,7 +155,7 @@ class Selection(Matrix):
         matrix.has_sorted_indices = True  # so that nobody looks
         return matrix
 
-    def counts(self, axis: int) -> Counts:
+    def count(self, axis: int) -> Counts:
         if self.index is None:
             return np.ones(self.cols, np.int64)
         read = self.index >= 0
@@ -174,7 +184,7 @@ class Sparse(Matrix):
     def csr(self, dtype: Any = np.float64) -> csr_array:
         return self.matrix.astype(dtype)
 
-    def counts(self, axis: int) -> Counts:
+    def count(self, axis: int) -> Counts:
         return _counts(self.matrix, axis)
 
 
@@ -208,7 +218,7 @@ class Product(Matrix):
             product.sort_indices()
         return product.astype(dtype, copy=False)
 
-    def counts(self, axis: int) -> Counts:
+    def count(self, axis: int) -> Counts:
         if self.pattern is not None:
             return self.pattern.counts(axis)
         # The side whose counts are wanted decides, exactly so if the other side is a selection.
@@ -256,7 +266,7 @@ class Sum(Matrix):
     def csr(self, dtype: Any = np.float64) -> csr_array:
         return csr_array(self.first.csr() + self.second.csr()).astype(dtype, copy=False)
 
-    def counts(self, axis: int) -> Counts:
+    def count(self, axis: int) -> Counts:
         counts: Counts = np.minimum(self.first.counts(axis) + self.second.counts(axis), self.shape[axis])
         return counts
 

@@ -37,19 +37,24 @@ def follow(function: Function, values: Sequence[Value]) -> list[tuple[AffineMap[
         parts = np.split(elements, np.cumsum(sizes)[:-1]) if sizes else []
         return _arrays(function(*(part.reshape(value.shape) for part, value in zip(parts, values, strict=True))))
 
-    other = np.random.default_rng(0).random(total) - 0.5
-    results = zip(run(np.arange(1.0, total + 1)), run(np.zeros(total)), run(other), strict=True)
-    return [(_map(values, [array.ravel() for array in arrays], other), arrays[0].shape) for arrays in results]
+    other = np.random.default_rng(0).random(total)
+    other -= 0.5
+    numbers, checks = run(np.arange(1.0, total + 1)), run(other)
+    # Where all elements change with those of the inputs, there are no constants to look for.
+    changed = all((number != check).all() for number, check in zip(numbers, checks, strict=True))
+    constants = [np.broadcast_to(np.nan, number.shape) for number in numbers] if changed else run(np.zeros(total))
+    results = zip(numbers, constants, checks, strict=True)
+    return [(_map(values, *(array.ravel() for array in arrays), other), arrays[0].shape) for arrays in results]
 
 
 def _arrays(result: Any) -> list[Any]:
     return [np.asarray(array) for array in (result if isinstance(result, tuple | list) else [result])]
 
 
-def _map(values: Sequence[Value], results: list[Any], other: Any) -> AffineMap[Value]:
-    numbers, constant, check = results
+def _map(values: Sequence[Value], numbers: Any, constant: Any, check: Any, other: Any) -> AffineMap[Value]:
     moved = (numbers != constant) & ~np.isnan(numbers)
-    index = np.where(moved, numbers, 0).astype(np.int64) - 1
+    index = np.where(moved, numbers, 0).astype(np.int64)
+    index -= 1
     # Other elements at the same places: sums of elements would give themselves away.
     copies = np.where(moved, np.take(other, index, mode="clip"), constant) if len(other) else constant
     differ = copies != check
