@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from math import prod
+from math import gcd, prod
 
 import numpy as np
 import torch
@@ -54,14 +54,23 @@ def add(first: Matrix, second: Matrix) -> Matrix:
     """The sum first + second."""
     if first.shape != second.shape:
         raise ValueError(f"matrices to add must have one shape, got {first.shape} and {second.shape}")
-    if isinstance(first, Selection) and isinstance(second, Selection) and _same(first.index, second.index):
-        return Selection(first.index, first.cols, _ones(first) + _ones(second))
+    if isinstance(first, Selection) and isinstance(second, Selection):
+        a, b = _alike(first, second)
+        if _same(a.index, b.index):
+            return Selection(a.index, a.cols, _ones(a) + _ones(b), a.positions)
     if isinstance(first, Convolution) and isinstance(second, Convolution) and first.geometry == second.geometry:
         return Convolution(first.weight.double() + second.weight.double(), first.geometry, copied=False)
     return Sum(first, second)
 
 
+def _alike(first: Selection, second: Selection) -> tuple[Selection, Selection]:
+    """Both with the same number of positions."""
+    positions = gcd(first.positions, second.positions)
+    return first.split(positions), second.split(positions)
+
+
 def _follow(outer: Selection, inner: Selection) -> Selection:
+    outer, inner = _alike(outer, inner)
     scale = outer.scale
     if inner.scale is not None:
         scale = inner.scale if outer.index is None else np.append(inner.scale, 0)[outer.index]
@@ -70,9 +79,9 @@ def _follow(outer: Selection, inner: Selection) -> Selection:
         index = inner.index if outer.index is None else outer.index
     else:
         index = np.append(inner.index, -1)[outer.index]
-    if index is not None and len(index) == inner.cols and np.array_equal(index, np.arange(inner.cols)):
+    if index is not None and np.array_equal(index, np.arange(inner.cols // inner.positions)):
         index = None
-    return Selection(index, inner.cols, scale)
+    return Selection(index, inner.cols, scale, inner.positions)
 
 
 def _select_outputs(selection: Selection, conv: Convolution) -> Matrix | None:
@@ -97,7 +106,7 @@ def _select_outputs(selection: Selection, conv: Convolution) -> Matrix | None:
     factors = np.ones(g.out_channels)
     factors[channels[read]] = scale[read]
     scaled = Convolution(_ungrouped(conv, _scaled(weight, factors)), g, copied=False)
-    return Product(Selection(selection.index, selection.cols), scaled)
+    return Product(dataclasses.replace(selection, scale=None), scaled)
 
 
 def _scaled(weight: Tensor, factors: Array) -> Tensor:
@@ -132,7 +141,8 @@ def _pad_inputs(conv: Convolution, selection: Selection) -> Matrix | None:
     g = conv.geometry
     if g.transposed or selection.index is None:
         return None
-    index = selection.index.reshape(g.in_channels, *g.input_size)
+    each = selection.split()
+    index = each.index.reshape(g.in_channels, *g.input_size)
     read = np.nonzero(index >= 0)[1:]
     if not len(read[0]):
         return None
@@ -147,9 +157,9 @@ def _pad_inputs(conv: Convolution, selection: Selection) -> Matrix | None:
         padding=tuple((left + low, right + size - 1 - high) for (left, right), low, high, size in sides),
     )
     padded = Convolution(conv.weight, geometry, conv.copied)
-    if selection.scale is None:
+    if each.scale is None:
         return padded
-    return compose(padded, Selection(None, selection.cols, selection.scale.reshape(index.shape)[inside].ravel()))
+    return compose(padded, Selection(None, each.cols, each.scale.reshape(index.shape)[inside].ravel()))
 
 
 def _join(outer: Convolution, inner: Convolution) -> Convolution | None:
@@ -192,9 +202,10 @@ def _is_pointwise(g: Geometry) -> bool:
 
 def _channels(selection: Selection, positions: int) -> tuple[NDArray[np.int64] | None, Array | None] | None:
     """(index, scale) over channels of so many positions, if the selection treats these as a whole."""
-    index, scale = selection.index, selection.scale
     if selection.shape[0] % positions or selection.cols % positions:
         return None
+    selection = selection.split(gcd(selection.positions, positions))
+    index, scale, positions = selection.index, selection.scale, positions // selection.positions
     if scale is not None:
         scales = scale.reshape(-1, positions)
         scale = scales[:, 0]
@@ -242,4 +253,4 @@ def _same(first: NDArray[np.int64] | None, second: NDArray[np.int64] | None) -> 
 
 
 def _ones(selection: Selection) -> Array:
-    return np.ones(selection.shape[0]) if selection.scale is None else selection.scale
+    return np.ones(selection.shape[0] // selection.positions) if selection.scale is None else selection.scale

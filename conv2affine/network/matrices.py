@@ -110,21 +110,23 @@ class Matrix:
 
 @dataclass(frozen=True, eq=False)
 class Selection(Matrix):
-    """At most one entry per row: y[r] = scale[r] * x[index[r]], or 0 where index[r] is -1.
+    """At most one entry per row: y[r, p] = scale[r] * x[index[r], p], or 0 where index[r] is -1.
 
     Args:
-        index: (rows,); None for 0, 1, 2, ...
+        index: (rows / positions,); None for 0, 1, 2, ...
         cols: Number of columns.
-        scale: (rows,); None for ones.
+        scale: (rows / positions,); None for ones.
+        positions: How many elements are treated alike, one after the other, as those of a channel are.
     """
 
     index: NDArray[np.int64] | None
     cols: int
     scale: Array | None = None
+    positions: int = 1
 
     @property
     def shape(self) -> tuple[int, int]:
-        return (self.cols if self.index is None else len(self.index)), self.cols
+        return (self.cols if self.index is None else len(self.index) * self.positions), self.cols
 
     @property
     def copied(self) -> bool:  # type: ignore[override]
@@ -138,20 +140,38 @@ class Selection(Matrix):
     def is_identity(self) -> bool:
         return self.index is None and self.scale is None
 
+    def split(self, positions: int = 1) -> Selection:
+        """The same with fewer positions, a divisor of those that it has."""
+        parts = self.positions // positions
+        if parts == 1:
+            return self
+        index, scale = self.index, self.scale
+        if index is not None:
+            index = np.where(index[:, None] < 0, -1, index[:, None] * parts + np.arange(parts)).ravel()
+        return Selection(index, self.cols, None if scale is None else scale.repeat(parts), positions)
+
     def apply(self, x: Array) -> Array:
+        y = x.reshape(len(x), self.cols // self.positions, self.positions)
         if self.index is not None:
-            x = np.concatenate([x, np.zeros((len(x), 1))], 1)[:, self.index]  # -1 reads the zero at the end
-        return x if self.scale is None else x * self.scale
+            zeros = np.zeros((len(x), 1, self.positions))
+            y = np.concatenate([y, zeros], 1)[:, self.index]  # -1 reads the zeros at the end
+        if self.scale is not None:
+            y = y * self.scale[:, None]
+        return y.reshape(len(x), -1)
 
     def csr(self, dtype: Any = np.float64) -> csr_array:
         rows, cols = self.shape
-        small = np.int32 if max(rows, cols) < 2**31 else np.int64
-        index, starts = (np.arange(rows) if self.index is None else self.index).astype(small), np.arange(rows + 1)
-        scale = np.ones(rows, dtype) if self.scale is None else self.scale.astype(dtype)
-        read = index >= 0
-        if not read.all():
-            scale, index, starts = scale[read], index[read], np.r_[0, read.cumsum()]
-        matrix = csr_array((scale, index, starts.astype(small)), shape=(rows, cols))
+        integer = np.int32 if max(rows, cols) < 2**31 else np.int64
+        starts = np.arange(rows + 1, dtype=integer)
+        values = np.ones(rows, dtype) if self.scale is None else self.scale.astype(dtype).repeat(self.positions)
+        each = self.split().index
+        if each is None:
+            index = np.arange(rows, dtype=integer)
+        else:
+            index, read = each.astype(integer), each >= 0
+            if not read.all():
+                values, index, starts = values[read], index[read], np.r_[0, read.cumsum()].astype(integer)
+        matrix = csr_array((values, index, starts), shape=(rows, cols))
         matrix.has_sorted_indices = True  # so that nobody looks
         return matrix
 
@@ -159,7 +179,9 @@ class Selection(Matrix):
         if self.index is None:
             return np.ones(self.cols, np.int64)
         read = self.index >= 0
-        return read.astype(np.int64) if axis == 1 else np.bincount(self.index[read], minlength=self.cols)
+        channels = self.cols // self.positions
+        counts = read.astype(np.int64) if axis == 1 else np.bincount(self.index[read], minlength=channels)
+        return counts.repeat(self.positions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,12 +246,12 @@ class Product(Matrix):
         # The side whose counts are wanted decides, exactly so if the other side is a selection.
         near, far = (self.outer, self.inner) if axis == 1 else (self.inner, self.outer)
         if isinstance(near, Selection) and near.index is not None:
-            counts = far.counts(axis)
+            index, counts = near.split().index, far.counts(axis)
             if axis == 1:
-                counts = np.append(counts, 0)[near.index]
+                counts = np.append(counts, 0)[index]
                 return counts
-            read = near.index >= 0
-            return np.bincount(near.index[read], counts[read], near.cols).astype(np.int64)
+            read = index >= 0
+            return np.bincount(index[read], counts[read], near.cols).astype(np.int64)
         most = int(far.counts(axis).max(initial=0))
         return np.minimum(near.counts(axis) * most, self.shape[axis])
 
@@ -279,7 +301,7 @@ def _counts(matrix: csr_array, axis: int) -> Counts:
 
 def _rows(selection: Selection, matrix: csr_array) -> csr_array:
     """The product selection @ matrix, without a product."""
-    is_sorted = matrix.has_sorted_indices
+    is_sorted, selection = matrix.has_sorted_indices, selection.split()
     if selection.index is not None:
         rows, cols = matrix.shape
         read = selection.index >= 0
@@ -299,7 +321,7 @@ def _rows(selection: Selection, matrix: csr_array) -> csr_array:
 
 def _columns(matrix: csr_array, selection: Selection) -> csr_array:
     """The product matrix @ selection, without a product."""
-    data, indices, indptr = matrix.data, matrix.indices, matrix.indptr
+    data, indices, indptr, selection = matrix.data, matrix.indices, matrix.indptr, selection.split()
     if selection.scale is not None:
         data = data * selection.scale[indices]
     if selection.index is not None:

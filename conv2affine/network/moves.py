@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from conv2affine.network.affine import AffineMap
 from conv2affine.network.graph import Value
 from conv2affine.network.matrices import Matrix, Selection
 
-__all__ = ["follow", "selection"]
+__all__ = ["concatenate", "follow", "selection"]
 
 Function = Callable[..., Any]
 
@@ -69,7 +70,23 @@ def _map(values: Sequence[Value], numbers: Any, constant: Any, check: Any, other
     return AffineMap(terms, np.where(moved, 0, constant))
 
 
-def selection(index: Any, cols: int) -> Matrix:
+def concatenate(values: Sequence[Any], shape: Sequence[int], axis: int) -> AffineMap[Value] | None:
+    """The map of a concatenation, in a hundredth of the time of `follow`; None where some of `values` are constant."""
+    if not all(isinstance(value, Value) and len(value.shape) == len(shape) for value in values) or not prod(shape):
+        return None
+    axis %= len(shape)
+    before, total, after = prod(shape[:axis]), shape[axis], prod(shape[axis + 1 :])
+    start = 0
+    indices: dict[Value, Any] = {}
+    for value in values:
+        index = indices.setdefault(value, np.full((before, total), -1))
+        stop = start + value.shape[axis]
+        index[:, start:stop] = np.arange(before * (stop - start)).reshape(before, -1)
+        start = stop
+    terms = {value: selection(index.ravel(), value.size, after) for value, index in indices.items()}
+    return AffineMap(terms, np.zeros(before * total * after))
+
+
+def selection(index: Any, cols: int, positions: int = 1) -> Matrix:
     """A selection; the identity where it is that."""
-    identity = len(index) == cols and np.array_equal(index, np.arange(cols))
-    return Selection(None if identity else index, cols)
+    return Selection(None if np.array_equal(index, np.arange(cols // positions)) else index, cols, None, positions)

@@ -80,6 +80,8 @@ def broadcast(argument: Any, shape: Sequence[int]) -> Map:
     """The map of a value or a constant that is broadcast to a shape."""
     if not isinstance(argument, Value):
         return AffineMap.constant(np.broadcast_to(constant(argument), shape))
+    if argument.shape == tuple(shape):
+        return AffineMap.identity(argument, argument.size)
     [(map, _)] = follow(lambda x: np.broadcast_to(x, shape), [argument])
     return map
 

@@ -71,8 +71,14 @@ def convolution(
 
 def diagonal(scale: Any, shape: Sequence[int]) -> Selection:
     """The product scale * x, for a scale that is broadcast to the shape of x."""
-    scale = np.broadcast_to(np.asarray(scale, np.float64), shape).flatten()  # a copy: it may be written to
-    return Selection(None, len(scale), scale)
+    scale = np.asarray(scale, np.float64)
+    axes = scale.ndim
+    while axes and scale.shape[axes - 1] == 1:  # along the last axes, all elements have the same factor
+        axes -= 1
+    kept = len(shape) - scale.ndim + axes if axes else 0
+    positions = max(1, prod(shape[kept:]))
+    scale = np.broadcast_to(scale.reshape(scale.shape[:axes]), shape[:kept]).flatten()  # a copy: it may be written to
+    return Selection(None, prod(shape), scale[: prod(shape) // positions], positions)
 
 
 def batch_norm(

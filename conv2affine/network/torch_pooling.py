@@ -13,7 +13,7 @@ from torch.fx.node import map_aggregate
 
 from conv2affine.network import rules
 from conv2affine.network.layers import Separable
-from conv2affine.network.moves import follow
+from conv2affine.network.moves import concatenate, follow
 from conv2affine.network.operands import Map, NoRuleError, broadcast, through, value
 from conv2affine.network.torch_rules import RULES, Context, per_axis, rule, weight_of
 
@@ -148,9 +148,14 @@ def moving(context: Context, **arguments: Any) -> Any:
         raise NoRuleError from error
 
 
+@rule("cat")
+def cat(context: Context, tensors: Sequence[Any], dim: int = 0) -> Any:
+    return concatenate(tensors, context.shape, dim) or moving(context)
+
+
 MOVING = (
     *("view", "permute", "squeeze", "unsqueeze", "expand", "repeat", "diagonal", "unfold", "flip", "slice", "select"),
-    *("split_with_sizes", "cat", "slice_scatter", "index", "index_select", "gather", "pad", "constant_pad_nd"),
+    *("split_with_sizes", "slice_scatter", "index", "index_select", "gather", "pad", "constant_pad_nd"),
     *("copy", "scatter"),
     *(f"upsample_nearest{axes}d" for axes in (1, 2, 3)),
 )

@@ -14,7 +14,7 @@ from conv2affine.network import rules
 from conv2affine.network.affine import AffineMap
 from conv2affine.network.graph import Value
 from conv2affine.network.matrices import Sparse
-from conv2affine.network.moves import follow
+from conv2affine.network.moves import concatenate, follow
 from conv2affine.network.operands import Map, NoRuleError, broadcast, constant, masked, scaled, through, value
 from conv2affine.onnx.rules import Context, reduced_axes, rule, tensor
 
@@ -197,7 +197,7 @@ def cumsum(context: Context, x: Any, axis: Any, *, exclusive: int = 0, reverse: 
 
 # Operators that only move elements: run on the numbers of the elements.
 MOVING = (
-    *("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Expand", "Tile", "Concat", "Split", "Slice"),
+    *("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Expand", "Tile", "Split", "Slice"),
     *("Gather", "GatherElements", "GatherND", "DepthToSpace", "SpaceToDepth", "ReverseSequence", "Trilu"),
     *("ScatterElements", "ScatterND", "Scatter", "CenterCropPad"),
 )
@@ -209,6 +209,11 @@ def moving(context: Context, *args: Any, **attributes: Any) -> Any:
         return follow(lambda *arrays: context.operator.run(arrays, double=True), context.inputs)
     except Exception as error:  # that it does more than to move, or whatever onnx.reference trips over
         raise NoRuleError(str(error)) from error
+
+
+@rule("Concat")
+def concat(context: Context, *args: Any, axis: int) -> Any:
+    return concatenate(args, context.shape, axis) or moving(context)
 
 
 @rule("Pad")

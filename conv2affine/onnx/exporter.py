@@ -165,6 +165,7 @@ class Exporter:
 
     def select(self, x: str, selection: Selection, origin: str) -> str:
         """A selection without a matrix."""
+        selection = selection.split()
         call, constant, index = self.writer.call, self.writer.constant, selection.index
         if index is not None:
             x = call("Gather", [x, constant(f"{origin}.index", index.clip(0))], origin, axis=1)
