@@ -59,16 +59,20 @@ class AffineMap(Generic[Source]):
 
     def then(self, matrix: Matrix, bias: Array | None = None) -> AffineMap[Source]:
         """The map matrix @ y + bias."""
-        # A product with zeros is left out: constants may hold infinities that no output reads.
-        through = matrix.apply(self.bias[None])[0] if self.bias.any() else np.zeros(matrix.shape[0])
-        terms = {source: compose(matrix, inner) for source, inner in self.terms.items()}
-        return AffineMap(terms, through if bias is None else through + bias)
+        bias = np.zeros(matrix.shape[0]) if bias is None else bias
+        if self.bias.any():  # a product with zeros is left out: constants may hold infinities that no output reads
+            bias = bias + matrix.apply(self.bias[None])[0]
+        return AffineMap({source: compose(matrix, inner) for source, inner in self.terms.items()}, bias)
+
+    def plus(self, terms: Mapping[Source, Matrix]) -> AffineMap[Source]:
+        """The map y + sum over sources s of terms[s] @ x_s."""
+        sums = dict(self.terms)
+        for source, matrix in terms.items():
+            sums[source] = add(sums[source], matrix) if source in sums else matrix
+        return AffineMap(sums, self.bias)
 
     def __add__(self, other: AffineMap[Source]) -> AffineMap[Source]:
-        terms = dict(self.terms)
-        for source, matrix in other.terms.items():
-            terms[source] = add(terms[source], matrix) if source in terms else matrix
-        return AffineMap(terms, self.bias + other.bias)
+        return AffineMap(self.plus(other.terms).terms, self.bias + other.bias)
 
     def evaluate(self, values: Mapping[Source, Array]) -> Array:
         """The outputs (batch, size) for the values (batch, size of the source) of each source."""

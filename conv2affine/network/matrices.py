@@ -162,26 +162,26 @@ class Selection(Matrix):
     def csr(self, dtype: Any = np.float64) -> csr_array:
         rows, cols = self.shape
         integer = np.int32 if max(rows, cols) < 2**31 else np.int64
-        starts = np.arange(rows + 1, dtype=integer)
-        values = np.ones(rows, dtype) if self.scale is None else self.scale.astype(dtype).repeat(self.positions)
-        each = self.split().index
-        if each is None:
-            index = np.arange(rows, dtype=integer)
-        else:
-            index, read = each.astype(integer), each >= 0
-            if not read.all():
-                values, index, starts = values[read], index[read], np.r_[0, read.cumsum()].astype(integer)
-        matrix = csr_array((values, index, starts), shape=(rows, cols))
+        index = np.arange(cols // self.positions) if self.index is None else self.index
+        read = index >= 0
+        columns = index[read, None].astype(integer) * self.positions + np.arange(self.positions, dtype=integer)
+        scale = np.ones(len(columns), dtype) if self.scale is None else self.scale[read].astype(dtype)
+        starts = np.zeros(rows + 1, integer)
+        np.cumsum(read.repeat(self.positions), out=starts[1:])
+        matrix = csr_array((scale.repeat(self.positions), columns.ravel(), starts), shape=(rows, cols))
         matrix.has_sorted_indices = True  # so that nobody looks
         return matrix
 
     def count(self, axis: int) -> Counts:
-        if self.index is None:
-            return np.ones(self.cols, np.int64)
-        read = self.index >= 0
+        return self.count_channels(axis).repeat(self.positions)
+
+    def count_channels(self, axis: int) -> Counts:
+        """Entries per row or per column, once for all positions."""
         channels = self.cols // self.positions
-        counts = read.astype(np.int64) if axis == 1 else np.bincount(self.index[read], minlength=channels)
-        return counts.repeat(self.positions)
+        if self.index is None:
+            return np.ones(channels, np.int64)
+        read = self.index >= 0
+        return read.astype(np.int64) if axis == 1 else np.bincount(self.index[read], minlength=channels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,6 +259,10 @@ class Product(Matrix):
     def nnz(self) -> int:
         if self.pattern is not None:
             return self.pattern.nnz
+        # Where a selection reads each row of the other factor once, there is nothing to add up.
+        for matrix, other, axis in ((self.outer, self.inner, 0), (self.inner, self.outer, 1)):
+            if isinstance(matrix, Selection) and (matrix.count_channels(axis) == 1).all():
+                return other.nnz
         return min(int(self.outer.counts(0) @ self.inner.counts(1)), prod(self.shape))
 
     @cached_property
@@ -301,18 +305,20 @@ def _counts(matrix: csr_array, axis: int) -> Counts:
 
 def _rows(selection: Selection, matrix: csr_array) -> csr_array:
     """The product selection @ matrix, without a product."""
-    is_sorted, selection = matrix.has_sorted_indices, selection.split()
+    is_sorted = matrix.has_sorted_indices
     if selection.index is not None:
         rows, cols = matrix.shape
         read = selection.index >= 0
-        if np.array_equal(selection.index[read], np.arange(rows)):  # all rows in their order, with empty ones between
-            starts = matrix.indptr[np.r_[0, read.cumsum()]]
-            matrix = csr_array((matrix.data, matrix.indices, starts), shape=(len(read), cols))
+        if np.array_equal(selection.index[read], np.arange(rows // selection.positions)):
+            # All rows in their order, with empty ones between.
+            before = read.repeat(selection.positions).cumsum()
+            matrix = csr_array((matrix.data, matrix.indices, matrix.indptr[np.r_[0, before]]), shape=(len(before), cols))
         else:
+            selection = selection.split()
             with_zero = (matrix.data, matrix.indices, np.append(matrix.indptr, matrix.indptr[-1]))
             matrix = csr_array(with_zero, shape=(rows + 1, cols))[selection.index % (rows + 1)]  # -1 reads the last row
     if selection.scale is not None:
-        scale = np.repeat(selection.scale, np.diff(matrix.indptr))
+        scale = np.repeat(selection.split().scale, np.diff(matrix.indptr))
         matrix = csr_array((matrix.data * scale, matrix.indices, matrix.indptr), shape=matrix.shape)
     if is_sorted:
         matrix.has_sorted_indices = True  # so that nobody looks again

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-import numpy as np
 
 from conv2affine.network.affine import AffineMap
 from conv2affine.network.graph import Graph, Node, Piece, Value
@@ -66,7 +65,7 @@ def _substitute(piece: Piece, merged: dict[Value, Piece]) -> Piece:
     for source, matrix in piece.map.terms.items():
         inner = merged.get(source)
         if inner is None:
-            map += AffineMap({source: matrix}, np.zeros(piece.map.size))
+            map = map.plus({source: matrix})
             found = {source: piece.origins[source]}
         else:
             map += inner.map.then(matrix)

@@ -101,8 +101,8 @@ def masked(argument: Any, mask: Array, shape: Sequence[int]) -> Map:
 
 def finite(map: Map) -> Map:
     """A map of finite numbers: infinities would turn into NaN in products and differences."""
-    numbers = [map.bias, *(part for matrix in map.terms.values() for part in matrix.numbers)]
-    if not all((abs(part) < np.inf).all() for part in numbers):
+    numbers = (part for matrix in map.terms.values() for part in matrix.numbers)
+    if not np.isfinite(map.bias).all() or not all((abs(part) < np.inf).all() for part in numbers):
         raise NoRuleError("its constants are not finite")
     return map
 

@@ -62,7 +62,7 @@ def replace_inputs(node: Node, names: Mapping[Value, Value]) -> Node:
     map, origins = AffineMap[Value]({}, node.map.bias), dict[Value, tuple[str, ...]]()
     for source, matrix in node.map.terms.items():
         name = names.get(source, source)
-        map += AffineMap({name: matrix}, np.zeros(map.size))
+        map = map.plus({name: matrix})
         origins[name] = tuple(dict.fromkeys(origins.get(name, ()) + node.origins[source]))
     return Piece(node.output, map, origins)
 
