@@ -175,6 +175,10 @@ class Selection(Matrix):
     def count(self, axis: int) -> Counts:
         return self.count_channels(axis).repeat(self.positions)
 
+    @cached_property
+    def nnz(self) -> int:
+        return int(self.count_channels(1).sum()) * self.positions
+
     def count_channels(self, axis: int) -> Counts:
         """Entries per row or per column, once for all positions."""
         channels = self.cols // self.positions
@@ -311,8 +315,9 @@ def _rows(selection: Selection, matrix: csr_array) -> csr_array:
         read = selection.index >= 0
         if np.array_equal(selection.index[read], np.arange(rows // selection.positions)):
             # All rows in their order, with empty ones between.
-            before = read.repeat(selection.positions).cumsum()
-            matrix = csr_array((matrix.data, matrix.indices, matrix.indptr[np.r_[0, before]]), shape=(len(before), cols))
+            before = np.zeros(selection.shape[0] + 1, np.intp)
+            np.cumsum(read.repeat(selection.positions), out=before[1:])
+            matrix = csr_array((matrix.data, matrix.indices, matrix.indptr[before]), shape=(len(before) - 1, cols))
         else:
             selection = selection.split()
             with_zero = (matrix.data, matrix.indices, np.append(matrix.indptr, matrix.indptr[-1]))
