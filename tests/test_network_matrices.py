@@ -6,8 +6,10 @@ import torch
 
 from conv2affine.network import rules
 from conv2affine.network.compose import add, compose
+from conv2affine.network.graph import Value
 from conv2affine.network.layers import Convolution
 from conv2affine.network.matrices import Matrix, Product, Selection, Sparse, Sum
+from conv2affine.network.moves import concatenate, follow
 
 
 def generator(seed=0):
@@ -38,6 +40,8 @@ MATRICES = {
     "identity": Selection(None, 6),
     "diagonal": Selection(None, 6, random(6)),
     "selection": Selection(np.array([3, -1, 3, 0, 5]), 6, random(5)),
+    "diagonal-positions": Selection(None, 12, random(3), 4),
+    "selection-positions": Selection(np.array([2, -1, 0, 2]), 12, random(4), 4),
 }
 MATRICES["product"] = Product(
     rules.convolution(weight(2, 2, 3), (5,), (1,), [(0, 0)], (1,)), rules.separable(2, [random(5, 4)])
@@ -76,24 +80,27 @@ def test_counts_are_exact(name):
 
 def selections(size: int) -> list[Selection]:
     generator = np.random.default_rng(1)
+    positions = next(part for part in (5, 4, 3, 2, 1) if size % part == 0)
     return [
         Selection(None, size),
         Selection(None, size, generator.normal(size=size)),
         Selection(generator.permutation(size), size),
         Selection(np.arange(size) - 1, size, generator.normal(size=size)),
         Selection(generator.integers(-1, size, 7), size, generator.normal(size=7)),
+        Selection(None, size, generator.normal(size=1), size),
+        Selection(np.arange(size // positions)[::-1] - 1, size, generator.normal(size=size // positions), positions),
     ]
 
 
 @matrices
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("number", range(7))
 def test_selected_outputs(matrix, number):
     selection = selections(matrix.shape[0])[number]
     same(compose(selection, matrix), selection.csr().toarray() @ matrix.csr().toarray())
 
 
 @matrices
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("number", range(7))
 def test_selected_inputs(matrix, number):
     rows = matrix.shape[1]
     selection = selections(rows)[number]
@@ -214,6 +221,104 @@ def test_a_kernel_of_size_1_joins_another_convolution(pair):
     result = compose(*pair)
     assert isinstance(result, Convolution)
     same(result, pair[0].csr().toarray() @ pair[1].csr().toarray())
+
+
+GROUPS = {
+    "alike": (4, 4),
+    "outer-in-inner": (6, 2),
+    "inner-in-outer": (2, 6),
+    "outer-whole": (1, 3),
+    "askew": (4, 6),
+    "askew-too": (6, 4),
+}
+
+
+@pytest.mark.parametrize(("outer", "inner"), GROUPS.values(), ids=GROUPS)
+def test_counts_of_a_product_of_groups(outer, inner):
+    first = rules.convolution(weight(12, 12 // inner, 3), (7,), (1,), [(1, 1)], (1,), inner)
+    second = rules.convolution(weight(24, 12 // outer, 3), (7,), (2,), [(0, 1)], (1,), outer)
+    product = compose(second, first)
+    csr = product.csr()
+    same(product, second.csr().toarray() @ first.csr().toarray())
+    if product.pattern is not None:
+        assert product.nnz == csr.nnz
+        assert (product.counts(1) == np.diff(csr.indptr)).all()
+    assert (product.pattern is None) == (max(outer, inner) % min(outer, inner) > 0)
+
+
+def test_counts_of_a_large_layer_take_no_memory():
+    layer = rules.matmul_right(torch.empty(2**17, 2**17, device="meta"), (1, 2**17))
+    assert layer.nnz == compose(layer, layer).nnz == 2**34
+    assert layer.counts(0).tolist() == [2**17] * 2**17
+
+
+SCALES = {
+    "number": ((), 60),
+    "one": ((1, 1, 1), 60),
+    "channels": ((3, 1, 1), 20),
+    "rows": ((1, 3, 4, 1), 5),
+    "rows-only": ((4, 1), 5),
+    "columns": ((5,), 1),
+    "all": ((1, 3, 4, 5), 1),
+}
+
+
+@pytest.mark.parametrize(("shape", "positions"), SCALES.values(), ids=SCALES)
+def test_diagonal(shape, positions):
+    scale = random(*shape)
+    diagonal = rules.diagonal(scale, (1, 3, 4, 5))
+    assert diagonal.positions == positions
+    same(diagonal, np.diag(np.broadcast_to(scale, (1, 3, 4, 5)).ravel()))
+
+
+def test_diagonal_of_nothing():
+    same(rules.diagonal(random(3, 1), (1, 3, 0)), np.zeros((0, 0)))
+
+
+@pytest.mark.parametrize("name", ["diagonal-positions", "selection-positions"])
+def test_sum_of_selections_with_other_positions(name):
+    matrix = MATRICES[name]
+    total = add(matrix, matrix.split(2))
+    assert isinstance(total, Selection)
+    assert total.positions == 2
+    same(total, 2 * matrix.csr().toarray())
+
+
+NO_MOVES = {
+    "sum": lambda x: x[:, :1] + x[:, 1:],
+    "constant-added": lambda x: x + 3,
+    "last-or-next": lambda x: x[:, -1:] + (x[:, :1] >= 1),
+    "is-zero": lambda x: (x == 0) * 1.0,
+    "not-a-number": lambda x: np.where(x > 0, x, np.nan),
+}
+
+
+@pytest.mark.parametrize("function", NO_MOVES.values(), ids=NO_MOVES)
+def test_what_does_more_than_to_move_is_refused(function):
+    with pytest.raises(ValueError, match="more than to move"):
+        follow(function, [Value((1, 9))])
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, 3, -1])
+def test_concatenation_is_what_moves_the_elements(axis):
+    def shape(number):
+        sizes = [2, 3, 4, 2]
+        sizes[axis] = number
+        return tuple(sizes)
+
+    first, second = Value(shape(1)), Value(shape(3))
+    values = [first, second, first]
+    [(expected, result)] = follow(lambda a, b: np.concatenate([a, b, a], axis), [first, second])
+    map = concatenate(values, result, axis)
+    assert list(map.terms) == [first, second]
+    for value in (first, second):
+        same(map.terms[value], expected.terms[value].csr().toarray())
+    assert map.bias.tolist() == [0] * expected.size
+
+
+def test_concatenation_of_one_value_is_the_value():
+    value = Value((1, 3, 4))
+    assert concatenate([value], value.shape, 1).alias is value
 
 
 def test_selections_are_followed():

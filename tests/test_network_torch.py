@@ -48,6 +48,12 @@ def test_names_are_those_of_the_modules():
     assert "self.conv1(" in net.code
 
 
+def test_the_code_has_nothing_that_is_not_used():
+    two = Function(lambda x, y: F.adaptive_max_pool2d(x, 2, return_indices=True)[0])
+    net = to_linear_network(two, (samples(2, 1, 4, 4), samples(2, 3, 4)))
+    assert [node.op for node in net.graph.nodes if not node.users] == ["placeholder", "output"]
+
+
 @pytest.mark.parametrize("convert", [to_linear_network, to_mlp])
 @pytest.mark.parametrize("layout", ["dense", "sparse"])
 def test_is_a_module_like_any_other(convert, layout, model, x):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from math import gcd, prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -142,7 +143,8 @@ def _pad_inputs(conv: Convolution, selection: Selection) -> Matrix | None:
     if g.transposed or selection.index is None:
         return None
     each = selection.split()
-    index = each.index.reshape(g.in_channels, *g.input_size)
+    index: Any = each.index
+    index = index.reshape(g.in_channels, *g.input_size)
     read = np.nonzero(index >= 0)[1:]
     if not len(read[0]):
         return None

@@ -161,7 +161,7 @@ class Selection(Matrix):
 
     def csr(self, dtype: Any = np.float64) -> csr_array:
         rows, cols = self.shape
-        integer = np.int32 if max(rows, cols) < 2**31 else np.int64
+        integer: Any = np.int32 if max(rows, cols) < 2**31 else np.int64
         index = np.arange(cols // self.positions) if self.index is None else self.index
         read = index >= 0
         columns = index[read, None].astype(integer) * self.positions + np.arange(self.positions, dtype=integer)
@@ -250,12 +250,14 @@ class Product(Matrix):
         # The side whose counts are wanted decides, exactly so if the other side is a selection.
         near, far = (self.outer, self.inner) if axis == 1 else (self.inner, self.outer)
         if isinstance(near, Selection) and near.index is not None:
-            index, counts = near.split().index, far.counts(axis)
+            index: Any = near.split().index
+            counts = far.counts(axis)
             if axis == 1:
                 counts = np.append(counts, 0)[index]
-                return counts
-            read = index >= 0
-            return np.bincount(index[read], counts[read], near.cols).astype(np.int64)
+            else:
+                read = index >= 0
+                counts = np.bincount(index[read], counts[read], near.cols).astype(np.int64)
+            return counts
         most = int(far.counts(axis).max(initial=0))
         return np.minimum(near.counts(axis) * most, self.shape[axis])
 
@@ -323,8 +325,9 @@ def _rows(selection: Selection, matrix: csr_array) -> csr_array:
             with_zero = (matrix.data, matrix.indices, np.append(matrix.indptr, matrix.indptr[-1]))
             matrix = csr_array(with_zero, shape=(rows + 1, cols))[selection.index % (rows + 1)]  # -1 reads the last row
     if selection.scale is not None:
-        scale = np.repeat(selection.split().scale, np.diff(matrix.indptr))
-        matrix = csr_array((matrix.data * scale, matrix.indices, matrix.indptr), shape=matrix.shape)
+        scale: Any = selection.split().scale
+        data = matrix.data * scale.repeat(np.diff(matrix.indptr))
+        matrix = csr_array((data, matrix.indices, matrix.indptr), shape=matrix.shape)
     if is_sorted:
         matrix.has_sorted_indices = True  # so that nobody looks again
     return matrix

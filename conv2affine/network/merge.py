@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-
 from conv2affine.network.affine import AffineMap
 from conv2affine.network.graph import Graph, Node, Piece, Value
 from conv2affine.network.matrices import Matrix, Product, Selection

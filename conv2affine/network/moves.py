@@ -45,14 +45,14 @@ def follow(function: Function, values: Sequence[Value]) -> list[tuple[AffineMap[
     changed = all((number != check).all() for number, check in zip(numbers, checks, strict=True))
     constants = [np.broadcast_to(np.nan, number.shape) for number in numbers] if changed else run(np.zeros(total))
     results = zip(numbers, constants, checks, strict=True)
-    return [(_map(values, *(array.ravel() for array in arrays), other), arrays[0].shape) for arrays in results]
+    return [(_map(values, other, *(array.ravel() for array in arrays)), arrays[0].shape) for arrays in results]
 
 
 def _arrays(result: Any) -> list[Any]:
     return [np.asarray(array) for array in (result if isinstance(result, tuple | list) else [result])]
 
 
-def _map(values: Sequence[Value], numbers: Any, constant: Any, check: Any, other: Any) -> AffineMap[Value]:
+def _map(values: Sequence[Value], other: Any, numbers: Any, constant: Any, check: Any) -> AffineMap[Value]:
     moved = (numbers != constant) & ~np.isnan(numbers)
     index = np.where(moved, numbers, 0).astype(np.int64)
     index -= 1

@@ -136,8 +136,9 @@ class _Importer:
 
     def call(self, node: fx.Node) -> Any:
         """The value of a node: a tensor if no input reaches it, else a value, or a tuple of them."""
-        args, kwargs = map_arg((node.args, node.kwargs), self.results.__getitem__)
         target: Any = node.target
+        given: Any = (node.args, node.kwargs)
+        args, kwargs = map_arg(given, self.results.__getitem__)
         if target is operator.getitem:
             return args[0][args[1]]
         if target is aten.sym_size.int:
@@ -154,7 +155,7 @@ class _Importer:
                 "model.eval(), and give batch norm its running statistics"
             )
         if name.endswith("_like") or name.startswith("new_"):  # reads the shape only
-            args = map_arg(node.args, self.blank)
+            args, _ = map_arg(given, self.blank)
         op, inputs = Operator.of(target, args, kwargs)
         if not inputs:
             with torch.no_grad():
@@ -177,8 +178,8 @@ class _Importer:
         several = isinstance(fakes, tuple | list)
         fakes = fakes if several else [fakes]
         if any(isinstance(size, torch.SymInt) for fake in fakes if fake is not None for size in fake.shape):
-            blanks = map_arg((node.args, node.kwargs), self.blank)
-            result = target(*blanks[0], **blanks[1])
+            blank_args, blank_kwargs = map_arg(given, self.blank)
+            result = target(*blank_args, **blank_kwargs)
             fakes = result if several else [result]
         used: Any = [user.args[1] for user in node.users if user.users] if several else [0]
         shapes = tuple(() if fake is None else tuple(fake.shape) for fake in fakes)
