@@ -1,6 +1,6 @@
-"""The table of docs/onnx.md: what becomes of the networks of other people.
+"""The table of docs/onnx-networks.md: what becomes of the networks of other people.
 
-    python -m benchmarks.onnx_networks ../shared/networks > table.md
+    python -m benchmarks.onnx_networks FOLDER > table.md
 
 Each file is converted to both forms in a process of its own, whose memory is shown, PyTorch's 0.3 GB included. Time is
 that of the conversion and its check, without imports.
