@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from conv2affine.network import rules
+from conv2affine.network.affine import AffineMap
 from conv2affine.network.compose import add, compose
 from conv2affine.network.graph import Value
 from conv2affine.network.layers import Convolution
@@ -59,7 +60,7 @@ def same(matrix: Matrix, dense: np.ndarray) -> None:
     x = random(3, dense.shape[1])
     np.testing.assert_allclose(matrix.apply(x), x @ dense.T, atol=1e-12)
     # At most so many, whatever they happen to be.
-    assert matrix.nnz >= csr.nnz
+    assert dense.size >= matrix.nnz >= csr.nnz
     assert (matrix.counts(1) >= np.diff(csr.indptr)).all()
     assert (matrix.counts(0) >= np.bincount(csr.indices, minlength=csr.shape[1])).all()
 
@@ -288,6 +289,7 @@ NO_MOVES = {
     "sum": lambda x: x[:, :1] + x[:, 1:],
     "constant-added": lambda x: x + 3,
     "last-or-next": lambda x: x[:, -1:] + (x[:, :1] >= 1),
+    "negative-number": lambda x: np.where(x[:, :1] >= 1, -x, x[:, :1] + 0 * x),
     "is-zero": lambda x: (x == 0) * 1.0,
     "not-a-number": lambda x: np.where(x > 0, x, np.nan),
 }
@@ -297,6 +299,20 @@ NO_MOVES = {
 def test_what_does_more_than_to_move_is_refused(function):
     with pytest.raises(ValueError, match="more than to move"):
         follow(function, [Value((1, 9))])
+
+
+def test_columns_that_coincide_are_counted_once_at_most():
+    product = compose(rules.matmul_right(weight(30, 5), (1, 30)), Selection(np.tile(np.arange(3), 10), 3))
+    assert product.nnz == product.csr().nnz == 15
+
+
+def test_selection_of_no_samples():
+    assert MATRICES["selection-positions"].apply(np.zeros((0, 12))).shape == (0, 16)
+
+
+def test_factors_of_channels_stay_so():
+    diagonal = rules.diagonal(random(4, 1, 1), (1, 4, 5, 5))
+    assert AffineMap.identity("x", 100).then(diagonal).terms["x"] is diagonal
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2, 3, -1])
@@ -317,8 +333,13 @@ def test_concatenation_is_what_moves_the_elements(axis):
 
 
 def test_concatenation_of_one_value_is_the_value():
-    value = Value((1, 3, 4))
-    assert concatenate([value], value.shape, 1).alias is value
+    value, nothing = Value((1, 3, 4)), Value((1, 0, 4))
+    assert concatenate([nothing, value, nothing], value.shape, 1).alias is value
+
+
+def test_bias_of_integer_constants_is_float64():
+    [(map, _)] = follow(lambda x: np.full(3, 7), [Value((1, 4))])
+    assert map.bias.dtype == np.float64
 
 
 def test_selections_are_followed():

@@ -77,6 +77,7 @@ AFFINE = {
     "roll": (lambda x: x.roll((1, 2), (2, 3)), IMAGE),
     "cat": (lambda x: torch.cat([x, constant(1, 1, 5, 6).expand(len(x), -1, -1, -1), x.flip(1)], 1), IMAGE),
     "stack": (lambda x: torch.stack([x, 2 * x], 2), IMAGE),
+    "cat-nothing": (lambda x: 2 * torch.cat([x[:, :0], x, x[:, 2:2]], 1), IMAGE),
     "split": (lambda x: torch.cat(x.split([1, 4], 2)[::-1], 2), IMAGE),
     "chunk": (lambda x: sum(x.chunk(3, 3)), IMAGE),
     "unbind": (lambda x: x.unbind(1)[1], IMAGE),

@@ -27,9 +27,11 @@ def compose(outer: Matrix, inner: Matrix) -> Matrix:
     """
     if outer.shape[1] != inner.shape[0]:
         raise ValueError(f"outer must have as many columns as inner has rows, got {outer.shape} and {inner.shape}")
+    if isinstance(outer, Selection) and outer.is_identity:
+        return inner
+    if isinstance(inner, Selection) and inner.is_identity:
+        return outer
     if isinstance(outer, Selection):
-        if outer.is_identity:
-            return inner
         if isinstance(inner, Selection):
             return _follow(outer, inner)
         if isinstance(inner, Convolution):
@@ -40,8 +42,6 @@ def compose(outer: Matrix, inner: Matrix) -> Matrix:
             selected = _select_outputs(outer, inner.outer)
             return compose(selected, inner.inner) if selected else Product(outer, inner)
     if isinstance(inner, Selection):
-        if inner.is_identity:
-            return outer
         if isinstance(outer, Convolution):
             return _select_inputs(outer, inner) or _pad_inputs(outer, inner) or Product(outer, inner)
         if isinstance(outer, Product) and isinstance(outer.inner, Selection):
@@ -65,7 +65,7 @@ def add(first: Matrix, second: Matrix) -> Matrix:
 
 
 def _alike(first: Selection, second: Selection) -> tuple[Selection, Selection]:
-    """Both with the same number of positions."""
+    """Both, split to a common number of positions."""
     positions = gcd(first.positions, second.positions)
     return first.split(positions), second.split(positions)
 

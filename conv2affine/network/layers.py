@@ -67,7 +67,7 @@ class Convolution(Matrix):
     def csr(self, dtype: Any = np.float64) -> csr_array:
         return _csr(self.weight.detach().to(torch.from_numpy(np.empty(0, dtype)).dtype), self.geometry)
 
-    def count(self, axis: int) -> Counts:
+    def _count(self, axis: int) -> Counts:
         return self.pattern.counts(axis)
 
     @cached_property
@@ -115,7 +115,7 @@ class Separable(Matrix):
         matrix.sort_indices()
         return matrix.astype(dtype)
 
-    def count(self, axis: int) -> Counts:
+    def _count(self, axis: int) -> Counts:
         return self.pattern.counts(axis)
 
     @cached_property
@@ -124,7 +124,7 @@ class Separable(Matrix):
 
     @cached_property
     def pattern(self) -> Pattern:  # type: ignore[override]
-        return Pattern(self.channels, 1, 1, tuple(_ones(axis) for axis in self.axes))
+        return Pattern(self.channels, 1, 1, tuple(_places(axis) for axis in self.axes))
 
 
 def _pad(x: Tensor, sides: Any) -> Tensor:
@@ -136,18 +136,18 @@ def _csr(weight: Tensor, geometry: Geometry) -> csr_array:
     matrix = to_matrix(weight, geometry, layout=torch.sparse_csr)
     parts = tuple(part.numpy() for part in (matrix.values(), matrix.col_indices(), matrix.crow_indices()))
     csr = csr_array(parts, shape=tuple(matrix.shape))
-    csr.has_sorted_indices = True  # so that nobody looks
+    csr.has_sorted_indices = True  # so that SciPy does not check
     return csr
 
 
 def _line(g: Geometry, axis: int) -> csr_array:
     """Where the matrix along one axis has entries."""
     sizes = (g.kernel_size, g.input_size, g.stride, g.padding, g.dilation, g.output_padding)
-    return _line_of(*(numbers[axis] for numbers in sizes), g.transposed)
+    return _cached_line(*(numbers[axis] for numbers in sizes), g.transposed)
 
 
 @lru_cache(maxsize=64)  # the axes of a network are few
-def _line_of(
+def _cached_line(
     kernel: int,
     size: int,
     stride: int,
@@ -167,9 +167,9 @@ def _line_of(
         output_padding=(output_padding,),
         transposed=transposed,
     )
-    return _ones(_csr(torch.ones(1, 1, kernel), line))
+    return _places(_csr(torch.ones(1, 1, kernel), line))
 
 
-def _ones(matrix: csr_array) -> csr_array:
-    """Where a matrix has entries."""
+def _places(matrix: csr_array) -> csr_array:
+    """True at each entry of a matrix."""
     return csr_array((np.ones(matrix.nnz, bool), matrix.indices, matrix.indptr), shape=matrix.shape)

@@ -19,10 +19,10 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Pattern:
-    """Where a matrix over (channel, *position) has entries: blocks on the diagonal (x) axes[0] (x) axes[1] ...
+    """Where a matrix over (channel, *position) has entries: full blocks on the diagonal (x) axes[0] (x) axes[1] ...
 
     Args:
-        groups: Number of blocks, all of them full.
+        groups: Number of blocks.
         rows: Output channels of a block.
         cols: Input channels of a block.
         axes: For each spatial axis a matrix of bool, (output size, input size).
@@ -34,7 +34,7 @@ class Pattern:
     axes: tuple[csr_array, ...]
 
     def __matmul__(self, other: Pattern) -> Pattern | None:
-        """The pattern of a product; None where that is no such pattern."""
+        """The pattern of a product; None if the sizes do not fit, or neither number of groups divides the other."""
         groups = min(self.groups, other.groups)
         if (
             self.groups * self.cols != other.groups * other.rows
@@ -89,17 +89,20 @@ class Matrix:
         raise NotImplementedError
 
     def counts(self, axis: int) -> Counts:
-        """Entries per row (axis 1) or per column (axis 0); where it is not written out yet, at most so many."""
+        """Entries per row (axis 1) or per column (axis 0); where it is not written out yet, at most so many.
+
+        Do not write to them: they are kept.
+        """
         if axis not in self._counted:
-            self._counted[axis] = self.count(axis)
+            self._counted[axis] = self._count(axis)
         return self._counted[axis]
 
     @cached_property
     def _counted(self) -> dict[int, Counts]:
         return {}
 
-    def count(self, axis: int) -> Counts:
-        """The same, found anew."""
+    def _count(self, axis: int) -> Counts:
+        """What `counts` keeps."""
         raise NotImplementedError
 
     @cached_property
@@ -110,13 +113,14 @@ class Matrix:
 
 @dataclass(frozen=True, eq=False)
 class Selection(Matrix):
-    """At most one entry per row: y[r, p] = scale[r] * x[index[r], p], or 0 where index[r] is -1.
+    """At most one entry per row: y[r, p] = scale[r] * x[index[r], p] for each position p, or 0 where index[r] is -1.
 
     Args:
         index: (rows / positions,); None for 0, 1, 2, ...
         cols: Number of columns.
         scale: (rows / positions,); None for ones.
-        positions: How many elements are treated alike, one after the other, as those of a channel are.
+        positions: Number of consecutive elements that share one index and one scale, as those of a channel do; a
+            divisor of the number of rows and of columns.
     """
 
     index: NDArray[np.int64] | None
@@ -141,7 +145,7 @@ class Selection(Matrix):
         return self.index is None and self.scale is None
 
     def split(self, positions: int = 1) -> Selection:
-        """The same with fewer positions, a divisor of those that it has."""
+        """The same matrix with so many positions, a divisor of its own."""
         parts = self.positions // positions
         if parts == 1:
             return self
@@ -157,7 +161,7 @@ class Selection(Matrix):
             y = np.concatenate([y, zeros], 1)[:, self.index]  # -1 reads the zeros at the end
         if self.scale is not None:
             y = y * self.scale[:, None]
-        return y.reshape(len(x), -1)
+        return y.reshape(len(x), self.shape[0])
 
     def csr(self, dtype: Any = np.float64) -> csr_array:
         rows, cols = self.shape
@@ -169,10 +173,10 @@ class Selection(Matrix):
         starts = np.zeros(rows + 1, integer)
         np.cumsum(read.repeat(self.positions), out=starts[1:])
         matrix = csr_array((scale.repeat(self.positions), columns.ravel(), starts), shape=(rows, cols))
-        matrix.has_sorted_indices = True  # so that nobody looks
+        matrix.has_sorted_indices = True  # so that SciPy does not check
         return matrix
 
-    def count(self, axis: int) -> Counts:
+    def _count(self, axis: int) -> Counts:
         return self.count_channels(axis).repeat(self.positions)
 
     @cached_property
@@ -210,7 +214,7 @@ class Sparse(Matrix):
     def csr(self, dtype: Any = np.float64) -> csr_array:
         return self.matrix.astype(dtype)
 
-    def count(self, axis: int) -> Counts:
+    def _count(self, axis: int) -> Counts:
         return _counts(self.matrix, axis)
 
 
@@ -244,7 +248,7 @@ class Product(Matrix):
             product.sort_indices()
         return product.astype(dtype, copy=False)
 
-    def count(self, axis: int) -> Counts:
+    def _count(self, axis: int) -> Counts:
         if self.pattern is not None:
             return self.pattern.counts(axis)
         # The side whose counts are wanted decides, exactly so if the other side is a selection.
@@ -265,10 +269,11 @@ class Product(Matrix):
     def nnz(self) -> int:
         if self.pattern is not None:
             return self.pattern.nnz
-        # Where a selection reads each row of the other factor once, there is nothing to add up.
+        # With one entry per column, a selection copies each row of `inner` once; with one per row, it moves the columns
+        # of `outer`, some of them perhaps to the same place.
         for matrix, other, axis in ((self.outer, self.inner, 0), (self.inner, self.outer, 1)):
             if isinstance(matrix, Selection) and (matrix.count_channels(axis) == 1).all():
-                return other.nnz
+                return min(other.nnz, prod(self.shape))
         return min(int(self.outer.counts(0) @ self.inner.counts(1)), prod(self.shape))
 
     @cached_property
@@ -298,7 +303,7 @@ class Sum(Matrix):
     def csr(self, dtype: Any = np.float64) -> csr_array:
         return csr_array(self.first.csr() + self.second.csr()).astype(dtype, copy=False)
 
-    def count(self, axis: int) -> Counts:
+    def _count(self, axis: int) -> Counts:
         counts: Counts = np.minimum(self.first.counts(axis) + self.second.counts(axis), self.shape[axis])
         return counts
 
@@ -329,7 +334,7 @@ def _rows(selection: Selection, matrix: csr_array) -> csr_array:
         data = matrix.data * scale.repeat(np.diff(matrix.indptr))
         matrix = csr_array((data, matrix.indices, matrix.indptr), shape=matrix.shape)
     if is_sorted:
-        matrix.has_sorted_indices = True  # so that nobody looks again
+        matrix.has_sorted_indices = True  # so that SciPy does not check again
     return matrix
 
 

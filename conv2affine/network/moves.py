@@ -38,10 +38,11 @@ def follow(function: Function, values: Sequence[Value]) -> list[tuple[AffineMap[
         parts = np.split(elements, np.cumsum(sizes)[:-1]) if sizes else []
         return _arrays(function(*(part.reshape(value.shape) for part, value in zip(parts, values, strict=True))))
 
+    # No element of the other inputs is a number of an element; and they have both signs, which max and clip tell apart.
     other = np.random.default_rng(0).random(total)
     other -= 0.5
     numbers, checks = run(np.arange(1.0, total + 1)), run(other)
-    # Where all elements change with those of the inputs, there are no constants to look for.
+    # Where all elements change with those of the inputs, none is constant; NaN says so, as it equals nothing.
     changed = all((number != check).all() for number, check in zip(numbers, checks, strict=True))
     constants = [np.broadcast_to(np.nan, number.shape) for number in numbers] if changed else run(np.zeros(total))
     results = zip(numbers, constants, checks, strict=True)
@@ -59,7 +60,11 @@ def _map(values: Sequence[Value], other: Any, numbers: Any, constant: Any, check
     # Other elements at the same places: sums of elements would give themselves away.
     copies = np.where(moved, np.take(other, index, mode="clip"), constant) if len(other) else constant
     differ = copies != check
-    if index.max(initial=-1) >= len(other) or not np.isnan([copies[differ], check[differ]]).all():
+    if (
+        index.min(initial=-1) < -1
+        or index.max(initial=-1) >= len(other)
+        or not np.isnan([copies[differ], check[differ]]).all()
+    ):
         raise ValueError("the operator does more than to move elements")
     terms = {}
     for value in values:
@@ -67,11 +72,20 @@ def _map(values: Sequence[Value], other: Any, numbers: Any, constant: Any, check
         if read.any():
             terms[value] = selection(np.where(read, index, -1), value.size)
         index -= value.size
-    return AffineMap(terms, np.where(moved, 0, constant))
+    return AffineMap(terms, np.where(moved, 0, constant).astype(np.float64, copy=False))
 
 
 def concatenate(values: Sequence[Any], shape: Sequence[int], axis: int) -> AffineMap[Value] | None:
-    """The map of a concatenation, in a hundredth of the time of `follow`; None where some of `values` are constant."""
+    """The map of a concatenation, as of `follow`, without running it.
+
+    Args:
+        values: What is concatenated, in order; a value may occur several times.
+        shape: Of the result.
+        axis: Along which; may be negative.
+
+    Returns:
+        The map; None if something is constant or has another number of axes, or if the result has no elements.
+    """
     if not all(isinstance(value, Value) and len(value.shape) == len(shape) for value in values) or not prod(shape):
         return None
     axis %= len(shape)
@@ -83,10 +97,10 @@ def concatenate(values: Sequence[Any], shape: Sequence[int], axis: int) -> Affin
         stop = start + value.shape[axis]
         index[:, start:stop] = np.arange(before * (stop - start)).reshape(before, -1)
         start = stop
-    terms = {value: selection(index.ravel(), value.size, after) for value, index in indices.items()}
+    terms = {value: selection(index.ravel(), value.size, after) for value, index in indices.items() if value.size}
     return AffineMap(terms, np.zeros(before * total * after))
 
 
 def selection(index: Any, cols: int, positions: int = 1) -> Matrix:
-    """A selection; the identity where it is that."""
+    """A selection, its index one for so many positions; the identity where it is that."""
     return Selection(None if np.array_equal(index, np.arange(cols // positions)) else index, cols, None, positions)

@@ -73,12 +73,12 @@ def diagonal(scale: Any, shape: Sequence[int]) -> Selection:
     """The product scale * x, for a scale that is broadcast to the shape of x."""
     scale = np.asarray(scale, np.float64)
     axes = scale.ndim
-    while axes and scale.shape[axes - 1] == 1:  # along the last axes, all elements have the same factor
+    while axes and scale.shape[axes - 1] == 1:  # these elements share a factor, and are the positions of a selection
         axes -= 1
     kept = len(shape) - scale.ndim + axes if axes else 0
     positions = max(1, prod(shape[kept:]))
     scale = np.broadcast_to(scale.reshape(scale.shape[:axes]), shape[:kept]).flatten()  # a copy: it may be written to
-    return Selection(None, prod(shape), scale[: prod(shape) // positions], positions)
+    return Selection(None, prod(shape), scale[: prod(shape) // positions], positions)  # none if an axis has size 0
 
 
 def batch_norm(

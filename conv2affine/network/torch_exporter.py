@@ -84,6 +84,7 @@ class _Exporter:
         results = iter([self.shaped(self.nodes[v], s) for v, s in zip(graph.outputs, graph.output_shapes, strict=True)])
         leaves = [next(results) if isinstance(leaf, Value) else leaf for leaf in self.network.leaves]
         self.graph.output(pytree.tree_unflatten(leaves, self.network.structure))
+        # Before there is a module, so that its code is written once. No call does anything but to compute its result.
         self.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
         module = fx.GraphModule(self.root, self.graph, "LinearNetwork")
         return module.to(self.network.device).eval()
