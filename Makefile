@@ -7,10 +7,14 @@ SOURCES := $(shell git ls-files csrc) CMakeLists.txt setup.py pyproject.toml
 CXX_FILES := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'tests/*.h')
 PYTHON_FILES := conv2affine tests examples benchmarks docs setup.py
 
-.PHONY: test demo bench docs lint format wheel siege sanitize sanitize-threads clean cuda-compile cuda-sanitize cuda-check petsc-check
+.PHONY: test coverage demo bench docs lint format wheel siege sanitize sanitize-threads clean cuda-compile cuda-sanitize cuda-check petsc-check
 .DELETE_ON_ERROR:
 
 test: $(VENV)/installed
+	$(BIN)/pytest
+
+# Which lines no test runs; takes longer than the tests alone.
+coverage: $(VENV)/installed
 	$(BIN)/pytest --cov=conv2affine --cov-report=term-missing:skip-covered
 
 demo: $(VENV)/installed
