@@ -16,7 +16,8 @@ from torch import Tensor
 
 from conv2affine.geometry import Geometry
 from conv2affine.matrix import to_matrix
-from conv2affine.network.matrices import Array, Counts, Matrix, Pattern
+from conv2affine.network.matrices import Array, Matrix
+from conv2affine.network.pattern import Pattern, places
 
 __all__ = ["Convolution", "Separable"]
 
@@ -67,13 +68,6 @@ class Convolution(Matrix):
     def csr(self, dtype: Any = np.float64) -> csr_array:
         return _csr(self.weight.detach().to(torch.from_numpy(np.empty(0, dtype)).dtype), self.geometry)
 
-    def _count(self, axis: int) -> Counts:
-        return self.pattern.counts(axis)
-
-    @cached_property
-    def nnz(self) -> int:
-        return self.pattern.nnz
-
     @cached_property
     def pattern(self) -> Pattern:  # type: ignore[override]
         g = self.geometry
@@ -115,16 +109,9 @@ class Separable(Matrix):
         matrix.sort_indices()
         return matrix.astype(dtype)
 
-    def _count(self, axis: int) -> Counts:
-        return self.pattern.counts(axis)
-
-    @cached_property
-    def nnz(self) -> int:
-        return self.pattern.nnz
-
     @cached_property
     def pattern(self) -> Pattern:  # type: ignore[override]
-        return Pattern(self.channels, 1, 1, tuple(_places(axis) for axis in self.axes))
+        return Pattern(self.channels, 1, 1, tuple(places(axis) for axis in self.axes))
 
 
 def _pad(x: Tensor, sides: Any) -> Tensor:
@@ -167,9 +154,4 @@ def _cached_line(
         output_padding=(output_padding,),
         transposed=transposed,
     )
-    return _places(_csr(torch.ones(1, 1, kernel), line))
-
-
-def _places(matrix: csr_array) -> csr_array:
-    """True at each entry of a matrix."""
-    return csr_array((np.ones(matrix.nnz, bool), matrix.indices, matrix.indptr), shape=matrix.shape)
+    return places(_csr(torch.ones(1, 1, kernel), line))

@@ -11,52 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-__all__ = ["Array", "Counts", "Matrix", "Pattern", "Product", "Selection", "Sparse", "Sum"]
+from conv2affine.network.pattern import Counts, Pattern, counts
+
+__all__ = ["Array", "Matrix", "Product", "Selection", "Sparse", "Sum"]
 
 Array = NDArray[np.float64]
-Counts = NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False)
-class Pattern:
-    """Where a matrix over (channel, *position) has entries: full blocks on the diagonal (x) axes[0] (x) axes[1] ...
-
-    Args:
-        groups: Number of blocks.
-        rows: Output channels of a block.
-        cols: Input channels of a block.
-        axes: For each spatial axis a matrix of bool, (output size, input size).
-    """
-
-    groups: int
-    rows: int
-    cols: int
-    axes: tuple[csr_array, ...]
-
-    def __matmul__(self, other: Pattern) -> Pattern | None:
-        """The pattern of a product; None if the sizes do not fit, or neither number of groups divides the other."""
-        groups = min(self.groups, other.groups)
-        if (
-            self.groups * self.cols != other.groups * other.rows
-            or [a.shape[1] for a in self.axes] != [b.shape[0] for b in other.axes]
-            or self.groups % groups
-            or other.groups % groups
-        ):
-            return None
-        rows, cols = self.groups * self.rows // groups, other.groups * other.cols // groups
-        return Pattern(groups, rows, cols, tuple(a @ b for a, b in zip(self.axes, other.axes, strict=True)))
-
-    @property
-    def nnz(self) -> int:
-        return self.groups * self.rows * self.cols * prod(int(axis.nnz) for axis in self.axes)
-
-    def counts(self, axis: int) -> Counts:
-        """Entries per row (axis 1) or per column (axis 0)."""
-        lines, each = (self.rows, self.cols) if axis == 1 else (self.cols, self.rows)
-        counts = np.full(self.groups * lines, each)
-        for part in self.axes:
-            counts = np.multiply.outer(counts, _counts(part, axis)).ravel()
-        return counts
 
 
 class Matrix:
@@ -94,7 +53,7 @@ class Matrix:
         Do not write to them: they are kept.
         """
         if axis not in self._counted:
-            self._counted[axis] = self._count(axis)
+            self._counted[axis] = self._count(axis) if self.pattern is None else self.pattern.counts(axis)
         return self._counted[axis]
 
     @cached_property
@@ -102,13 +61,13 @@ class Matrix:
         return {}
 
     def _count(self, axis: int) -> Counts:
-        """What `counts` keeps."""
+        """What `counts` keeps, where there is no pattern."""
         raise NotImplementedError
 
     @cached_property
     def nnz(self) -> int:
         """Number of entries; where it is not written out yet, at most so many."""
-        return int(self.counts(1).sum())
+        return int(self.counts(1).sum()) if self.pattern is None else self.pattern.nnz
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +174,7 @@ class Sparse(Matrix):
         return self.matrix.astype(dtype)
 
     def _count(self, axis: int) -> Counts:
-        return _counts(self.matrix, axis)
+        return counts(self.matrix, axis)
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,8 +208,6 @@ class Product(Matrix):
         return product.astype(dtype, copy=False)
 
     def _count(self, axis: int) -> Counts:
-        if self.pattern is not None:
-            return self.pattern.counts(axis)
         # The side whose counts are wanted decides, exactly so if the other side is a selection.
         near, far = (self.outer, self.inner) if axis == 1 else (self.inner, self.outer)
         if isinstance(near, Selection) and near.index is not None:
@@ -306,12 +263,6 @@ class Sum(Matrix):
     def _count(self, axis: int) -> Counts:
         counts: Counts = np.minimum(self.first.counts(axis) + self.second.counts(axis), self.shape[axis])
         return counts
-
-
-def _counts(matrix: csr_array, axis: int) -> Counts:
-    """Entries per row (axis 1) or per column (axis 0)."""
-    counts = np.diff(matrix.indptr) if axis == 1 else np.bincount(matrix.indices, minlength=matrix.shape[1])
-    return counts.astype(np.int64, copy=False)
 
 
 def _rows(selection: Selection, matrix: csr_array) -> csr_array:

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from conv2affine.network import rules
 from conv2affine.network.affine import AffineMap
 from conv2affine.network.graph import Graph, Node, Step, Value
-from conv2affine.network.matrices import Array, Selection
+from conv2affine.network.matrices import Array
 from conv2affine.network.moves import selection
 from conv2affine.network.simplify import replace_inputs
 
@@ -65,7 +66,7 @@ def _identity(value: Value) -> Map:
 
 
 def _scaled(map: Map, scale: Any) -> Map:
-    return map.then(Selection(None, map.size, np.broadcast_to(np.asarray(scale, np.float64), map.size)))
+    return map.then(rules.diagonal(scale, (map.size,)))
 
 
 def _minus(first: Map, second: Map) -> Map:

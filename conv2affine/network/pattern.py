@@ -1,0 +1,67 @@
+"""Where a matrix has entries, known and counted without them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+__all__ = ["Counts", "Pattern", "counts", "places"]
+
+Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Pattern:
+    """Where a matrix over (channel, *position) has entries: full blocks on the diagonal (x) axes[0] (x) axes[1] ...
+
+    Args:
+        groups: Number of blocks.
+        rows: Output channels of a block.
+        cols: Input channels of a block.
+        axes: For each spatial axis a matrix of bool, (output size, input size).
+    """
+
+    groups: int
+    rows: int
+    cols: int
+    axes: tuple[csr_array, ...]
+
+    def __matmul__(self, other: Pattern) -> Pattern | None:
+        """The pattern of a product; None if the sizes do not fit, or neither number of groups divides the other."""
+        groups = min(self.groups, other.groups)
+        if (
+            self.groups * self.cols != other.groups * other.rows
+            or [a.shape[1] for a in self.axes] != [b.shape[0] for b in other.axes]
+            or self.groups % groups
+            or other.groups % groups
+        ):
+            return None
+        rows, cols = self.groups * self.rows // groups, other.groups * other.cols // groups
+        return Pattern(groups, rows, cols, tuple(a @ b for a, b in zip(self.axes, other.axes, strict=True)))
+
+    @property
+    def nnz(self) -> int:
+        return self.groups * self.rows * self.cols * prod(int(axis.nnz) for axis in self.axes)
+
+    def counts(self, axis: int) -> Counts:
+        """Entries per row (axis 1) or per column (axis 0)."""
+        lines, each = (self.rows, self.cols) if axis == 1 else (self.cols, self.rows)
+        result = np.full(self.groups * lines, each)
+        for part in self.axes:
+            result = np.multiply.outer(result, counts(part, axis)).ravel()
+        return result
+
+
+def counts(matrix: csr_array, axis: int) -> Counts:
+    """Entries per row (axis 1) or per column (axis 0)."""
+    result = np.diff(matrix.indptr) if axis == 1 else np.bincount(matrix.indices, minlength=matrix.shape[1])
+    return result.astype(np.int64, copy=False)
+
+
+def places(matrix: csr_array) -> csr_array:
+    """True at each entry of a matrix."""
+    return csr_array((np.ones(matrix.nnz, bool), matrix.indices, matrix.indptr), shape=matrix.shape)
