@@ -27,7 +27,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import conv2affine
-from conv2affine.network import convert, torch_importer, torch_program
+from conv2affine.network import convert
+from conv2affine.network.torch import importer as torch_importer
+from conv2affine.network.torch import program as torch_program
 
 CONVOLUTIONS = nn.Conv2d, nn.ConvTranspose2d
 DENSE_BYTES = 2**31  # of what is compared as a dense network too

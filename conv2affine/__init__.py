@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from conv2affine import reference
 from conv2affine.conv import to_conv
-from conv2affine.geometry import Geometry
+from conv2affine.convolution.geometry import Geometry
+from conv2affine.interop.scipy import as_linear_operator, to_scipy
 from conv2affine.linear import to_linear, torch_conv_layer_to_affine
 from conv2affine.matrix import conv_matrix, conv_transpose_matrix, to_bias, to_matrix
 from conv2affine.planning import Plan, plan
 from conv2affine.projection import from_matrix
-from conv2affine.scipy_interop import as_linear_operator, to_scipy
 from conv2affine.sparse_linear import SparseLinear
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from conv2affine.checks import LAYERS, Conv
-from conv2affine.geometry import Geometry
+from conv2affine.convolution.arguments import LAYERS, Conv
+from conv2affine.convolution.geometry import Geometry
 from conv2affine.projection import check_matrix, from_matrix
 from conv2affine.sparse_linear import SparseLinear
 

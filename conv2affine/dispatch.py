@@ -6,7 +6,7 @@ from typing import TypeGuard
 
 from torch import Tensor, nn
 
-from conv2affine.checks import check_layer
+from conv2affine.convolution.arguments import check_layer
 
 __all__ = ["is_network"]
 

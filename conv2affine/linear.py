@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor, nn
 
-from conv2affine.checks import Conv, InputSize
+from conv2affine.convolution.arguments import Conv, InputSize
+from conv2affine.convolution.geometry import Geometry
+from conv2affine.convolution.parameters import weight_and_bias
 from conv2affine.dispatch import is_network
-from conv2affine.geometry import Geometry
 from conv2affine.matrix import expand, to_matrix
-from conv2affine.parameters import weight_and_bias
 from conv2affine.sparse_linear import SparseLinear
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-    from conv2affine.distributed.linear import ShardedSparseLinear
+    from conv2affine.interop.sharded import ShardedSparseLinear
 
 __all__ = ["to_linear", "torch_conv_layer_to_affine"]
 
@@ -106,7 +106,7 @@ def to_linear(
             raise ValueError("index_dtype, drop_zeros and device_mesh must be left out for a whole module")
         return module_to_linear(conv, input_size, layout="dense" if layout is torch.strided else "sparse")
     if device_mesh is not None:
-        from conv2affine.distributed.linear import sharded_linear  # imports torch.distributed only where it is used
+        from conv2affine.interop.sharded import sharded_linear  # imports torch.distributed only where it is used
 
         return sharded_linear(conv, input_size, device_mesh, layout, index_dtype, drop_zeros)
     geometry = Geometry.from_layer(conv, input_size)

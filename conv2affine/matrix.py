@@ -7,12 +7,12 @@ from math import prod
 import torch
 from torch import Tensor
 
-from conv2affine import ops
-from conv2affine.checks import COPIED_DTYPES, Conv, InputSize, Padding, Sizes, check_groups, check_weight
-from conv2affine.geometry import Geometry
-from conv2affine.guard import check_bias_memory, check_memory
-from conv2affine.layouts import LAYOUTS, Request, check_request
-from conv2affine.parameters import read, weight_and_bias
+from conv2affine.convolution.arguments import COPIED_DTYPES, Conv, InputSize, Padding, Sizes, check_groups, check_weight
+from conv2affine.convolution.geometry import Geometry
+from conv2affine.convolution.guard import check_bias_memory, check_memory
+from conv2affine.convolution.layouts import LAYOUTS, Request, check_request
+from conv2affine.convolution.parameters import read, weight_and_bias
+from conv2affine.operators import ops
 
 __all__ = ["checked_request", "conv_matrix", "conv_transpose_matrix", "expand", "to_bias", "to_matrix"]
 

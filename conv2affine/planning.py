@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor, nn
 
-from conv2affine import ops
-from conv2affine.checks import Conv, InputSize
+from conv2affine.convolution.arguments import Conv, InputSize
+from conv2affine.convolution.geometry import Geometry
+from conv2affine.convolution.layouts import LAYOUTS, Size, index_dtypes
+from conv2affine.convolution.parameters import read
 from conv2affine.dispatch import is_network
-from conv2affine.geometry import Geometry
-from conv2affine.layouts import LAYOUTS, Size, index_dtypes
-from conv2affine.parameters import read
+from conv2affine.operators import ops
 
 if TYPE_CHECKING:
     from conv2affine.network.report import NetworkPlan

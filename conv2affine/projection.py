@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from conv2affine import ops
-from conv2affine.extension import _C
-from conv2affine.geometry import Geometry
-from conv2affine.layouts import LAYOUTS
+from conv2affine.convolution.geometry import Geometry
+from conv2affine.convolution.layouts import LAYOUTS
+from conv2affine.operators import ops
+from conv2affine.operators.extension import _C
 
 __all__ = ["check_matrix", "from_matrix"]
 

@@ -13,8 +13,8 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from conv2affine.checks import Conv, Sizes
-from conv2affine.parameters import weight_and_bias
+from conv2affine.convolution.arguments import Conv, Sizes
+from conv2affine.convolution.parameters import weight_and_bias
 
 __all__ = [
     "dec_tuple",

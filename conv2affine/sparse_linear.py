@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conv2affine.layouts import assemble
-from conv2affine.products import matmul
+from conv2affine.convolution.layouts import assemble
+from conv2affine.operators.products import matmul
 
 __all__ = ["SparseLinear"]
 

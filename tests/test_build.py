@@ -29,7 +29,8 @@ def test_cuda_kernels_are_there_or_refused():
     result = run(
         """
 import torch
-from conv2affine import _C, extension
+from conv2affine import _C
+from conv2affine.operators import extension
 OPS = ["dense", "csr", "coo", "values", "bias", "dense_adjoint", "sparse_adjoint"]
 has = [torch._C._dispatch_has_kernel_for_dispatch_key(f"conv2affine::{op}", "CUDA") for op in OPS]
 assert has == [torch.version.cuda is not None] * len(OPS), has

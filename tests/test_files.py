@@ -15,7 +15,8 @@ import torch
 from cases import CASES
 from torch import nn
 
-from conv2affine import Geometry, blocks, files, to_matrix, to_scipy
+from conv2affine import Geometry, files, to_matrix, to_scipy
+from conv2affine.convolution import blocks
 from conv2affine.files import open_csr, save_csr
 
 
@@ -83,7 +84,8 @@ def saved_by_another_process(path, kill_at):
     """`save_csr` in a process that kills itself at its `kill_at`-th write, or before it renames the file."""
     code = f"""
 import os, signal, torch
-from conv2affine import blocks, files
+from conv2affine import files
+from conv2affine.convolution import blocks
 torch.manual_seed(0)
 blocks.BLOCK_ENTRIES, files.SYNC_BYTES = 60 * 27, 1
 writes, write = 0, os.pwrite

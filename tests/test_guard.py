@@ -10,9 +10,11 @@ import torch
 from conftest import peak_bytes
 from torch import nn
 
-from conv2affine import Geometry, conv_matrix, guard, ops, to_bias, to_linear, to_matrix
-from conv2affine.guard import _cgroups_left
-from conv2affine.layouts import LAYOUTS
+from conv2affine import Geometry, conv_matrix, to_bias, to_linear, to_matrix
+from conv2affine.convolution import guard
+from conv2affine.convolution.guard import _cgroups_left
+from conv2affine.convolution.layouts import LAYOUTS
+from conv2affine.operators import ops
 from conv2affine.planning import layout_sizes
 
 MIB = 2**20
@@ -72,7 +74,8 @@ def test_resident_bytes_are_what_the_process_grows_by(geometry):
     weight = torch.ones(geometry.weight_size)
     code = f"""
 import psutil, torch
-from conv2affine import Geometry, ops
+from conv2affine import Geometry
+from conv2affine.operators import ops
 geometry, weight = {geometry_call(geometry)}, torch.ones({tuple(weight.shape)})
 before = psutil.Process().memory_info().rss
 matrix = ops.dense(weight, geometry, 0, {rows})

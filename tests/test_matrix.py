@@ -10,8 +10,8 @@ from conftest import assert_same_bits
 from torch import nn
 
 from conv2affine import conv_matrix, conv_transpose_matrix, reference, to_bias, to_linear, to_matrix
-from conv2affine.checks import COPIED_DTYPES
-from conv2affine.layouts import LAYOUTS
+from conv2affine.convolution.arguments import COPIED_DTYPES
+from conv2affine.convolution.layouts import LAYOUTS
 
 FLOATING = [
     torch.float16,

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from conv2affine.network import rules
-from conv2affine.network.affine import AffineMap
-from conv2affine.network.compose import add, compose
 from conv2affine.network.graph import Value
-from conv2affine.network.layers import Convolution
-from conv2affine.network.matrices import Matrix, Product, Selection, Sparse, Sum
-from conv2affine.network.moves import concatenate, follow
+from conv2affine.network.matrices.affine import AffineMap
+from conv2affine.network.matrices.compose import add, compose
+from conv2affine.network.matrices.layers import Convolution
+from conv2affine.network.matrices.matrix import Matrix, Product, Selection, Sparse, Sum
+from conv2affine.network.rules import formulas as rules
+from conv2affine.network.rules.moves import concatenate, follow
 
 
 def generator(seed=0):

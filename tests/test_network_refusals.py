@@ -295,7 +295,7 @@ def test_integers_are_no_dtype_of_layers(convert, model, x):
 
 
 def test_a_wrong_rule_is_noticed(model, x, monkeypatch):
-    from conv2affine.network import rules
+    from conv2affine.network.rules import formulas as rules
 
     diagonal = rules.diagonal
     monkeypatch.setattr(rules, "diagonal", lambda scale, shape: diagonal(1.000001 * scale, shape))

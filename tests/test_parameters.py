@@ -19,8 +19,8 @@ from conv2affine import (
     to_scipy,
     torch_conv_layer_to_affine,
 )
-from conv2affine.checks import LAYERS
-from conv2affine.parameters import weight_and_bias
+from conv2affine.convolution.arguments import LAYERS
+from conv2affine.convolution.parameters import weight_and_bias
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(weight_norm|spectral_norm).* is deprecated:FutureWarning")
 

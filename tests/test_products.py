@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 from conv2affine import to_linear
-from conv2affine.products import OPERATORS
+from conv2affine.operators.products import OPERATORS
 
 # PyTorch's own, when it first loads its forward-mode decompositions
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")

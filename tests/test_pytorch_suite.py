@@ -5,7 +5,7 @@ import torch
 from torch.testing._internal.common_modules import module_db
 
 from conv2affine import to_linear
-from conv2affine.checks import LAYERS
+from conv2affine.convolution.arguments import LAYERS
 
 
 def module_tests():

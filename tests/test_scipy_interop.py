@@ -13,7 +13,8 @@ from numpy.testing import assert_allclose
 from scipy.sparse.linalg import eigsh, lsqr, svds
 from torch import nn
 
-from conv2affine import Geometry, as_linear_operator, scipy_interop, to_matrix, to_scipy
+from conv2affine import Geometry, as_linear_operator, to_matrix, to_scipy
+from conv2affine.interop import scipy as scipy_interop
 
 by_id = {"ids": lambda case: case.id}
 OPERATOR_DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]

@@ -109,7 +109,7 @@ def test_gradient_to_the_input_is_summed_by_blocks(monkeypatch):
     _, layer = layers(torch.float64)
     x = random(3, 243, dtype=torch.float64).requires_grad_()
     (expected,) = torch.autograd.grad(layer(x).sin().sum(), x)
-    monkeypatch.setattr("conv2affine.products.BLOCK_ENTRIES", 100)
+    monkeypatch.setattr("conv2affine.operators.products.BLOCK_ENTRIES", 100)
     (actual,) = torch.autograd.grad(layer(x).sin().sum(), x)
     torch.testing.assert_close(actual, expected)
 

@@ -10,21 +10,21 @@ import torch
 from torch import fx, nn
 from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 
-from conv2affine.guard import memory_left
-from conv2affine.network.affine import AffineMap
-from conv2affine.network.chain import Layer, chain, write_out
+from conv2affine.convolution.guard import memory_left
 from conv2affine.network.graph import Graph, Step, Value
-from conv2affine.network.matrices import Selection
-from conv2affine.network.merge import MERGE, Merge
-from conv2affine.network.merge import merge as merge_pieces
+from conv2affine.network.matrices.affine import AffineMap
+from conv2affine.network.matrices.matrix import Selection
+from conv2affine.network.passes.chain import Layer, chain, write_out
+from conv2affine.network.passes.merge import MERGE, Merge
+from conv2affine.network.passes.merge import merge as merge_pieces
+from conv2affine.network.passes.simplify import simplify
+from conv2affine.network.passes.to_relu import to_relu
 from conv2affine.network.progress import progress
 from conv2affine.network.report import NetworkPlan, describe, describe_layers
-from conv2affine.network.simplify import simplify
-from conv2affine.network.to_relu import to_relu
-from conv2affine.network.torch_exporter import export_torch
-from conv2affine.network.torch_importer import TorchNetwork, import_torch
-from conv2affine.network.torch_layers import LAYOUTS, Layout, layer
-from conv2affine.network.torch_program import tensors
+from conv2affine.network.torch.exporter import export_torch
+from conv2affine.network.torch.importer import TorchNetwork, import_torch
+from conv2affine.network.torch.layers import LAYOUTS, Layout, layer
+from conv2affine.network.torch.program import tensors
 from conv2affine.network.verify import verify
 from conv2affine.planning import readable_bytes
 

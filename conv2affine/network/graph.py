@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
-from conv2affine.network.affine import AffineMap
+from conv2affine.network.matrices.affine import AffineMap
 
 __all__ = ["Graph", "Node", "Piece", "Step", "Value"]
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from conv2affine.network.matrices import Array
+from conv2affine.network.matrices.matrix import Array
 
 __all__ = ["KINDS"]
 

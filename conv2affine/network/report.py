@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from conv2affine.network.chain import Layer
 from conv2affine.network.graph import Graph, Piece
 from conv2affine.network.kinds import KINDS
-from conv2affine.network.matrices import Selection
-from conv2affine.network.torch_layers import Layout as LayoutName
-from conv2affine.network.torch_layers import choose_layout, layout_bytes
+from conv2affine.network.matrices.matrix import Selection
+from conv2affine.network.passes.chain import Layer
+from conv2affine.network.torch.layers import Layout as LayoutName
+from conv2affine.network.torch.layers import choose_layout, layout_bytes
 from conv2affine.planning import readable_bytes
 
 __all__ = ["NetworkPlan", "Row", "describe", "describe_layers"]

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 
-from conv2affine.network import rules
-from conv2affine.network.affine import AffineMap
 from conv2affine.network.graph import Value
-from conv2affine.network.matrices import Sparse
-from conv2affine.network.moves import concatenate, follow
-from conv2affine.network.operands import Map, NoRuleError, broadcast, constant, masked, scaled, through, value
+from conv2affine.network.matrices.affine import AffineMap
+from conv2affine.network.matrices.matrix import Sparse
+from conv2affine.network.rules import formulas as rules
+from conv2affine.network.rules.moves import concatenate, follow
+from conv2affine.network.rules.operands import Map, NoRuleError, broadcast, constant, masked, scaled, through, value
 from conv2affine.onnx.rules import Context, reduced_axes, rule, tensor
 
 __all__: list[str] = []

@@ -15,9 +15,9 @@ from torch.utils import _pytree as pytree
 
 from conv2affine.network.graph import Node, Step
 from conv2affine.network.kinds import KINDS
-from conv2affine.network.torch_importer import import_torch
-from conv2affine.network.torch_operator import Slot
-from conv2affine.network.torch_program import tensors
+from conv2affine.network.torch.importer import import_torch
+from conv2affine.network.torch.operator import Slot
+from conv2affine.network.torch.program import tensors
 from conv2affine.onnx.importer import OnnxNetwork
 from conv2affine.onnx.operators import Operator
 from conv2affine.onnx.reader import Tensor

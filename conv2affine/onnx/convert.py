@@ -10,7 +10,7 @@ import torch
 from onnx import ModelProto
 from torch import nn
 
-from conv2affine.network.merge import Merge
+from conv2affine.network.passes.merge import Merge
 from conv2affine.network.report import NetworkPlan
 from conv2affine.onnx.aten import import_module, module_runner
 from conv2affine.onnx.importer import import_onnx

@@ -10,12 +10,12 @@ import onnx
 import torch
 from onnx import ModelProto, TensorProto, helper
 
-from conv2affine.network.chain import Layer, write_out
 from conv2affine.network.graph import Graph, Piece, Step, Value
 from conv2affine.network.kinds import KINDS
-from conv2affine.network.matrices import Matrix, Selection
-from conv2affine.network.torch_layers import layer
-from conv2affine.network.torch_operator import Slot
+from conv2affine.network.matrices.matrix import Matrix, Selection
+from conv2affine.network.passes.chain import Layer, write_out
+from conv2affine.network.torch.layers import layer
+from conv2affine.network.torch.operator import Slot
 from conv2affine.onnx.importer import FLOATS, OnnxNetwork
 from conv2affine.onnx.kind_writer import write_kind
 from conv2affine.onnx.operators import Operator

@@ -14,9 +14,9 @@ import onnx
 from onnx import AttributeProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper, shape_inference
 from onnx.shape_inference import InferenceError
 
-from conv2affine.network.affine import AffineMap
 from conv2affine.network.graph import Graph, Value
-from conv2affine.network.operands import NoRuleError, finite
+from conv2affine.network.matrices.affine import AffineMap
+from conv2affine.network.rules.operands import NoRuleError, finite
 from conv2affine.onnx import arithmetic, steps, windows  # noqa: F401  # enter their rules
 from conv2affine.onnx.operators import Operator
 from conv2affine.onnx.reader import Model, Tensor, location

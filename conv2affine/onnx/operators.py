@@ -11,7 +11,7 @@ from onnx import AttributeProto, NodeProto, ValueInfoProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from conv2affine.network.graph import Value
-from conv2affine.network.torch_operator import Slot
+from conv2affine.network.torch.operator import Slot
 
 __all__ = ["Operator"]
 

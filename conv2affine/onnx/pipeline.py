@@ -14,15 +14,15 @@ import onnx
 import torch
 from onnx import ModelProto, defs
 
-from conv2affine.network.chain import Layer
 from conv2affine.network.convert import check_memory, to_layers
 from conv2affine.network.graph import Step
-from conv2affine.network.merge import MERGE, Merge
-from conv2affine.network.merge import merge as merge_pieces
+from conv2affine.network.passes.chain import Layer
+from conv2affine.network.passes.merge import MERGE, Merge
+from conv2affine.network.passes.merge import merge as merge_pieces
+from conv2affine.network.passes.simplify import simplify
+from conv2affine.network.passes.to_relu import to_relu
 from conv2affine.network.progress import progress
 from conv2affine.network.report import NetworkPlan, describe, describe_layers
-from conv2affine.network.simplify import simplify
-from conv2affine.network.to_relu import to_relu
 from conv2affine.onnx.exporter import Exporter, gathers
 from conv2affine.onnx.importer import FLOATS, OnnxNetwork
 from conv2affine.onnx.runner import Run, RunError, compare, runner, sample

@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from conv2affine.network import rules
 from conv2affine.network.graph import Graph, Value
-from conv2affine.network.operands import NoRuleError, constant, value
+from conv2affine.network.rules import formulas as rules
+from conv2affine.network.rules.operands import NoRuleError, constant, value
 from conv2affine.onnx.operators import Operator
 
 __all__ = ["RULES", "Context", "pool_windows", "reduced_axes", "rule", "tensor", "window", "window_padding"]

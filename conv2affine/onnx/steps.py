@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from conv2affine.network import rules
-from conv2affine.network.affine import AffineMap
 from conv2affine.network.graph import Value
-from conv2affine.network.operands import Map, as_shape, constant, elementwise, step, value
+from conv2affine.network.matrices.affine import AffineMap
+from conv2affine.network.rules import formulas as rules
+from conv2affine.network.rules.operands import Map, as_shape, constant, elementwise, step, value
 from conv2affine.onnx.rules import Context, pool_windows, reduced_axes, rule, window, window_padding
 
 __all__: list[str] = []

@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 
-from conv2affine.network import rules
 from conv2affine.network.graph import Value
-from conv2affine.network.operands import Map, NoRuleError, constant, through, value
+from conv2affine.network.rules import formulas as rules
+from conv2affine.network.rules.operands import Map, NoRuleError, constant, through, value
 from conv2affine.onnx.rules import Context, pool_windows, rule, tensor, window, window_padding
 
 __all__: list[str] = []

@@ -1,0 +1,276 @@
+"""The layouts that a matrix comes in. A layout is one entry of the table `LAYOUTS`, and the function that it names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from conv2affine.convolution.arguments import shown
+from conv2affine.convolution.geometry import Geometry
+from conv2affine.operators import ops
+from conv2affine.operators.derivatives import is_transformed
+
+__all__ = [
+    "INT32_MAX",
+    "LAYOUTS",
+    "Layout",
+    "Request",
+    "Size",
+    "assemble",
+    "check_request",
+    "csr_parts",
+    "index_dtypes",
+]
+
+INT32_MAX = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a user asks for besides the geometry; made by `check_request`."""
+
+    layout: torch.layout
+    rows: range
+    index_dtype: torch.dtype
+    drop_zeros: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What the bytes of a matrix, or a block of its rows, depend on; `value` and `index` are bytes per item."""
+
+    rows: int
+    cols: int
+    nnz: int
+    value: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How one layout is built, and what it takes.
+
+    Args:
+        build: The function that builds the matrix.
+        index_dtypes: The index dtypes to choose from, the preferred one first; empty if there are no indices.
+        has_blocks: Whether a block of rows can be built.
+        bytes: Bytes of the matrix.
+        indices: Indices per entry.
+    """
+
+    build: Callable[[Tensor, Geometry, Request], Tensor]
+    index_dtypes: tuple[torch.dtype, ...]
+    has_blocks: bool
+    bytes: Callable[[Size], int]
+    indices: int
+
+    def peak_bytes(self, size: Size, drop_zeros: bool) -> int:
+        """Bytes at the peak: the result's, and with drop_zeros those of the worst case, in which no entry is 0.
+
+        For each entry, dropping takes a flag, the place (int64) of an entry that is kept, and a second copy of the
+        indices or of the values, whichever is larger.
+        """
+        dropping = size.nnz * (1 + torch.int64.itemsize + max(self.indices * size.index, size.value))
+        return self.bytes(size) + dropping * drop_zeros
+
+
+def dense(weight: Tensor, geometry: Geometry, request: Request) -> Tensor:
+    """All elements."""
+    return ops.dense(weight, geometry, request.rows.start, request.rows.stop)
+
+
+def sparse_csr(weight: Tensor, geometry: Geometry, request: Request) -> Tensor:
+    """The entries by rows."""
+    return _compressed(weight, geometry, request, by_columns=False)
+
+
+def sparse_csc(weight: Tensor, geometry: Geometry, request: Request) -> Tensor:
+    """The entries by columns: the transposed matrix by rows."""
+    return _compressed(weight, geometry, request, by_columns=True)
+
+
+def sparse_coo(weight: Tensor, geometry: Geometry, request: Request) -> Tensor:
+    """The entries with their coordinates."""
+    indices, values = ops.coo(weight, geometry, request.rows.start, request.rows.stop)
+    if request.drop_zeros:
+        keep = values != 0
+        indices = indices[:, keep]  # one after the other, so that the memory of the first is free again
+        values = values[keep]
+    size = (len(request.rows), geometry.shape[1])
+    # The entries are sorted and unique, so the tensor is coalesced, and no sort is needed. The device is passed
+    # explicitly, because the default is torch's default device.
+    return torch.sparse_coo_tensor(
+        indices, values, size, device=values.device, is_coalesced=True, check_invariants=False
+    )
+
+
+LAYOUTS: dict[torch.layout, Layout] = {
+    torch.strided: Layout(
+        dense,
+        index_dtypes=(),
+        has_blocks=True,
+        bytes=lambda size: size.rows * size.cols * size.value,
+        indices=0,
+    ),
+    torch.sparse_csr: Layout(
+        sparse_csr,
+        index_dtypes=(torch.int32, torch.int64),
+        has_blocks=True,
+        bytes=lambda size: size.nnz * (size.value + size.index) + (size.rows + 1) * size.index,
+        indices=1,
+    ),
+    torch.sparse_csc: Layout(
+        sparse_csc,
+        index_dtypes=(torch.int32, torch.int64),
+        has_blocks=False,
+        bytes=lambda size: size.nnz * (size.value + size.index) + (size.cols + 1) * size.index,
+        indices=1,
+    ),
+    torch.sparse_coo: Layout(
+        sparse_coo,
+        index_dtypes=(torch.int64,),
+        has_blocks=True,
+        bytes=lambda size: size.nnz * (size.value + 2 * size.index),
+        indices=2,
+    ),
+}
+
+
+def csr_parts(
+    weight: Tensor, geometry: Geometry, request: Request, *, by_columns: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(row starts, columns, values) of the matrix, or with `by_columns` of the transposed one."""
+    bounds = (0, geometry.shape[1]) if by_columns else (request.rows.start, request.rows.stop)
+    starts, indices, values = ops.csr(weight, geometry, *bounds, request.index_dtype, by_columns=by_columns)
+    if request.drop_zeros:
+        keep = values != 0
+        kept = torch.nn.functional.pad(keep, (1, 0)).cumsum(0, dtype=request.index_dtype)  # before each entry
+        starts = kept[starts]
+        del kept
+        indices = indices[keep]  # one after the other, so that the memory of the first is free again
+        values = values[keep]
+    return starts, indices, values
+
+
+def _compressed(weight: Tensor, geometry: Geometry, request: Request, *, by_columns: bool) -> Tensor:
+    starts, indices, values = csr_parts(weight, geometry, request, by_columns=by_columns)
+    if values.is_complex() and values.requires_grad:
+        raise ValueError(
+            f"layout ({request.layout}) must be torch.strided or torch.sparse_coo for complex weights that require "
+            "gradients: PyTorch has no such gradient for the other layouts; or build it under torch.no_grad()"
+        )
+    return assemble(starts, indices, values, (len(request.rows), geometry.shape[1]), by_columns=by_columns)
+
+
+def assemble(starts: Tensor, indices: Tensor, values: Tensor, size: tuple[int, int], *, by_columns: bool) -> Tensor:
+    """The CSR tensor of these parts, or the CSC tensor; the gradient keeps to the pattern."""
+    if values.requires_grad and not is_transformed() and not torch.compiler.is_compiling():
+        assembled: Tensor = _Assembled.apply(starts, indices, values, size, by_columns)  # type: ignore[no-untyped-call]
+        return assembled
+    return _assemble(starts, indices, values, size, by_columns)
+
+
+def _assemble(starts: Tensor, indices: Tensor, values: Tensor, size: tuple[int, int], by_columns: bool) -> Tensor:
+    make = torch.sparse_csc_tensor if by_columns else torch.sparse_csr_tensor
+    matrix: Tensor = make(starts, indices, values, size, device=values.device, check_invariants=False)
+    return matrix
+
+
+class _Assembled(torch.autograd.Function):
+    """The same, with a gradient that keeps to the pattern: PyTorch's own makes a dense matrix on the way."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, starts: Tensor, indices: Tensor, values: Tensor, size: tuple[int, int], by_columns: bool
+    ) -> Tensor:
+        ctx.save_for_backward(starts, indices)
+        ctx.by_columns = by_columns
+        return _assemble(starts, indices, values, size, by_columns)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor, None, None]:
+        starts, indices = ctx.saved_tensors
+        if gradient.layout is (torch.sparse_csc if ctx.by_columns else torch.sparse_csr):
+            by_rows = gradient.transpose(0, 1) if ctx.by_columns else gradient
+            if torch.equal(by_rows.crow_indices(), starts) and torch.equal(by_rows.col_indices(), indices):
+                return None, None, gradient.values(), None, None
+        lines = torch.repeat_interleave(starts.diff())
+        rows, cols = (indices, lines) if ctx.by_columns else (lines, indices)
+        return None, None, gradient.to_dense()[rows, cols], None, None
+
+
+def check_request(
+    geometry: Geometry,
+    layout: torch.layout = torch.strided,
+    rows: range | None = None,
+    index_dtype: torch.dtype | None = None,
+    drop_zeros: bool = False,
+) -> Request:
+    """The request, once all of it fits the geometry; arguments as in `to_matrix`."""
+    if not isinstance(layout, torch.layout) or layout not in LAYOUTS:
+        names = ", ".join(map(str, LAYOUTS))
+        reason = ""
+        if layout is torch.sparse_bsr or layout is torch.sparse_bsc:
+            reason = ": few convolutions have entries in dense blocks, see docs/sparse.md"
+        raise ValueError(f"layout ({shown(layout)}) must be one of {names}{reason}")
+    entry = LAYOUTS[layout]
+    if not entry.index_dtypes and (index_dtype is not None or drop_zeros):
+        raise ValueError(
+            f"index_dtype ({shown(index_dtype)}) and drop_zeros ({shown(drop_zeros)}) must be left out with layout "
+            f"{layout}, which has no indices and holds every zero"
+        )
+    block = _block(rows, geometry)
+    if not entry.has_blocks and len(block) != geometry.shape[0]:
+        raise ValueError(
+            f"rows ({rows}) must be left out with layout {layout}, which is built by columns; build "
+            "torch.sparse_csr and call to_sparse_csc()"
+        )
+    return Request(layout, block, _index_dtype(geometry, layout, block, index_dtype), drop_zeros)
+
+
+def _block(rows: range | None, geometry: Geometry) -> range:
+    """A block of output rows; all of them for None."""
+    total = geometry.shape[0]
+    if rows is None:
+        return range(total)
+    if not isinstance(rows, range) or rows.step != 1:
+        raise TypeError(f"rows ({shown(rows)}) must be None or a range(start, stop) with step 1")
+    if not 0 <= rows.start <= rows.stop <= total:
+        raise ValueError(f"rows ({rows}) must lie within the {total} rows of the matrix")
+    return rows
+
+
+def _index_dtype(geometry: Geometry, layout: torch.layout, rows: range, index_dtype: torch.dtype | None) -> torch.dtype:
+    dtypes = LAYOUTS[layout].index_dtypes
+    if not dtypes:
+        return torch.int64
+    if index_dtype is not None and index_dtype not in dtypes:
+        raise ValueError(
+            f"index_dtype ({shown(index_dtype)}) must be {' or '.join(map(str, dtypes))} with layout {layout}"
+        )
+    wanted = index_dtype or dtypes[0]
+    if wanted is torch.int64:
+        return wanted
+    nnz = ops.nnz(geometry, rows)
+    possible = index_dtypes(layout, len(rows), geometry.shape[1], nnz)
+    if wanted in possible:
+        # PyTorch's product with a vector takes up to seven times as long with int64, which it converts each time.
+        return wanted
+    if index_dtype is None:
+        return possible[0]
+    raise ValueError(
+        f"index_dtype {wanted} counts to {INT32_MAX}, too few for {nnz} entries in {len(rows)} rows and "
+        f"{geometry.shape[1]} columns; leave it out, or build a block of rows"
+    )
+
+
+def index_dtypes(layout: torch.layout, rows: int, cols: int, nnz: int) -> list[torch.dtype]:
+    """The index dtypes of a layout that can count the entries of such a matrix, the preferred one first."""
+    fits = max(nnz, rows, cols) <= INT32_MAX
+    return [dtype for dtype in LAYOUTS[layout].index_dtypes if fits or dtype is torch.int64]

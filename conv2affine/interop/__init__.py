@@ -1,0 +1,1 @@
+"""Other engines, one file each, imported when they are asked for."""

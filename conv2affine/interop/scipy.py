@@ -1,0 +1,243 @@
+"""A convolution for SciPy: as an operator, which never forms the matrix, and as a sparse array."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from math import prod
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from conv2affine.convolution.arguments import Conv, InputSize
+from conv2affine.convolution.geometry import Geometry
+from conv2affine.convolution.layouts import csr_parts
+from conv2affine.convolution.parameters import read
+from conv2affine.matrix import checked_request
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from scipy.sparse import csr_array
+    from scipy.sparse.linalg import LinearOperator
+
+__all__ = ["ARRAY_DTYPES", "as_linear_operator", "scipy_weight", "to_scipy"]
+
+OPERATOR_DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+ARRAY_DTYPES = (
+    *OPERATOR_DTYPES,
+    *(torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+    *(torch.int8, torch.int16, torch.int32, torch.int64),
+)
+CONV: tuple[Callable[..., Tensor], ...] = (F.conv1d, F.conv2d, F.conv3d)
+CONV_TRANSPOSE: tuple[Callable[..., Tensor], ...] = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+# The largest buffer into which PyTorch may unfold a block of vectors. The bound costs no time: the C library returns
+# larger buffers to the system, and 32 vectors of a 3x3 layer of 64 channels at 56 x 56 took 0.18 s in blocks of 115 MB,
+# 0.10 s in blocks of 29 MB.
+BLOCK_BYTES = 2**25
+
+
+def as_linear_operator(conv: Conv | Tensor, input_size: InputSize | Geometry) -> LinearOperator:
+    """The matrix A of a convolution layer as a SciPy operator that convolves and never forms the matrix.
+
+        A @ flatten(x)   == flatten(conv(x)) - b
+        A.H @ flatten(y) == the transposed convolution of y, which PyTorch's backward gives
+
+    It serves solvers that need only products: `scipy.sparse.linalg.svds`, `lsqr`, `lsmr`, `eigsh(A.H @ A)`.
+
+    Args:
+        conv: A convolution layer, or the weight of one, as in `to_matrix`, of dtype float32, float64, complex64 or
+            complex128.
+        input_size: (I_1, ..., I_D), as in `x.shape[-D:]`, or one int for all axes, or an example input; with a weight,
+            a `Geometry`.
+
+    Returns:
+        A `LinearOperator` of the matrix's shape and of the weight's dtype, with `matvec`, `rmatvec`, `matmat` and
+        `rmatmat`. The weight is copied: later changes of the layer do not reach the operator. Vectors are NumPy arrays,
+        counted in C order over (channel, *position). They are converted to the operator's dtype, which is that of the
+        results, and convolved on the weight's device; a complex vector gives a complex result, whatever the weight.
+
+    Raises:
+        TypeError: As `to_matrix`; or if the dtype is none of these four.
+        ValueError: As `to_matrix`; or if the weight is on the meta device.
+        ImportError: If SciPy is not installed.
+
+    Example:
+        >>> from scipy.sparse.linalg import svds
+        >>> from conv2affine import to_matrix
+        >>> conv = torch.nn.Conv2d(3, 64, 7, stride=2, padding=3)
+        >>> A = as_linear_operator(conv, 224)
+        >>> A.shape  # 483 GB as a matrix
+        (802816, 150528)
+        >>> A = as_linear_operator(conv.double(), 8)
+        >>> bool(np.isclose(svds(A, k=1)[1], torch.linalg.matrix_norm(to_matrix(conv, 8), 2).item()))
+        True
+    """
+    scipy = _scipy()
+    weight, geometry = scipy_weight(conv, input_size, "solvers", OPERATOR_DTYPES)
+    convolution = _Convolution(weight.clone(memory_format=torch.contiguous_format), geometry)
+    inputs = (geometry.in_channels, *geometry.input_size)
+    outputs = (geometry.out_channels, *geometry.output_size)
+    product = partial(convolution.columns, convolution.forward, inputs)
+    adjoint = partial(convolution.columns, convolution.adjoint, outputs)
+    return scipy.sparse.linalg.LinearOperator(
+        geometry.shape, matvec=product, rmatvec=adjoint, matmat=product, rmatmat=adjoint, dtype=convolution.dtype
+    )
+
+
+def to_scipy(
+    conv: Conv | Tensor,
+    input_size: InputSize | Geometry,
+    *,
+    index_dtype: torch.dtype | None = None,
+    rows: range | None = None,
+    drop_zeros: bool = False,
+) -> csr_array:
+    """The matrix A of a convolution layer as a SciPy sparse array.
+
+        A[(co, o), (ci, i)] = sum over taps k with tap(o, k) == i of  w[co, ci, k]
+
+    Args:
+        conv: A convolution layer, or the weight of one, as in `to_matrix`, of any dtype that NumPy has, except float16.
+        input_size: (I_1, ..., I_D), as in `x.shape[-D:]`, or one int for all axes, or an example input; with a weight,
+            a `Geometry`.
+        index_dtype: As in `to_matrix`.
+        rows: As in `to_matrix`.
+        drop_zeros: As in `to_matrix`.
+
+    Returns:
+        A `csr_array` of shape (len(rows), in_channels * prod(input_size)) and of the weight's dtype, in the memory that
+        the operator filled: nothing is copied, except from a GPU. Element [r, c] is that of `to_matrix`. It has no
+        gradient.
+
+    Raises:
+        TypeError: As `to_matrix`; or if SciPy's sparse arrays do not have the weight's dtype.
+        ValueError: As `to_matrix`; or if the weight is on the meta device.
+        MemoryError: As `to_matrix`.
+        ImportError: If SciPy is not installed.
+
+    Example:
+        >>> conv = torch.nn.Conv1d(1, 1, 2, bias=False).requires_grad_(False)
+        >>> _ = conv.weight.copy_(torch.tensor([[[1.0, 2.0]]]))
+        >>> to_scipy(conv, 3).toarray()
+        array([[1., 2., 0.],
+               [0., 1., 2.]], dtype=float32)
+    """
+    scipy = _scipy()
+    weight, geometry = scipy_weight(conv, input_size, "sparse arrays", ARRAY_DTYPES)
+    request = checked_request(weight, geometry, torch.sparse_csr, rows, index_dtype, drop_zeros)
+    starts, indices, values = (part.cpu().numpy() for part in csr_parts(weight, geometry, request))
+    return scipy.sparse.csr_array((values, indices, starts), shape=(len(request.rows), geometry.shape[1]))
+
+
+class _Convolution:
+    """A layer without its bias, x -> A @ x, and its adjoint, y -> A^H @ y, for batches of samples."""
+
+    def __init__(self, weight: Tensor, geometry: Geometry) -> None:
+        self.weight = weight  # as the layer has it
+        self.geometry = geometry
+        self.dtype = np.dtype(str(weight.dtype).removeprefix("torch."))
+        axes = len(geometry.kernel_size) - 1
+        options: dict[str, Any] = {"stride": geometry.stride, "dilation": geometry.dilation, "groups": geometry.groups}
+        self.conv = partial(CONV[axes], **options)
+        self.conv_transpose = partial(CONV_TRANSPOSE[axes], **options)
+        # The convolution itself pads both sides with equally many zeros; F.pad does everything else.
+        self.padding = [left for left, _ in geometry.padding]
+        self.borders: list[int] | None = None
+        self.padding_mode = "constant" if geometry.padding_mode == "zeros" else geometry.padding_mode
+        if geometry.padding_mode != "zeros" or any(left != right for left, right in geometry.padding):
+            self.padding = [0] * len(geometry.padding)
+            self.borders = [side for sides in reversed(geometry.padding) for side in sides]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, in_channels, *input_size) -> (batch, out_channels, *output_size)."""
+        if self.geometry.transposed:
+            output_padding = self.geometry.output_padding
+            return self.conv_transpose(x, self.weight, padding=self.padding, output_padding=output_padding)
+        return self.conv(self.pad(x), self.weight, padding=self.padding)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """(batch, out_channels, *output_size) -> (batch, in_channels, *input_size)."""
+        geometry, weight = self.geometry, self.weight.conj()
+        if geometry.transposed:
+            x = self.conv(y, weight, padding=self.padding)
+            # An output_padding of at least the stride, which dilation allows, adds windows that belong to no input.
+            inputs: tuple[Any, ...] = (..., *map(slice, geometry.input_size))
+            return x[inputs]
+        # The end of the padded input, behind the last window: no output reads it.
+        unread = [
+            (size + left + right - dilation * (kernel - 1) - 1) % step
+            for size, (left, right), dilation, kernel, step in zip(
+                geometry.input_size,
+                geometry.padding,
+                geometry.dilation,
+                geometry.kernel_size,
+                geometry.stride,
+                strict=True,
+            )
+        ]
+        x = self.conv_transpose(y, weight, padding=self.padding, output_padding=unread)
+        if self.borders is None:
+            return x
+        # F.pad is linear: its derivative is the same everywhere.
+        anywhere = y.new_empty(len(y), geometry.in_channels, *geometry.input_size)
+        unpad = torch.func.vjp(self.pad, anywhere)[1]
+        return unpad(x)[0]  # type: ignore[no-any-return]
+
+    def pad(self, x: Tensor) -> Tensor:
+        return x if self.borders is None else F.pad(x, self.borders, self.padding_mode)
+
+    def columns(self, function: Callable[[Tensor], Tensor], shape: tuple[int, ...], x: NDArray[Any]) -> NDArray[Any]:
+        """`function`, `forward` or `adjoint`, of each column of x as a sample of this shape; or of the vector x."""
+        if np.iscomplexobj(x) and not self.weight.is_complex():
+            real, imag = (self.columns(function, shape, part) for part in (x.real, x.imag))
+            return real + 1j * imag
+        samples = np.array(x.reshape(prod(shape), -1).T, self.dtype, order="C")  # a copy: x may be read-only
+        batch = torch.from_numpy(samples).to(self.weight.device).view(len(samples), *shape)
+        with torch.no_grad(), torch.autocast(batch.device.type, enabled=False):
+            results = [function(block).flatten(1) for block in torch.split(batch, self.block)]
+        return torch.cat(results).cpu().numpy().T
+
+    @property
+    def block(self) -> int:
+        """Samples to convolve at once."""
+        geometry = self.geometry
+        # PyTorch unfolds into one element per channel, tap and window; the windows are the outputs of a convolution.
+        windows = (geometry.in_channels, *geometry.output_size)
+        if geometry.transposed:
+            windows = (geometry.out_channels, *geometry.input_size)
+        unfolded = prod(geometry.kernel_size) * prod(windows) * self.weight.itemsize
+        return max(1, BLOCK_BYTES // unfolded)
+
+
+def scipy_weight(
+    conv: Conv | Tensor, input_size: InputSize | Geometry, user: str, dtypes: tuple[torch.dtype, ...]
+) -> tuple[Tensor, Geometry]:
+    """The weight, without gradient, and the geometry, if SciPy can work with them."""
+    with torch.no_grad():
+        weight, _, geometry = read(conv, input_size)
+    name = "weight" if isinstance(conv, Tensor) else "conv.weight"
+    if weight.dtype not in dtypes:
+        raise TypeError(
+            f"{name} must have a dtype of SciPy's {user}, {', '.join(map(str, dtypes))}, got {weight.dtype}; "
+            "convert it with float() or double()"
+        )
+    if weight.is_meta:
+        raise ValueError(
+            f"{name} must have elements, and on the meta device it has none; move it with to_empty(device='cpu') and "
+            "load its elements, or call plan"
+        )
+    return weight.detach(), geometry
+
+
+def _scipy() -> ModuleType:
+    try:
+        import scipy.sparse.linalg
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "as_linear_operator and to_scipy need SciPy; install it with: pip install 'conv2affine[scipy]'"
+        ) from error
+    return scipy  # type: ignore[no-any-return]

@@ -1,0 +1,1 @@
+"""The matrices of affine maps, kept as what they are until they are written out."""

@@ -1,0 +1,157 @@
+"""The matrices of layers: a convolution, and what acts on each axis by itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, reduce
+from math import prod
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+import torch
+import torch.nn.functional as F
+from scipy.sparse import csr_array
+from torch import Tensor
+
+from conv2affine.convolution.geometry import Geometry
+from conv2affine.matrix import to_matrix
+from conv2affine.network.matrices.matrix import Array, Matrix
+from conv2affine.network.matrices.pattern import Pattern, places
+
+__all__ = ["Convolution", "Separable"]
+
+CONV = (F.conv1d, F.conv2d, F.conv3d)
+CONV_TRANSPOSE = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+
+
+@dataclass(frozen=True, eq=False)
+class Convolution(Matrix):
+    """A convolution that pads with zeros, kept as its weight; a fully-connected layer is one of size 1.
+
+    Args:
+        weight: As in `F.conv2d`, or `F.conv_transpose2d`.
+        geometry: The conversion.
+        copied: Whether the weight is a parameter of the model as it is.
+    """
+
+    weight: Tensor
+    geometry: Geometry
+    copied: bool = True
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.geometry.shape
+
+    @property
+    def numbers(self) -> tuple[Any, ...]:
+        return (self.weight.detach(),)
+
+    def apply(self, x: Array) -> Array:
+        g, axes = self.geometry, len(self.geometry.kernel_size) - 1
+        options: dict[str, Any] = {"stride": g.stride, "dilation": g.dilation, "groups": g.groups}
+        weight = self.weight.detach().double()
+        batch = torch.from_numpy(np.ascontiguousarray(x)).view(len(x), g.in_channels, *g.input_size)
+        if g.transposed:
+            y = CONV_TRANSPOSE[axes](batch, weight, **options)
+            # What is padded is cut off, and output_padding adds zeros: a padding, negative or not.
+            sizes = zip(g.padding, g.output_size, y.shape[2:], strict=True)
+            y = _pad(y, [(-left, left + size - full) for (left, _), size, full in sizes])
+        else:
+            y = CONV[axes](_pad(batch, g.padding), weight, **options)
+        return y.flatten(1).numpy()
+
+    def tensor(self, dtype: torch.dtype, layout: torch.layout) -> Tensor:
+        """The matrix as a tensor."""
+        return to_matrix(self.weight.detach().to(dtype), self.geometry, layout=layout)
+
+    def csr(self, dtype: Any = np.float64) -> csr_array:
+        return _csr(self.weight.detach().to(torch.from_numpy(np.empty(0, dtype)).dtype), self.geometry)
+
+    @cached_property
+    def pattern(self) -> Pattern:  # type: ignore[override]
+        g = self.geometry
+        axes = tuple(_line(g, axis) for axis in range(len(g.kernel_size)))
+        return Pattern(g.groups, g.out_channels // g.groups, g.in_channels // g.groups, axes)
+
+
+@dataclass(frozen=True, eq=False)
+class Separable(Matrix):
+    """The same on each channel, an axis at a time: identity (x) axes[0] (x) axes[1] ...
+
+    Args:
+        channels: Of the input and of the output.
+        axes: (output size, input size) for each axis.
+    """
+
+    channels: int
+    axes: tuple[csr_array, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, cols = (self.channels * prod(axis.shape[side] for axis in self.axes) for side in (0, 1))
+        return rows, cols
+
+    @property
+    def numbers(self) -> tuple[Any, ...]:
+        return tuple(axis.data for axis in self.axes)
+
+    def apply(self, x: Array) -> Array:
+        y = x.reshape(-1, *(axis.shape[1] for axis in self.axes))
+        for number, axis in enumerate(self.axes, 1):
+            first = np.moveaxis(y, number, 0)
+            y = np.moveaxis((axis @ first.reshape(len(first), -1)).reshape(-1, *first.shape[1:]), 0, number)
+        return y.reshape(len(x), -1)
+
+    def csr(self, dtype: Any = np.float64) -> csr_array:
+        identity = scipy.sparse.eye_array(self.channels, format="csr")
+        matrix = csr_array(reduce(lambda a, b: scipy.sparse.kron(a, b, format="csr"), self.axes, identity))
+        matrix.sort_indices()
+        return matrix.astype(dtype)
+
+    @cached_property
+    def pattern(self) -> Pattern:  # type: ignore[override]
+        return Pattern(self.channels, 1, 1, tuple(places(axis) for axis in self.axes))
+
+
+def _pad(x: Tensor, sides: Any) -> Tensor:
+    """F.pad with zeros; sides is one (left, right) per axis, where a negative number cuts."""
+    return F.pad(x, [side for pair in reversed(sides) for side in pair])
+
+
+def _csr(weight: Tensor, geometry: Geometry) -> csr_array:
+    matrix = to_matrix(weight, geometry, layout=torch.sparse_csr)
+    parts = tuple(part.numpy() for part in (matrix.values(), matrix.col_indices(), matrix.crow_indices()))
+    csr = csr_array(parts, shape=tuple(matrix.shape))
+    csr.has_sorted_indices = True  # so that SciPy does not check
+    return csr
+
+
+def _line(g: Geometry, axis: int) -> csr_array:
+    """Where the matrix along one axis has entries."""
+    sizes = (g.kernel_size, g.input_size, g.stride, g.padding, g.dilation, g.output_padding)
+    return _cached_line(*(numbers[axis] for numbers in sizes), g.transposed)
+
+
+@lru_cache(maxsize=64)  # the axes of a network are few
+def _cached_line(
+    kernel: int,
+    size: int,
+    stride: int,
+    padding: tuple[int, int],
+    dilation: int,
+    output_padding: int,
+    transposed: bool,
+) -> csr_array:
+    line = Geometry(
+        1,
+        1,
+        kernel_size=(kernel,),
+        input_size=(size,),
+        stride=(stride,),
+        padding=(padding,),
+        dilation=(dilation,),
+        output_padding=(output_padding,),
+        transposed=transposed,
+    )
+    return places(_csr(torch.ones(1, 1, kernel), line))

@@ -1,0 +1,304 @@
+"""The matrices of a network's affine maps: kept as what they are, and written out only when asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from conv2affine.network.matrices.pattern import Counts, Pattern, counts
+
+__all__ = ["Array", "Matrix", "Product", "Selection", "Sparse", "Sum"]
+
+Array = NDArray[np.float64]
+
+
+class Matrix:
+    """A matrix of float64.
+
+    Attributes:
+        shape: (rows, cols).
+        copied: Whether its entries are numbers of the model as they are; else they were computed.
+        pattern: Where its entries are, if that is known without them.
+    """
+
+    copied: bool = False
+    pattern: Pattern | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        raise NotImplementedError
+
+    @property
+    def numbers(self) -> tuple[Any, ...]:
+        """The arrays and tensors of which its entries are products and sums."""
+        raise NotImplementedError
+
+    def apply(self, x: Array) -> Array:
+        """(batch, cols) -> (batch, rows): its product with each sample, without writing it out."""
+        raise NotImplementedError
+
+    def csr(self, dtype: Any = np.float64) -> csr_array:
+        """The matrix written out by rows; the columns ascend."""
+        raise NotImplementedError
+
+    def counts(self, axis: int) -> Counts:
+        """Entries per row (axis 1) or per column (axis 0); where it is not written out yet, at most so many.
+
+        Do not write to them: they are kept.
+        """
+        if axis not in self._counted:
+            self._counted[axis] = self._count(axis) if self.pattern is None else self.pattern.counts(axis)
+        return self._counted[axis]
+
+    @cached_property
+    def _counted(self) -> dict[int, Counts]:
+        return {}
+
+    def _count(self, axis: int) -> Counts:
+        """What `counts` keeps, where there is no pattern."""
+        raise NotImplementedError
+
+    @cached_property
+    def nnz(self) -> int:
+        """Number of entries; where it is not written out yet, at most so many."""
+        return int(self.counts(1).sum()) if self.pattern is None else self.pattern.nnz
+
+
+@dataclass(frozen=True, eq=False)
+class Selection(Matrix):
+    """At most one entry per row: y[r, p] = scale[r] * x[index[r], p] for each position p, or 0 where index[r] is -1.
+
+    Args:
+        index: (rows / positions,); None for 0, 1, 2, ...
+        cols: Number of columns.
+        scale: (rows / positions,); None for ones.
+        positions: Number of consecutive elements that share one index and one scale, as those of a channel do; a
+            divisor of the number of rows and of columns.
+    """
+
+    index: NDArray[np.int64] | None
+    cols: int
+    scale: Array | None = None
+    positions: int = 1
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (self.cols if self.index is None else len(self.index) * self.positions), self.cols
+
+    @property
+    def copied(self) -> bool:  # type: ignore[override]
+        return self.scale is None
+
+    @property
+    def numbers(self) -> tuple[Any, ...]:
+        return () if self.scale is None else (self.scale,)
+
+    @property
+    def is_identity(self) -> bool:
+        return self.index is None and self.scale is None
+
+    def split(self, positions: int = 1) -> Selection:
+        """The same matrix with so many positions, a divisor of its own."""
+        parts = self.positions // positions
+        if parts == 1:
+            return self
+        index, scale = self.index, self.scale
+        if index is not None:
+            index = np.where(index[:, None] < 0, -1, index[:, None] * parts + np.arange(parts)).ravel()
+        return Selection(index, self.cols, None if scale is None else scale.repeat(parts), positions)
+
+    def apply(self, x: Array) -> Array:
+        y = x.reshape(len(x), self.cols // self.positions, self.positions)
+        if self.index is not None:
+            zeros = np.zeros((len(x), 1, self.positions))
+            y = np.concatenate([y, zeros], 1)[:, self.index]  # -1 reads the zeros at the end
+        if self.scale is not None:
+            y = y * self.scale[:, None]
+        return y.reshape(len(x), self.shape[0])
+
+    def csr(self, dtype: Any = np.float64) -> csr_array:
+        rows, cols = self.shape
+        integer: Any = np.int32 if max(rows, cols) < 2**31 else np.int64
+        index = np.arange(cols // self.positions) if self.index is None else self.index
+        read = index >= 0
+        columns = index[read, None].astype(integer) * self.positions + np.arange(self.positions, dtype=integer)
+        scale = np.ones(len(columns), dtype) if self.scale is None else self.scale[read].astype(dtype)
+        starts = np.zeros(rows + 1, integer)
+        np.cumsum(read.repeat(self.positions), out=starts[1:])
+        matrix = csr_array((scale.repeat(self.positions), columns.ravel(), starts), shape=(rows, cols))
+        matrix.has_sorted_indices = True  # so that SciPy does not check
+        return matrix
+
+    def _count(self, axis: int) -> Counts:
+        return self.count_channels(axis).repeat(self.positions)
+
+    @cached_property
+    def nnz(self) -> int:
+        return int(self.count_channels(1).sum()) * self.positions
+
+    def count_channels(self, axis: int) -> Counts:
+        """Entries per row or per column, once for all positions."""
+        channels = self.cols // self.positions
+        if self.index is None:
+            return np.ones(channels, np.int64)
+        read = self.index >= 0
+        return read.astype(np.int64) if axis == 1 else np.bincount(self.index[read], minlength=channels)
+
+
+@dataclass(frozen=True, eq=False)
+class Sparse(Matrix):
+    """A matrix that is written out."""
+
+    matrix: csr_array
+    copied: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, cols = self.matrix.shape
+        return rows, cols
+
+    @property
+    def numbers(self) -> tuple[Any, ...]:
+        return (self.matrix.data,)
+
+    def apply(self, x: Array) -> Array:
+        return np.ascontiguousarray((self.matrix @ x.T).T)
+
+    def csr(self, dtype: Any = np.float64) -> csr_array:
+        return self.matrix.astype(dtype)
+
+    def _count(self, axis: int) -> Counts:
+        return counts(self.matrix, axis)
+
+
+@dataclass(frozen=True, eq=False)
+class Product(Matrix):
+    """outer @ inner."""
+
+    outer: Matrix
+    inner: Matrix
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.outer.shape[0], self.inner.shape[1]
+
+    @property
+    def numbers(self) -> tuple[Any, ...]:
+        return self.outer.numbers + self.inner.numbers
+
+    def apply(self, x: Array) -> Array:
+        return self.outer.apply(self.inner.apply(x))
+
+    def csr(self, dtype: Any = np.float64) -> csr_array:
+        if isinstance(self.outer, Selection):
+            # Numbers that are only moved can be rounded before that.
+            product = _rows(self.outer, self.inner.csr(dtype if self.outer.scale is None else np.float64))
+        elif isinstance(self.inner, Selection):
+            product = _columns(self.outer.csr(), self.inner)
+        else:
+            product = self.outer.csr() @ self.inner.csr()
+        if not product.has_sorted_indices:
+            product.sort_indices()
+        return product.astype(dtype, copy=False)
+
+    def _count(self, axis: int) -> Counts:
+        # The side whose counts are wanted decides, exactly so if the other side is a selection.
+        near, far = (self.outer, self.inner) if axis == 1 else (self.inner, self.outer)
+        if isinstance(near, Selection) and near.index is not None:
+            index: Any = near.split().index
+            counts = far.counts(axis)
+            if axis == 1:
+                counts = np.append(counts, 0)[index]
+            else:
+                read = index >= 0
+                counts = np.bincount(index[read], counts[read], near.cols).astype(np.int64)
+            return counts
+        most = int(far.counts(axis).max(initial=0))
+        return np.minimum(near.counts(axis) * most, self.shape[axis])
+
+    @cached_property
+    def nnz(self) -> int:
+        if self.pattern is not None:
+            return self.pattern.nnz
+        # With one entry per column, a selection copies each row of `inner` once; with one per row, it moves the columns
+        # of `outer`, some of them perhaps to the same place.
+        for matrix, other, axis in ((self.outer, self.inner, 0), (self.inner, self.outer, 1)):
+            if isinstance(matrix, Selection) and (matrix.count_channels(axis) == 1).all():
+                return min(other.nnz, prod(self.shape))
+        return min(int(self.outer.counts(0) @ self.inner.counts(1)), prod(self.shape))
+
+    @cached_property
+    def pattern(self) -> Pattern | None:  # type: ignore[override]
+        outer, inner = self.outer.pattern, self.inner.pattern
+        return None if outer is None or inner is None else outer @ inner
+
+
+@dataclass(frozen=True, eq=False)
+class Sum(Matrix):
+    """first + second."""
+
+    first: Matrix
+    second: Matrix
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.first.shape
+
+    @property
+    def numbers(self) -> tuple[Any, ...]:
+        return self.first.numbers + self.second.numbers
+
+    def apply(self, x: Array) -> Array:
+        return self.first.apply(x) + self.second.apply(x)
+
+    def csr(self, dtype: Any = np.float64) -> csr_array:
+        return csr_array(self.first.csr() + self.second.csr()).astype(dtype, copy=False)
+
+    def _count(self, axis: int) -> Counts:
+        counts: Counts = np.minimum(self.first.counts(axis) + self.second.counts(axis), self.shape[axis])
+        return counts
+
+
+def _rows(selection: Selection, matrix: csr_array) -> csr_array:
+    """The product selection @ matrix, without a product."""
+    is_sorted = matrix.has_sorted_indices
+    if selection.index is not None:
+        rows, cols = matrix.shape
+        read = selection.index >= 0
+        if np.array_equal(selection.index[read], np.arange(rows // selection.positions)):
+            # All rows in their order, with empty ones between.
+            before = np.zeros(selection.shape[0] + 1, np.intp)
+            np.cumsum(read.repeat(selection.positions), out=before[1:])
+            matrix = csr_array((matrix.data, matrix.indices, matrix.indptr[before]), shape=(len(before) - 1, cols))
+        else:
+            selection = selection.split()
+            with_zero = (matrix.data, matrix.indices, np.append(matrix.indptr, matrix.indptr[-1]))
+            matrix = csr_array(with_zero, shape=(rows + 1, cols))[selection.index % (rows + 1)]  # -1 reads the last row
+    if selection.scale is not None:
+        scale: Any = selection.split().scale
+        data = matrix.data * scale.repeat(np.diff(matrix.indptr))
+        matrix = csr_array((data, matrix.indices, matrix.indptr), shape=matrix.shape)
+    if is_sorted:
+        matrix.has_sorted_indices = True  # so that SciPy does not check again
+    return matrix
+
+
+def _columns(matrix: csr_array, selection: Selection) -> csr_array:
+    """The product matrix @ selection, without a product."""
+    data, indices, indptr, selection = matrix.data, matrix.indices, matrix.indptr, selection.split()
+    if selection.scale is not None:
+        data = data * selection.scale[indices]
+    if selection.index is not None:
+        indices = selection.index[indices]
+        read = indices >= 0
+        if not read.all():
+            data, indices, indptr = data[read], indices[read], np.r_[0, read.cumsum()][indptr]
+    moved = csr_array((data, indices, indptr), shape=(matrix.shape[0], selection.cols))
+    moved.sum_duplicates()
+    return moved

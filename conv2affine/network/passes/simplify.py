@@ -1,0 +1,117 @@
+"""Passes that make a graph smaller and change no number: names for the same value, equal nodes, unused nodes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+
+from conv2affine.network.graph import Graph, Node, Piece, Step, Value
+from conv2affine.network.matrices.affine import AffineMap
+
+__all__ = ["remove_aliases", "remove_equal", "remove_unused", "replace_inputs", "simplify"]
+
+
+def simplify(graph: Graph) -> Graph:
+    """All passes of this module."""
+    return remove_unused(remove_equal(remove_aliases(graph)))
+
+
+def remove_aliases(graph: Graph) -> Graph:
+    """Without the pieces whose output is one of their inputs, as after a reshape."""
+    return _rename(graph, lambda node, seen: node.map.alias if isinstance(node, Piece) else None)
+
+
+def remove_equal(graph: Graph) -> Graph:
+    """With one node for all that compute the same from the same."""
+
+    def first(node: Node, seen: dict[Hashable, list[Node]]) -> Value | None:
+        if len(node.outputs) > 1:
+            return None
+        same = seen.setdefault((type(node), getattr(node, "kind", ""), node.inputs), [])
+        for other in same:
+            if _equal(_content(node), _content(other)):
+                return other.outputs[0]
+        same.append(node)
+        return None
+
+    return _rename(graph, first)
+
+
+def remove_unused(graph: Graph) -> Graph:
+    """Without the nodes that no output needs."""
+    needed = set(graph.outputs)
+    nodes: list[Node] = []
+    for node in reversed(graph.nodes):
+        if needed.intersection(node.outputs):
+            needed.update(node.inputs)
+            nodes.append(node)
+    return dataclasses.replace(graph, nodes=nodes[::-1])
+
+
+def replace_inputs(node: Node, names: Mapping[Value, Value]) -> Node:
+    """The same node of other inputs."""
+    if not any(value in names for value in node.inputs):
+        return node
+    if isinstance(node, Step):
+        return dataclasses.replace(node, inputs=tuple(names.get(value, value) for value in node.inputs))
+    map, origins = AffineMap[Value]({}, node.map.bias), dict[Value, tuple[str, ...]]()
+    for source, matrix in node.map.terms.items():
+        name = names.get(source, source)
+        map = map.plus({name: matrix})
+        origins[name] = tuple(dict.fromkeys(origins.get(name, ()) + node.origins[source]))
+    return Piece(node.output, map, origins)
+
+
+def _rename(graph: Graph, name: Any) -> Graph:
+    """Without the nodes for which `name` knows another value; it may remember what it has seen."""
+    names: dict[Value, Value] = {}
+    nodes: list[Node] = []
+    seen: dict[Hashable, list[Node]] = {}
+    for old in graph.nodes:
+        node = replace_inputs(old, names)
+        other = name(node, seen)
+        if other is None:
+            nodes.append(node)
+        else:
+            names[node.outputs[0]] = other
+    outputs = [names.get(value, value) for value in graph.outputs]
+    return dataclasses.replace(graph, nodes=nodes, outputs=outputs)
+
+
+def _content(node: Node) -> Any:
+    """All that decides what a node computes from its inputs."""
+    if isinstance(node, Piece):
+        return node.map.bias, list(node.map.terms.values())
+    return node.shapes, dict(node.parameters), node.operator
+
+
+def _equal(first: Any, second: Any) -> bool:
+    """Whether two trees of arrays, tensors, dataclasses and plain objects are equal."""
+    if first is second:
+        return True
+    if type(first) is not type(second):
+        return False
+    if isinstance(first, np.ndarray):
+        return np.array_equal(first, second, equal_nan=True)
+    if isinstance(first, torch.Tensor):
+        return first.dtype == second.dtype and torch.equal(first, second)
+    if isinstance(first, csr_array):
+        parts = [[matrix.shape, matrix.data, matrix.indices, matrix.indptr] for matrix in (first, second)]
+        return _equal(*parts)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(_equal(first[key], second[key]) for key in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(_equal, first, second))
+    if dataclasses.is_dataclass(first):
+        return all(
+            _equal(getattr(first, field.name), getattr(second, field.name)) for field in dataclasses.fields(first)
+        )
+    try:
+        return bool(first == second)
+    except (TypeError, ValueError):
+        return False

@@ -1,0 +1,267 @@
+"""The matrices of affine operators, in neutral arguments: importers name the operator and read its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+import torch
+from scipy.sparse import csr_array
+from torch import Tensor
+
+from conv2affine.convolution.geometry import Geometry
+from conv2affine.network.matrices.layers import Convolution, Separable
+from conv2affine.network.matrices.matrix import Array, Matrix, Selection, Sparse
+
+__all__ = [
+    "adaptive_average_pool",
+    "adaptive_windows",
+    "average_pool",
+    "batch_norm",
+    "convolution",
+    "diagonal",
+    "gather_sums",
+    "matmul_left",
+    "matmul_right",
+    "pool_windows",
+    "reduce",
+    "reduce_windows",
+    "separable",
+    "windowed",
+]
+
+# Along an axis: what the widest interpolation reads, the cubic one.
+WINDOW = 4
+Pairs = Sequence[tuple[int, int]]
+
+
+def convolution(
+    weight: Tensor,
+    input_size: Iterable[int],
+    stride: Iterable[int],
+    padding: Pairs,
+    dilation: Iterable[int],
+    groups: int = 1,
+    *,
+    transposed: bool = False,
+    output_padding: Iterable[int] = (),
+    copied: bool = True,
+) -> Convolution:
+    """A convolution that pads with zeros, without its bias; arguments as in `Geometry`."""
+    kernel_size = tuple(weight.shape[2:])
+    channels = (weight.shape[0], weight.shape[1] * groups)  # of the weight's first and second axis
+    in_channels, out_channels = channels if transposed else channels[::-1]
+    geometry = Geometry(
+        in_channels,
+        out_channels,
+        kernel_size=kernel_size,
+        input_size=tuple(input_size),
+        stride=tuple(stride),
+        padding=tuple(padding),
+        dilation=tuple(dilation),
+        groups=groups,
+        output_padding=tuple(output_padding) or (0,) * len(kernel_size),
+        transposed=transposed,
+    )
+    return Convolution(weight, geometry, copied)
+
+
+def diagonal(scale: Any, shape: Sequence[int]) -> Selection:
+    """The product scale * x, for a scale that is broadcast to the shape of x."""
+    scale = np.asarray(scale, np.float64)
+    axes = scale.ndim
+    while axes and scale.shape[axes - 1] == 1:  # these elements share a factor, and are the positions of a selection
+        axes -= 1
+    kept = len(shape) - scale.ndim + axes if axes else 0
+    positions = max(1, prod(shape[kept:]))
+    scale = np.broadcast_to(scale.reshape(scale.shape[:axes]), shape[:kept]).flatten()  # a copy: it may be written to
+    return Selection(None, prod(shape), scale[: prod(shape) // positions], positions)  # none if an axis has size 0
+
+
+def batch_norm(
+    shape: Sequence[int], weight: Any, bias: Any, mean: Any, variance: Any, eps: float
+) -> tuple[Selection, Array]:
+    """(x - mean) / sqrt(variance + eps) * weight + bias per channel, the second axis; weight and bias may be None."""
+    mean, variance = (np.asarray(part, np.float64) for part in (mean, variance))
+    scale = (1 if weight is None else np.asarray(weight, np.float64)) / np.sqrt(variance + eps)
+    offset = (0 if bias is None else np.asarray(bias, np.float64)) - mean * scale
+    by_channel = (1, -1, *(1 for _ in shape[2:]))
+    return diagonal(scale.reshape(by_channel), shape), np.broadcast_to(offset.reshape(by_channel), shape).ravel()
+
+
+def matmul_right(weight: Tensor, shape: Sequence[int], *, copied: bool = True) -> Convolution:
+    """The product x @ weight, for x (*batch, n, k) and a weight (k, m) or (*batch, k, m) that is broadcast."""
+    *batch, n, k = shape
+    groups = prod(batch) * n
+    blocks = weight.mT.unsqueeze(-3).expand(*batch, n, -1, k)
+    return _block_diagonal(blocks.reshape(groups * weight.shape[-1], k), groups, 1, copied)
+
+
+def matmul_left(weight: Tensor, shape: Sequence[int], *, copied: bool = True) -> Convolution:
+    """The product weight @ x, for x (*batch, k, n) and a weight (m, k) or (*batch, m, k) that is broadcast."""
+    *batch, k, n = shape
+    groups = prod(batch)
+    blocks = weight.expand(*batch, -1, k)
+    return _block_diagonal(blocks.reshape(groups * weight.shape[-2], k), groups, n, copied)
+
+
+def _block_diagonal(blocks: Tensor, groups: int, positions: int, copied: bool) -> Convolution:
+    """A convolution with a kernel of size 1: one block (out/group, in/group) per group, at each position."""
+    geometry = Geometry(groups * blocks.shape[1], len(blocks), kernel_size=(1,), input_size=(positions,), groups=groups)
+    return Convolution(blocks.unsqueeze(-1), geometry, copied)
+
+
+def reduce(shape: Sequence[int], axes: Iterable[int], *, mean: bool) -> Separable:
+    """The sum or mean over axes, the first of which are the batch axis, of size 1, and the channels."""
+    reduced = {axis % len(shape) for axis in axes}
+    factors = [
+        csr_array(np.full((1, size), 1 / size if mean else 1.0)) if axis in reduced else _identity(size)
+        for axis, size in enumerate(shape)
+    ]
+    if shape[0] == 1 and len(shape) > 1 and 1 not in reduced:
+        return Separable(shape[1], tuple(factors[2:]) or (_identity(1),))
+    return Separable(1, tuple(factors))
+
+
+def average_pool(
+    channels: int,
+    input_size: Sequence[int],
+    output_size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Pairs,
+    dilation: Sequence[int],
+    *,
+    count_include_pad: bool,
+    divisor: float | None = None,
+) -> Matrix:
+    """Average pooling; the output size shows whether it was rounded up."""
+    count = divisor or prod(kernel_size)
+    geometry = Geometry(
+        channels,
+        channels,
+        kernel_size=tuple(kernel_size),
+        input_size=tuple(input_size),
+        stride=tuple(stride),
+        padding=tuple(padding),
+        dilation=tuple(dilation),
+        groups=channels,
+    )
+    if (divisor or not any(map(any, padding))) and geometry.output_size == tuple(output_size):
+        # All windows are alike: a convolution, which may become one with that before it.
+        weight = torch.full((channels, 1, *kernel_size), 1 / count, dtype=torch.float64)
+        return Convolution(weight, geometry, copied=False)
+    axes = []
+    for size, outputs, kernel, step, sides, apart in zip(
+        input_size, output_size, kernel_size, stride, padding, dilation, strict=True
+    ):
+        taps = np.arange(outputs)[:, None] * step - sides[0] + np.arange(kernel) * apart
+        inside = (taps >= 0) & (taps < size)
+        counted = (taps < size + sides[1]) if count_include_pad else inside
+        weight = inside / (1 if divisor else counted.sum(1, keepdims=True))
+        axes.append(_axis(weight[inside], taps[inside], inside.sum(1), size))
+    if divisor:
+        axes[0] = axes[0] / divisor
+    return Separable(channels, tuple(axes))
+
+
+def adaptive_average_pool(channels: int, input_size: Sequence[int], output_size: Sequence[int]) -> Separable:
+    """The mean over inputs floor(o * I / O) to ceil((o + 1) * I / O) for each output o."""
+    axes = []
+    for size, outputs in zip(input_size, output_size, strict=True):
+        starts, stops = _adaptive(size, outputs)
+        taps = np.arange(size)[None]
+        inside = (taps >= starts[:, None]) & (taps < stops[:, None])
+        lengths = stops - starts
+        axes.append(_axis(1 / np.repeat(lengths, lengths), np.nonzero(inside)[1], lengths, size))
+    return Separable(channels, tuple(axes))
+
+
+def separable(channels: int, axes: Iterable[Any]) -> Separable:
+    """The same on each channel, an axis at a time, as interpolation is; axes are arrays (output size, input size)."""
+    return Separable(channels, tuple(csr_array(np.asarray(axis, np.float64)) for axis in axes))
+
+
+def _axis(weights: Array, inputs: Any, lengths: Any, size: int) -> csr_array:
+    return csr_array((weights, inputs, np.r_[0, np.cumsum(lengths)]), shape=(len(lengths), size))
+
+
+def _identity(size: int) -> csr_array:
+    return csr_array(scipy.sparse.eye_array(size, format="csr"))
+
+
+def gather_sums(places: Any, rows: int) -> Sparse:
+    """Element k of the input is added to element places[k] of the output."""
+    ones = (np.ones(len(places)), (places, np.arange(len(places))))
+    return Sparse(csr_array(ones, shape=(rows, len(places))))
+
+
+def windowed(function: Callable[[Tensor], Tensor], shape: Sequence[int]) -> csr_array:
+    """The matrix of a linear function of batches of this shape whose results read elements less than WINDOW apart.
+
+    Elements that are WINDOW apart are never read together. So all of them are one input: once ones, which gives the
+    weights, and once their numbers, which gives the places.
+    """
+    axes = np.ogrid[tuple(slice(size) for size in shape)]
+    classes = sum(axis % WINDOW * WINDOW**number for number, axis in enumerate(axes))
+    ones = np.arange(WINDOW ** len(shape)).reshape(-1, *(1 for _ in shape)) == classes
+    numbers = np.arange(1.0, prod(shape) + 1).reshape(shape)
+    weights, sums = (function(torch.from_numpy(batch)).flatten(1).numpy() for batch in (1.0 * ones, ones * numbers))
+    read = weights != 0
+    cols = np.rint(sums[read] / weights[read]).astype(np.int64) - 1
+    return csr_array((weights[read], (np.nonzero(read)[1], cols)), shape=(weights.shape[1], prod(shape)))
+
+
+def pool_windows(
+    shape: Sequence[int],
+    output_size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Any:
+    """The windows of a pooling over the last axes, as the step `window_max` takes them; padding is that on the left."""
+    axes = len(output_size)
+    taps = []
+    for size, outputs, kernel, step, left, apart in zip(
+        shape[-axes:], output_size, kernel_size, stride, padding, dilation, strict=True
+    ):
+        inputs = np.arange(outputs)[:, None] * step - left + np.arange(kernel) * apart
+        taps.append(np.where((inputs >= 0) & (inputs < size), inputs, -1))
+    return _windows(shape, taps)
+
+
+def adaptive_windows(shape: Sequence[int], output_size: Sequence[int]) -> Any:
+    """The windows of an adaptive pooling over the last axes: inputs floor(o * I / O) to ceil((o + 1) * I / O)."""
+    taps = []
+    for size, outputs in zip(shape[-len(output_size) :], output_size, strict=True):
+        starts, stops = _adaptive(size, outputs)
+        inputs = starts[:, None] + np.arange((stops - starts).max())
+        taps.append(np.where(inputs < stops[:, None], inputs, -1))
+    return _windows(shape, taps)
+
+
+def reduce_windows(shape: Sequence[int], axes: Iterable[int]) -> Any:
+    """The windows of a reduction over axes."""
+    reduced = sorted(axis % len(shape) for axis in axes)
+    kept = [axis for axis in range(len(shape)) if axis not in reduced]
+    numbers = np.arange(prod(shape)).reshape(shape).transpose(*kept, *reduced)
+    return numbers.reshape(-1, prod(shape[axis] for axis in reduced))
+
+
+def _windows(shape: Sequence[int], taps: Sequence[Any]) -> Any:
+    """Windows from the inputs (outputs, taps) that they have along each of the last axes, -1 for none."""
+    windows = np.arange(prod(shape[: len(shape) - len(taps)]))[:, None]
+    for size, line in zip(shape[len(shape) - len(taps) :], taps, strict=True):
+        before, after = windows[:, None, :, None], line[None, :, None, :]
+        joined = np.where((before < 0) | (after < 0), -1, before * size + after)
+        windows = joined.reshape(len(windows) * len(line), -1)
+    return windows
+
+
+def _adaptive(size: int, outputs: int) -> tuple[Any, Any]:
+    o = np.arange(outputs)
+    return o * size // outputs, -(-(o + 1) * size // outputs)

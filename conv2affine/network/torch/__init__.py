@@ -1,0 +1,1 @@
+"""PyTorch modules: from `torch.export` to a graph, and from a graph to a module."""

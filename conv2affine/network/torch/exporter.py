@@ -1,0 +1,258 @@
+"""From a graph to a `torch.fx.GraphModule` of linear layers and the nonlinear steps as they were."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
+from torch.utils import _pytree as pytree
+
+from conv2affine.network.graph import Piece, Step, Value
+from conv2affine.network.matrices.matrix import Matrix, Selection
+from conv2affine.network.torch.importer import TorchNetwork
+from conv2affine.network.torch.layers import Layout, layer
+from conv2affine.network.torch.operator import Operator
+
+__all__ = ["PerSample", "export_torch"]
+
+# Operators that treat the first axis as a batch, whatever their constant arguments are.
+BATCHED = re.compile(r"(adaptive_)?max_pool\dd(_with_indices)?|group_norm|scaled_dot_product_attention|upsample_.*")
+Number = float | Tensor
+
+
+class PerSample(nn.Module):
+    """Runs a module on one sample after the other, as batches of one.
+
+    Args:
+        module: Takes and gives tensors of a batch of one sample.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """Inputs and results have one axis more, the first."""
+        if inputs[0].shape[0]:  # len() would be a constant in an export
+            return torch.vmap(self.module)(*inputs)
+        one = self.module(*(x.new_zeros(x.shape[1:]) for x in inputs))  # many operators do not take nothing
+        return pytree.tree_map(lambda result: result.unsqueeze(0)[:0], one)
+
+
+def export_torch(
+    network: TorchNetwork, layout: Layout, dtype: torch.dtype, each: Callable[[str], None]
+) -> fx.GraphModule:
+    """The module of a network.
+
+    Args:
+        network: What was imported, its graph after any passes.
+        layout: Of the linear layers.
+        dtype: Of the linear layers.
+        each: Called with the name of each layer before it is made.
+
+    Returns:
+        A module that takes and gives what the imported one does.
+    """
+    return _Exporter(network, layout, dtype, each).run()
+
+
+class _Exporter:
+    def __init__(self, network: TorchNetwork, layout: Layout, dtype: torch.dtype, each: Callable[[str], None]) -> None:
+        self.network, self.layout, self.dtype, self.each = network, layout, dtype, each
+        self.root = nn.Module()
+        self.graph = fx.Graph()
+        self.nodes: dict[Value, fx.Node] = {}
+
+    def run(self) -> fx.GraphModule:
+        """Emit the inputs, the nodes and the outputs."""
+        graph = self.network.graph
+        for value in graph.inputs:
+            node = self.graph.placeholder(value.name)
+            self.nodes[value] = self.flat(node, value.shape)
+        for item in graph.nodes:
+            if isinstance(item, Piece):
+                self.nodes[item.output] = self.piece(item)
+            else:
+                self.step(item)
+        results = iter([self.shaped(self.nodes[v], s) for v, s in zip(graph.outputs, graph.output_shapes, strict=True)])
+        leaves = [next(results) if isinstance(leaf, Value) else leaf for leaf in self.network.leaves]
+        self.graph.output(pytree.tree_unflatten(leaves, self.network.structure))
+        # Before there is a module, so that its code is written once. No call does anything but to compute its result.
+        self.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+        module = fx.GraphModule(self.root, self.graph, "LinearNetwork")
+        return module.to(self.network.device).eval()
+
+    def piece(self, piece: Piece) -> fx.Node:
+        """The sum of a layer for each source; a source that is only added needs none."""
+        terms = list(piece.map.terms.items())
+        bias = piece.map.bias if piece.map.bias.any() else None
+        if not terms:  # a constant, as often as there are samples
+            anything = self.network.graph.inputs[0]
+            terms = [(anything, Selection(np.full(len(piece.map.bias), -1), anything.size))]
+        layers = [not (isinstance(matrix, Selection) and matrix.is_identity) for _, matrix in terms]
+        if bias is not None and not any(layers):
+            layers[0] = True
+        operands = []
+        for (source, matrix), has_layer in zip(terms, layers, strict=True):
+            node = self.nodes[source]
+            if has_layer:
+                node = self.layer(piece.origins.get(source) or piece.origin, node, matrix, bias)
+                bias = None
+            operands.append(node)
+        total = operands[0]
+        for operand in operands[1:]:
+            total = self.graph.call_function(torch.add, (total, operand))
+        return total
+
+    def layer(self, origin: tuple[str, ...], node: fx.Node, matrix: Matrix, bias: Any) -> fx.Node:
+        """A linear layer, named after the first module whose work it does."""
+        name = self.unused(origin[0])
+        self.each(name)
+        self.root.add_module(name, layer(matrix, bias, self.dtype, self.layout))
+        return self.graph.call_module(name, (node,))
+
+    def step(self, step: Step) -> None:
+        """A nonlinear step on flat vectors, or on tensors of its own shape."""
+        inputs = [self.nodes[value] for value in step.inputs]
+        if step.operator is None:
+            self.nodes[step.outputs[0]] = self.kind(step, inputs)
+            return
+        op: Operator = step.operator
+        shapes = [*step.shapes, *(value.shape for value in step.outputs)]
+        if _is_pointwise(op) and len(set(shapes)) == 1 and not _tensors(op):
+            result: Any = self.call(self.graph, self.root, op, inputs)
+            shapes = [(1, value.size) for value in step.outputs]
+        elif _is_batched(op, shapes):
+            shaped = [self.shaped(node, shape) for node, shape in zip(inputs, step.shapes, strict=True)]
+            result = self.call(self.graph, self.root, op, shaped)
+            shapes = [value.shape for value in step.outputs]
+        else:
+            whole = [self.graph.call_method("unflatten", (n, 1, s)) for n, s in zip(inputs, step.shapes, strict=True)]
+            name = self.unused((*step.origin, step.kind)[0])
+            self.root.add_module(name, PerSample(self.inner(op, len(inputs))))
+            result = self.graph.call_module(name, tuple(whole))
+            shapes = [(1, *value.shape) for value in step.outputs]
+        results = [result]
+        if op.results is not None:
+            results = [self.graph.call_function(operator.getitem, (result, number)) for number in op.results]
+        for value, node, shape in zip(step.outputs, results, shapes, strict=True):
+            self.nodes[value] = self.flat(node, shape)
+
+    def kind(self, step: Step, inputs: list[fx.Node]) -> fx.Node:
+        """A step that its kind describes."""
+        if step.kind in SIMPLE:
+            return self.graph.call_function(SIMPLE[step.kind], tuple(inputs))
+        numbers = {name: self.number(self.root, self.graph, array) for name, array in step.parameters.items()}
+        if step.kind == "leaky_relu":
+            slope = numbers["slope"]
+            function = F.leaky_relu if isinstance(slope, float) else F.prelu
+            return self.graph.call_function(function, (inputs[0], slope))
+        if step.kind == "clip":
+            low, high = (None if n in (-np.inf, np.inf) else n for n in (numbers["low"], numbers["high"]))
+            both = isinstance(low, fx.Node) or isinstance(high, fx.Node)  # both are tensors, or both are numbers
+            if both:
+                low, high = (self.number(self.root, self.graph, step.parameters[n], True) for n in ("low", "high"))
+            return self.graph.call_function(torch.clamp, (inputs[0], low, high))
+        raise NotImplementedError(f"a step of kind {step.kind} from {step.origin} has no operator to run it")
+
+    def number(self, root: nn.Module, graph: fx.Graph, array: Any, as_tensor: bool = False) -> Any:
+        """A parameter of a kind: a number, or a buffer."""
+        array = np.asarray(array)
+        if array.ndim == 0 and not as_tensor:
+            return array.item()
+        return self.buffer(root, graph, torch.from_numpy(np.array(array)).to(self.dtype))
+
+    def buffer(self, root: nn.Module, graph: fx.Graph, tensor: Tensor) -> fx.Node:
+        """A constant tensor."""
+        name = f"constant_{sum(1 for _ in root.buffers(recurse=False))}"
+        root.register_buffer(name, tensor.to(self.new_dtype(tensor.dtype), copy=True))
+        return graph.get_attr(name)
+
+    def call(self, graph: fx.Graph, root: nn.Module, op: Operator, inputs: list[fx.Node]) -> fx.Node:
+        """An operator of inputs, its constant tensors as buffers."""
+
+        def constant(argument: Any) -> Any:
+            if isinstance(argument, Tensor):
+                return self.buffer(root, graph, argument.detach())
+            return self.new_dtype(argument) if isinstance(argument, torch.dtype) else argument
+
+        args, kwargs = map_aggregate(op.filled(inputs), constant)
+        return graph.call_function(op.target, args, kwargs)
+
+    def new_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """What becomes of a dtype: that of the layers takes the place of that in which the module computes most."""
+        return self.dtype if dtype is self.network.dtype else dtype
+
+    def inner(self, op: Operator, inputs: int) -> fx.GraphModule:
+        """A module of one operator."""
+        root, graph = nn.Module(), fx.Graph()
+        result: Any = self.call(graph, root, op, [graph.placeholder(f"x{number}") for number in range(inputs)])
+        graph.output(result)
+        return fx.GraphModule(root, graph)
+
+    def flat(self, node: fx.Node, shape: tuple[int, ...]) -> fx.Node:
+        """One vector per sample, of a batch of tensors of a shape (1, ...)."""
+        if len(shape) == 2:
+            return node
+        return (
+            self.graph.call_method("unsqueeze", (node, 1))
+            if len(shape) == 1
+            else self.graph.call_method("flatten", (node, 1))
+        )
+
+    def shaped(self, node: fx.Node, shape: tuple[int, ...]) -> fx.Node:
+        """A batch of tensors of a shape (1, ...), of one vector per sample."""
+        if len(shape) == 1 or shape[0] != 1:
+            return self.graph.call_method("reshape", (node, (-1, *shape[1:])))
+        return node if len(shape) == 2 else self.graph.call_method("unflatten", (node, 1, shape[1:]))
+
+    def unused(self, origin: str) -> str:
+        """A name for a module that is not taken yet."""
+        name = re.sub(r"\W+", "_", origin).strip("_") or "layer"
+        name = f"_{name}" if name[0].isdigit() else name
+        taken, number = name, 1
+        while hasattr(self.root, taken):
+            taken, number = f"{name}_{number}", number + 1
+        return taken
+
+
+SIMPLE: dict[str, Callable[..., Any]] = {
+    "relu": torch.relu,
+    "abs": torch.abs,
+    "maximum": torch.maximum,
+    "minimum": torch.minimum,
+}
+
+
+def _tensors(op: Operator) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves((op.args, op.kwargs)) if isinstance(leaf, Tensor)]
+
+
+def _is_pointwise(op: Operator) -> bool:
+    return torch.Tag.pointwise in op.target.tags or op.target.overloadpacket in POINTWISE
+
+
+# PyTorch does not say of these that they are.
+POINTWISE = {torch.ops.aten.hardswish, torch.ops.aten.log_sigmoid_forward}
+
+
+def _is_batched(op: Operator, shapes: list[tuple[int, ...]]) -> bool:
+    """Whether an operator takes a batch of any size as it takes a batch of one."""
+    axes = len(shapes[0])
+    if any(shape[:1] != (1,) for shape in shapes) or len({len(shape) for shape in shapes}) != 1:
+        return False
+    if _is_pointwise(op):
+        return all(tensor.dim() < axes or len(tensor) == 1 for tensor in _tensors(op))
+    name = op.target.overloadpacket.__name__
+    if name in ("softmax", "_softmax", "log_softmax", "_log_softmax"):
+        return bool(op.args[1] % axes != 0)
+    if name == "layer_norm":
+        return len(op.args[1]) < axes
+    return axes > 2 and BATCHED.fullmatch(name) is not None

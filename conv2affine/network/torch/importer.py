@@ -1,0 +1,282 @@
+"""From a PyTorch module to a graph, one operator after the other."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
+
+from conv2affine.network.graph import Graph, Value
+from conv2affine.network.kinds import KINDS
+from conv2affine.network.matrices.affine import AffineMap
+from conv2affine.network.passes.simplify import remove_unused
+from conv2affine.network.rules.operands import NoRuleError, finite
+from conv2affine.network.torch import steps as torch_steps  # noqa: F401  # they enter their rules
+from conv2affine.network.torch.operator import Operator, Slot
+from conv2affine.network.torch.program import export, floating_dtypes, tensors, unwrap
+from conv2affine.network.torch.rules import RULES, Context
+
+__all__ = ["TorchNetwork", "import_torch", "operator_name", "origin"]
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class TorchNetwork:
+    """An imported module.
+
+    Args:
+        graph: Its values are those of a batch of one sample.
+        leaves: Outputs of the module: values, or what is no tensor.
+        structure: How the outputs are nested.
+        dtypes: Floating dtypes of what depends on the inputs, the most frequent first.
+        device: Of the module.
+    """
+
+    graph: Graph
+    leaves: list[Any]
+    structure: pytree.TreeSpec
+    dtypes: tuple[torch.dtype, ...]
+    device: torch.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the module computes most."""
+        return self.dtypes[0]
+
+
+@np.errstate(all="ignore")  # constants may hold anything; what matters is checked
+def import_torch(model: nn.Module, example_inputs: Any) -> TorchNetwork:
+    """The graph of a module.
+
+    Args:
+        model: Any module that `torch.export` takes.
+        example_inputs: A tensor, or a tuple of them, batch first; only the first sample is looked at.
+
+    Returns:
+        The graph, not simplified: one piece or step for each operator.
+
+    Raises:
+        ValueError: If the result depends on chance or on the other samples of the batch, as in training mode.
+        NotImplementedError: If `torch.export` fails, or the exported graph has what is no operator.
+    """
+    return _Importer(export(unwrap(model), tuple(x[:1] for x in tensors(example_inputs)))).run()
+
+
+class _Importer:
+    def __init__(self, program: ExportedProgram) -> None:
+        self.program = program
+        self.graph = Graph()
+        self.results: dict[fx.Node, Any] = {}
+        state = program.state_dict.values()
+        self.parameters = frozenset(tensor.untyped_storage().data_ptr() for tensor in state)
+        self.device = next((tensor.device for tensor in state), torch.device("cpu"))
+        self.nodes = {node.name: node for node in program.graph.nodes}
+        self.inputs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+        self.dtypes = floating_dtypes(program)
+
+    def run(self) -> TorchNetwork:
+        """Go through the nodes."""
+        for node in self.program.graph.nodes:
+            if node.op == "placeholder":
+                self.results[node] = self.placeholder(node)
+            elif node.op == "call_function" and not isinstance(node.target, torch._ops.HigherOrderOperator):
+                self.results[node] = self.call(node)
+            elif node.op != "output":
+                raise NotImplementedError(f"node {node.name} ({node.target}) of the exported graph must be an operator")
+        specs = self.program.graph_signature.output_specs
+        leaves = [self.output(spec.arg) for spec in specs if spec.kind == OutputKind.USER_OUTPUT]
+        for leaf in leaves:
+            if isinstance(leaf, Value):
+                self.graph.add_output(leaf)
+        graph = remove_unused(self.graph)
+        for node in graph.nodes:
+            if not all(value.shape for value in node.outputs):
+                raise ValueError(
+                    f"{', '.join(node.origin)} must not make one number of a whole batch; reduce each sample by "
+                    "itself, over all axes but the first, as in x.flatten(1).sum(1)"
+                )
+        return TorchNetwork(graph, leaves, self.program.call_spec.out_spec, self.dtypes, self.device)
+
+    def placeholder(self, node: fx.Node) -> Any:
+        spec = self.inputs[node.name]
+        if spec.kind is InputKind.USER_INPUT:
+            return self.graph.add_input(node.meta["val"].shape, node.name)
+        name = spec.target
+        if name is None or spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+            raise NotImplementedError(f"{node.name} must be a tensor for networks to be converted, and it is an object")
+        tensor = self.program.state_dict.get(name)
+        return (self.program.constants[name] if tensor is None else tensor).detach()
+
+    def output(self, argument: Any) -> Any:
+        """A value, or what is no tensor."""
+        node = self.nodes.get(getattr(argument, "name", ""))
+        if node is None:
+            return getattr(argument, "value", None)
+        result = self.results[node]
+        if not isinstance(result, Tensor):
+            return result
+        value = self.graph.add_piece(AffineMap.constant(result.double().cpu().numpy()), result.shape, node.name)
+        if result.dtype is self.dtypes[0]:
+            return value
+        cast = Operator(aten._to_copy.default, (Slot(0),), {"dtype": result.dtype})
+        return self.graph.add_step("_to_copy", [value], [value.shape], operator=cast, origin=node.name)[0]
+
+    def call(self, node: fx.Node) -> Any:
+        """The value of a node: a tensor if no input reaches it, else a value, or a tuple of them."""
+        target: Any = node.target
+        given: Any = (node.args, node.kwargs)
+        args, kwargs = map_arg(given, self.results.__getitem__)
+        if target is operator.getitem:
+            return args[0][args[1]]
+        if target is aten.sym_size.int:
+            return args[0].shape[args[1]]
+        if not isinstance(target, torch._ops.OpOverload):  # arithmetic of sizes
+            return target(*args, **kwargs)
+        name = operator_name(target)
+        if _is_random(target, args, kwargs) or (
+            name == "_native_batch_norm_legit_functional"
+            or (name == "_native_batch_norm_legit" and "stats" in target._overloadname)
+        ):
+            raise ValueError(
+                f"{origin(node)} ({name}) must not depend on chance or on the other samples of a batch; call "
+                "model.eval(), and give batch norm its running statistics"
+            )
+        if name.endswith("_like") or name.startswith("new_"):  # reads the shape only
+            args, _ = map_arg(given, self.blank)
+        op, inputs = Operator.of(target, args, kwargs)
+        if not inputs:
+            with torch.no_grad():
+                result = target(*args, **kwargs)
+            # What is left empty is never read, but it must not turn into NaN.
+            return torch.zeros_like(result) if name == "empty" else result
+        fakes = node.meta.get("val")
+        if fakes is None:  # it only asserts
+            return None
+        if isinstance(fakes, torch.SymInt | torch.SymFloat | torch.SymBool):
+            raise ValueError(
+                f"{origin(node)} ({name}) must not make one number of a whole batch; let it stay a tensor, with an "
+                "element for each sample"
+            )
+        if self.has_unknown_size(node, name):
+            raise NotImplementedError(
+                f"{origin(node)} ({name}) must not select elements by values of the inputs, as x[x > 0] does; multiply "
+                "by a mask, or use torch.where"
+            )
+        several = isinstance(fakes, tuple | list)
+        fakes = fakes if several else [fakes]
+        if any(isinstance(size, torch.SymInt) for fake in fakes if fake is not None for size in fake.shape):
+            blank_args, blank_kwargs = map_arg(given, self.blank)
+            result = target(*blank_args, **blank_kwargs)
+            fakes = result if several else [result]
+        used: Any = [user.args[1] for user in node.users if user.users] if several else [0]
+        shapes = tuple(() if fake is None else tuple(fake.shape) for fake in fakes)
+        op = dataclasses.replace(op, results=tuple(sorted(used)) if several else None)
+        context = Context(self.graph, op, inputs, shapes, frozenset(used), self.parameters, origin(node))
+        # What is computed in another dtype is rounded there, or is no number.
+        dtypes = {arg.meta["val"].dtype for arg in node.all_input_nodes if isinstance(self.results[arg], Value)}
+        others = sorted(map(str, dtypes.union(fakes[number].dtype for number in used) - {self.dtypes[0]}))
+        reason = f"it is computed in {', '.join(others)}, and most in {self.dtypes[0]}" if context.name in RULES else ""
+        if not others:
+            try:
+                return self.apply(context, args, kwargs, several)
+            except NoRuleError as error:
+                reason = str(error)
+        context = dataclasses.replace(context, operator=dataclasses.replace(op, reason=reason))
+        return self.keep(context, name, several)
+
+    def has_unknown_size(self, node: fx.Node, name: str) -> bool:
+        """Whether values of the network's inputs decide how many elements are read or written."""
+        indexes = name in ("index", "index_put")
+        read = pytree.tree_leaves(node.args[1]) if indexes else node.all_input_nodes
+        reached = [arg for arg in read if isinstance(arg, fx.Node) and isinstance(self.results[arg], Value)]
+        if indexes:
+            return any(arg.meta["val"].dtype in (torch.bool, torch.uint8) for arg in reached)
+        return torch.Tag.dynamic_output_shape in node.target.tags and bool(reached)  # type: ignore[union-attr]
+
+    def blank(self, node: fx.Node) -> Any:
+        """What a node results in; zeros of its shape and dtype where inputs reach it."""
+        result = self.results[node]
+        return torch.zeros(result.shape, dtype=node.meta["val"].dtype) if isinstance(result, Value) else result
+
+    def apply(self, context: Context, args: Any, kwargs: Any, several: bool) -> Any:
+        """The result of a rule."""
+        target = context.operator.target
+        rule = RULES.get(f"{context.name}.{target._overloadname}") or RULES.get(context.name)
+        if rule is None:
+            raise NoRuleError
+        result = rule(context, **_arguments(rule, target, args, kwargs))
+        if isinstance(result, AffineMap):
+            result = [(result, context.shape)]
+        if isinstance(result, Value):
+            return (result,) if several else result
+        maps = [(finite(map), shape) for map, shape in result]
+        pieces = tuple(self.graph.add_piece(map, shape, context.origin) for map, shape in maps)
+        return pieces if several else pieces[0]
+
+    def keep(self, context: Context, name: str, several: bool) -> Any:
+        """The result of an operator that has no rule."""
+        op = context.operator
+        used = sorted(context.used)
+        shapes = [context.shapes[number] for number in used]
+        kind = f"aten::{name}" if name in KINDS else name  # without what the kind of that name means
+        outputs = self.graph.add_step(kind, context.inputs, shapes, operator=op, origin=context.origin)
+        return dict(zip(used, outputs, strict=True)) if several else outputs[0]
+
+
+def origin(node: fx.Node) -> str:
+    """The module that a node comes from; the name of the node where that is the whole model."""
+    modules = node.meta.get("nn_module_stack") or {"": ("", None)}
+    return list(modules.values())[-1][0] or node.name
+
+
+def operator_name(target: Any) -> str:
+    """What PyTorch calls an operator, without its overload."""
+    return str(target._schema.name).removeprefix("aten::")
+
+
+def _is_random(target: Any, args: Any, kwargs: Any) -> bool:
+    """Whether an operator depends on chance, as PyTorch says, and is not told to leave that out."""
+    if torch.Tag.nondeterministic_seeded not in target.tags:
+        return False
+    given = dict(zip([argument.name for argument in target._schema.arguments], args, strict=False)) | kwargs
+    off = {"scaled_dot_product_attention": "dropout_p", "rrelu_with_noise_functional": "training"}
+    name = off.get(target.overloadpacket.__name__)
+    return name is None or bool(given.get(name, False))
+
+
+@functools.cache
+def _parameters(rule: Any) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(rule).parameters
+
+
+def _arguments(rule: Any, target: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """The arguments by name, as the rule takes them; it need not take those that have their defaults."""
+    parameters = _parameters(rule)
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    arguments = {}
+    for number, argument in enumerate(target._schema.arguments):
+        name = "input" if argument.name == "self" else argument.name
+        if number < len(args):
+            given = args[number]
+        elif argument.name in kwargs:
+            given = kwargs[argument.name]
+        else:
+            continue
+        if takes_all or name in parameters:
+            arguments[name] = given
+        elif not argument.has_default_value() or given != argument.default_value:
+            raise NoRuleError
+    return arguments

@@ -1,0 +1,73 @@
+"""From a matrix to the layer that applies it."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from conv2affine.network.matrices.layers import Convolution
+from conv2affine.network.matrices.matrix import Array, Matrix
+from conv2affine.sparse_linear import SparseLinear
+
+__all__ = ["LAYOUTS", "Layout", "choose_layout", "layer", "layout_bytes"]
+
+Layout = Literal["auto", "dense", "sparse"]
+LAYOUTS = ("auto", "dense", "sparse")
+INT32_MAX = 2**31 - 1
+# Below this a dense matrix is faster, and easier to read.
+SMALL_BYTES = 2**20
+
+
+class Sized(Protocol):
+    """What has a number of rows, columns and entries."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def nnz(self) -> int: ...
+
+
+def layout_bytes(matrix: Sized, dtype: torch.dtype) -> dict[str, int]:
+    """Bytes of each layout."""
+    rows, cols = matrix.shape
+    nnz = matrix.nnz
+    index = 4 if max(nnz, rows, cols) <= INT32_MAX else 8
+    return {"dense": rows * cols * dtype.itemsize, "sparse": nnz * (dtype.itemsize + index) + (rows + 1) * index}
+
+
+def choose_layout(matrix: Sized, dtype: torch.dtype, layout: Layout) -> str:
+    """The layout asked for; for "auto" the sparse one, unless the dense one is small or hardly larger."""
+    if layout != "auto":
+        return layout
+    sizes = layout_bytes(matrix, dtype)
+    return "dense" if sizes["dense"] <= max(SMALL_BYTES, 2 * sizes["sparse"]) else "sparse"
+
+
+def layer(matrix: Matrix, bias: Array | None, dtype: torch.dtype, layout: Layout = "auto") -> nn.Linear:
+    """The layer x -> x @ matrix.T + bias, an `nn.Linear` or a `SparseLinear`; numbers are rounded here, once."""
+    weight = _weight(matrix, dtype, choose_layout(matrix, dtype, layout))
+    rounded = None if bias is None else torch.tensor(bias, dtype=dtype)
+    if weight.layout is torch.sparse_csr:
+        return SparseLinear(weight, rounded)
+    linear = nn.Linear.__new__(nn.Linear)  # its constructor would allocate and fill another weight
+    nn.Module.__init__(linear)
+    linear.out_features, linear.in_features = weight.shape
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    linear.register_parameter("bias", None if rounded is None else nn.Parameter(rounded, requires_grad=False))
+    return linear
+
+
+def _weight(matrix: Matrix, dtype: torch.dtype, layout: str) -> Tensor:
+    if isinstance(matrix, Convolution):
+        return matrix.tensor(dtype, torch.strided if layout == "dense" else torch.sparse_csr).cpu()
+    narrow = np.float32 if dtype is torch.float32 else np.float64
+    csr = matrix.csr(narrow)
+    if layout == "dense":
+        return torch.from_numpy(csr.toarray()).to(dtype)
+    index = np.int32 if max(csr.nnz, *csr.shape) <= INT32_MAX else np.int64
+    starts, columns = (torch.from_numpy(part.astype(index, copy=False)) for part in (csr.indptr, csr.indices))
+    values = torch.from_numpy(csr.data).to(dtype)
+    return torch.sparse_csr_tensor(starts, columns, values, csr.shape, check_invariants=False)

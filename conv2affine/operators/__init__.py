@@ -1,0 +1,1 @@
+"""The compiled operators, as they are registered with PyTorch."""
