@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "rows.h"
+#include "storage.h"
 
 namespace conv2affine {
 
@@ -33,6 +34,7 @@ at::Tensor dense_adjoint(const at::Tensor& matrix, at::IntArrayRef weight_size, 
   TORCH_CHECK_VALUE(matrix.dim() == 2 && matrix.size(0) == rows.count() && matrix.size(1) == rows.conv.cols(),
                     "matrix must have shape (", rows.count(), ", ", rows.conv.cols(), "), got ", matrix.sizes());
   check_weight_bytes(weight_size, static_cast<int64_t>(matrix.element_size()));
+  check_storage("matrix", matrix);
   return kernel(matrix.resolve_conj().resolve_neg(), rows).view(weight_size);
 }
 
@@ -46,6 +48,7 @@ at::Tensor sparse_adjoint(const at::Tensor& values, at::IntArrayRef weight_size,
   TORCH_CHECK_VALUE(values.dim() == 1 && values.size(0) == nnz, "values must have shape (", nnz, "), got ",
                     values.sizes());
   check_weight_bytes(weight_size, static_cast<int64_t>(values.element_size()));
+  check_storage("values", values);
   return kernel(values.resolve_conj().resolve_neg().contiguous(), rows).view(weight_size);
 }
 

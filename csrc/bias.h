@@ -5,6 +5,7 @@
 #include <c10/util/Exception.h>
 
 #include "convolution.h"
+#include "storage.h"
 
 namespace conv2affine {
 
@@ -20,6 +21,7 @@ at::Tensor bias(const at::Tensor& bias, int64_t outputs) {
   TORCH_CHECK_VALUE(bias.dim() == 1, "bias must have shape (channels), got ", bias.sizes());
   TORCH_CHECK_VALUE(outputs >= 1, "outputs (", outputs, ") must be >= 1");
   checked_product({bias.numel(), outputs, static_cast<int64_t>(bias.element_size())}, "bytes of the bias");
+  check_storage("bias", bias);
   return kernel(bias.contiguous(), outputs);
 }
 

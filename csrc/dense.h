@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "rows.h"
+#include "storage.h"
 #include "sums.h"
 
 namespace conv2affine {
@@ -26,6 +27,7 @@ at::Tensor dense(const at::Tensor& weight, at::IntArrayRef geometry, std::string
   const MatrixRows rows = check_rows(weight.sizes(), geometry, padding_mode, transposed, row_start, row_stop);
   checked_product({rows.count(), rows.conv.cols(), static_cast<int64_t>(weight.element_size())},
                   "bytes of the dense matrix");
+  check_storage("weight", weight);
   check_sums(rows, weight, geometry, padding_mode, transposed);
   return kernel(weight_of_rows(weight, rows), rows);
 }

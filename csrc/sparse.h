@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "rows.h"
+#include "storage.h"
 #include "sums.h"
 
 namespace conv2affine {
@@ -40,6 +41,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> csr(const at::Tensor& weight, at:
   const int64_t nnz = rows.nnz();
   check_bytes(rows, nnz, static_cast<int64_t>(weight.element_size()));
   check_index_dtype(index_dtype, nnz, rows.count(), rows.conv.cols());
+  check_storage("weight", weight);
   check_sums(rows, weight, geometry, padding_mode, transposed);
   const at::TensorOptions indices = weight.options().dtype(index_dtype);
   const SparseParts to{
@@ -56,6 +58,7 @@ std::tuple<at::Tensor, at::Tensor> coo(const at::Tensor& weight, at::IntArrayRef
   const MatrixRows rows = check_rows(weight.sizes(), geometry, padding_mode, transposed, row_start, row_stop);
   const int64_t nnz = rows.nnz();
   check_bytes(rows, nnz, static_cast<int64_t>(weight.element_size()));
+  check_storage("weight", weight);
   check_sums(rows, weight, geometry, padding_mode, transposed);
   const at::Tensor indices = memory({2, nnz}, weight.options().dtype(at::kLong));
   const SparseParts to{{}, indices[0], indices[1], memory({nnz}, weight.options())};
@@ -72,6 +75,7 @@ at::Tensor values(const at::Tensor& weight, at::IntArrayRef geometry, std::strin
       check_rows(weight.sizes(), geometry, padding_mode, transposed, row_start, row_stop, by_columns);
   const int64_t nnz = rows.nnz();
   check_bytes(rows, nnz, static_cast<int64_t>(weight.element_size()));
+  check_storage("weight", weight);
   check_sums(rows, weight, geometry, padding_mode, transposed);
   const SparseParts to{{}, {}, {}, memory({nnz}, weight.options())};
   kernel(weight_of_rows(weight, rows), rows, to);

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from conftest import assert_same_bits
+from operators import arguments_of, calls
 
-from conv2affine import conv_matrix
+from conv2affine import Geometry, conv_matrix
 
 DENSE = torch.ops.conv2affine.dense
 # A valid call that each test below spoils in one place: Conv2d(4, 6, (2, 3), padding=1, groups=2) @ 4x5.
@@ -203,3 +204,27 @@ def test_more_than_2_to_the_31_elements():
     corner = conv_matrix(torch.tensor([[[1, 2, 3]]], dtype=torch.int8), 100, padding=1)
     assert torch.equal(matrix[-100:, -100:][1:], corner[1:])
     assert torch.equal(matrix[-100:].count_nonzero(1), torch.tensor([3] * 99 + [2]))
+
+
+@pytest.mark.parametrize("left", [0, 8])
+def test_freed_storage_is_refused(left):
+    """PyTorch lets users take the memory of a tensor away; kernels read through plain pointers."""
+    conv = torch.nn.Conv2d(2, 3, 2, bias=False)
+    arguments = arguments_of(conv, (4, 4))
+    rows, cols = Geometry.from_layer(conv, 4).shape
+    for op, (tensor, *others) in calls(*arguments, (0, rows), (0, cols)):
+        tensor = tensor.clone()
+        tensor.untyped_storage().resize_(left)
+        with pytest.raises(ValueError, match=f"must have a storage of at least .* bytes, got {left}"):
+            getattr(torch.ops.conv2affine, op)(tensor, *others)
+
+
+def test_freed_weight_is_refused():
+    weight = torch.ones(4, 4, 3, 3)
+    weight.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="weight must have a storage of at least 576 bytes, got 0"):
+        conv_matrix(weight, 8)
+    part = torch.ones(8, 4, 3, 3)[4:]
+    part.untyped_storage().resize_(4 * 8 * 36 - 4)
+    with pytest.raises(ValueError, match="at least 1152 bytes, got 1148"):
+        conv_matrix(part, 8)
