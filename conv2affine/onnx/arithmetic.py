@@ -16,9 +16,13 @@ from conv2affine.network.matrices.matrix import Sparse
 from conv2affine.network.rules import formulas as rules
 from conv2affine.network.rules.moves import concatenate, follow
 from conv2affine.network.rules.operands import Map, NoRuleError, broadcast, constant, masked, scaled, through, value
-from conv2affine.onnx.rules import Context, reduced_axes, rule, tensor
+from conv2affine.network.rules.table import Table
+from conv2affine.onnx.rules import Context, reduced_axes, tensor
 
-__all__: list[str] = []
+__all__ = ["RULES"]
+
+RULES = Table()
+rule = RULES.rule
 
 # Elements of all unit vectors, or of the results for them.
 MAX_EINSUM = 2**24

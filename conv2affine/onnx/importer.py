@@ -17,13 +17,14 @@ from onnx.shape_inference import InferenceError
 from conv2affine.network.graph import Graph, Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.rules.operands import NoRuleError, finite
-from conv2affine.onnx import arithmetic, steps, windows  # noqa: F401  # enter their rules
+from conv2affine.onnx import arithmetic, steps, windows
 from conv2affine.onnx.operators import Operator
 from conv2affine.onnx.reader import Model, Tensor, location
-from conv2affine.onnx.rules import RULES, Context
+from conv2affine.onnx.rules import Context
 
 __all__ = ["FLOATS", "OnnxNetwork", "import_onnx"]
 
+RULES = {**arithmetic.RULES, **steps.RULES, **windows.RULES}
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
 EPS: Mapping[int, float] = {TensorProto.FLOAT: 2.0**-23, TensorProto.FLOAT16: 2.0**-10, TensorProto.BFLOAT16: 2.0**-7}
 # Types of inputs and outputs, which have to be made up and compared: those that NumPy has.

@@ -9,9 +9,9 @@ that it added to the graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from conv2affine.network.rules import formulas as rules
 from conv2affine.network.rules.operands import NoRuleError, constant, value
 from conv2affine.onnx.operators import Operator
 
-__all__ = ["RULES", "Context", "pool_windows", "reduced_axes", "rule", "tensor", "window", "window_padding"]
+__all__ = ["Context", "pool_windows", "reduced_axes", "tensor", "window", "window_padding"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,18 +58,6 @@ class Context:
 
 # Along an axis; all windows together have to fit into memory.
 MAX_KERNEL = 2**12
-RULES: dict[str, Callable[..., Any]] = {}
-Rule = TypeVar("Rule", bound=Callable[..., Any])
-
-
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Enter a rule for operators by name."""
-
-    def enter(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(names, function))
-        return function
-
-    return enter
 
 
 def tensor(array: Any) -> torch.Tensor:

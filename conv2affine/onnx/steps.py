@@ -11,9 +11,13 @@ from conv2affine.network.graph import Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.rules import formulas as rules
 from conv2affine.network.rules.operands import Map, as_shape, constant, elementwise, step, value
-from conv2affine.onnx.rules import Context, pool_windows, reduced_axes, rule, window, window_padding
+from conv2affine.network.rules.table import Table
+from conv2affine.onnx.rules import Context, pool_windows, reduced_axes, window, window_padding
 
-__all__: list[str] = []
+__all__ = ["RULES"]
+
+RULES = Table()
+rule = RULES.rule
 
 
 @rule("Relu")

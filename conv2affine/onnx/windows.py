@@ -13,9 +13,13 @@ from onnx.reference import ReferenceEvaluator
 from conv2affine.network.graph import Value
 from conv2affine.network.rules import formulas as rules
 from conv2affine.network.rules.operands import Map, NoRuleError, constant, through, value
-from conv2affine.onnx.rules import Context, pool_windows, rule, tensor, window, window_padding
+from conv2affine.network.rules.table import Table
+from conv2affine.onnx.rules import Context, pool_windows, tensor, window, window_padding
 
-__all__: list[str] = []
+__all__ = ["RULES"]
+
+RULES = Table()
+rule = RULES.rule
 
 
 @rule("Conv")

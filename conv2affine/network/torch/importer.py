@@ -23,14 +23,15 @@ from conv2affine.network.kinds import KINDS
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.passes.simplify import remove_unused
 from conv2affine.network.rules.operands import NoRuleError, finite
-from conv2affine.network.torch import steps as torch_steps  # noqa: F401  # they enter their rules
+from conv2affine.network.torch import pooling, rules, steps
 from conv2affine.network.torch.operator import Operator, Slot
 from conv2affine.network.torch.program import export, floating_dtypes, tensors, unwrap
-from conv2affine.network.torch.rules import RULES, Context
+from conv2affine.network.torch.rules import Context
 
 __all__ = ["TorchNetwork", "import_torch", "operator_name", "origin"]
 
 aten = torch.ops.aten
+RULES = {**rules.RULES, **pooling.RULES, **steps.RULES}
 
 
 @dataclass(frozen=True)

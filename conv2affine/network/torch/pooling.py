@@ -15,9 +15,13 @@ from conv2affine.network.matrices.layers import Separable
 from conv2affine.network.rules import formulas as rules
 from conv2affine.network.rules.moves import concatenate, follow
 from conv2affine.network.rules.operands import Map, NoRuleError, broadcast, through, value
-from conv2affine.network.torch.rules import RULES, Context, per_axis, rule, weight_of
+from conv2affine.network.rules.table import Table
+from conv2affine.network.torch.rules import Context, per_axis, weight_of
 
-__all__ = ["MOVING"]
+__all__ = ["RULES"]
+
+RULES = Table()
+rule = RULES.rule
 
 
 @rule("mean", "sum")

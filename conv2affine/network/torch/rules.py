@@ -8,10 +8,10 @@ raises `NoRuleError`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.matrix import Selection
 from conv2affine.network.rules import formulas as rules
 from conv2affine.network.rules.operands import Map, NoRuleError, broadcast, constant, masked, scaled, through, value
+from conv2affine.network.rules.table import Table
 from conv2affine.network.torch.operator import Operator
 
 __all__ = ["RULES", "Context", "per_axis", "rule", "weight_of"]
@@ -71,18 +72,8 @@ class Context:
         return tensor.untyped_storage().data_ptr() in self.parameters
 
 
-RULES: dict[str, Callable[..., Any]] = {}
-Rule = TypeVar("Rule", bound=Callable[..., Any])
-
-
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Enter a rule for operators by name, "add", or with the overload, "max.dim"."""
-
-    def enter(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(names, function))
-        return function
-
-    return enter
+RULES = Table()
+rule = RULES.rule
 
 
 def weight_of(argument: Any) -> Tensor:

@@ -11,9 +11,13 @@ from conv2affine.network.graph import Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.rules import formulas as rules
 from conv2affine.network.rules.operands import NoRuleError, as_shape, constant, elementwise, step, value
-from conv2affine.network.torch.rules import Context, per_axis, rule
+from conv2affine.network.rules.table import Table
+from conv2affine.network.torch.rules import Context, per_axis
 
-__all__: list[str] = []
+__all__ = ["RULES"]
+
+RULES = Table()
+rule = RULES.rule
 
 
 @rule("relu")
