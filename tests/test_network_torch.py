@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 import conv2affine
 from conv2affine import SparseLinear, to_linear, to_linear_network, to_mlp
+from conv2affine.network.passes import chain
 from conv2affine.network.report import NetworkPlan
 
 MODEL, SHAPE = PIECEWISE["resnet"]
@@ -368,3 +369,27 @@ def test_dtype_is_that_of_the_inputs_where_no_output_has_one():
     net = conv2affine.to_linear_network(model, x)
     assert net(x).equal(model(x))
     assert {p.dtype for p in net.parameters()} == {torch.float64}
+
+
+class Recurrence(nn.Module):
+    """T[k] = 2 conv(T[k - 1]) - T[k - 2]."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.steps, self.conv = steps, nn.Conv1d(1, 1, 3, padding=1, bias=False, dtype=torch.float64)
+        with torch.no_grad():
+            self.conv.weight.copy_(torch.tensor([[[0.2, 0.3, 0.2]]]))
+
+    def forward(self, x):
+        before, last = x, self.conv(x)
+        for _ in range(self.steps - 1):
+            before, last = last, 2 * self.conv(last) - before
+        return torch.relu(last)
+
+
+def test_a_chain_of_shared_pieces_takes_linear_time(monkeypatch):
+    reads, read = [], chain._Chain.find
+    monkeypatch.setattr(chain._Chain, "find", lambda *args: reads.append(args) or read(*args))
+    model, x = Recurrence(40), torch.rand(2, 1, 12, dtype=torch.float64)  # exponential, it would not end
+    torch.testing.assert_close(to_mlp(model, x)(x), model(x).flatten(1))
+    assert len(reads) < 200

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -198,11 +200,11 @@ class Product(Matrix):
     def csr(self, dtype: Any = np.float64) -> csr_array:
         if isinstance(self.outer, Selection):
             # Numbers that are only moved can be rounded before that.
-            product = _rows(self.outer, self.inner.csr(dtype if self.outer.scale is None else np.float64))
+            product = _rows(self.outer, _written(self, self.inner, dtype if self.outer.scale is None else np.float64))
         elif isinstance(self.inner, Selection):
-            product = _columns(self.outer.csr(), self.inner)
+            product = _columns(_written(self, self.outer), self.inner)
         else:
-            product = self.outer.csr() @ self.inner.csr()
+            product = _written(self, self.outer) @ _written(self, self.inner)
         if not product.has_sorted_indices:
             product.sort_indices()
         return product.astype(dtype, copy=False)
@@ -258,11 +260,49 @@ class Sum(Matrix):
         return self.first.apply(x) + self.second.apply(x)
 
     def csr(self, dtype: Any = np.float64) -> csr_array:
-        return csr_array(self.first.csr() + self.second.csr()).astype(dtype, copy=False)
+        return csr_array(_written(self, self.first) + _written(self, self.second)).astype(dtype, copy=False)
 
     def _count(self, axis: int) -> Counts:
         counts: Counts = np.minimum(self.first.counts(axis) + self.second.counts(axis), self.shape[axis])
         return counts
+
+
+# While a product or a sum is written out: what occurs several times in it, and what was written of that.
+_shared: ContextVar[dict[Matrix, dict[Any, csr_array]] | None] = ContextVar("shared", default=None)
+
+
+def _written(whole: Product | Sum, part: Matrix, dtype: Any = np.float64) -> csr_array:
+    """part.csr(dtype), once where it occurs several times in the matrix that is being written out.
+
+    A recurrence as of T[k] = 2 A T[k - 1] - T[k - 2] would else take exponential time.
+    """
+    shared = _shared.get()
+    if shared is None:
+        token = _shared.set({matrix: {} for matrix, times in _occurrences(whole).items() if times > 1})
+        try:
+            return _written(whole, part, dtype)
+        finally:
+            _shared.reset(token)
+    if part not in shared:
+        return part.csr(dtype)
+    if dtype not in shared[part]:
+        shared[part][dtype] = part.csr(dtype)
+    return shared[part][dtype]
+
+
+def _occurrences(matrix: Product | Sum) -> Counter[Matrix]:
+    """How many products and sums inside of a matrix have each product and sum as a part."""
+    counts: Counter[Matrix] = Counter()
+    stack: list[Matrix] = [matrix]
+    while stack:
+        node = stack.pop()
+        parts = (node.outer, node.inner) if isinstance(node, Product) else (node.first, node.second)  # type: ignore[attr-defined]
+        for part in parts:
+            if isinstance(part, Product | Sum):
+                counts[part] += 1
+                if counts[part] == 1:
+                    stack.append(part)
+    return counts
 
 
 def _rows(selection: Selection, matrix: csr_array) -> csr_array:

@@ -147,6 +147,7 @@ class _Chain:
         # What the units of each value compute where it first appears, and the last layer that reads it.
         self.units: dict[Value, Units] = {}
         self.last: dict[Value, int] = {}
+        self.read_before: dict[tuple[Value, int], Units] = {}
 
     def layers(self) -> list[Layer]:
         """The layers of the chain."""
@@ -176,7 +177,13 @@ class _Chain:
         return self.level[value] + (not isinstance(self.producer.get(value), Step))
 
     def read(self, value: Value, layer: int) -> Units:
-        """What computes a value in a layer, of values that the layer before has."""
+        """What computes a value in a layer, of values that the layer before has; found once for all its readers."""
+        if (value, layer) not in self.read_before:
+            self.read_before[value, layer] = self.find(value, layer)
+        return self.read_before[value, layer]
+
+    def find(self, value: Value, layer: int) -> Units:
+        """What `read` keeps."""
         node = self.producer.get(value)
         if isinstance(node, Piece):
             if self.level[value] == layer - 1:
@@ -184,7 +191,7 @@ class _Chain:
                 for source, matrix in node.map.terms.items():
                     inner = self.read(source, layer)
                     map += inner.map.then(matrix)
-                    origin = inner.origin + origin
+                    origin = tuple(dict.fromkeys(inner.origin + origin))
                 return Units(map, False, origin)
             if value not in self.units:
                 read = self.read(value, self.birth(value))
