@@ -7,11 +7,18 @@ SOURCES := $(shell git ls-files csrc) CMakeLists.txt setup.py pyproject.toml
 CXX_FILES := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'tests/*.h')
 PYTHON_FILES := conv2affine tests examples benchmarks docs setup.py
 
-.PHONY: test coverage demo bench docs lint format wheel siege sanitize sanitize-threads clean cuda-compile cuda-sanitize cuda-check petsc-check
+.PHONY: test test-all coverage demo bench docs lint format wheel siege sanitize sanitize-threads clean cuda-compile cuda-sanitize cuda-check petsc-check
 .DELETE_ON_ERROR:
 
+# In minutes, before a commit: without the long products of cases. One thread a process, as there is one for each core.
 test: $(VENV)/installed
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m "not long and not serial"
+	$(BIN)/pytest -m "serial and not long" tests
+
+# All tests.
+test-all: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m "not serial"
+	$(BIN)/pytest -m serial tests
 
 # Which lines no test runs; takes longer than the tests alone.
 coverage: $(VENV)/installed

@@ -10,6 +10,8 @@ from operators import calls
 from conv2affine import conv_matrix
 from tests.siege import interrupts
 
+pytestmark = pytest.mark.serial
+
 OPS = torch.ops.conv2affine
 # A full matrix of 16 million entries, which takes several pieces of work.
 SIZE = 4000

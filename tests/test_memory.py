@@ -12,6 +12,8 @@ import torch
 
 from conv2affine import conv_matrix
 
+pytestmark = pytest.mark.serial
+
 MIB = 2**20
 
 

@@ -97,6 +97,7 @@ def test_auto_has_no_more_entries_than_always(name):
     assert auto <= never
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [*PIECEWISE, *OTHERS])
 def test_float32_is_not_refused_for_its_rounding(name):
     make, shape = {**PIECEWISE, **OTHERS}[name]
