@@ -97,8 +97,7 @@ REFUSALS = "|".join(
         "Sparse CSR tensors do not have ",
         "Trying to use forward AD with",
         "Could not run 'aten::",
-        "tuple index out of range",
-        "False != True",
+        "Dynamo does not know how to trace",
     )
 )
 
@@ -106,8 +105,7 @@ REFUSALS = "|".join(
 def is_right(name, transform, mode):
     """Whether PyTorch 2.13 takes it; it refuses all others."""
     if name in SPARSE:
-        right = transform in SPARSE[name] if mode == "eager" else mode == "aot_eager" and name == "sparse_coo"
-        return right and (mode == "eager" or transform in ("grad", "vjp"))
+        return mode == "eager" and transform in SPARSE[name]
     # "torch.compile with aot_autograd does not currently support double backward"
     return (transform, mode) != ("double-backward", "aot_eager")
 
