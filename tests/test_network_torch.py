@@ -1,5 +1,6 @@
 """What users do with a converted network, what is refused, and what is left unchanged."""
 
+import concurrent.futures
 import contextlib
 import copy
 import io
@@ -393,3 +394,11 @@ def test_a_chain_of_shared_pieces_takes_linear_time(monkeypatch):
     model, x = Recurrence(40), torch.rand(2, 1, 12, dtype=torch.float64)  # exponential, it would not end
     torch.testing.assert_close(to_mlp(model, x)(x), model(x).flatten(1))
     assert len(reads) < 200
+
+
+def test_threads_convert_at_once():
+    model, x = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()), torch.rand(2, 1, 6, 6)
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        results = list(threads.map(lambda _: to_linear_network(model, x), range(8)))
+    for net in results:
+        torch.testing.assert_close(net(x), model(x))

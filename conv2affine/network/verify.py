@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from conv2affine.network.mixing import first_mixing, is_close
+from conv2affine.network.torch.program import TRACING
 
 __all__ = ["difference", "verify"]
 
@@ -50,7 +51,7 @@ def verify(
     """
     generator = torch.Generator().manual_seed(0)
     eps = max(torch.finfo(each).eps for each in (dtype, *dtypes))
-    with _buffers_kept(model):
+    with TRACING, _buffers_kept(model):  # no thread runs a model while another traces
         for batch in (inputs, [_random(x, generator) for x in inputs]):
             _compare(model, result, batch, {dtypes[0]: dtype}, eps, generator, flat)
 

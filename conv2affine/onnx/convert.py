@@ -64,7 +64,7 @@ def convert(
         TypeError: If `source` is neither a model nor a path, or `shapes` are not integers by name.
         FileExistsError: If there is a file at `path`, and `overwrite` is not set.
         FileNotFoundError: If `source` is not there.
-        ValueError: If the model is broken, depends on chance, or lacks sizes.
+        ValueError: If the model is broken, depends on chance, or lacks sizes; or if `path` is the source itself.
         NotImplementedError: If a node cannot be kept, or, in form "mlp", is neither affine nor piecewise linear; the
             message names it.
         MemoryError: If the layers need more than `max_bytes`, or than is left; the message has the table.
@@ -84,9 +84,9 @@ def convert(
     options = Options(form, merge, max_pool, opset, dtype, max_bytes, flat)
     target = None if path is None else Path(path)
     if target is not None:
-        check_target(target, overwrite)
+        check_target(target, overwrite, source)
     model = read(source, shapes)
-    return run(import_onnx(model), lambda: runner(model.proto), options, target)
+    return run(import_onnx(model), lambda: runner(model.proto), options, target, overwrite)
 
 
 def export(
@@ -139,7 +139,7 @@ def export(
     if target is not None:
         check_target(target, overwrite)
     network = import_module(model, example_inputs)
-    return run(network, lambda: module_runner(model, network), options, target)
+    return run(network, lambda: module_runner(model, network), options, target, overwrite)
 
 
 def plan(

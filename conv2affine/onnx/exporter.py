@@ -211,7 +211,8 @@ class Exporter:
                 args.append(self.writer.constant(f"{origin}.{number}", arg.reshape(()) if scalar else arg))
         node = operator.node(args, results, self.writer.name(f"{origin}/{operator.op_type}"))
         if operator.op_type == "Cast" and helper.get_node_attr_value(node, "to") in FLOATS:
-            next(attribute for attribute in node.attribute if attribute.name == "to").i = self.elem_type
+            [to] = [attribute for attribute in node.attribute if attribute.name == "to"]
+            to.i = self.elem_type
         self.writer.nodes.append(node)
 
     def vector(self, value: Value) -> str:

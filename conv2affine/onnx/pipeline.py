@@ -111,7 +111,9 @@ def prepare(network: OnnxNetwork, options: Options) -> Prepared:
 
 
 @np.errstate(all="ignore")
-def run(network: OnnxNetwork, original: Callable[[], Run], options: Options, path: Path | None) -> Conversion:
+def run(
+    network: OnnxNetwork, original: Callable[[], Run], options: Options, path: Path | None, overwrite: bool
+) -> Conversion:
     """Convert a network; `original` is called to get what the result is compared with."""
     prepared = prepare(network, options)
     steps = [node for node in prepared.network.graph.nodes if isinstance(node, Step) and node.operator is not None]
@@ -138,7 +140,7 @@ def run(network: OnnxNetwork, original: Callable[[], Run], options: Options, pat
             is_batched = False
             model, difference = _write(prepared, opset, is_batched, options.flat, expected, file)
         if path is not None:
-            publish(file, path)
+            publish(file, path, overwrite)
     kept = {name: step.operator.reason for step in steps for name in step.origin if step.operator.reason}
     return Conversion(model, prepared.plan, kept, difference, is_batched)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import onnx
@@ -15,6 +17,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, exte
 __all__ = ["Model", "Tensor", "location", "read"]
 
 MAX_BYTES = 2**31 - 1  # of one protobuf message
+MAX_NODES = 1_000_000  # of a model with its functions written out
 MIN_OPSET = 7
 
 
@@ -88,6 +91,7 @@ def read(source: ModelProto | str | Path, shapes: Mapping[str, Sequence[int]] | 
         )
     try:
         if proto.functions:
+            _check_functions(proto)
             proto = inliner.inline_local_functions(proto)
         _sort(proto.graph)
         _check(proto)
@@ -175,24 +179,52 @@ def _shapes(shapes: object) -> dict[str, tuple[int, ...]]:
 
 def _sort(graph: GraphProto) -> None:
     """Put the nodes into an order in which each uses only what comes before it."""
-    waiting = {name for node in graph.node for name in node.output}
-    ready: list[NodeProto] = []
     nodes = list(graph.node)
-    while nodes:
-        later = []
-        for node in nodes:
-            if waiting.isdisjoint(filter(None, _reads(node))):
-                ready.append(node)
-                waiting.difference_update(node.output)
-            else:
-                later.append(node)
-        if len(later) == len(nodes):
-            names = ", ".join(location(node) for node in later[:3])
-            raise ValueError(f"nodes must not depend on their own results, and these do: {names}")
-        nodes = later
+    makers = {name: number for number, node in enumerate(nodes) for name in node.output if name}
+    uses = {
+        number: [makers[name] for name in sorted(_reads(node)) if name in makers] for number, node in enumerate(nodes)
+    }
+    if all(maker < number for number, made in uses.items() for maker in made):
+        return
+    try:
+        ready = [nodes[number] for number in TopologicalSorter(uses).static_order()]
+    except CycleError as error:
+        names = ", ".join(location(nodes[number]) for number in error.args[1][:3])
+        raise ValueError(f"nodes must not depend on their own results, and these do: {names}") from None
     copies = [NodeProto.FromString(node.SerializeToString()) for node in ready]
     del graph.node[:]
     graph.node.extend(copies)
+
+
+def _check_functions(proto: ModelProto) -> None:
+    """Raise an error if the functions of a model call themselves, or are too many nodes when written out."""
+    functions = {(function.domain, function.name, function.overload): function for function in proto.functions}
+    called = {
+        key: Counter((node.domain, node.op_type, node.overload) for node in _all_nodes(function.node))
+        for key, function in functions.items()
+    }
+    counts: dict[tuple[str, str, str], int] = {}
+    try:
+        for key in TopologicalSorter(
+            {key: [*filter(functions.get, calls)] for key, calls in called.items()}
+        ).static_order():
+            counts[key] = sum(times * counts.get(callee, 1) for callee, times in called[key].items())
+    except CycleError as error:
+        names = ", ".join(name for _, name, _ in error.args[1][:3])
+        raise ValueError(f"functions of the model must not call themselves, and these do: {names}") from None
+    calls = ((node.domain, node.op_type, node.overload) for node in _all_nodes(proto.graph.node))
+    total = sum(counts.get(key, 1) for key in calls)
+    if total > MAX_NODES:
+        raise ValueError(f"the model must have at most {MAX_NODES} nodes, and its functions written out have {total}")
+
+
+def _all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """Nodes, and those of their subgraphs."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from _all_nodes(graph.node)
 
 
 def _reads(node: NodeProto) -> set[str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
-from onnx import ModelProto, TensorProto
+from google.protobuf.message import DecodeError
+from onnx import ModelProto, TensorProto, external_data_helper
 
 __all__ = ["check_target", "publish", "save"]
 
@@ -14,14 +16,45 @@ SUFFIX = ".data"
 SMALL = 1024  # bytes of a tensor that stays in the model
 
 
-def check_target(path: Path, overwrite: bool) -> None:
-    """Raise an error if a file cannot be written there."""
+def check_target(path: Path, overwrite: bool, source: object = None) -> None:
+    """Raise an error if a file cannot be written there, or if it is the source."""
+    if "\0" in str(path):
+        raise ValueError(f"path ({str(path)!r}) must not hold NUL")
+    data = path.with_name(path.name + SUFFIX) if path.name else path
+    try:
+        os.lstat(data)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise ValueError(f"path ({path}) must be one that a file can have: {error.strerror}") from error
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder of {path} must be there")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} must be a file, and is a folder")
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} is there already; overwrite=True, or --force, replaces it")
+    there = [file for file in (path, data) if os.path.lexists(file)]
+    for file in there:
+        if file.is_dir():
+            raise IsADirectoryError(f"{file} must be a file, and is a folder")
+        if file.exists() and not file.is_file():
+            raise ValueError(f"{file} must be a regular file, and is a device, pipe or socket")
+    is_file = isinstance(source, str | os.PathLike) and path.exists() and os.path.exists(source)
+    if is_file and os.path.samefile(source, path):  # type: ignore[arg-type]
+        raise ValueError(f"{path} must not be the source itself")
+    if data in there and isinstance(source, str | os.PathLike) and _has_data_in(Path(source), data):
+        raise ValueError(f"{data} must not be replaced: the source has its data there; choose another path")
+    if data in there and overwrite and not _has_data_in(path, data):
+        raise FileExistsError(f"{data} is there and not the data of {path}; move it, or choose another path")
+    if there and not overwrite:
+        raise FileExistsError(f"{there[0]} is there already; overwrite=True, or --force, replaces it")
+
+
+def _has_data_in(model: Path, data: Path) -> bool:
+    """Whether a file is a model that has its data in another."""
+    try:
+        proto = ModelProto.FromString(model.read_bytes())
+    except (OSError, DecodeError):
+        return False
+    tensors = external_data_helper._get_all_tensors(proto)
+    names = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    return any((model.parent / name).resolve() == data.resolve() for name in names)
 
 
 def save(model: ModelProto, path: Path) -> None:
@@ -31,13 +64,45 @@ def save(model: ModelProto, path: Path) -> None:
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def publish(file: Path, path: Path) -> None:
-    """Move a model, and its data, to where it is wanted; the model itself last."""
-    data = file.with_name(file.name + SUFFIX)
-    if data.exists():
+def publish(file: Path, path: Path, overwrite: bool) -> None:
+    """Move a model, and its data, to where it is wanted; the model itself last.
+
+    Raises:
+        FileExistsError: If another writer was there first, and `overwrite` is not set.
+    """
+    data, wanted = file.with_name(file.name + SUFFIX), path.with_name(path.name + SUFFIX)
+    has_data = data.exists()
+    if not overwrite:
+        if has_data:
+            _place(data, wanted)
+        try:
+            _place(file, path)
+        except OSError:
+            if has_data:
+                wanted.unlink()
+            raise
+        return
+    check_target(path, overwrite)
+    for new, old in ((file, path), (data, wanted)):
+        if new.exists() and old.is_file():
+            new.chmod(stat.S_IMODE(old.stat().st_mode))
+    if has_data:
         path.unlink(missing_ok=True)  # it may have other data: whoever ends this here leaves no mixture
-        os.replace(data, path.with_name(path.name + SUFFIX))
+        os.replace(data, wanted)
     os.replace(file, path)
+    if not has_data:
+        wanted.unlink(missing_ok=True)
+
+
+def _place(file: Path, path: Path) -> None:
+    """Move a file to where none is; unlike os.replace, it fails where one is."""
+    try:
+        os.link(file, path)
+    except FileExistsError:
+        raise FileExistsError(f"{path} is there already; overwrite=True, or --force, replaces it") from None
+    except OSError:  # the file system has no hard links
+        path.open("x").close()
+        os.replace(file, path)
 
 
 def _with_external_data(model: ModelProto, path: Path) -> ModelProto:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 import warnings
 from collections import Counter
 from typing import Any
@@ -16,6 +17,8 @@ from torch.utils import _pytree as pytree
 __all__ = ["export", "floating_dtypes", "tensors", "unwrap"]
 
 aten = torch.ops.aten
+# torch.export patches modules of PyTorch while it runs: two threads at once break it for the whole process.
+TRACING = threading.RLock()
 # Kept whole: a rule knows them, or they say more than what they decompose into.
 UNDECOMPOSED = (
     *("linear", "matmul", "pad", "prelu", "glu", "scaled_dot_product_attention", "layer_norm", "group_norm"),
@@ -31,7 +34,7 @@ UNDECOMPOSED = (
 
 def export(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
     """The operators of a module, as PyTorch finds them."""
-    with warnings.catch_warnings(), torch.no_grad():
+    with TRACING, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of PyTorch about itself; the result is checked
         try:
             exported: ExportedProgram = torch.export.export(model, inputs).run_decompositions(_decompositions())
