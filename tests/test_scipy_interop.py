@@ -314,3 +314,14 @@ def test_sparse_array_without_zeros():
     array = to_scipy(conv, 4, drop_zeros=True)
     assert 2 * array.nnz == to_scipy(conv, 4).nnz
     np.testing.assert_array_equal(array.toarray(), dense(conv, 4))
+
+
+@pytest.mark.parametrize("padding", [((0, 1),), ((2, 0),), ((1, 3),)], ids=str)
+@pytest.mark.parametrize("output_padding", [0, 1])
+def test_operator_of_a_transposed_convolution_with_uneven_padding(padding, output_padding):
+    weight = torch.arange(1.0, 13.0, dtype=torch.float64).view(2, 1, 6)
+    options = {"input_size": 5, "stride": 2, "padding": padding, "output_padding": output_padding}
+    geometry = Geometry(2, 1, (6,), transposed=True, **options)
+    matrix, operator = to_matrix(weight, geometry).numpy(), as_linear_operator(weight, geometry)
+    np.testing.assert_array_equal(operator.matmat(np.eye(matrix.shape[1])), matrix)
+    np.testing.assert_array_equal(operator.rmatmat(np.eye(matrix.shape[0])), matrix.T)

@@ -155,18 +155,14 @@ class _Convolution:
     def forward(self, x: Tensor) -> Tensor:
         """(batch, in_channels, *input_size) -> (batch, out_channels, *output_size)."""
         if self.geometry.transposed:
-            output_padding = self.geometry.output_padding
-            return self.conv_transpose(x, self.weight, padding=self.padding, output_padding=output_padding)
+            return F.pad(self.conv_transpose(x, self.weight), self.cut(1))
         return self.conv(self.pad(x), self.weight, padding=self.padding)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """(batch, out_channels, *output_size) -> (batch, in_channels, *input_size)."""
         geometry, weight = self.geometry, self.weight.conj()
         if geometry.transposed:
-            x = self.conv(y, weight, padding=self.padding)
-            # An output_padding of at least the stride, which dilation allows, adds windows that belong to no input.
-            inputs: tuple[Any, ...] = (..., *map(slice, geometry.input_size))
-            return x[inputs]
+            return self.conv(F.pad(y, self.cut(-1)), weight)
         # The end of the padded input, behind the last window: no output reads it.
         unread = [
             (size + left + right - dilation * (kernel - 1) - 1) % step
@@ -186,6 +182,18 @@ class _Convolution:
         anywhere = y.new_empty(len(y), geometry.in_channels, *geometry.input_size)
         unpad = torch.func.vjp(self.pad, anywhere)[1]
         return unpad(x)[0]  # type: ignore[no-any-return]
+
+    def cut(self, sign: int) -> list[int]:
+        """What makes the whole transposed convolution that of the geometry, as F.pad takes it; -1 undoes that.
+
+        Padding cuts, and output_padding adds zeros.
+        """
+        g, sides = self.geometry, list[int]()
+        axes = zip(g.input_size, g.stride, g.dilation, g.kernel_size, g.padding, g.output_size, strict=True)
+        for size, step, dilation, kernel, (left, _), output in reversed(list(axes)):
+            whole = (size - 1) * step + dilation * (kernel - 1) + 1
+            sides += [-sign * left, sign * (left + output - whole)]
+        return sides
 
     def pad(self, x: Tensor) -> Tensor:
         return x if self.borders is None else F.pad(x, self.borders, self.padding_mode)
