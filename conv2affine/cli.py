@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -179,9 +178,7 @@ def convert(
 def _errors(debug: bool) -> Iterator[None]:
     """Show an error as one line; or as it is, for those who look for its cause."""
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Sparse CSR tensor")  # PyTorch's, about itself
-            yield
+        yield
     except Exception as error:
         if debug:
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -139,6 +140,12 @@ LAYOUTS: dict[torch.layout, Layout] = {
         indices=2,
     ),
 }
+
+
+# PyTorch says once in a process that these are in beta. Here, and not where they are made: filters are of all threads.
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "Sparse CS. tensor support is in beta state", UserWarning)
+    torch.sparse_csr_tensor([0, 0], [], [], (1, 1), dtype=torch.float32, device="cpu", check_invariants=False)
 
 
 def csr_parts(

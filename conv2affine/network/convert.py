@@ -25,6 +25,7 @@ from conv2affine.network.torch.exporter import export_torch
 from conv2affine.network.torch.importer import TorchNetwork, import_torch
 from conv2affine.network.torch.layers import LAYOUTS, Layout, layer
 from conv2affine.network.torch.program import tensors
+from conv2affine.network.torch.unchanged import alone, on_cpu, unchanged
 from conv2affine.network.verify import verify
 from conv2affine.planning import readable_bytes
 
@@ -34,6 +35,8 @@ DTYPES = (None, torch.float64, torch.float32, torch.float16, torch.bfloat16)
 Module = TypeVar("Module", bound=nn.Module)
 
 
+@alone
+@on_cpu
 def to_linear_network(
     model: nn.Module,
     example_inputs: Any,
@@ -94,10 +97,13 @@ def to_linear_network(
         net = export_torch(network, layout, dtype, each)
     net.plan = plan  # type: ignore[assignment]
     net.meta[_USER_PRESERVED_ATTRIBUTES_KEY] = {"plan": plan}  # for copies
-    verify(model, net, tensors(example_inputs), dtype, network.dtypes)
+    with unchanged(model):
+        verify(model, net, tensors(example_inputs), dtype, network.dtypes)
     return _finish(model, net)
 
 
+@alone
+@on_cpu
 def to_mlp(
     model: nn.Module, example_inputs: Any, *, layout: Layout = "auto", dtype: torch.dtype | None = None
 ) -> nn.Sequential:
@@ -150,10 +156,13 @@ def to_mlp(
             modules = [layer(matrix, bias, dtype, layout), nn.ReLU(), *modules]
     mlp = nn.Sequential(nn.Flatten(), *modules[:-1]).to(network.device)
     mlp.plan = plan  # type: ignore[assignment]
-    verify(model, mlp, tensors(example_inputs), dtype, network.dtypes, flat=True)
+    with unchanged(model):
+        verify(model, mlp, tensors(example_inputs), dtype, network.dtypes, flat=True)
     return _finish(model, mlp)
 
 
+@alone
+@on_cpu
 def module_to_linear(
     module: nn.Module, example_input: Any, *, layout: Layout = "dense", dtype: torch.dtype | None = None
 ) -> nn.Linear:
@@ -201,10 +210,13 @@ def module_to_linear(
     [source] = graph.inputs
     matrix = map.terms.get(source, Selection(np.full(map.size, -1), source.size))
     fc = layer(matrix, map.bias if map.bias.any() else None, dtype, layout).to(network.device)
-    verify(module, nn.Sequential(nn.Flatten(), fc), tensors(example_input), dtype, network.dtypes, flat=True)
+    with unchanged(module):
+        verify(module, nn.Sequential(nn.Flatten(), fc), tensors(example_input), dtype, network.dtypes, flat=True)
     return _finish(module, fc)
 
 
+@alone
+@on_cpu
 def plan_network(
     model: nn.Module,
     example_inputs: Any,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,8 +14,11 @@ __all__ = ["progress"]
 def progress(total: int) -> Iterator[Callable[[str], None]]:
     """A function to call with the name of each layer; it shows them if rich is installed and stderr is a terminal."""
     try:
+        state = random.getstate()  # the import of rich draws from it
         from rich.console import Console
         from rich.progress import Progress
+
+        random.setstate(state)
     except ModuleNotFoundError:
         yield lambda name: None
         return

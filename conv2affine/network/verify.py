@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from conv2affine.network.mixing import first_mixing, is_close
-from conv2affine.network.torch.program import TRACING
+from conv2affine.network.torch.unchanged import users_device
 
 __all__ = ["difference", "verify"]
 
@@ -51,7 +51,7 @@ def verify(
     """
     generator = torch.Generator().manual_seed(0)
     eps = max(torch.finfo(each).eps for each in (dtype, *dtypes))
-    with TRACING, _buffers_kept(model):  # no thread runs a model while another traces
+    with _buffers_kept(model):
         for batch in (inputs, [_random(x, generator) for x in inputs]):
             _compare(model, result, batch, {dtypes[0]: dtype}, eps, generator, flat)
 
@@ -175,7 +175,8 @@ def difference(expected: Any, got: Any, moved: Any, eps: float) -> str:
 
 def _run(model: nn.Module, inputs: Sequence[Tensor], flat: bool) -> list[Any]:
     """The outputs of a model for copies: it may write to its inputs."""
-    leaves = _leaves(model(*(x.clone() for x in inputs)))
+    with users_device(inputs):
+        leaves = _leaves(model(*(x.clone() for x in inputs)))
     if not flat:
         return leaves
     return [x.flatten(1) if x.dim() > 1 else x.unsqueeze(-1) for x in leaves if isinstance(x, Tensor)]

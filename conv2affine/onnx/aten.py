@@ -18,6 +18,7 @@ from conv2affine.network.kinds import KINDS
 from conv2affine.network.torch.importer import import_torch
 from conv2affine.network.torch.operator import Slot
 from conv2affine.network.torch.program import tensors
+from conv2affine.network.torch.unchanged import unchanged, users_device
 from conv2affine.onnx.importer import OnnxNetwork
 from conv2affine.onnx.operators import Operator
 from conv2affine.onnx.reader import Tensor
@@ -67,8 +68,9 @@ def module_runner(model: nn.Module, network: OnnxNetwork) -> Run:
     device = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
 
     def run(inputs: Mapping[str, Any]) -> list[Any]:
-        with torch.no_grad():
-            result = model(*(torch.from_numpy(inputs[tensor.name]).to(device) for tensor in network.inputs))
+        batch = [torch.from_numpy(inputs[tensor.name]).to(device) for tensor in network.inputs]
+        with unchanged(model), torch.no_grad(), users_device(batch):
+            result = model(*batch)
         return [leaf.cpu().numpy() for leaf in pytree.tree_leaves(result) if isinstance(leaf, TorchTensor)]
 
     return run

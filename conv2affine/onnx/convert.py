@@ -12,6 +12,7 @@ from torch import nn
 
 from conv2affine.network.passes.merge import Merge
 from conv2affine.network.report import NetworkPlan
+from conv2affine.network.torch.unchanged import alone, on_cpu
 from conv2affine.onnx.aten import import_module, module_runner
 from conv2affine.onnx.importer import import_onnx
 from conv2affine.onnx.pipeline import MAX_BYTES, Conversion, Form, MaxPool, Options, prepare, run
@@ -22,6 +23,7 @@ from conv2affine.onnx.storage import check_target
 __all__ = ["convert", "export", "plan"]
 
 
+@on_cpu
 def convert(
     source: ModelProto | str | Path,
     path: str | Path | None = None,
@@ -89,6 +91,8 @@ def convert(
     return run(import_onnx(model), lambda: runner(model.proto), options, target, overwrite)
 
 
+@alone
+@on_cpu
 def export(
     model: nn.Module,
     example_inputs: Any,
@@ -142,6 +146,7 @@ def export(
     return run(network, lambda: module_runner(model, network), options, target, overwrite)
 
 
+@on_cpu
 def plan(
     source: ModelProto | str | Path,
     *,

@@ -27,6 +27,7 @@ from conv2affine.network.torch import pooling, rules, steps
 from conv2affine.network.torch.operator import Operator, Slot
 from conv2affine.network.torch.program import export, floating_dtypes, tensors, unwrap
 from conv2affine.network.torch.rules import Context
+from conv2affine.network.torch.unchanged import unchanged, warm_up
 
 __all__ = ["TorchNetwork", "import_torch", "operator_name", "origin"]
 
@@ -70,15 +71,20 @@ def import_torch(model: nn.Module, example_inputs: Any) -> TorchNetwork:
         The graph, not simplified: one piece or step for each operator.
 
     Raises:
-        ValueError: If the result depends on chance or on the other samples of the batch, as in training mode.
+        ValueError: If the result depends on chance or on the other samples of the batch, as in training mode; or on
+            what the module keeps from one call to the next.
         NotImplementedError: If `torch.export` fails, or the exported graph has what is no operator.
     """
-    return _Importer(export(unwrap(model), tuple(x[:1] for x in tensors(example_inputs)))).run()
+    model, inputs = unwrap(model), tuple(x[:1] for x in tensors(example_inputs))
+    with unchanged(model):
+        replaced = warm_up(model, inputs)
+        return _Importer(export(model, inputs), replaced).run()
 
 
 class _Importer:
-    def __init__(self, program: ExportedProgram) -> None:
+    def __init__(self, program: ExportedProgram, replaced: frozenset[str] = frozenset()) -> None:
         self.program = program
+        self.replaced = replaced  # buffers, by each run
         self.graph = Graph()
         self.results: dict[fx.Node, Any] = {}
         state = program.state_dict.values()
@@ -97,6 +103,7 @@ class _Importer:
                 self.results[node] = self.call(node)
             elif node.op != "output":
                 raise NotImplementedError(f"node {node.name} ({node.target}) of the exported graph must be an operator")
+        self.check_state()
         specs = self.program.graph_signature.output_specs
         leaves = [self.output(spec.arg) for spec in specs if spec.kind == OutputKind.USER_OUTPUT]
         for leaf in leaves:
@@ -110,6 +117,23 @@ class _Importer:
                     "itself, over all axes but the first, as in x.flatten(1).sum(1)"
                 )
         return TorchNetwork(graph, leaves, self.program.call_spec.out_spec, self.dtypes, self.device)
+
+    def check_state(self) -> None:
+        """Refuse a buffer that a run changes and the outputs depend on."""
+        signature = self.program.graph_signature
+        outputs = set(signature.user_outputs)
+        for name in sorted(self.replaced.union(signature.buffers_to_mutate.values())):
+            reached = {node for node in self.nodes.values() if signature.inputs_to_buffers.get(node.name) == name}
+            for node in self.program.graph.nodes:
+                # What is overwritten is not read.
+                read = node.all_input_nodes[node.target is aten.copy.default :]
+                if node.op == "call_function" and reached.intersection(read):
+                    reached.add(node)
+            if outputs.intersection(node.name for node in reached):
+                raise ValueError(
+                    f"the model must give the same result for the same input, and {name} is a buffer that it keeps "
+                    "from one run to the next; make it an input and an output"
+                )
 
     def placeholder(self, node: fx.Node) -> Any:
         spec = self.inputs[node.name]

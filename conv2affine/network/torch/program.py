@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import threading
+import sys
 import warnings
 from collections import Counter
 from typing import Any
@@ -14,11 +14,11 @@ from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
+from conv2affine.network.torch.unchanged import users_device
+
 __all__ = ["export", "floating_dtypes", "tensors", "unwrap"]
 
 aten = torch.ops.aten
-# torch.export patches modules of PyTorch while it runs: two threads at once break it for the whole process.
-TRACING = threading.RLock()
 # Kept whole: a rule knows them, or they say more than what they decompose into.
 UNDECOMPOSED = (
     *("linear", "matmul", "pad", "prelu", "glu", "scaled_dot_product_attention", "layer_norm", "group_norm"),
@@ -34,7 +34,7 @@ UNDECOMPOSED = (
 
 def export(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
     """The operators of a module, as PyTorch finds them."""
-    with TRACING, warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), users_device(inputs):
         warnings.simplefilter("ignore")  # of PyTorch about itself; the result is checked
         try:
             exported: ExportedProgram = torch.export.export(model, inputs).run_decompositions(_decompositions())
@@ -103,7 +103,8 @@ def unwrap(model: Any) -> nn.Module:
     """The module inside of what compiles or distributes it, checked."""
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         return unwrap(model.module)
-    if isinstance(model, torch._dynamo.OptimizedModule):
+    dynamo = sys.modules.get("torch._dynamo")  # its import would draw random numbers
+    if dynamo is not None and isinstance(model, dynamo.OptimizedModule):
         return unwrap(model._orig_mod)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}; call a function in its forward")

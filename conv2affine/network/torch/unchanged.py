@@ -1,0 +1,253 @@
+"""To run a model and leave it as it was; and to find what it keeps from one run to the next."""
+
+from __future__ import annotations
+
+import functools
+import random
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from types import ModuleType
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+__all__ = ["alone", "on_cpu", "unchanged", "users_device", "warm_up"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+# torch.export patches modules of PyTorch while it runs: two threads at once break it for the whole process.
+TRACING = threading.RLock()
+# What every module has; its tensors are in the dicts among these.
+PYTORCHS = frozenset(vars(nn.Module()))
+_users_device: ContextVar[torch.device | None] = ContextVar("users_device", default=None)
+
+
+def alone(function: Callable[P, R]) -> Callable[P, R]:
+    """A function that one thread runs at a time: while one traces, others would see the model without its values."""
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        with TRACING:
+            return function(*args, **kwargs)
+
+    return wrapper
+
+
+def on_cpu(function: Callable[P, R]) -> Callable[P, R]:
+    """A function that makes its tensors on the CPU where it names no device, whatever PyTorch's default is."""
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        default = torch.get_default_device()
+        if default.type == "cpu":
+            return function(*args, **kwargs)
+        token = _users_device.set(default)
+        try:
+            with torch.device("cpu"):
+                return function(*args, **kwargs)
+        finally:
+            _users_device.reset(token)
+
+    return wrapper
+
+
+def users_device(inputs: Sequence[Any]) -> Any:
+    """A context for a model's own code: with the user's default device, if its inputs are there."""
+    device = _users_device.get()
+    there = device is not None and any(isinstance(x, Tensor) and x.device.type == device.type for x in inputs)
+    return device if there else nullcontext()
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Put back what runs of a model change in the meantime: its attributes, their tensors, and the random state."""
+    state = _State(model)
+    cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(cuda):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        state.put_back()
+
+
+def warm_up(model: nn.Module, inputs: Sequence[Tensor]) -> frozenset[str]:
+    """Run a model twice, so that what it computes once and keeps is a tensor with values before it is traced.
+
+    Args:
+        model: Within `unchanged`.
+        inputs: Batch first.
+
+    Returns:
+        Names of the buffers that each run replaces, of which torch.export says nothing.
+
+    Raises:
+        ValueError: If it keeps a tensor from one run to the next.
+    """
+    states = [_State(model)]
+    for _ in range(2):
+        if not _runs(model, inputs):
+            return frozenset()  # the trace says why
+        states.append(_State(model))
+    before, once, twice = states
+    nothing = (None, None, None)
+    for name in sorted(before.attributes.keys() | once.attributes.keys() | twice.attributes.keys()):
+        old, first, second = (state.attributes.get(name, nothing)[2] for state in states)
+        was_there = old is not None or name in before.numbers
+        writes = once.stamps.get(name) != twice.stamps.get(name)
+        if not writes and _equal(first, second) and (_equal(old, first) or not was_there):
+            continue  # nothing changed, or a cache was filled
+        owner, key, _ = twice.attributes.get(name) or once.attributes.get(name) or before.attributes[name]
+        if _is_read(model, inputs, owner, key):
+            raise ValueError(
+                f"the model must give the same result for the same input, and {name} is a tensor that it keeps from "
+                "one run to the next; make it an input and an output"
+            )
+    return frozenset(name for name, buffer in once.buffers.items() if twice.buffers.get(name) is not buffer)
+
+
+def _runs(model: nn.Module, inputs: Sequence[Tensor]) -> bool:
+    """Whether a model runs on copies of inputs."""
+    try:
+        with torch.no_grad(), users_device(inputs):
+            model(*(x.clone() for x in inputs))
+    except Exception:
+        return False
+    return True
+
+
+def _is_read(model: nn.Module, inputs: Sequence[Tensor], owner: Any, key: Any) -> bool:
+    """Whether a model reads one of its tensors: it cannot with something else in its place."""
+    if not isinstance(owner, dict | list):
+        return True
+    kept = owner[key] if isinstance(owner, list) or key in owner else None
+    owner[key] = object()
+    try:
+        return not _runs(model, inputs)
+    finally:
+        owner[key] = kept
+
+
+def _equal(first: Tensor | None, second: Tensor | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return (
+        first.shape == second.shape
+        and first.dtype is second.dtype
+        and first.device == second.device
+        and bool(((first == second) | ((first != first) & (second != second))).all())
+    )
+
+
+class _State:
+    """What a model holds: its modules' attributes, containers and helper objects in them, and copies of all tensors.
+
+    Attributes:
+        attributes: By name: who holds a tensor, or None; under which key; and a copy of it. Without parameters and
+            buffers.
+        numbers: Names of what is a number.
+        stamps: By name of a tensor: which it is, and how often it was written to.
+        buffers: By name, without copies.
+        tensors: Each tensor, what it shares memory with now, and a copy.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.attributes: dict[str, tuple[Any, Any, Tensor | None]] = {}
+        self.tensors: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.containers: list[tuple[Any, Any]] = []
+        self.numbers: set[str] = set()
+        self.stamps: dict[str, tuple[int, int]] = {}
+        self.buffers = dict(model.named_buffers())
+        self.seen: dict[int, Any] = {}
+        with torch.no_grad():
+            for name, module in model.named_modules():
+                self.module(name, module)
+
+    def module(self, name: str, module: nn.Module) -> None:
+        """What a module holds itself."""
+        if id(module) in self.seen:
+            return
+        self.seen[id(module)] = module
+        attributes = vars(module)
+        self.containers.append((attributes, dict(attributes)))
+        for key, value in list(attributes.items()):
+            if key not in PYTORCHS:
+                self.value(f"{name}.{key}".lstrip("."), value, attributes, key, True)
+            elif isinstance(value, dict):
+                self.containers.append((value, dict(value)))
+                for tensor in value.values():
+                    if isinstance(tensor, Tensor):
+                        self.tensor(tensor)
+
+    def value(self, name: str, value: Any, owner: Any, key: Any, inside: bool) -> None:
+        """An attribute or an element; `inside` the module itself, and not a helper object."""
+        if value is None:
+            self.attributes[name] = owner, key, None
+        elif isinstance(value, Tensor):
+            self.attributes[name] = owner, key, self.tensor(value)
+            self.stamps[name] = id(value), 0 if value.is_inference() else value._version
+        elif isinstance(value, int | float):
+            self.numbers.add(name)
+        elif isinstance(value, nn.Module):
+            if inside:
+                for path, module in value.named_modules(prefix=name):
+                    self.module(path, module)
+        elif id(value) not in self.seen:
+            self.inner(name, value, inside)
+
+    def inner(self, name: str, value: Any, inside: bool) -> None:
+        """What a container or a helper object holds."""
+        items: list[tuple[Any, Any]]
+        if isinstance(value, dict):
+            items = list(value.items())
+            self.containers.append((value, dict(value)))
+        elif isinstance(value, list | tuple):
+            items = list(enumerate(value))
+            if isinstance(value, list):
+                self.containers.append((value, list(value)))
+        elif (
+            inside
+            and isinstance(getattr(value, "__dict__", None), dict)
+            and not callable(value)
+            and not isinstance(value, ModuleType)
+        ):
+            self.seen[id(value)] = value
+            self.inner(name, vars(value), False)
+            return
+        else:
+            return
+        self.seen[id(value)] = value
+        for key, element in items:
+            self.value(f"{name}.{key}", element, value, key, inside)
+
+    def tensor(self, tensor: Tensor) -> Tensor | None:
+        """A copy of a tensor."""
+        if tensor.is_meta or tensor.layout is not torch.strided or is_lazy(tensor):
+            return None
+        copy = tensor.detach().clone()
+        self.tensors.append((tensor, tensor.detach(), copy))
+        return copy
+
+    def put_back(self) -> None:
+        """Make everything as it was."""
+        for container, content in reversed(self.containers):
+            if isinstance(container, list):
+                container[:] = content
+            elif len(container) != len(content) or any(
+                container.get(key, self) is not value for key, value in content.items()
+            ):
+                container.clear()
+                container.update(content)
+        with torch.no_grad():
+            for tensor, memory, copy in self.tensors:
+                if tensor.shape != memory.shape or tensor.data_ptr() != memory.data_ptr():
+                    tensor.data = memory
+                if not _equal(memory, copy):
+                    memory.copy_(copy)
