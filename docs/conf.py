@@ -1,7 +1,6 @@
 """The documentation site; `make docs` builds it into build/docs."""
 
 import re
-import warnings
 
 import conv2affine
 
@@ -44,7 +43,6 @@ sphinx_gallery_conf = {
     "write_computation_times": False,
     "min_reported_time": float("inf"),
 }
-warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state", UserWarning)  # PyTorch's, not ours
 
 html_theme = "furo"
 html_title = "conv2affine"

@@ -184,7 +184,6 @@ def give_up(*_: object) -> None:
 
 def main() -> None:
     warnings.simplefilter("error")
-    warnings.filterwarnings("ignore", "Sparse CS. tensor support is in beta state")
     signal.signal(signal.SIGALRM, give_up)
     count, first = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
     totals: Counter[str] = Counter()

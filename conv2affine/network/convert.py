@@ -25,7 +25,7 @@ from conv2affine.network.torch.exporter import export_torch
 from conv2affine.network.torch.importer import TorchNetwork, import_torch
 from conv2affine.network.torch.layers import LAYOUTS, Layout, layer
 from conv2affine.network.torch.program import tensors
-from conv2affine.network.torch.unchanged import alone, on_cpu, unchanged
+from conv2affine.network.torch.unchanged import alone, on_cpu
 from conv2affine.network.verify import verify
 from conv2affine.planning import readable_bytes
 
@@ -97,8 +97,7 @@ def to_linear_network(
         net = export_torch(network, layout, dtype, each)
     net.plan = plan  # type: ignore[assignment]
     net.meta[_USER_PRESERVED_ATTRIBUTES_KEY] = {"plan": plan}  # for copies
-    with unchanged(model):
-        verify(model, net, tensors(example_inputs), dtype, network.dtypes)
+    verify(model, net, tensors(example_inputs), dtype, network.dtypes)
     return _finish(model, net)
 
 
@@ -156,8 +155,7 @@ def to_mlp(
             modules = [layer(matrix, bias, dtype, layout), nn.ReLU(), *modules]
     mlp = nn.Sequential(nn.Flatten(), *modules[:-1]).to(network.device)
     mlp.plan = plan  # type: ignore[assignment]
-    with unchanged(model):
-        verify(model, mlp, tensors(example_inputs), dtype, network.dtypes, flat=True)
+    verify(model, mlp, tensors(example_inputs), dtype, network.dtypes, flat=True)
     return _finish(model, mlp)
 
 
@@ -210,8 +208,7 @@ def module_to_linear(
     [source] = graph.inputs
     matrix = map.terms.get(source, Selection(np.full(map.size, -1), source.size))
     fc = layer(matrix, map.bias if map.bias.any() else None, dtype, layout).to(network.device)
-    with unchanged(module):
-        verify(module, nn.Sequential(nn.Flatten(), fc), tensors(example_input), dtype, network.dtypes, flat=True)
+    verify(module, nn.Sequential(nn.Flatten(), fc), tensors(example_input), dtype, network.dtypes, flat=True)
     return _finish(module, fc)
 
 

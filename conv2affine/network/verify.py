@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from conv2affine.network.mixing import first_mixing, is_close
-from conv2affine.network.torch.unchanged import users_device
+from conv2affine.network.torch.unchanged import unchanged, users_device
 
 __all__ = ["difference", "verify"]
 
@@ -51,22 +50,9 @@ def verify(
     """
     generator = torch.Generator().manual_seed(0)
     eps = max(torch.finfo(each).eps for each in (dtype, *dtypes))
-    with _buffers_kept(model):
+    with unchanged(model):
         for batch in (inputs, [_random(x, generator) for x in inputs]):
             _compare(model, result, batch, {dtypes[0]: dtype}, eps, generator, flat)
-
-
-@contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Undo what a model does to its buffers when it runs."""
-    items = [(module._buffers, *item) for module in model.modules() for item in module._buffers.items()]
-    kept = [(buffers, name, buffer, buffer.clone()) for buffers, name, buffer in items if buffer is not None]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffers, name, buffer, value in kept:
-                buffers[name] = buffer.copy_(value)
 
 
 def _random(x: Tensor, generator: torch.Generator) -> Tensor:

@@ -17,7 +17,6 @@ def attack(seed: int, size: int) -> str:
     """Convert `size` layers."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Using padding=.same. with even kernel lengths")
-        warnings.filterwarnings("ignore", "Sparse CS. tensor support is in beta state")
         warnings.filterwarnings("ignore", "Complex modules are a new feature")
         for number in range(seed, seed + size):
             try:

@@ -1,7 +1,6 @@
 """Random small networks, converted, pickled and back, against the model in float64."""
 
 import pickle
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -38,9 +37,7 @@ def attack(seed: int, size: int) -> str:
     ) -> None:
         check(dtype, *case)
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse CS. tensor support is in beta state")
-        convert_all()
+    convert_all()
     return "all equal"
 
 
