@@ -7,8 +7,9 @@ import torch
 from conv2affine.network.graph import Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.compose import add, compose
+from conv2affine.network.matrices.expressions import Product, Sum
 from conv2affine.network.matrices.layers import Convolution
-from conv2affine.network.matrices.matrix import Matrix, Product, Selection, Sparse, Sum
+from conv2affine.network.matrices.matrix import Matrix, Selection, Sparse
 from conv2affine.network.rules import formulas as rules
 from conv2affine.network.rules.moves import concatenate, follow
 

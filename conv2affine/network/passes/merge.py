@@ -7,7 +7,8 @@ from typing import Literal
 
 from conv2affine.network.graph import Graph, Node, Piece, Value
 from conv2affine.network.matrices.affine import AffineMap
-from conv2affine.network.matrices.matrix import Matrix, Product, Selection
+from conv2affine.network.matrices.expressions import Product
+from conv2affine.network.matrices.matrix import Matrix, Selection
 
 __all__ = ["MERGE", "Merge", "merge"]
 
