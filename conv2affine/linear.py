@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["to_linear", "torch_conv_layer_to_affine"]
 
-
-LAYOUTS = (torch.strided, torch.sparse_csr)
+LINEAR_LAYOUTS = (torch.strided, torch.sparse_csr)
 
 
 @overload
@@ -97,7 +96,7 @@ def to_linear(
         >>> torch.allclose(fc(x.flatten(1)), conv(x).flatten(1), atol=1e-6)
         True
     """
-    if layout not in LAYOUTS:
+    if layout not in LINEAR_LAYOUTS:
         raise ValueError(f"layout ({layout}) must be torch.strided or torch.sparse_csr in a linear layer")
     if is_network(conv, input_size):
         from conv2affine.network.convert import module_to_linear

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from conv2affine.convolution.arguments import COPIED_DTYPES, Conv, InputSize, Padding, Sizes, check_groups, check_weight
 from conv2affine.convolution.geometry import Geometry
-from conv2affine.convolution.guard import check_bias_memory, check_memory
-from conv2affine.convolution.layouts import LAYOUTS, Request, check_request
+from conv2affine.convolution.guard import check_bias_memory, check_matrix_memory
+from conv2affine.convolution.layouts import BUILDERS, Request, check_request
 from conv2affine.convolution.parameters import read, weight_and_bias
 from conv2affine.operators import ops
 
@@ -69,7 +69,7 @@ def to_matrix(
     """
     weight, _, geometry = read(conv, input_size)
     request = checked_request(weight, geometry, layout, rows, index_dtype, drop_zeros)
-    return LAYOUTS[layout].build(weight, geometry, request)
+    return BUILDERS[layout](weight, geometry, request)
 
 
 def to_bias(conv: Conv, input_size: InputSize) -> Tensor:
@@ -245,7 +245,7 @@ def checked_request(
     Raises:
         TypeError: If taps overlap, and their weights are of a dtype that PyTorch does not add.
         ValueError: As `layouts.check_request`; or if zeros of a meta tensor should be dropped.
-        MemoryError: As `guard.check_memory`.
+        MemoryError: As `guard.check_matrix_memory`.
     """
     request = check_request(geometry, layout, rows, index_dtype, drop_zeros)
     if weight.dtype in COPIED_DTYPES and _has_overlap(geometry):
@@ -256,7 +256,7 @@ def checked_request(
         )
     if drop_zeros and weight.is_meta:
         raise ValueError("drop_zeros must be False on the meta device, where no weight is known to be 0; leave it out")
-    check_memory(geometry, weight, request)
+    check_matrix_memory(geometry, weight, request)
     return request
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
@@ -12,8 +11,8 @@ from torch import Tensor, nn
 
 from conv2affine.convolution.arguments import Conv, InputSize
 from conv2affine.convolution.geometry import Geometry
-from conv2affine.convolution.layouts import LAYOUTS, Size, index_dtypes
 from conv2affine.convolution.parameters import read
+from conv2affine.convolution.sizes import layout_sizes, readable_bytes
 from conv2affine.dispatch import is_network
 from conv2affine.operators import ops
 
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
     from conv2affine.network.report import NetworkPlan
 
 __all__ = ["Plan", "plan"]
-
-# Two threads write at least this much, in any layout; see benchmarks/.
-BYTES_PER_SECOND = 10e9
 
 
 @dataclass(frozen=True)
@@ -62,15 +58,6 @@ class Plan:
         strided = self.bytes["strided"]
         return "strided" if strided <= 2**20 or strided <= 2 * self.bytes[csr] else csr
 
-    def time_class(self, layout: str) -> str:
-        """Time to build it on two threads, to a power of ten: "< 1 ms" to "< 1000 s"."""
-        seconds = self.bytes[layout] / BYTES_PER_SECOND
-        for limit in ("1 ms", "10 ms", "100 ms", "1 s", "10 s", "100 s", "1000 s"):
-            number, unit = limit.split()
-            if seconds < float(number) * (0.001 if unit == "ms" else 1):
-                return f"< {limit}"
-        return "longer"
-
     def __str__(self) -> str:
         geometry = self.geometry
         kind = "transposed convolution" if geometry.transposed else "convolution"
@@ -85,11 +72,7 @@ class Plan:
             ("matrix", f"{self.rows:,} x {self.cols:,}, {self.dtype}"),
             ("non-zeros", f"{self.nnz:,} ({self.density:.3%})"),
             *(
-                (
-                    layout,
-                    f"{readable_bytes(size):>10}  {self.time_class(layout):>8}"
-                    + "  recommended" * (layout == recommended),
-                )
+                (layout, f"{readable_bytes(size):>10}" + "  recommended" * (layout == recommended))
                 for layout, size in self.bytes.items()
             ),
         ]
@@ -130,12 +113,12 @@ def plan(conv: Any, input_size: Any) -> Plan | NetworkPlan:
         input size         (224, 224) -> (112, 112)
         matrix             802,816 x 150,528, torch.float32
         non-zeros          116,214,528 (0.096%)
-        strided             483.39 GB   < 100 s
-        sparse_csr, int32   932.93 MB  < 100 ms  recommended
-        sparse_csr, int64     1.40 GB     < 1 s
-        sparse_csc, int32   930.32 MB  < 100 ms
-        sparse_csc, int64     1.40 GB     < 1 s
-        sparse_coo, int64     2.32 GB     < 1 s
+        strided             483.39 GB
+        sparse_csr, int32   932.93 MB  recommended
+        sparse_csr, int64     1.40 GB
+        sparse_csc, int32   930.32 MB
+        sparse_csc, int64     1.40 GB
+        sparse_coo, int64     2.32 GB
     """
     if is_network(conv, input_size):
         from conv2affine.network.convert import plan_network
@@ -143,48 +126,7 @@ def plan(conv: Any, input_size: Any) -> Plan | NetworkPlan:
         return plan_network(conv, input_size)
     with torch.no_grad():
         weight, _, geometry = read(conv, input_size)
-    every, (rows, cols) = range(geometry.shape[0]), geometry.shape
-    nnz = ops.nnz(geometry, every)
-    return Plan(geometry, weight.dtype, rows, cols, nnz, layout_bytes(geometry, weight.dtype, every))
-
-
-def layout_name(layout: torch.layout, index_dtype: torch.dtype) -> str:
-    """The key of a layout in `Plan.bytes`.
-
-    Example:
-        >>> layout_name(torch.sparse_csr, torch.int32)
-        'sparse_csr, int32'
-    """
-    name = str(layout).removeprefix("torch.")
-    return name if not LAYOUTS[layout].index_dtypes else f"{name}, {str(index_dtype).removeprefix('torch.')}"
-
-
-def layout_sizes(geometry: Geometry, dtype: torch.dtype, rows: range) -> dict[str, tuple[torch.layout, Size]]:
-    """The layout and `Size` of a block of rows, per layout and index dtype that can count its entries."""
-    cols, nnz = geometry.shape[1], ops.nnz(geometry, rows)
-    sizes = {}
-    for layout in LAYOUTS:
-        # A dense matrix has no indices, and none are counted.
-        for index_dtype in index_dtypes(layout, len(rows), cols, nnz) or [torch.int64]:
-            size = Size(len(rows), cols, nnz, dtype.itemsize, index_dtype.itemsize)
-            sizes[layout_name(layout, index_dtype)] = layout, size
-    return sizes
-
-
-def layout_bytes(geometry: Geometry, dtype: torch.dtype, rows: range) -> dict[str, int]:
-    """Bytes of a block of rows, per layout and index dtype that can count its entries."""
-    return {name: LAYOUTS[layout].bytes(size) for name, (layout, size) in layout_sizes(geometry, dtype, rows).items()}
-
-
-def readable_bytes(size: float) -> str:
-    """A number of bytes with three digits and a decimal unit.
-
-    Example:
-        >>> readable_bytes(70560)
-        '70.56 kB'
-    """
-    if size < 1000:
-        return f"{size:.0f} B"
-    units = ("kB", "MB", "GB", "TB", "PB")
-    power = min(int(math.log10(size)) // 3, len(units))
-    return f"{size / 1000**power:.2f} {units[power - 1]}"
+    rows, cols = geometry.shape
+    nnz = ops.nnz(geometry, range(rows))
+    sizes = layout_sizes(rows, cols, nnz, weight.dtype)
+    return Plan(geometry, weight.dtype, rows, cols, nnz, {size.name: size.bytes for size in sizes})

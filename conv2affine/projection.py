@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from conv2affine.convolution.geometry import Geometry
-from conv2affine.convolution.layouts import LAYOUTS
+from conv2affine.convolution.layouts import BUILDERS
 from conv2affine.operators import ops
 from conv2affine.operators.extension import _C
 
@@ -187,9 +187,9 @@ def check_matrix(name: str, matrix: object, geometry: object) -> None:
         )
     if not isinstance(matrix, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(matrix).__name__}")
-    if matrix.layout not in LAYOUTS:
+    if matrix.layout not in BUILDERS:
         raise TypeError(
-            f"{name} must have a layout of {', '.join(map(str, LAYOUTS))}, got {matrix.layout}; convert it with "
+            f"{name} must have a layout of {', '.join(map(str, BUILDERS))}, got {matrix.layout}; convert it with "
             "to_sparse_csr() or to_dense()"
         )
     if matrix.dtype not in DTYPES:

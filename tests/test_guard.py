@@ -13,9 +13,8 @@ from torch import nn
 from conv2affine import Geometry, conv_matrix, to_bias, to_linear, to_matrix
 from conv2affine.convolution import guard
 from conv2affine.convolution.guard import _cgroups_left
-from conv2affine.convolution.layouts import LAYOUTS
+from conv2affine.convolution.sizes import layout_sizes
 from conv2affine.operators import ops
-from conv2affine.planning import layout_sizes
 
 MIB = 2**20
 
@@ -120,9 +119,9 @@ options = dict(layout={layout}, drop_zeros={drop_zeros})
 to_matrix(conv, 4, **options)"""
     peak = peak_bytes(setup, "to_matrix(conv, 32, **options)")
     geometry = Geometry(16, 64, (3, 3), input_size=32)
-    sizes = layout_sizes(geometry, dtype, range(geometry.shape[0]))
-    _, size = next(entry for entry in sizes.values() if entry[0] is layout)
-    assert peak == pytest.approx(LAYOUTS[layout].peak_bytes(size, drop_zeros), rel=0.02, abs=4 * MIB)
+    nnz = ops.nnz(geometry, range(geometry.shape[0]))
+    size = next(size for size in layout_sizes(*geometry.shape, nnz, dtype) if size.layout is layout)
+    assert peak == pytest.approx(size.peak_bytes(drop_zeros), rel=0.02, abs=4 * MIB)
 
 
 def test_bias_is_guarded(monkeypatch):

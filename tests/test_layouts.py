@@ -8,7 +8,7 @@ from conftest import assert_same_bits
 from torch import nn
 
 from conv2affine import Geometry, conv_matrix, plan, to_linear, to_matrix
-from conv2affine.planning import layout_name
+from conv2affine.convolution.sizes import layout_name
 
 LAYOUTS = [torch.sparse_csr, torch.sparse_csc, torch.sparse_coo]
 BY_ROWS = [torch.sparse_csr, torch.sparse_coo]

@@ -11,7 +11,7 @@ from torch import nn
 
 from conv2affine import conv_matrix, conv_transpose_matrix, reference, to_bias, to_linear, to_matrix
 from conv2affine.convolution.arguments import COPIED_DTYPES
-from conv2affine.convolution.layouts import LAYOUTS
+from conv2affine.convolution.layouts import BUILDERS
 
 FLOATING = [
     torch.float16,
@@ -203,7 +203,7 @@ def test_groups_that_do_not_divide_are_refused(function):
         function(torch.ones(4, 2, 3), 8, groups=3)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("layout", BUILDERS, ids=str)
 @pytest.mark.parametrize("dtype", COPIED_DTYPES, ids=str)
 def test_weights_that_cannot_be_added_are_copied_where_no_taps_overlap(dtype, layout):
     weight = torch.arange(2 * 3).view(2, 1, 3).to(dtype)

@@ -6,7 +6,7 @@ from cases import CASES
 from torch import nn
 
 from conv2affine import Geometry, plan, to_matrix
-from conv2affine.planning import readable_bytes
+from conv2affine.convolution.sizes import readable_bytes
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)

@@ -13,11 +13,11 @@ from torch._subclasses import FakeTensor
 
 from conv2affine.convolution.arguments import INT64_MAX
 from conv2affine.convolution.geometry import Geometry
-from conv2affine.convolution.layouts import LAYOUTS, Request
+from conv2affine.convolution.layouts import Request
+from conv2affine.convolution.sizes import Size, layout_name, layout_sizes, readable_bytes
 from conv2affine.operators import ops
-from conv2affine.planning import layout_bytes, layout_name, layout_sizes, readable_bytes
 
-__all__ = ["address_space_left", "check_bias_memory", "check_memory", "memory_left"]
+__all__ = ["address_space_left", "check_bias_memory", "check_matrix_memory", "memory_left"]
 
 # Reading how much memory is left takes as long as building a matrix of a few MB.
 UNCHECKED_BYTES = 2**24
@@ -26,7 +26,7 @@ LOCAL_RANKS = ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANK
 BIAS_ADVICE = "take the layer's own bias, which has one entry per channel"
 
 
-def check_memory(geometry: Geometry, weight: Tensor, request: Request) -> None:
+def check_matrix_memory(geometry: Geometry, weight: Tensor, request: Request) -> None:
     """Raise MemoryError if the matrix needs more memory than is left.
 
     Args:
@@ -46,24 +46,22 @@ def check_memory(geometry: Geometry, weight: Tensor, request: Request) -> None:
     if dense <= UNCHECKED_BYTES or _is_unchecked(weight):
         return
     wanted = layout_name(request.layout, request.index_dtype)
-    sizes = layout_sizes(geometry, dtype, rows)
+    sizes = layout_sizes(len(rows), geometry.shape[1], ops.nnz(geometry, rows), dtype)
     # Address space and memory at the peak. Pages of a dense matrix in which no weight lies take address space only.
-    mapped = {name: LAYOUTS[layout].peak_bytes(size, request.drop_zeros) for name, (layout, size) in sizes.items()}
+    mapped = {size.name: size.peak_bytes(request.drop_zeros) for size in sizes}
     if mapped[wanted] <= UNCHECKED_BYTES:
         return
     left, space = memory_left(), address_space_left()
 
-    def resident(layout: torch.layout, mapped: int) -> int:
-        return ops.dense_resident_bytes(geometry, dtype, rows) if layout is torch.strided else mapped
+    def resident(size: Size) -> int:
+        is_dense = size.layout is torch.strided
+        return ops.dense_resident_bytes(geometry, dtype, rows) if is_dense else mapped[size.name]
 
-    fits = {
-        name: mapped[name] <= space and resident(layout, mapped[name]) <= left for name, (layout, _) in sizes.items()
-    }
+    fits = {size.name: mapped[size.name] <= space and resident(size) <= left for size in sizes}
     if fits[wanted]:
         return
     listed = "; ".join(
-        f"{name}: {readable_bytes(size)}, {'fits' if fits[name] else 'does not fit'}"
-        for name, size in layout_bytes(geometry, dtype, rows).items()
+        f"{size.name}: {readable_bytes(size.bytes)}, {'fits' if fits[size.name] else 'does not fit'}" for size in sizes
     )
     raise MemoryError(
         f"layout ({request.layout}) of {len(rows)} x {geometry.shape[1]} elements of {dtype} needs "
@@ -77,7 +75,7 @@ def check_bias_memory(geometry: Geometry, bias: Tensor) -> None:
 
     Args:
         geometry: The conversion.
-        bias: Of the result's dtype and device, looked at as in `check_memory`.
+        bias: Of the result's dtype and device, looked at as in `check_matrix_memory`.
 
     Raises:
         MemoryError: With the bytes.

@@ -1,4 +1,4 @@
-"""The layouts that a matrix comes in. A layout is one entry of the table `LAYOUTS`, and the function that it names."""
+"""The layouts that a matrix comes in: what can be requested, and the function that builds each."""
 
 from __future__ import annotations
 
@@ -13,22 +13,11 @@ from torch.autograd.function import once_differentiable
 
 from conv2affine.convolution.arguments import shown
 from conv2affine.convolution.geometry import Geometry
+from conv2affine.convolution.sizes import INDICES, INT32_MAX, index_dtypes
 from conv2affine.operators import ops
 from conv2affine.operators.derivatives import is_transformed
 
-__all__ = [
-    "INT32_MAX",
-    "LAYOUTS",
-    "Layout",
-    "Request",
-    "Size",
-    "assemble",
-    "check_request",
-    "csr_parts",
-    "index_dtypes",
-]
-
-INT32_MAX = 2**31 - 1
+__all__ = ["BUILDERS", "Request", "assemble", "check_request", "csr_parts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,45 +28,6 @@ class Request:
     rows: range
     index_dtype: torch.dtype
     drop_zeros: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    """What the bytes of a matrix, or a block of its rows, depend on; `value` and `index` are bytes per item."""
-
-    rows: int
-    cols: int
-    nnz: int
-    value: int
-    index: int
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """How one layout is built, and what it takes.
-
-    Args:
-        build: The function that builds the matrix.
-        index_dtypes: The index dtypes to choose from, the preferred one first; empty if there are no indices.
-        has_blocks: Whether a block of rows can be built.
-        bytes: Bytes of the matrix.
-        indices: Indices per entry.
-    """
-
-    build: Callable[[Tensor, Geometry, Request], Tensor]
-    index_dtypes: tuple[torch.dtype, ...]
-    has_blocks: bool
-    bytes: Callable[[Size], int]
-    indices: int
-
-    def peak_bytes(self, size: Size, drop_zeros: bool) -> int:
-        """Bytes at the peak: the result's, and with drop_zeros those of the worst case, in which no entry is 0.
-
-        For each entry, dropping takes a flag, the place (int64) of an entry that is kept, and a second copy of the
-        indices or of the values, whichever is larger.
-        """
-        dropping = size.nnz * (1 + torch.int64.itemsize + max(self.indices * size.index, size.value))
-        return self.bytes(size) + dropping * drop_zeros
 
 
 def dense(weight: Tensor, geometry: Geometry, request: Request) -> Tensor:
@@ -110,35 +60,12 @@ def sparse_coo(weight: Tensor, geometry: Geometry, request: Request) -> Tensor:
     )
 
 
-LAYOUTS: dict[torch.layout, Layout] = {
-    torch.strided: Layout(
-        dense,
-        index_dtypes=(),
-        has_blocks=True,
-        bytes=lambda size: size.rows * size.cols * size.value,
-        indices=0,
-    ),
-    torch.sparse_csr: Layout(
-        sparse_csr,
-        index_dtypes=(torch.int32, torch.int64),
-        has_blocks=True,
-        bytes=lambda size: size.nnz * (size.value + size.index) + (size.rows + 1) * size.index,
-        indices=1,
-    ),
-    torch.sparse_csc: Layout(
-        sparse_csc,
-        index_dtypes=(torch.int32, torch.int64),
-        has_blocks=False,
-        bytes=lambda size: size.nnz * (size.value + size.index) + (size.cols + 1) * size.index,
-        indices=1,
-    ),
-    torch.sparse_coo: Layout(
-        sparse_coo,
-        index_dtypes=(torch.int64,),
-        has_blocks=True,
-        bytes=lambda size: size.nnz * (size.value + 2 * size.index),
-        indices=2,
-    ),
+# The functions that build each layout.
+BUILDERS: dict[torch.layout, Callable[[Tensor, Geometry, Request], Tensor]] = {
+    torch.strided: dense,
+    torch.sparse_csr: sparse_csr,
+    torch.sparse_csc: sparse_csc,
+    torch.sparse_coo: sparse_coo,
 }
 
 
@@ -220,20 +147,19 @@ def check_request(
     drop_zeros: bool = False,
 ) -> Request:
     """The request, once all of it fits the geometry; arguments as in `to_matrix`."""
-    if not isinstance(layout, torch.layout) or layout not in LAYOUTS:
-        names = ", ".join(map(str, LAYOUTS))
+    if not isinstance(layout, torch.layout) or layout not in BUILDERS:
+        names = ", ".join(map(str, BUILDERS))
         reason = ""
         if layout is torch.sparse_bsr or layout is torch.sparse_bsc:
             reason = ": few convolutions have entries in dense blocks, see docs/sparse.md"
         raise ValueError(f"layout ({shown(layout)}) must be one of {names}{reason}")
-    entry = LAYOUTS[layout]
-    if not entry.index_dtypes and (index_dtype is not None or drop_zeros):
+    if not INDICES[layout].dtypes and (index_dtype is not None or drop_zeros):
         raise ValueError(
             f"index_dtype ({shown(index_dtype)}) and drop_zeros ({shown(drop_zeros)}) must be left out with layout "
             f"{layout}, which has no indices and holds every zero"
         )
     block = _block(rows, geometry)
-    if not entry.has_blocks and len(block) != geometry.shape[0]:
+    if layout is torch.sparse_csc and len(block) != geometry.shape[0]:
         raise ValueError(
             f"rows ({rows}) must be left out with layout {layout}, which is built by columns; build "
             "torch.sparse_csr and call to_sparse_csc()"
@@ -254,9 +180,9 @@ def _block(rows: range | None, geometry: Geometry) -> range:
 
 
 def _index_dtype(geometry: Geometry, layout: torch.layout, rows: range, index_dtype: torch.dtype | None) -> torch.dtype:
-    dtypes = LAYOUTS[layout].index_dtypes
+    dtypes = INDICES[layout].dtypes
     if not dtypes:
-        return torch.int64
+        return torch.int64  # not used
     if index_dtype is not None and index_dtype not in dtypes:
         raise ValueError(
             f"index_dtype ({shown(index_dtype)}) must be {' or '.join(map(str, dtypes))} with layout {layout}"
@@ -275,9 +201,3 @@ def _index_dtype(geometry: Geometry, layout: torch.layout, rows: range, index_dt
         f"index_dtype {wanted} counts to {INT32_MAX}, too few for {nnz} entries in {len(rows)} rows and "
         f"{geometry.shape[1]} columns; leave it out, or build a block of rows"
     )
-
-
-def index_dtypes(layout: torch.layout, rows: int, cols: int, nnz: int) -> list[torch.dtype]:
-    """The index dtypes of a layout that can count the entries of such a matrix, the preferred one first."""
-    fits = max(nnz, rows, cols) <= INT32_MAX
-    return [dtype for dtype in LAYOUTS[layout].index_dtypes if fits or dtype is torch.int64]

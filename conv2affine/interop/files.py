@@ -29,9 +29,9 @@ from conv2affine.convolution.arguments import Conv, InputSize
 from conv2affine.convolution.blocks import check_rows, csr_rows, row_blocks
 from conv2affine.convolution.geometry import Geometry
 from conv2affine.convolution.layouts import check_request
+from conv2affine.convolution.sizes import readable_bytes
 from conv2affine.interop.scipy import ARRAY_DTYPES, scipy_weight
 from conv2affine.operators import ops
-from conv2affine.planning import readable_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

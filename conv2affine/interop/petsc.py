@@ -14,7 +14,7 @@ from torch import Tensor
 from conv2affine.convolution.arguments import Conv, InputSize
 from conv2affine.convolution.blocks import check_rows, csr_rows, row_blocks
 from conv2affine.convolution.geometry import Geometry
-from conv2affine.convolution.guard import check_memory
+from conv2affine.convolution.guard import check_matrix_memory
 from conv2affine.convolution.layouts import check_request
 from conv2affine.convolution.parameters import read
 from conv2affine.operators import ops
@@ -72,7 +72,7 @@ def to_petsc(conv: Conv | Tensor, input_size: InputSize | Geometry, comm: Comm |
     entries = (ops.nnz(geometry, range(*bounds)) for bounds in pairwise(map(int, matrix.getOwnershipRanges())))
     _check_count(max(entries), "entries of a rank", integer)
     request = check_request(geometry, torch.sparse_csr, rows, index_dtype)
-    check_memory(geometry, torch.empty(0, dtype=dtype, device="cpu"), request)
+    check_matrix_memory(geometry, torch.empty(0, dtype=dtype, device="cpu"), request)
 
     # Rows are made twice, first to count: all at once they would take as much memory as the matrix.
     counts = np.empty((2, len(rows)), integer)  # entries per row, in this rank's columns and in all others

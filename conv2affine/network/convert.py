@@ -11,6 +11,7 @@ from torch import fx, nn
 from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 
 from conv2affine.convolution.guard import memory_left
+from conv2affine.convolution.sizes import readable_bytes
 from conv2affine.network.graph import Graph, Step, Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.matrix import Selection
@@ -27,7 +28,6 @@ from conv2affine.network.torch.layers import LAYOUTS, Layout, layer
 from conv2affine.network.torch.program import tensors
 from conv2affine.network.torch.unchanged import alone, on_cpu
 from conv2affine.network.verify import verify
-from conv2affine.planning import readable_bytes
 
 __all__ = ["module_to_linear", "plan_network", "to_linear_network", "to_mlp"]
 

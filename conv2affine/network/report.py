@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
+from conv2affine.convolution.sizes import readable_bytes
 from conv2affine.network.graph import Graph, Piece
 from conv2affine.network.kinds import KINDS
 from conv2affine.network.matrices.matrix import Selection
 from conv2affine.network.passes.chain import Layer
 from conv2affine.network.torch.layers import Layout as LayoutName
 from conv2affine.network.torch.layers import choose_layout, layout_bytes
-from conv2affine.planning import readable_bytes
 
 __all__ = ["NetworkPlan", "Row", "describe", "describe_layers"]
 
@@ -82,18 +81,6 @@ class NetworkPlan:
     def peak_bytes(self) -> int:
         """Bytes while it is made: all layers, and the largest of them in float64."""
         return self.bytes + max((12 * row.nnz for row in self.layers if row.kind == "computed"), default=0)
-
-    def __rich__(self) -> Any:
-        """The table as `rich` prints it."""
-        from rich.box import SIMPLE_HEAD
-        from rich.table import Table
-
-        table = Table(box=SIMPLE_HEAD, show_footer=True)
-        for number, (heading, *cells) in enumerate(zip(*self._lines(), strict=True)):
-            table.add_column(heading, cells[-1], justify="left" if number in LEFT else "right")
-        for line in self._lines()[1:-1]:
-            table.add_row(*line)
-        return table
 
     def _lines(self) -> list[tuple[str, ...]]:
         """The heading, a line for each row, and the totals."""

@@ -14,6 +14,7 @@ import onnx
 import torch
 from onnx import ModelProto, defs
 
+from conv2affine.convolution.sizes import readable_bytes
 from conv2affine.network.convert import check_memory, to_layers
 from conv2affine.network.graph import Step
 from conv2affine.network.passes.chain import Layer
@@ -27,7 +28,6 @@ from conv2affine.onnx.exporter import Exporter, gathers
 from conv2affine.onnx.importer import FLOATS, OnnxNetwork
 from conv2affine.onnx.runner import Run, RunError, compare, runner, sample
 from conv2affine.onnx.storage import publish, save
-from conv2affine.planning import readable_bytes
 
 __all__ = ["MAX_BYTES", "Conversion", "Form", "MaxPool", "Options", "prepare", "run"]
 

@@ -19,13 +19,13 @@ from torch._subclasses.functional_tensor import FunctorchFunctionalizeAPI
 from torch.autograd import forward_ad
 from torch.overrides import has_torch_function_unary
 
+from conv2affine.convolution.sizes import INT32_MAX
 from conv2affine.operators.extension import _C
 from conv2affine.operators.linear_maps import LINEAR, OPERATORS, Matrix, check_bytes
 
 __all__ = ["call", "is_transformed"]
 
 PLAIN = (Tensor, torch.nn.Parameter)
-INT32_MAX = 2**31 - 1
 
 
 def is_transformed() -> bool:

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from conv2affine.convolution.arguments import INT64_MAX
 from conv2affine.operators.extension import _C
 
 __all__ = ["LINEAR", "OPERATORS", "Block", "Linear", "Matrix", "check_bytes"]
 
 OPERATORS = torch.ops.conv2affine
-INT64_MAX = 2**63 - 1
 
 
 class Block(NamedTuple):

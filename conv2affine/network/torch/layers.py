@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from conv2affine.convolution.sizes import INT32_MAX, layout_sizes
 from conv2affine.network.matrices.layers import Convolution
 from conv2affine.network.matrices.matrix import Array, Matrix
 from conv2affine.sparse_linear import SparseLinear
@@ -16,7 +17,6 @@ __all__ = ["LAYOUTS", "Layout", "choose_layout", "layer", "layout_bytes"]
 
 Layout = Literal["auto", "dense", "sparse"]
 LAYOUTS = ("auto", "dense", "sparse")
-INT32_MAX = 2**31 - 1
 # Below this a dense matrix is faster, and easier to read.
 SMALL_BYTES = 2**20
 
@@ -32,10 +32,9 @@ class Sized(Protocol):
 
 def layout_bytes(matrix: Sized, dtype: torch.dtype) -> dict[str, int]:
     """Bytes of each layout."""
-    rows, cols = matrix.shape
-    nnz = matrix.nnz
-    index = 4 if max(nnz, rows, cols) <= INT32_MAX else 8
-    return {"dense": rows * cols * dtype.itemsize, "sparse": nnz * (dtype.itemsize + index) + (rows + 1) * index}
+    sizes = layout_sizes(*matrix.shape, matrix.nnz, dtype)
+    names = {"dense": torch.strided, "sparse": torch.sparse_csr}
+    return {name: next(size.bytes for size in sizes if size.layout is layout) for name, layout in names.items()}
 
 
 def choose_layout(matrix: Sized, dtype: torch.dtype, layout: Layout) -> str:
