@@ -1,12 +1,14 @@
 """The layers that all tests share: every class, every option, degenerate sizes, and random ones."""
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from hypothesis import strategies as st
 from torch import nn
+
+from conv2affine import Geometry
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,22 @@ def layers(draw):
     if same and all(r <= i for r, i in zip(reach, input_size, strict=True)):
         arguments.update(padding="same", stride=1)
     return (C1, C2, C3)[dims - 1], arguments, input_size
+
+
+@st.composite
+def geometries(draw):
+    """A geometry of any kind: also what no layer has, uneven padding in each mode, and transposed."""
+    layer, arguments, input_size = draw(layers())
+    arguments = {name: value for name, value in arguments.items() if name != "bias"}
+    geometry = Geometry.from_layer(layer(**arguments, device="meta"), input_size)
+    sides = []
+    for axis, (left, right) in enumerate(geometry.padding):
+        # Taking from one side leaves an output and each mode's limit where the layer is transposed; else, it adds one.
+        change = draw(st.integers(0, left)) if geometry.transposed else 0
+        limit = {"circular": input_size[axis], "reflect": input_size[axis] - 1}.get(geometry.padding_mode, right + 3)
+        more = 0 if geometry.transposed else draw(st.integers(0, max(0, limit - right)))
+        sides.append((left - change, right + more))
+    return replace(geometry, padding=tuple(sides))
 
 
 def made(layer, arguments):

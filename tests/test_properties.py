@@ -1,12 +1,14 @@
 """Random geometries of all classes and options, degenerate ones included."""
 
+import numpy as np
 import torch
-from cases import layers, made
+from cases import geometries, layers, made
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from conv2affine import plan, reference, to_bias, to_linear, to_matrix
+from conv2affine import as_linear_operator, plan, reference, to_bias, to_linear, to_matrix
+from conv2affine.convolution.product import adjoint, forward
 
 
 @given(layers())
@@ -57,3 +59,24 @@ def test_row_blocks_make_up_the_matrix(drawn, data):
     cut = data.draw(st.integers(0, len(whole)))
     blocks = [to_matrix(conv, input_size, rows=rows) for rows in (range(cut), range(cut, len(whole)))]
     assert torch.equal(torch.cat(blocks), whole)
+
+
+@given(geometries())
+@settings(max_examples=200, deadline=None)
+def test_products_without_the_matrix_are_the_matrixs(geometry):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(geometry.weight_size, dtype=torch.complex128, generator=generator)
+    matrix = to_matrix(weight, geometry)
+    rows, cols = matrix.shape
+    x = torch.randn(2, geometry.in_channels, *geometry.input_size, dtype=torch.complex128, generator=generator)
+    y = torch.randn(2, geometry.out_channels, *geometry.output_size, dtype=torch.complex128, generator=generator)
+    close = {"rtol": 1e-12, "atol": 1e-11}
+    assert forward(x, weight, geometry).shape == y.shape
+    assert adjoint(y, weight, geometry).shape == x.shape
+    torch.testing.assert_close(forward(x, weight, geometry).flatten(1).T, matrix @ x.flatten(1).T, **close)
+    torch.testing.assert_close(adjoint(y, weight, geometry).flatten(1).T, matrix.mH @ y.flatten(1).T, **close)
+    operator = as_linear_operator(weight, geometry)
+    np.testing.assert_allclose(operator.matmat(np.eye(cols)), matrix, **close)
+    np.testing.assert_allclose(operator.rmatmat(np.eye(rows)), matrix.mH.resolve_conj(), **close)
+    assert operator.matvec(np.ones(cols)).shape == (rows,)
+    assert operator.rmatvec(np.ones(rows)).shape == (cols,)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from math import prod
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from conv2affine.convolution.arguments import Conv, InputSize
 from conv2affine.convolution.geometry import Geometry
 from conv2affine.convolution.layouts import csr_parts
 from conv2affine.convolution.parameters import read
+from conv2affine.convolution.product import adjoint, forward
 from conv2affine.matrix import checked_request
 
 if TYPE_CHECKING:
@@ -32,8 +31,6 @@ ARRAY_DTYPES = (
     *(torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64),
     *(torch.int8, torch.int16, torch.int32, torch.int64),
 )
-CONV: tuple[Callable[..., Tensor], ...] = (F.conv1d, F.conv2d, F.conv3d)
-CONV_TRANSPOSE: tuple[Callable[..., Tensor], ...] = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 # The largest buffer into which PyTorch may unfold a block of vectors. The bound costs no time: the C library returns
 # larger buffers to the system, and 32 vectors of a 3x3 layer of 64 channels at 56 x 56 took 0.18 s in blocks of 115 MB,
 # 0.10 s in blocks of 29 MB.
@@ -78,13 +75,10 @@ def as_linear_operator(conv: Conv | Tensor, input_size: InputSize | Geometry) ->
     """
     scipy = _scipy()
     weight, geometry = scipy_weight(conv, input_size, "solvers", OPERATOR_DTYPES)
-    convolution = _Convolution(weight.clone(memory_format=torch.contiguous_format), geometry)
-    inputs = (geometry.in_channels, *geometry.input_size)
-    outputs = (geometry.out_channels, *geometry.output_size)
-    product = partial(convolution.columns, convolution.forward, inputs)
-    adjoint = partial(convolution.columns, convolution.adjoint, outputs)
+    products = _Products(weight.clone(memory_format=torch.contiguous_format), geometry)
+    product, transposed = products.forward, products.adjoint
     return scipy.sparse.linalg.LinearOperator(
-        geometry.shape, matvec=product, rmatvec=adjoint, matmat=product, rmatmat=adjoint, dtype=convolution.dtype
+        geometry.shape, matvec=product, rmatvec=transposed, matmat=product, rmatmat=transposed, dtype=products.dtype
     )
 
 
@@ -133,72 +127,23 @@ def to_scipy(
     return scipy.sparse.csr_array((values, indices, starts), shape=(len(request.rows), geometry.shape[1]))
 
 
-class _Convolution:
-    """A layer without its bias, x -> A @ x, and its adjoint, y -> A^H @ y, for batches of samples."""
+class _Products:
+    """The products of a layer's matrix with columns of NumPy arrays."""
 
     def __init__(self, weight: Tensor, geometry: Geometry) -> None:
         self.weight = weight  # as the layer has it
         self.geometry = geometry
         self.dtype = np.dtype(str(weight.dtype).removeprefix("torch."))
-        axes = len(geometry.kernel_size) - 1
-        options: dict[str, Any] = {"stride": geometry.stride, "dilation": geometry.dilation, "groups": geometry.groups}
-        self.conv = partial(CONV[axes], **options)
-        self.conv_transpose = partial(CONV_TRANSPOSE[axes], **options)
-        # The convolution itself pads both sides with equally many zeros; F.pad does everything else.
-        self.padding = [left for left, _ in geometry.padding]
-        self.borders: list[int] | None = None
-        self.padding_mode = "constant" if geometry.padding_mode == "zeros" else geometry.padding_mode
-        if geometry.padding_mode != "zeros" or any(left != right for left, right in geometry.padding):
-            self.padding = [0] * len(geometry.padding)
-            self.borders = [side for sides in reversed(geometry.padding) for side in sides]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, in_channels, *input_size) -> (batch, out_channels, *output_size)."""
-        if self.geometry.transposed:
-            return F.pad(self.conv_transpose(x, self.weight), self.cut(1))
-        return self.conv(self.pad(x), self.weight, padding=self.padding)
+    def forward(self, x: NDArray[Any]) -> NDArray[Any]:
+        return self.columns(forward, (self.geometry.in_channels, *self.geometry.input_size), x)
 
-    def adjoint(self, y: Tensor) -> Tensor:
-        """(batch, out_channels, *output_size) -> (batch, in_channels, *input_size)."""
-        geometry, weight = self.geometry, self.weight.conj()
-        if geometry.transposed:
-            return self.conv(F.pad(y, self.cut(-1)), weight)
-        # The end of the padded input, behind the last window: no output reads it.
-        unread = [
-            (size + left + right - dilation * (kernel - 1) - 1) % step
-            for size, (left, right), dilation, kernel, step in zip(
-                geometry.input_size,
-                geometry.padding,
-                geometry.dilation,
-                geometry.kernel_size,
-                geometry.stride,
-                strict=True,
-            )
-        ]
-        x = self.conv_transpose(y, weight, padding=self.padding, output_padding=unread)
-        if self.borders is None:
-            return x
-        # F.pad is linear: its derivative is the same everywhere.
-        anywhere = y.new_empty(len(y), geometry.in_channels, *geometry.input_size)
-        unpad = torch.func.vjp(self.pad, anywhere)[1]
-        return unpad(x)[0]  # type: ignore[no-any-return]
+    def adjoint(self, y: NDArray[Any]) -> NDArray[Any]:
+        return self.columns(adjoint, (self.geometry.out_channels, *self.geometry.output_size), y)
 
-    def cut(self, sign: int) -> list[int]:
-        """What makes the whole transposed convolution that of the geometry, as F.pad takes it; -1 undoes that.
-
-        Padding cuts, and output_padding adds zeros.
-        """
-        g, sides = self.geometry, list[int]()
-        axes = zip(g.input_size, g.stride, g.dilation, g.kernel_size, g.padding, g.output_size, strict=True)
-        for size, step, dilation, kernel, (left, _), output in reversed(list(axes)):
-            whole = (size - 1) * step + dilation * (kernel - 1) + 1
-            sides += [-sign * left, sign * (left + output - whole)]
-        return sides
-
-    def pad(self, x: Tensor) -> Tensor:
-        return x if self.borders is None else F.pad(x, self.borders, self.padding_mode)
-
-    def columns(self, function: Callable[[Tensor], Tensor], shape: tuple[int, ...], x: NDArray[Any]) -> NDArray[Any]:
+    def columns(
+        self, function: Callable[[Tensor, Tensor, Geometry], Tensor], shape: tuple[int, ...], x: NDArray[Any]
+    ) -> NDArray[Any]:
         """`function`, `forward` or `adjoint`, of each column of x as a sample of this shape; or of the vector x."""
         if np.iscomplexobj(x) and not self.weight.is_complex():
             real, imag = (self.columns(function, shape, part) for part in (x.real, x.imag))
@@ -206,7 +151,8 @@ class _Convolution:
         samples = np.array(x.reshape(prod(shape), -1).T, self.dtype, order="C")  # a copy: x may be read-only
         batch = torch.from_numpy(samples).to(self.weight.device).view(len(samples), *shape)
         with torch.no_grad(), torch.autocast(batch.device.type, enabled=False):
-            results = [function(block).flatten(1) for block in torch.split(batch, self.block)]
+            blocks = torch.split(batch, self.block)
+            results = [function(block, self.weight, self.geometry).flatten(1) for block in blocks]
         return torch.cat(results).cpu().numpy().T
 
     @property

@@ -10,19 +10,16 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 import torch
-import torch.nn.functional as F
 from scipy.sparse import csr_array
 from torch import Tensor
 
 from conv2affine.convolution.geometry import Geometry
+from conv2affine.convolution.product import forward
 from conv2affine.matrix import to_matrix
 from conv2affine.network.matrices.matrix import Array, Matrix
 from conv2affine.network.matrices.pattern import Pattern, places
 
 __all__ = ["Convolution", "Separable"]
-
-CONV = (F.conv1d, F.conv2d, F.conv3d)
-CONV_TRANSPOSE = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,18 +45,9 @@ class Convolution(Matrix):
         return (self.weight.detach(),)
 
     def apply(self, x: Array) -> Array:
-        g, axes = self.geometry, len(self.geometry.kernel_size) - 1
-        options: dict[str, Any] = {"stride": g.stride, "dilation": g.dilation, "groups": g.groups}
-        weight = self.weight.detach().double()
+        g = self.geometry
         batch = torch.from_numpy(np.ascontiguousarray(x)).view(len(x), g.in_channels, *g.input_size)
-        if g.transposed:
-            y = CONV_TRANSPOSE[axes](batch, weight, **options)
-            # What is padded is cut off, and output_padding adds zeros: a padding, negative or not.
-            sizes = zip(g.padding, g.output_size, y.shape[2:], strict=True)
-            y = _pad(y, [(-left, left + size - full) for (left, _), size, full in sizes])
-        else:
-            y = CONV[axes](_pad(batch, g.padding), weight, **options)
-        return y.flatten(1).numpy()
+        return forward(batch, self.weight.detach().double(), g).flatten(1).numpy()
 
     def tensor(self, dtype: torch.dtype, layout: torch.layout) -> Tensor:
         """The matrix as a tensor."""
@@ -112,11 +100,6 @@ class Separable(Matrix):
     @cached_property
     def pattern(self) -> Pattern:  # type: ignore[override]
         return Pattern(self.channels, 1, 1, tuple(places(axis) for axis in self.axes))
-
-
-def _pad(x: Tensor, sides: Any) -> Tensor:
-    """F.pad with zeros; sides is one (left, right) per axis, where a negative number cuts."""
-    return F.pad(x, [side for pair in reversed(sides) for side in pair])
 
 
 def _csr(weight: Tensor, geometry: Geometry) -> csr_array:
