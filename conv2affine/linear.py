@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from conv2affine.convolution.arguments import Conv, InputSize
+from conv2affine.convolution.build import expand
 from conv2affine.convolution.geometry import Geometry
 from conv2affine.convolution.parameters import weight_and_bias
 from conv2affine.dispatch import is_network
-from conv2affine.matrix import expand, to_matrix
+from conv2affine.matrix import to_matrix
 from conv2affine.sparse_linear import SparseLinear
 
 if TYPE_CHECKING:

@@ -1,7 +1,8 @@
 """The pure-Python implementation that everything else is tested against: readable, and slow.
 
 It scatters, tap by tap, along the padded input. It shares only the reading of a layer's parameters with the rest of
-the package.
+the package. `conv` is always one of PyTorch's six convolution layers, and `input_size` is (I_1, ..., I_D), or one int
+for all axes. Where the output would be empty, a ValueError is raised.
 """
 
 from __future__ import annotations
@@ -33,16 +34,9 @@ def to_matrix(conv: Conv, input_size: Sizes) -> Tensor:
 
         A[(co, o), (ci, i)] = sum over taps k that join o and i of  w[co, ci, k]
 
-    Args:
-        conv: One of PyTorch's six convolution layers.
-        input_size: (I_1, ..., I_D), or one int for all axes.
-
     Returns:
         A tensor of shape (out_channels * prod(output size), in_channels * prod(input_size)), dtype of the weight.
         Element [r, c] is the factor of input element c in output element r, both in C order.
-
-    Raises:
-        ValueError: If the output would be empty.
 
     Example:
         >>> conv = nn.Conv1d(1, 1, 2, bias=False).requires_grad_(False)
@@ -55,13 +49,10 @@ def to_matrix(conv: Conv, input_size: Sizes) -> Tensor:
     outputs = output_size(conv, inputs)
     weight = weight_and_bias(conv)[0].detach()
     in_group, out_group = conv.in_channels // conv.groups, conv.out_channels // conv.groups
-    rows = conv.out_channels * prod(outputs)
-    cols = conv.in_channels * prod(inputs)
-    matrix = torch.zeros(rows, cols, dtype=weight.dtype)
+    matrix = torch.zeros(conv.out_channels * prod(outputs), conv.in_channels * prod(inputs), dtype=weight.dtype)
     joins = list(_transposed_joins(conv, inputs) if conv.transposed else _joins(conv, inputs))
     for group, co_in_group, ci_in_group in product(range(conv.groups), range(out_group), range(in_group)):
-        co = group * out_group + co_in_group
-        ci = group * in_group + ci_in_group
+        co, ci = group * out_group + co_in_group, group * in_group + ci_in_group
         for k, o, i in joins:
             w = weight[(ci, co_in_group, *k) if conv.transposed else (co, ci_in_group, *k)]
             row = enc_tuple((co, *o), (conv.out_channels, *outputs))
@@ -76,16 +67,9 @@ def to_bias(conv: Conv, input_size: Sizes) -> Tensor:
 
         b[(co, o)] = bias[co]
 
-    Args:
-        conv: One of PyTorch's six convolution layers.
-        input_size: (I_1, ..., I_D), or one int for all axes.
-
     Returns:
         A tensor of shape (out_channels * prod(output size),), zeros where the layer has no bias. Element [r] is added
         to output element r.
-
-    Raises:
-        ValueError: If the output would be empty.
 
     Example:
         >>> to_bias(nn.Conv1d(1, 1, 2, bias=False), 3)
@@ -105,16 +89,9 @@ def to_linear(conv: Conv, input_size: Sizes) -> nn.Linear:
 
         fc(x.flatten(1)) == conv(x).flatten(1)
 
-    Args:
-        conv: One of PyTorch's six convolution layers.
-        input_size: (I_1, ..., I_D), or one int for all axes.
-
     Returns:
         An `nn.Linear` of the layer's dtype, without a bias where the layer has none. `weight[r, c]` is the factor of
         input element c in output element r.
-
-    Raises:
-        ValueError: If the output would be empty.
 
     Example:
         >>> to_linear(nn.Conv2d(2, 5, 3, padding=1), (6, 7))
@@ -132,24 +109,7 @@ def to_linear(conv: Conv, input_size: Sizes) -> nn.Linear:
 
 
 def torch_conv_layer_to_affine(conv: Conv, input_size: Sizes) -> nn.Linear:
-    """The well-known script's name for `to_linear`.
-
-        fc(x.flatten(1)) == conv(x).flatten(1)
-
-    Args:
-        conv: One of PyTorch's six convolution layers.
-        input_size: (I_1, ..., I_D), or one int for all axes.
-
-    Returns:
-        The `nn.Linear`, as in `to_linear`.
-
-    Raises:
-        ValueError: If the output would be empty.
-
-    Example:
-        >>> torch_conv_layer_to_affine(nn.Conv1d(1, 1, 2), 3)
-        Linear(in_features=3, out_features=2, bias=True)
-    """
+    """The well-known script's name for `to_linear`."""
     return to_linear(conv, input_size)
 
 
@@ -158,16 +118,6 @@ def output_size(conv: Conv, input_size: Sizes) -> tuple[int, ...]:
 
         O = (I + left + right - dilation * (K - 1) - 1) // stride + 1                        (convolution)
         O = (I - 1) * stride - 2 * padding + dilation * (K - 1) + output_padding + 1         (transposed)
-
-    Args:
-        conv: One of PyTorch's six convolution layers.
-        input_size: (I_1, ..., I_D), or one int for all axes.
-
-    Returns:
-        (O_1, ..., O_D).
-
-    Raises:
-        ValueError: If the output would be empty.
 
     Example:
         >>> output_size(nn.Conv2d(1, 1, 3, stride=2), (6, 7))
@@ -189,16 +139,9 @@ def output_size(conv: Conv, input_size: Sizes) -> tuple[int, ...]:
 
 
 def enc_tuple(tup: Iterable[int], shape: Iterable[int]) -> int:
-    """Place of a coordinate in C order.
+    """Place in C order of a coordinate, one number per axis, in a tensor of this shape.
 
         enc_tuple((a, b, c), (A, B, C)) = (a * B + b) * C + c
-
-    Args:
-        tup: One coordinate per axis.
-        shape: Size of each axis.
-
-    Returns:
-        The place, from 0 to prod(shape) - 1.
 
     Raises:
         ValueError: If there is not one coordinate per axis, or one is out of its bounds.
@@ -219,16 +162,9 @@ def enc_tuple(tup: Iterable[int], shape: Iterable[int]) -> int:
 
 
 def dec_tuple(x: int, shape: Iterable[int]) -> tuple[int, ...]:
-    """The coordinate at a place in C order; the inverse of `enc_tuple`.
+    """The coordinate at place x in C order; the inverse of `enc_tuple`.
 
         dec_tuple((a * B + b) * C + c, (A, B, C)) = (a, b, c)
-
-    Args:
-        x: The place.
-        shape: Size of each axis.
-
-    Returns:
-        One coordinate per axis.
 
     Raises:
         ValueError: If the place is not from 0 to prod(shape) - 1.
@@ -248,24 +184,13 @@ def dec_tuple(x: int, shape: Iterable[int]) -> tuple[int, ...]:
 
 
 def range2d(a: int, b: int) -> Iterator[tuple[int, int]]:
-    """All pairs of coordinates of an image, in C order.
-
-        (0, 0), (0, 1), ..., (0, b - 1), (1, 0), ..., (a - 1, b - 1)
-
-    Args:
-        a: Number of rows.
-        b: Number of columns.
-
-    Returns:
-        An iterator over (row, column).
+    """All (row, column) of an image of a rows and b columns, in C order.
 
     Example:
         >>> list(range2d(2, 2))
         [(0, 0), (0, 1), (1, 0), (1, 1)]
     """
-    for row in range(a):
-        for column in range(b):
-            yield row, column
+    yield from product(range(a), range(b))
 
 
 def _joins(conv: Conv, inputs: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], ...]]:

@@ -8,8 +8,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from conv2affine.convolution.build import checked_request
 from conv2affine.convolution.geometry import Geometry
-from conv2affine.matrix import checked_request
 from conv2affine.operators import ops
 
 __all__ = ["BLOCK_ENTRIES", "bias_rows", "check_rows", "csr_rows", "row_blocks"]

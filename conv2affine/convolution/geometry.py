@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -24,10 +25,9 @@ from conv2affine.convolution.arguments import (
     is_iterable,
     shown,
 )
+from conv2affine.convolution.padding import check_padding_mode, output_size, padding_pairs
 
 __all__ = ["Geometry"]
-
-PADDING_MODES = ("zeros", "circular", "reflect", "replicate")
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -105,10 +105,7 @@ class Geometry:
         dims = len(kernel_size)
         if not 1 <= dims <= 3:
             raise ValueError(f"kernel_size ({shown(kernel_size)}) must have 1, 2 or 3 axes")
-
-        def store(name: str, value: object) -> None:
-            object.__setattr__(self, name, value)
-
+        store = partial(object.__setattr__, self)
         store("padding_mode", padding_mode)
         store("transposed", transposed)
         store("in_channels", integers("in_channels", in_channels, 1, at_least=1)[0])
@@ -119,10 +116,12 @@ class Geometry:
         store("stride", integers("stride", stride, dims, at_least=1))
         store("dilation", integers("dilation", dilation, dims, at_least=1))
         store("output_padding", integers("output_padding", output_padding, dims, at_least=0))
-        self._check_channels()
-        store("padding", self._padding_pairs(padding))
-        self._check_padding_mode()
-        store("output_size", self._output_size())
+        for name, channels in (("in_channels", self.in_channels), ("out_channels", self.out_channels)):
+            if channels % self.groups:
+                raise ValueError(f"{name} ({channels}) must be divisible by groups ({self.groups})")
+        store("padding", padding_pairs(padding, self))
+        check_padding_mode(self)
+        store("output_size", output_size(self))
         rows, cols = self.shape
         if rows * cols > INT64_MAX:
             raise ValueError(
@@ -176,21 +175,10 @@ class Geometry:
     @property
     def shape(self) -> tuple[int, int]:
         """(rows, cols) of the matrix: all output elements by all input elements of one sample."""
-        return (
-            self.out_channels * prod(self.output_size),
-            self.in_channels * prod(self.input_size),
-        )
+        return self.out_channels * prod(self.output_size), self.in_channels * prod(self.input_size)
 
     def check_weight(self, weight: Tensor) -> None:
-        """Refuse a weight that this geometry cannot have.
-
-        Args:
-            weight: (out, in/groups, *kernel_size), or (in, out/groups, *kernel_size) if transposed.
-
-        Raises:
-            TypeError: If the weight is not a strided tensor of numbers.
-            ValueError: If the weight's shape is not `weight_size`.
-        """
+        """Refuse what is not a strided tensor of numbers (TypeError) of shape `weight_size` (ValueError)."""
         check_weight(weight)
         if weight.shape != self.weight_size:
             raise ValueError(
@@ -244,12 +232,8 @@ class Geometry:
     @property
     def grouped_size(self) -> tuple[int, ...]:
         """(groups, out/group, in/group, *kernel_size)."""
-        return (
-            self.groups,
-            self.out_channels // self.groups,
-            self.in_channels // self.groups,
-            *self.kernel_size,
-        )
+        groups = self.groups
+        return groups, self.out_channels // groups, self.in_channels // groups, *self.kernel_size
 
     def operator_arguments(self) -> tuple[list[int], str, bool]:
         """(geometry, padding_mode, transposed) as every operator takes them; see csrc/convolution.h.
@@ -264,91 +248,3 @@ class Geometry:
         left = (sides[0] for sides in self.padding)
         numbers = [*self.input_size, *self.output_size, *self.stride, *left, *self.dilation]
         return numbers, self.padding_mode, self.transposed
-
-    def _check_channels(self) -> None:
-        for name in ("in_channels", "out_channels"):
-            if getattr(self, name) % self.groups:
-                raise ValueError(f"{name} ({getattr(self, name)}) must be divisible by groups ({self.groups})")
-
-    def _padding_pairs(self, padding: Padding) -> tuple[tuple[int, int], ...]:
-        dims = len(self.kernel_size)
-        if isinstance(padding, str) and padding == "valid":
-            padding = 0
-        if isinstance(padding, str) and padding == "same":
-            if self.transposed or any(step != 1 for step in self.stride):
-                raise ValueError(
-                    f"padding='same' needs stride 1 and no transposition, got stride {self.stride}, "
-                    f"transposed={self.transposed}; give the padding in numbers"
-                )
-            totals = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
-            # As in PyTorch, the right side gets one more of an odd total.
-            return tuple((total // 2, total - total // 2) for total in totals)
-        if isinstance(padding, str):
-            raise ValueError(f"padding ({padding!r}) must be numbers, 'same' or 'valid'")
-        if is_iterable(padding):
-            sides = tuple(padding)
-            if any(map(is_iterable, sides)):
-                pairs = [integers("padding", side, 2, at_least=0) for side in sides]
-                if len(pairs) != dims:
-                    raise ValueError(
-                        f"padding ({shown(sides)}) must have one (left, right) pair per axis, that is {dims}"
-                    )
-                return tuple((left, right) for left, right in pairs)
-            padding = sides
-        return tuple((side, side) for side in integers("padding", padding, dims, at_least=0))
-
-    def _check_padding_mode(self) -> None:
-        mode = self.padding_mode
-        if not isinstance(mode, str) or mode not in PADDING_MODES:
-            raise ValueError(f"padding_mode ({shown(mode)}) must be one of {PADDING_MODES}")
-        if self.transposed and mode != "zeros":
-            raise ValueError(f"padding_mode ({mode!r}) must be 'zeros' in a transposed convolution")
-        if not self.transposed and any(self.output_padding):
-            raise ValueError(f"output_padding ({self.output_padding}) must be 0 unless the convolution is transposed")
-        # F.pad wraps around at most once, and reflects at most once.
-        spare = {"circular": 0, "reflect": 1}.get(mode)
-        for axis, (size, sides) in enumerate(zip(self.input_size, self.padding, strict=True)):
-            if spare is not None and max(sides) > size - spare:
-                raise ValueError(
-                    f"padding {sides} of axis {axis} must be at most {size - spare} on each side with "
-                    f"padding_mode {mode!r} and input size {size}"
-                )
-
-    def _output_size(self) -> tuple[int, ...]:
-        sizes = []
-        for axis, (size, kernel, step, (left, right), dilation, extra) in enumerate(
-            zip(
-                self.input_size,
-                self.kernel_size,
-                self.stride,
-                self.padding,
-                self.dilation,
-                self.output_padding,
-                strict=True,
-            )
-        ):
-            extent = dilation * (kernel - 1) + 1
-            if self.transposed:
-                if extra >= max(step, dilation):
-                    raise ValueError(
-                        f"output_padding ({extra}) of axis {axis} must be smaller than stride ({step}) "
-                        f"or dilation ({dilation})"
-                    )
-                output = (size - 1) * step - left - right + extent + extra
-                if output < 1:
-                    raise ValueError(
-                        f"padding ({left} + {right}) of axis {axis} must leave an output, got size "
-                        f"{output} from input size {size}, stride {step}, kernel size {kernel}, "
-                        f"dilation {dilation}, output_padding {extra}"
-                    )
-            else:
-                padded = size + left + right
-                if extent > padded:
-                    raise ValueError(
-                        f"the kernel of axis {axis} must not be larger than the padded input: it "
-                        f"reaches over {extent} (kernel size {kernel}, dilation {dilation}), the input "
-                        f"over {padded} (input size {size}, padding {left} + {right})"
-                    )
-                output = (padded - extent) // step + 1
-            sizes.append(output)
-        return tuple(sizes)

@@ -175,7 +175,7 @@ def _create(part: Path, weight: Tensor, geometry: Geometry, index_dtype: torch.d
     new = part.with_name(part.name + ".new")
     with h5py.File(new, "w", alignment_threshold=1, alignment_interval=PAGE_BYTES) as file:
         for name, size in sizes.items():
-            kind = h5py.h5t.py_create(_numpy(dtypes[name]), logical=True)
+            kind = h5py.h5t.py_create(np.dtype(str(dtypes[name]).removeprefix("torch.")), logical=True)
             h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create_simple((size,)), dcpl=create)
         file["rows_written"][0] = 0
         file.attrs.update({**ENCODING, "shape": geometry.shape, "source": _source(weight, geometry, index_dtype)})
@@ -202,12 +202,7 @@ def _source(weight: Tensor, geometry: Geometry, index_dtype: torch.dtype) -> str
 
 
 def _append(
-    file: FileIO,
-    offsets: dict[str, int],
-    rows: range,
-    weight: Tensor,
-    geometry: Geometry,
-    index_dtype: torch.dtype,
+    file: FileIO, offsets: dict[str, int], rows: range, weight: Tensor, geometry: Geometry, index_dtype: torch.dtype
 ) -> int:
     """Write these rows; gives the number of their bytes."""
     starts, indices, values = csr_rows(weight, geometry, rows, index_dtype)
@@ -242,10 +237,6 @@ def _shown(blocks: Iterator[range], rows: range) -> Iterator[range]:
         for block in blocks:
             yield block
             bar.update(task, completed=block.stop)
-
-
-def _numpy(dtype: torch.dtype) -> np.dtype[Any]:
-    return np.dtype(str(dtype).removeprefix("torch."))
 
 
 def _import(name: str) -> ModuleType:

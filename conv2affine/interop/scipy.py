@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from conv2affine.convolution.arguments import Conv, InputSize
+from conv2affine.convolution.build import checked_request
 from conv2affine.convolution.geometry import Geometry
 from conv2affine.convolution.layouts import csr_parts
 from conv2affine.convolution.parameters import read
 from conv2affine.convolution.product import adjoint, forward
-from conv2affine.matrix import checked_request
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
