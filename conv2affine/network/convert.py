@@ -14,8 +14,8 @@ from conv2affine.convolution.guard import memory_left
 from conv2affine.convolution.sizes import readable_bytes
 from conv2affine.network.graph import Graph, Step, Value
 from conv2affine.network.matrices.affine import AffineMap
-from conv2affine.network.matrices.matrix import Selection
-from conv2affine.network.passes.chain import Layer, chain, write_out
+from conv2affine.network.matrices.matrix import Array, Matrix, Selection
+from conv2affine.network.passes.chain import Layer, chain, to_graph, write_out
 from conv2affine.network.passes.merge import MERGE, Merge
 from conv2affine.network.passes.merge import merge as merge_pieces
 from conv2affine.network.passes.simplify import simplify
@@ -94,10 +94,15 @@ def to_linear_network(
     plan = describe(network.graph, dtype, layout)
     check_memory(plan)
     with progress(len(plan.layers)) as each:
-        net = export_torch(network, layout, dtype, each)
+
+        def make(name: str, matrix: Matrix, bias: Array | None) -> nn.Linear:
+            each(name)
+            return layer(matrix, bias, dtype, layout)
+
+        net = export_torch(network, lambda each: dtype if each is network.dtype else each, make)
     net.plan = plan  # type: ignore[assignment]
     net.meta[_USER_PRESERVED_ATTRIBUTES_KEY] = {"plan": plan}  # for copies
-    verify(model, net, tensors(example_inputs), dtype, network.dtypes)
+    verify(model, net, tensors(example_inputs), network, dtype)
     return _finish(model, net)
 
 
@@ -155,7 +160,8 @@ def to_mlp(
             modules = [layer(matrix, bias, dtype, layout), nn.ReLU(), *modules]
     mlp = nn.Sequential(nn.Flatten(), *modules[:-1]).to(network.device)
     mlp.plan = plan  # type: ignore[assignment]
-    verify(model, mlp, tensors(example_inputs), dtype, network.dtypes, flat=True)
+    network = dataclasses.replace(network, graph=to_graph(layers))
+    verify(model, mlp, tensors(example_inputs), network, dtype, flat=True)
     return _finish(model, mlp)
 
 
@@ -208,7 +214,8 @@ def module_to_linear(
     [source] = graph.inputs
     matrix = map.terms.get(source, Selection(np.full(map.size, -1), source.size))
     fc = layer(matrix, map.bias if map.bias.any() else None, dtype, layout).to(network.device)
-    verify(module, nn.Sequential(nn.Flatten(), fc), tensors(example_input), dtype, network.dtypes, flat=True)
+    network = dataclasses.replace(network, graph=graph)
+    verify(module, nn.Sequential(nn.Flatten(), fc), tensors(example_input), network, dtype, flat=True)
     return _finish(module, fc)
 
 

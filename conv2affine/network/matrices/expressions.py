@@ -34,16 +34,17 @@ class Product(Matrix):
         return self.outer.numbers + self.inner.numbers
 
     def apply(self, x: Array) -> Array:
-        return self.outer.apply(self.inner.apply(x))
+        y: Array = _once(self, self.outer.apply, _once(self, self.inner.apply, x))
+        return y
 
     def csr(self, dtype: Any = np.float64) -> csr_array:
         if isinstance(self.outer, Selection):
             # Numbers that are only moved can be rounded before that.
-            product = _rows(self.outer, _written(self, self.inner, dtype if self.outer.scale is None else np.float64))
+            product = _rows(self.outer, _once(self, self.inner.csr, dtype if self.outer.scale is None else np.float64))
         elif isinstance(self.inner, Selection):
-            product = _columns(_written(self, self.outer), self.inner)
+            product = _columns(_once(self, self.outer.csr, np.float64), self.inner)
         else:
-            product = _written(self, self.outer) @ _written(self, self.inner)
+            product = _once(self, self.outer.csr, np.float64) @ _once(self, self.inner.csr, np.float64)
         if not product.has_sorted_indices:
             product.sort_indices()
         return product.astype(dtype, copy=False)
@@ -96,22 +97,25 @@ class Sum(Matrix):
         return self.first.numbers + self.second.numbers
 
     def apply(self, x: Array) -> Array:
-        return self.first.apply(x) + self.second.apply(x)
+        y: Array = _once(self, self.first.apply, x) + _once(self, self.second.apply, x)
+        return y
 
     def csr(self, dtype: Any = np.float64) -> csr_array:
-        return csr_array(_written(self, self.first) + _written(self, self.second)).astype(dtype, copy=False)
+        return csr_array(_once(self, self.first.csr, np.float64) + _once(self, self.second.csr, np.float64)).astype(
+            dtype, copy=False
+        )
 
     def _count(self, axis: int) -> Counts:
         counts: Counts = np.minimum(self.first.counts(axis) + self.second.counts(axis), self.shape[axis])
         return counts
 
 
-# While a product or a sum is written out: what occurs several times in it, and what was written of that.
-_shared: ContextVar[dict[Matrix, dict[Any, csr_array]] | None] = ContextVar("shared", default=None)
+# While a product or a sum is written out or applied: what occurs several times in it, and what that gave.
+_shared: ContextVar[dict[Matrix, dict[Any, tuple[Any, Any]]] | None] = ContextVar("shared", default=None)
 
 
-def _written(whole: Product | Sum, part: Matrix, dtype: Any = np.float64) -> csr_array:
-    """part.csr(dtype), once where it occurs several times in the matrix that is being written out.
+def _once(whole: Product | Sum, method: Any, argument: Any) -> Any:
+    """The result of a method of a part of `whole`, run once for an argument where the part occurs several times.
 
     A recurrence as of T[k] = 2 A T[k - 1] - T[k - 2] would else take exponential time.
     """
@@ -119,14 +123,16 @@ def _written(whole: Product | Sum, part: Matrix, dtype: Any = np.float64) -> csr
     if shared is None:
         token = _shared.set({matrix: {} for matrix, times in _occurrences(whole).items() if times > 1})
         try:
-            return _written(whole, part, dtype)
+            return _once(whole, method, argument)
         finally:
             _shared.reset(token)
-    if part not in shared:
-        return part.csr(dtype)
-    if dtype not in shared[part]:
-        shared[part][dtype] = part.csr(dtype)
-    return shared[part][dtype]
+    results = shared.get(method.__self__)
+    if results is None:
+        return method(argument)
+    key = method.__name__, id(argument)
+    if key not in results:
+        results[key] = argument, method(argument)  # with the argument, so that no other gets its id
+    return results[key][1]
 
 
 def _occurrences(matrix: Product | Sum) -> Counter[Matrix]:

@@ -21,7 +21,7 @@ from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.compose import compose
 from conv2affine.network.matrices.matrix import Array, Matrix, Selection, Sparse
 
-__all__ = ["Layer", "Units", "chain", "write_out"]
+__all__ = ["Layer", "Units", "chain", "to_graph", "write_out"]
 
 Map = AffineMap[Value]
 
@@ -112,6 +112,22 @@ class Layer:
 def chain(graph: Graph) -> list[Layer]:
     """The layers of a graph of one input and one output, all of whose steps are ReLUs."""
     return _Chain(graph).layers()
+
+
+def to_graph(layers: Sequence[Layer]) -> Graph:
+    """The graph that computes what the layers of a chain do; each pair is one value."""
+    graph = Graph()
+    values = {value: graph.add_input(value.shape, value.name) for value in layers[0].before}
+    for number, layer in enumerate(layers, 1):
+        read, values = values, {}
+        for value, unit in layer.units.items():
+            map = AffineMap({read[source]: matrix for source, matrix in unit.map.terms.items()}, unit.map.bias)
+            computed = graph.add_piece(map, (1, map.size), value.name)
+            rectified = number < len(layers) and not unit.is_pair
+            values[value] = graph.add_step("relu", [computed], [computed.shape])[0] if rectified else computed
+    for value in values.values():
+        graph.add_output(value)
+    return graph
 
 
 def write_out(layers: Sequence[Layer]) -> Iterator[tuple[Layer, Matrix, Array]]:

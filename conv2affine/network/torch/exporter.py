@@ -15,12 +15,11 @@ from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
 from conv2affine.network.graph import Piece, Step, Value
-from conv2affine.network.matrices.matrix import Matrix, Selection
+from conv2affine.network.matrices.matrix import Array, Matrix, Selection
 from conv2affine.network.torch.importer import TorchNetwork
-from conv2affine.network.torch.layers import Layout, layer
 from conv2affine.network.torch.operator import Operator
 
-__all__ = ["PerSample", "export_torch"]
+__all__ = ["Affine", "PerSample", "export_torch"]
 
 # Operators that treat the first axis as a batch, whatever their constant arguments are.
 BATCHED = re.compile(r"(adaptive_)?max_pool\dd(_with_indices)?|group_norm|scaled_dot_product_attention|upsample_.*")
@@ -46,26 +45,50 @@ class PerSample(nn.Module):
         return pytree.tree_map(lambda result: result.unsqueeze(0)[:0], one)
 
 
+class Affine(nn.Module):
+    """x -> x @ matrix.T + bias in float64, without writing the matrix out.
+
+    Args:
+        matrix: (rows, cols).
+        bias: (rows,), or None.
+    """
+
+    def __init__(self, matrix: Matrix, bias: Array | None) -> None:
+        super().__init__()
+        self.matrix, self.bias = matrix, bias
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(batch, cols) -> (batch, rows), on the device of the input."""
+        y = self.matrix.apply(input.double().cpu().numpy())
+        return torch.from_numpy(y if self.bias is None else y + self.bias).to(input.device)
+
+
 def export_torch(
-    network: TorchNetwork, layout: Layout, dtype: torch.dtype, each: Callable[[str], None]
+    network: TorchNetwork,
+    cast: Callable[[torch.dtype], torch.dtype],
+    make: Callable[[str, Matrix, Array | None], nn.Module],
 ) -> fx.GraphModule:
     """The module of a network.
 
     Args:
         network: What was imported, its graph after any passes.
-        layout: Of the linear layers.
-        dtype: Of the linear layers.
-        each: Called with the name of each layer before it is made.
+        cast: What becomes of a dtype of the imported module.
+        make: Makes the layer of a name, a matrix and a bias.
 
     Returns:
         A module that takes and gives what the imported one does.
     """
-    return _Exporter(network, layout, dtype, each).run()
+    return _Exporter(network, cast, make).run()
 
 
 class _Exporter:
-    def __init__(self, network: TorchNetwork, layout: Layout, dtype: torch.dtype, each: Callable[[str], None]) -> None:
-        self.network, self.layout, self.dtype, self.each = network, layout, dtype, each
+    def __init__(
+        self,
+        network: TorchNetwork,
+        cast: Callable[[torch.dtype], torch.dtype],
+        make: Callable[[str, Matrix, Array | None], nn.Module],
+    ) -> None:
+        self.network, self.cast, self.make = network, cast, make
         self.root = nn.Module()
         self.graph = fx.Graph()
         self.nodes: dict[Value, fx.Node] = {}
@@ -114,8 +137,7 @@ class _Exporter:
     def layer(self, origin: tuple[str, ...], node: fx.Node, matrix: Matrix, bias: Any) -> fx.Node:
         """A linear layer, named after the first module whose work it does."""
         name = self.unused(origin[0])
-        self.each(name)
-        self.root.add_module(name, layer(matrix, bias, self.dtype, self.layout))
+        self.root.add_module(name, self.make(name, matrix, bias))
         return self.graph.call_module(name, (node,))
 
     def step(self, step: Step) -> None:
@@ -167,12 +189,12 @@ class _Exporter:
         array = np.asarray(array)
         if array.ndim == 0 and not as_tensor:
             return array.item()
-        return self.buffer(root, graph, torch.from_numpy(np.array(array)).to(self.dtype))
+        return self.buffer(root, graph, torch.from_numpy(np.array(array)).to(self.cast(self.network.dtype)))
 
     def buffer(self, root: nn.Module, graph: fx.Graph, tensor: Tensor) -> fx.Node:
         """A constant tensor."""
         name = f"constant_{sum(1 for _ in root.buffers(recurse=False))}"
-        root.register_buffer(name, tensor.to(self.new_dtype(tensor.dtype), copy=True))
+        root.register_buffer(name, tensor.to(self.cast(tensor.dtype), copy=True))
         return graph.get_attr(name)
 
     def call(self, graph: fx.Graph, root: nn.Module, op: Operator, inputs: list[fx.Node]) -> fx.Node:
@@ -181,14 +203,10 @@ class _Exporter:
         def constant(argument: Any) -> Any:
             if isinstance(argument, Tensor):
                 return self.buffer(root, graph, argument.detach())
-            return self.new_dtype(argument) if isinstance(argument, torch.dtype) else argument
+            return self.cast(argument) if isinstance(argument, torch.dtype) else argument
 
         args, kwargs = map_aggregate(op.filled(inputs), constant)
         return graph.call_function(op.target, args, kwargs)
-
-    def new_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """What becomes of a dtype: that of the layers takes the place of that in which the module computes most."""
-        return self.dtype if dtype is self.network.dtype else dtype
 
     def inner(self, op: Operator, inputs: int) -> fx.GraphModule:
         """A module of one operator."""

@@ -24,8 +24,10 @@ from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.passes.simplify import remove_unused
 from conv2affine.network.rules.operands import NoRuleError, finite
 from conv2affine.network.torch import pooling, rules, steps
+from conv2affine.network.torch.constants import is_random
 from conv2affine.network.torch.operator import Operator, Slot
 from conv2affine.network.torch.program import export, floating_dtypes, tensors, unwrap
+from conv2affine.network.torch.rounding import wider
 from conv2affine.network.torch.rules import Context
 from conv2affine.network.torch.unchanged import unchanged, warm_up
 
@@ -78,7 +80,7 @@ def import_torch(model: nn.Module, example_inputs: Any) -> TorchNetwork:
     model, inputs = unwrap(model), tuple(x[:1] for x in tensors(example_inputs))
     with unchanged(model):
         replaced = warm_up(model, inputs)
-        return _Importer(export(model, inputs), replaced).run()
+        return _Importer(export(model, inputs, replaced), replaced).run()
 
 
 class _Importer:
@@ -150,7 +152,7 @@ class _Importer:
         node = self.nodes.get(getattr(argument, "name", ""))
         if node is None:
             return getattr(argument, "value", None)
-        result = self.results[node]
+        result = self.own(node)
         if not isinstance(result, Tensor):
             return result
         value = self.graph.add_piece(AffineMap.constant(result.double().cpu().numpy()), result.shape, node.name)
@@ -171,7 +173,7 @@ class _Importer:
         if not isinstance(target, torch._ops.OpOverload):  # arithmetic of sizes
             return target(*args, **kwargs)
         name = operator_name(target)
-        if _is_random(target, args, kwargs) or (
+        if is_random(target, args, kwargs) or (
             name == "_native_batch_norm_legit_functional"
             or (name == "_native_batch_norm_legit" and "stats" in target._overloadname)
         ):
@@ -179,11 +181,14 @@ class _Importer:
                 f"{origin(node)} ({name}) must not depend on chance or on the other samples of a batch; call "
                 "model.eval(), and give batch norm its running statistics"
             )
-        if name.endswith("_like") or name.startswith("new_"):  # reads the shape only
-            args, _ = map_arg(given, self.blank)
-        op, inputs = Operator.of(target, args, kwargs)
+        reads_shape_only = name.endswith("_like") or name.startswith("new_")
+        op, inputs = Operator.of(target, *map_arg(given, self.blank if reads_shape_only else self.own))
         if not inputs:
             with torch.no_grad():
+                # What decompositions compute of weights is a part of the layers: in float64, but for mere views.
+                is_view = any(result.alias_info for result in target._schema.returns)
+                given = (op.args, op.kwargs) if reads_shape_only else (args, kwargs)
+                args, kwargs = given if is_view else pytree.tree_map(wider, given)
                 result = target(*args, **kwargs)
             # What is left empty is never read, but it must not turn into NaN.
             return torch.zeros_like(result) if name == "empty" else result
@@ -236,6 +241,11 @@ class _Importer:
         result = self.results[node]
         return torch.zeros(result.shape, dtype=node.meta["val"].dtype) if isinstance(result, Value) else result
 
+    def own(self, node: fx.Node) -> Any:
+        """What a node results in, in the dtype that it has in the module."""
+        result = self.results[node]
+        return result.to(node.meta["val"].dtype) if isinstance(result, Tensor) else result
+
     def apply(self, context: Context, args: Any, kwargs: Any, several: bool) -> Any:
         """The result of a rule."""
         target = context.operator.target
@@ -270,16 +280,6 @@ def origin(node: fx.Node) -> str:
 def operator_name(target: Any) -> str:
     """What PyTorch calls an operator, without its overload."""
     return str(target._schema.name).removeprefix("aten::")
-
-
-def _is_random(target: Any, args: Any, kwargs: Any) -> bool:
-    """Whether an operator depends on chance, as PyTorch says, and is not told to leave that out."""
-    if torch.Tag.nondeterministic_seeded not in target.tags:
-        return False
-    given = dict(zip([argument.name for argument in target._schema.arguments], args, strict=False)) | kwargs
-    off = {"scaled_dot_product_attention": "dropout_p", "rrelu_with_noise_functional": "training"}
-    name = off.get(target.overloadpacket.__name__)
-    return name is None or bool(given.get(name, False))
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
+from conv2affine.network.torch.constants import fold_constants
 from conv2affine.network.torch.unchanged import users_device
 
 __all__ = ["export", "floating_dtypes", "tensors", "unwrap"]
@@ -32,12 +33,14 @@ UNDECOMPOSED = (
 )
 
 
-def export(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
-    """The operators of a module, as PyTorch finds them."""
+def export(model: nn.Module, inputs: tuple[Tensor, ...], state: frozenset[str] = frozenset()) -> ExportedProgram:
+    """The operators of a module, as PyTorch finds them; `state` are names of buffers that each run replaces."""
     with warnings.catch_warnings(), torch.no_grad(), users_device(inputs):
         warnings.simplefilter("ignore")  # of PyTorch about itself; the result is checked
         try:
-            exported: ExportedProgram = torch.export.export(model, inputs).run_decompositions(_decompositions())
+            program: ExportedProgram = torch.export.export(model, inputs)
+            fold_constants(program, state)
+            decomposed: ExportedProgram = program.run_decompositions(_decompositions())
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
             raise NotImplementedError(
@@ -45,7 +48,7 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
                 f"{type(error).__name__}: {reason}; check that it takes them, and replace what depends on "
                 "the values of tensors"
             ) from error
-    return exported
+    return decomposed
 
 
 @functools.cache

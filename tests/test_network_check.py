@@ -1,0 +1,142 @@
+"""The check at the end of a conversion: what it refuses, what it lets pass, and what it is measured against."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from network_models import Function
+from torch import nn
+
+import conv2affine
+from conv2affine.network import convert
+from conv2affine.network.torch import importer
+from conv2affine.network.torch.rounding import InDouble, Noise
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+
+
+def uneven(dtype):
+    """A layer whose rows, and what it reads, differ in scale by eleven orders."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 6)).to(dtype).eval()
+    with torch.no_grad():
+        model[3].weight *= torch.tensor([1e5, 1e-6, 1, 1e5, 1e-3, 1e2]).unsqueeze(1)
+        model[3].bias *= model[3].weight.abs().amax(1)
+    return model
+
+
+@DTYPES
+@pytest.mark.parametrize("function", [conv2affine.to_linear_network, conv2affine.to_mlp])
+@pytest.mark.parametrize("row", [0, 1, 4])
+def test_a_layer_with_a_wrong_row_is_refused(function, row, dtype, monkeypatch):
+    layer = convert.layer
+
+    def broken(*args):
+        made = layer(*args)
+        if made.out_features == 6:
+            made.weight[row] *= 1.01
+        return made
+
+    model, x = uneven(dtype), torch.rand(2, 3, 8, 8, dtype=dtype)
+    function(model, x)
+    monkeypatch.setattr(convert, "layer", broken)
+    with pytest.raises(RuntimeError, match=rf"off by .* at \[\d+, {row}\], where rounding explains .* in output 0"):
+        function(model, x)
+
+
+@DTYPES
+@pytest.mark.parametrize("off", [1e-2, 1e-6])
+def test_a_piece_with_a_wrong_row_is_refused(off, dtype, monkeypatch):
+    model, x = uneven(dtype), torch.rand(2, 3, 8, 8, dtype=dtype)
+    rule = importer.RULES["linear"]
+
+    def broken(context, input, weight, bias=None):
+        factors = torch.ones(len(weight), 1, dtype=torch.float64)
+        factors[1] += off
+        return rule(context, input=input, weight=weight * factors, bias=bias)
+
+    monkeypatch.setitem(importer.RULES, "linear", broken)
+    with pytest.raises(RuntimeError, match=r"off by .* at \[\d+, 1\], where rounding explains .* in output 0"):
+        conv2affine.to_linear_network(model, x)
+
+
+ZEROS = {
+    "difference-of-a-clip": lambda x: x - x.clamp(-1e4, 1e4),
+    "added-and-taken-away": lambda x: (x + 0.1) - 0.1 - x,
+    "relu-of-a-negative": lambda x: F.relu(-x.abs() - 1),
+    "times-zero": lambda x: 0 * x,
+    "mean-of-a-centred-vector": lambda x: (x - x.mean(1, keepdim=True)).mean(1, keepdim=True),
+}
+
+
+@DTYPES
+@pytest.mark.parametrize("function", ZEROS.values(), ids=ZEROS)
+def test_a_result_of_zeros_passes(function, dtype):
+    model = nn.Sequential(nn.Linear(5, 7), Function(function)).to(dtype)
+    x = torch.randn(3, 5, dtype=dtype)
+    for result in (conv2affine.to_linear_network(model, x), conv2affine.to_mlp(model, x)):
+        torch.testing.assert_close(result(x), model(x), atol=1e-5, rtol=0)
+
+
+def test_what_inputs_reach_is_computed_in_float64_and_nothing_else():
+    weight, x = torch.rand(4, 4), torch.rand(3, 4)
+
+    def model(x):
+        halved = F.softmax(weight, 1).half().float()  # what no input reaches stays as it is
+        return (x @ halved).half().float().exp().sum(1)
+
+    with InDouble([x]) as double:
+        y = model(x)
+    got = double.exact(y)
+    assert y.dtype is torch.float32
+    expected = (x.double() @ F.softmax(weight, 1).half().double()).exp().sum(1)
+    torch.testing.assert_close(got, expected, atol=1e-14, rtol=0)
+
+
+def test_noise_moves_each_element_by_its_own_scale():
+    weight = torch.randn(3, 50, dtype=torch.float64) * torch.tensor([[1e5], [1.0], [1e-6]])
+    x = torch.rand(400, 50, dtype=torch.float64)
+    with Noise(1e-9):
+        moved = F.linear(x * 1, weight) - x @ weight.T
+    scale = ((x[:, None] * weight) ** 2).sum(2).sqrt().mean(0) * 1e-9
+    assert ((moved.std(0) > 0.3 * scale) & (moved.std(0) < 3 * scale)).all()
+
+
+CONSTANTS = {
+    "batch-norm-of-a-weight": lambda x, w: F.linear(x, F.batch_norm(w[None], None, None, training=True)[0]),
+    "inverse": lambda x, w: x @ torch.linalg.inv(w),
+    "qr": lambda x, w: x @ torch.linalg.qr(w)[0],
+    "matrix-exp": lambda x, w: x @ torch.matrix_exp(w),
+    "cholesky": lambda x, w: x @ torch.linalg.cholesky(w @ w.T + torch.eye(5)),
+    "solve": lambda x, w: x @ torch.linalg.solve(w, torch.eye(5)),
+    "cayley": lambda x, w: x @ torch.linalg.solve(torch.eye(5) + w - w.T, torch.eye(5) - w + w.T),
+    "eye-and-linspace": lambda x, w: x @ (w * torch.eye(5)) + torch.linspace(0, 1, 5, dtype=torch.float64).to(x),
+    "in-place": lambda x, w: x @ torch.zeros(5, 5).copy_(w).triu_(),
+    "written-after-it-is-read": lambda x, w: slices(x, w),
+}
+
+
+def slices(x, w):
+    out = torch.zeros(len(x), 5, dtype=x.dtype)
+    before = out + w[0]
+    out[:, 1] = x[:, 2]
+    return out @ w + before
+
+
+@DTYPES
+@pytest.mark.parametrize("function", CONSTANTS.values(), ids=CONSTANTS)
+def test_what_no_input_reaches_runs_as_it_is(function, dtype):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(5, 5, generator=torch.Generator().manual_seed(1)).to(dtype))
+
+        def forward(self, x):
+            return torch.relu(function(x, self.w))
+
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        model, x = Model().eval(), torch.randn(3, 5)
+        for result in (conv2affine.to_linear_network(model, x), conv2affine.to_mlp(model, x)):
+            torch.testing.assert_close(result(x), model(x))
+    finally:
+        torch.set_default_dtype(default)
