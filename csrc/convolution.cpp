@@ -51,11 +51,11 @@ Axis check_axis(std::string_view name, int64_t input, int64_t output, int64_t ke
   TORCH_CHECK_VALUE(!transposed || mode == PaddingMode::zeros, name, ": padding_mode ('", padding_mode,
                     "') must be 'zeros' in a transposed convolution");
   if (mode == PaddingMode::circular || mode == PaddingMode::reflect) {
-    const int64_t most = mode == PaddingMode::circular ? input : input - 1;
+    const int64_t max_padding = mode == PaddingMode::circular ? input : input - 1;
     const int64_t right = (output - 1) * stride - padding + (kernel - 1) * dilation - (input - 1);
-    TORCH_CHECK_VALUE(padding <= most && right <= most, name, ": padding (", padding, " on the left, ",
-                      std::max<int64_t>(right, 0), " on the right) must be at most ", most, " with padding_mode '",
-                      padding_mode, "' and input size ", input);
+    TORCH_CHECK_VALUE(padding <= max_padding && right <= max_padding, name, ": padding (", padding, " on the left, ",
+                      std::max<int64_t>(right, 0), " on the right) must be at most ", max_padding,
+                      " with padding_mode '", padding_mode, "' and input size ", input);
   }
   return {input, output, kernel, stride, padding, dilation, mode, transposed};
 }

@@ -1,4 +1,4 @@
-// One convolution as the kernels see it, and the checks that make one of an operator's arguments.
+// One convolution as the kernels see it, and the function that validates operator arguments.
 #pragma once
 
 #include <c10/util/ArrayRef.h>

@@ -6,7 +6,7 @@
 
 namespace conv2affine {
 
-// pybind11 makes a MemoryError with this message of it.
+// Translated by pybind11 to MemoryError.
 struct NoMemory : std::bad_alloc {
   const char* what() const noexcept override {
     return "there is no memory for the tables of this convolution: its borders are too long";

@@ -36,9 +36,9 @@ double touched_share(const Convolution& conv, int64_t itemsize) {
        {rows, row}}};
   double pages = 1, span = item;
   for (const auto& [n, distance] : levels) {
-    const double whole = (n - 1) * distance + span;
-    pages = distance < kPage ? 1 + whole / kPage : n * pages;
-    span = whole;
+    const double total = (n - 1) * distance + span;
+    pages = distance < kPage ? 1 + total / kPage : n * pages;
+    span = total;
   }
   return std::min(1.0, pages * kPage / (rows * row));
 }

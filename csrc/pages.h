@@ -5,8 +5,8 @@
 
 namespace conv2affine {
 
-// Up to so many bytes, malloc mostly has memory at hand that is in place already: glibc keeps freed blocks of up to 32
-// MiB, unless they come to twice as much together.
+// Up to this size malloc usually returns resident memory: glibc keeps freed blocks of up to 32 MiB, unless they come to
+// twice as much together.
 inline constexpr int64_t kLarge = int64_t{16} << 20;
 
 // Whether huge pages are worth it for a dense matrix: so many small pages would be touched that they cost more time.

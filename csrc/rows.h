@@ -17,7 +17,7 @@ namespace conv2affine {
 struct Position {
   int64_t co, o1, o2, o3;
 
-  // So many rows further, at most to the first row of the next plane.
+  // Advances by `rows`, at most to the first row of the next plane.
   void advance(const Convolution& conv, int64_t rows) {
     o3 += rows;
     if (o3 < conv.axes[2].output) return;
@@ -41,13 +41,13 @@ struct MatrixRows {
   int64_t count() const { return stop - start; }
   Position position(int64_t row) const;
 
-  // Entries of the rows before `row`, which may be any from 0 to conv.rows(). In closed form, so that every thread
-  // knows where its part of a sparse matrix begins.
+  // nnz of the rows before `row`, which may be any from 0 to conv.rows(). In closed form, so that every thread knows
+  // where its rows start in a sparse matrix.
   int64_t nnz_before(int64_t row) const;
   int64_t nnz() const { return nnz_before(stop) - nnz_before(start); }
 
-  // The most weights that add up in one entry.
-  int64_t most_taps() const { return taps[0].most_taps() * taps[1].most_taps() * taps[2].most_taps(); }
+  // Maximum number of weights that add up in one entry.
+  int64_t max_taps() const { return taps[0].max_taps() * taps[1].max_taps() * taps[2].max_taps(); }
 };
 
 // Throws ValueError unless 0 <= row_start <= row_stop <= rows of the matrix, or columns, and what check_convolution()

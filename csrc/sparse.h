@@ -17,16 +17,16 @@ namespace conv2affine {
 // taps overlap, an entry is their sum in ascending order of k. Of rows [row_start, row_stop) of the matrix; see dense.h
 // for it and for the other arguments. All results are new memory, contiguous, on the device of weight.
 
-// Where the parts of a sparse matrix go; what is undefined is left out. A CSR matrix has `crow`, a COO matrix the `row`
-// of each entry.
-struct SparseParts {
+// The arrays of a sparse matrix; undefined ones are not written. A CSR matrix has `crow`, a COO matrix the `row` of
+// each entry.
+struct SparseArrays {
   at::Tensor crow, row, col, values;
 };
 
-// What a backend implements: memory that is written from end to end, and the parts of the matrix of a weight that is
+// What a backend implements: memory that is written from end to end, and the arrays of the matrix of a weight that is
 // contiguous, all arguments checked.
 using SparseMemory = at::Tensor(at::IntArrayRef sizes, const at::TensorOptions& options);
-using SparseKernel = void(const at::Tensor& weight, const MatrixRows& rows, const SparseParts& to);
+using SparseKernel = void(const at::Tensor& weight, const MatrixRows& rows, const SparseArrays& to);
 
 // Returns (crow, col, values): the entries of row r are those from crow[r - row_start] to crow[r - row_start + 1].
 // crow (rows + 1) and col (nnz) are of `index_dtype`, int32 or int64; values (nnz) of weight's dtype.
@@ -44,7 +44,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> csr(const at::Tensor& weight, at:
   check_storage("weight", weight);
   check_sums(rows, weight, geometry, padding_mode, transposed);
   const at::TensorOptions indices = weight.options().dtype(index_dtype);
-  const SparseParts to{
+  const SparseArrays to{
       memory({rows.count() + 1}, indices), {}, memory({nnz}, indices), memory({nnz}, weight.options())};
   kernel(weight_of_rows(weight, rows), rows, to);
   return {to.crow, to.col, to.values};
@@ -61,7 +61,7 @@ std::tuple<at::Tensor, at::Tensor> coo(const at::Tensor& weight, at::IntArrayRef
   check_storage("weight", weight);
   check_sums(rows, weight, geometry, padding_mode, transposed);
   const at::Tensor indices = memory({2, nnz}, weight.options().dtype(at::kLong));
-  const SparseParts to{{}, indices[0], indices[1], memory({nnz}, weight.options())};
+  const SparseArrays to{{}, indices[0], indices[1], memory({nnz}, weight.options())};
   kernel(weight_of_rows(weight, rows), rows, to);
   return {indices, to.values};
 }
@@ -77,7 +77,7 @@ at::Tensor values(const at::Tensor& weight, at::IntArrayRef geometry, std::strin
   check_bytes(rows, nnz, static_cast<int64_t>(weight.element_size()));
   check_storage("weight", weight);
   check_sums(rows, weight, geometry, padding_mode, transposed);
-  const SparseParts to{{}, {}, {}, memory({nnz}, weight.options())};
+  const SparseArrays to{{}, {}, {}, memory({nnz}, weight.options())};
   kernel(weight_of_rows(weight, rows), rows, to);
   return to.values;
 }

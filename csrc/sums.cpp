@@ -47,7 +47,7 @@ Range range_of(at::ScalarType dtype) {
 
 void check_sums(const MatrixRows& rows, const at::Tensor& weight, at::IntArrayRef geometry,
                 std::string_view padding_mode, bool transposed) {
-  if (rows.most_taps() == 1) return;
+  if (rows.max_taps() == 1) return;
   const at::ScalarType dtype = weight.scalar_type();
   switch (dtype) {
     case at::kBFloat16:
@@ -65,14 +65,14 @@ void check_sums(const MatrixRows& rows, const at::Tensor& weight, at::IntArrayRe
       break;
     default:
       TORCH_CHECK_NOT_IMPLEMENTED(false, "weights of ", dtype, " are copied, but not added up, and up to ",
-                                  rows.most_taps(), " of them meet in one entry; convert weight to another dtype");
+                                  rows.max_taps(), " of them meet in one entry; convert weight to another dtype");
   }
   if (rows.nnz() == 0) return;
   // What is not finite stays so in its sums; the others are checked without it.
   const at::Tensor finite = dtype == at::kHalf ? weight.nan_to_num(0, 0, 0) : weight;
   const Range limit = range_of(dtype), each = range_of(finite);
   // Half of the limit: each addition of float16 rounds.
-  const double largest = static_cast<double>(rows.most_taps()) * std::max(std::abs(each.low), std::abs(each.high));
+  const double largest = static_cast<double>(rows.max_taps()) * std::max(std::abs(each.low), std::abs(each.high));
   if (largest <= limit.high / 2) return;
 
   static const auto values = c10::Dispatcher::singleton().findSchemaOrThrow("conv2affine::values", "").typed<Values>();
@@ -83,8 +83,8 @@ void check_sums(const MatrixRows& rows, const at::Tensor& weight, at::IntArrayRe
   Range sums{};
   bool fits = true;
   if (dtype == at::kLong) {
-    // In two halves, whose sums fit: sum == high * 2^32 + low.
-    fits = rows.most_taps() <= int64_t{1} << 30;
+    // In two halves, whose sums fit: sum == high * 2^32 + low. So the check is exact near 2^63, where a double is not.
+    fits = rows.max_taps() <= int64_t{1} << 30;
     if (fits) {
       const at::Tensor high = sums_of(at::bitwise_right_shift(weight, 32));
       const at::Tensor low = sums_of(at::bitwise_and(weight, 0xffffffff));

@@ -10,8 +10,8 @@
 
 namespace conv2affine {
 
-// To be called with the arguments of an operator before it adds up weights. Does nothing where no taps meet: then
-// weights are copied, whatever they are. Else throws
+// Call before summing weights, with the arguments of the operator. Does nothing where no taps meet: then weights are
+// copied, whatever they are. Else throws
 //     NotImplementedError    unless the dtype is one that convolutions have
 //     ValueError             where a sum of integers does not fit into their dtype, or where a sum of float16 may not
 // Where the largest of the weights rules out an overflow, this costs one pass over them; otherwise sums are computed.

@@ -6,7 +6,7 @@
 
 namespace conv2affine {
 
-// Entry n reads input + n * step through the taps kernel + n * kernel_step, ..., taps of them. The step is at least 1.
+// Entry n reads input + n * step through `taps` taps from kernel + n * kernel_step on. The step is at least 1.
 struct Progression {
   int64_t input, step, kernel, kernel_step, taps, count;
 };
@@ -22,35 +22,42 @@ int64_t reach(const Axis& axis) { return (axis.kernel - 1) * axis.dilation; }
 
 // The interior is where no tap reads outside of the input. Of a transposed convolution, only distances that the stride
 // divides count.
-Zones zones_of(const Axis& axis) {
-  Zones zones{};
+Regions regions_of(const Axis& axis) {
+  Regions regions{};
   int64_t beyond_left = 0, beyond_right = INT64_MAX;
   if (axis.transposed) {
-    zones.period = axis.stride;
-    zones.step = 1;
-    zones.begin = reach(axis) - axis.padding - (axis.stride - 1);
-    zones.end = axis.input * axis.stride - axis.padding;
+    regions.period = axis.stride;
+    regions.step = 1;
+    regions.begin = reach(axis) - axis.padding - (axis.stride - 1);
+    regions.end = axis.input * axis.stride - axis.padding;
     beyond_right = (axis.input - 1) * axis.stride + reach(axis) - axis.padding + 1;
   } else {
-    zones.step = axis.stride;
-    zones.begin = ceil_div(axis.padding, axis.stride);
+    regions.step = axis.stride;
+    regions.begin = ceil_div(axis.padding, axis.stride);
     const int64_t last = axis.input - 1 + axis.padding - reach(axis);
-    zones.end = last < 0 ? 0 : last / axis.stride + 1;
+    regions.end = last < 0 ? 0 : last / axis.stride + 1;
     if (axis.padding_mode == PaddingMode::zeros || axis.padding_mode == PaddingMode::replicate) {
       beyond_left = ceil_div(axis.padding - reach(axis), axis.stride);
       beyond_right = ceil_div(axis.input + axis.padding, axis.stride);
     }
   }
-  zones.begin = std::clamp<int64_t>(zones.begin, 0, axis.output);
-  zones.end = std::clamp(zones.end, zones.begin, axis.output);
-  zones.patterns = std::min(zones.period, zones.end - zones.begin);
-  zones.same_left = std::max<int64_t>(0, std::min(beyond_left, zones.begin) - 1);
-  zones.same_right = std::max(beyond_right, zones.end);
-  return zones;
+  regions.begin = std::clamp<int64_t>(regions.begin, 0, axis.output);
+  regions.end = std::clamp(regions.end, regions.begin, axis.output);
+  regions.patterns = std::min(regions.period, regions.end - regions.begin);
+  regions.saturated_left = std::max<int64_t>(0, std::min(beyond_left, regions.begin) - 1);
+  regions.saturated_right = std::max(beyond_right, regions.end);
+  return regions;
 }
 
-// The zones of the transposed table of an axis whose padding is folded: inputs that something is folded to are borders.
-Zones folded_zones(const Axis& axis, Zones zones) {
+// The regions of the transposed table of an axis whose padding is folded: inputs that padding is folded to are borders.
+//
+// With input 6, kernel 3, padding 1 and stride 1, the outputs read the coordinates -1 ... 6, so `last` is 6. Without
+// folding, inputs 1 ... 4 are the interior. Coordinates -1 and 6 are folded to
+//
+//     circular     inputs 5 and 0, borders already: the interior is [1, 5)
+//     reflect      inputs 1 and 4: the interior is [2, 4)
+//     replicate    inputs 0 and 5, borders already: the interior is [1, 5)
+Regions folded_regions(const Axis& axis, Regions regions) {
   const int64_t last = (axis.output - 1) * axis.stride - axis.padding + reach(axis);
   const bool left = axis.padding > 0, right = last >= axis.input;
   int64_t begin = 0, end = axis.input;
@@ -64,12 +71,12 @@ Zones folded_zones(const Axis& axis, Zones zones) {
     begin = left ? 1 : 0;
     end = right ? axis.input - 1 : axis.input;
   }
-  zones.begin = std::clamp<int64_t>(std::max(zones.begin, begin), 0, axis.input);
-  zones.end = std::clamp(std::min(zones.end, end), zones.begin, axis.input);
-  zones.patterns = std::min(zones.period, zones.end - zones.begin);
-  zones.same_left = 0;
-  zones.same_right = INT64_MAX;
-  return zones;
+  regions.begin = std::clamp<int64_t>(std::max(regions.begin, begin), 0, axis.input);
+  regions.end = std::clamp(std::min(regions.end, end), regions.begin, axis.input);
+  regions.patterns = std::min(regions.period, regions.end - regions.begin);
+  regions.saturated_left = 0;
+  regions.saturated_right = INT64_MAX;
+  return regions;
 }
 
 // What output coordinate o of a convolution reads: one progression to the left of the input, one in it, and one to the
@@ -92,8 +99,8 @@ void append_reads(const Axis& axis, int64_t o, std::vector<Progression>& to) {
   }
 }
 
-// Finds the (i, k) with i * stride + k * dilation == sum, i in [0, inputs) and k in [0, kernel): for one sum after the
-// other, one progression each.
+// Finds the (i, k) with i * stride + k * dilation == sum, i in [0, inputs) and k in [0, kernel), one progression for
+// each sum.
 class Solver {
  public:
   Solver(int64_t inputs, int64_t kernel, int64_t stride, int64_t dilation)
@@ -131,8 +138,9 @@ class Solver {
 
 // The outputs that read the replicated input at the left, i == 0, or at the right, from the padding.
 void append_replicated(const Axis& axis, bool right, std::vector<Progression>& to) {
-  const Zones zones = zones_of(axis);
-  const int64_t same_left = zones.same_left + (zones.begin > 0), same_right = std::min(zones.same_right, axis.output);
+  const Regions regions = regions_of(axis);
+  const int64_t saturated_left = regions.saturated_left + (regions.begin > 0),
+                saturated_right = std::min(regions.saturated_right, axis.output);
   // Coordinates that share a pattern read through the same taps.
   const auto append = [&](int64_t o, int64_t count) {
     const int64_t edge = (right ? axis.input : 0) + axis.padding - o * axis.stride;
@@ -143,22 +151,19 @@ void append_replicated(const Axis& axis, bool right, std::vector<Progression>& t
   if (right) {
     // Outputs before this one read nothing of the right padding.
     const int64_t start = std::max<int64_t>(0, ceil_div(axis.input + axis.padding - reach(axis), axis.stride));
-    for (int64_t o = start; o < zones.begin; ++o) append(o, 1);
-    for (int64_t o = zones.end; o < same_right; ++o) append(o, 1);
-    if (same_right < axis.output) append(same_right, axis.output - same_right);
+    for (int64_t o = start; o < regions.begin; ++o) append(o, 1);
+    for (int64_t o = regions.end; o < saturated_right; ++o) append(o, 1);
+    if (saturated_right < axis.output) append(saturated_right, axis.output - saturated_right);
   } else {
-    if (same_left > 0) append(0, same_left);
-    for (int64_t o = same_left; o < zones.begin; ++o) append(o, 1);
-    // Outputs from here on read nothing of the left padding.
-    const int64_t stop = std::min(axis.output, ceil_div(axis.padding, axis.stride));
-    for (int64_t o = zones.end; o < stop; ++o) append(o, 1);
+    if (saturated_left > 0) append(0, saturated_left);
+    for (int64_t o = saturated_left; o < regions.begin; ++o) append(o, 1);  // from there on, none reads the padding
   }
 }
 
 }  // namespace
 
 AxisTaps::AxisTaps(const Axis& axis)
-    : AxisTaps(axis.output, zones_of(axis),
+    : AxisTaps(axis.output, regions_of(axis),
                [&, solver = Solver(axis.input, axis.kernel, axis.stride, axis.dilation)](int64_t o,
                                                                                          std::vector<Progression>& to) {
                  if (axis.transposed) {
@@ -176,7 +181,7 @@ AxisTaps AxisTaps::transposed(const Axis& axis) {
   other.padding_mode = PaddingMode::zeros;
   if (axis.padding_mode == PaddingMode::zeros) return AxisTaps(other);
   const Solver solver(axis.output, axis.kernel, axis.stride, axis.dilation);
-  return AxisTaps(axis.input, folded_zones(axis, zones_of(other)), [&](int64_t i, std::vector<Progression>& to) {
+  return AxisTaps(axis.input, folded_regions(axis, regions_of(other)), [&](int64_t i, std::vector<Progression>& to) {
     const int64_t last = axis.input - 1;
     const auto append_image = [&](int64_t image) { solver.append(image + axis.padding, to); };
     append_image(i);
@@ -194,9 +199,9 @@ AxisTaps AxisTaps::transposed(const Axis& axis) {
 }
 
 template <typename Reads>
-AxisTaps::AxisTaps(int64_t output, const Zones& zones, const Reads& reads) : output_(output), zones_(zones) {
-  const int64_t right = std::min(zones.same_right, output - 1) - zones.end + 1;
-  const int64_t interior = zones.left() + zones.patterns, patterns = interior + right;
+AxisTaps::AxisTaps(int64_t output, const Regions& regions, const Reads& reads) : output_(output), regions_(regions) {
+  const int64_t right = std::min(regions.saturated_right, output - 1) - regions.end + 1;
+  const int64_t interior = regions.left() + regions.patterns, patterns = interior + right;
   start_.reserve(patterns + 1);
   nnz_.reserve(patterns + 1);
   runs_.reserve(patterns + 1);
@@ -206,7 +211,7 @@ AxisTaps::AxisTaps(int64_t output, const Zones& zones, const Reads& reads) : out
   std::vector<Progression> progressions;
   for (int64_t p = 0; p < patterns; ++p) {
     // The first output coordinate of the pattern.
-    const int64_t o = p >= interior ? zones.end + p - interior : p > 0 ? zones.same_left + p : 0;
+    const int64_t o = p >= interior ? regions.end + p - interior : p > 0 ? regions.saturated_left + p : 0;
     progressions.clear();
     reads(o, progressions);
     add_pattern(progressions);
@@ -214,6 +219,16 @@ AxisTaps::AxisTaps(int64_t output, const Zones& zones, const Reads& reads) : out
   runs_.push_back({0, 1, 0, static_cast<int64_t>(terms_.size())});
 }
 
+// An example of merging: reflect padding 2, kernel 5, input 6. Output 0 reads the coordinates -2 -1 0 1 2, folded to
+// inputs 2 1 0 1 2, in two progressions:
+//
+//     padding    inputs 1 2      through taps 1 0
+//     inside     inputs 0 1 2    through taps 2 3 4
+//
+// Input 0 is read by the second alone, so that the pattern has two runs:
+//
+//     input 0, count 1    term {kernel 2, step 1}
+//     input 1, count 2    terms {kernel 1, step -1} and {kernel 3, step 1}: taps 1 and 3 for input 1, 0 and 4 for 2
 void AxisTaps::add_pattern(std::vector<Progression>& progressions) {
   int64_t nnz = 0;
   const auto add = [&](int64_t input, int64_t step, int64_t count, std::span<const Progression> together) {
@@ -274,7 +289,7 @@ void AxisTaps::add_run(int64_t input, int64_t step, int64_t count, std::span<con
     terms_.push_back({p.kernel, p.kernel_step, p.taps});
     taps += p.taps;
   }
-  most_taps_ = std::max(most_taps_, taps);
+  max_taps_ = std::max(max_taps_, taps);
 }
 
 }  // namespace conv2affine

@@ -286,13 +286,13 @@ def test_sparse_array_has_the_weights_dtype(dtype):
 
 @pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64], ids=str)
 def test_sparse_array_shares_the_operators_memory(index_dtype, monkeypatch):
-    made, csr_parts = [], scipy_interop.csr_parts
+    made, csr_arrays = [], scipy_interop.csr_arrays
 
     def remembered(*args, **options):
-        made.extend(csr_parts(*args, **options))
+        made.extend(csr_arrays(*args, **options))
         return tuple(made)
 
-    monkeypatch.setattr(scipy_interop, "csr_parts", remembered)
+    monkeypatch.setattr(scipy_interop, "csr_arrays", remembered)
     array = to_scipy(layer(), 4, index_dtype=index_dtype)
     for ours, part in zip((array.indptr, array.indices, array.data), made, strict=True):
         assert np.shares_memory(ours, part.numpy())

@@ -17,7 +17,7 @@ from conv2affine.convolution.sizes import INDICES, INT32_MAX, index_dtypes
 from conv2affine.operators import ops
 from conv2affine.operators.derivatives import is_transformed
 
-__all__ = ["BUILDERS", "Request", "assemble", "check_request", "csr_parts"]
+__all__ = ["BUILDERS", "Request", "assemble", "check_request", "csr_arrays"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def sparse_coo(weight: Tensor, geometry: Geometry, request: Request) -> Tensor:
     indices, values = ops.coo(weight, geometry, request.rows.start, request.rows.stop)
     if request.drop_zeros:
         keep = values != 0
-        indices = indices[:, keep]  # one after the other, so that the memory of the first is free again
+        indices = indices[:, keep]  # one at a time, so that the memory of the first is freed before
         values = values[keep]
     size = (len(request.rows), geometry.shape[1])
     # The entries are sorted and unique, so the tensor is coalesced, and no sort is needed. The device is passed
@@ -75,7 +75,7 @@ with warnings.catch_warnings():
     torch.sparse_csr_tensor([0, 0], [], [], (1, 1), dtype=torch.float32, device="cpu", check_invariants=False)
 
 
-def csr_parts(
+def csr_arrays(
     weight: Tensor, geometry: Geometry, request: Request, *, by_columns: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(row starts, columns, values) of the matrix, or with `by_columns` of the transposed one."""
@@ -86,13 +86,13 @@ def csr_parts(
         kept = torch.nn.functional.pad(keep, (1, 0)).cumsum(0, dtype=request.index_dtype)  # before each entry
         starts = kept[starts]
         del kept
-        indices = indices[keep]  # one after the other, so that the memory of the first is free again
+        indices = indices[keep]  # one at a time, so that the memory of the first is freed before
         values = values[keep]
     return starts, indices, values
 
 
 def _compressed(weight: Tensor, geometry: Geometry, request: Request, *, by_columns: bool) -> Tensor:
-    starts, indices, values = csr_parts(weight, geometry, request, by_columns=by_columns)
+    starts, indices, values = csr_arrays(weight, geometry, request, by_columns=by_columns)
     if values.is_complex() and values.requires_grad:
         raise ValueError(
             f"layout ({request.layout}) must be torch.strided or torch.sparse_coo for complex weights that require "

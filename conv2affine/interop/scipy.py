@@ -14,7 +14,7 @@ from torch import Tensor
 from conv2affine.convolution.arguments import Conv, InputSize
 from conv2affine.convolution.build import checked_request
 from conv2affine.convolution.geometry import Geometry
-from conv2affine.convolution.layouts import csr_parts
+from conv2affine.convolution.layouts import csr_arrays
 from conv2affine.convolution.parameters import read
 from conv2affine.convolution.product import adjoint, forward
 
@@ -123,7 +123,7 @@ def to_scipy(
     scipy = _scipy()
     weight, geometry = scipy_weight(conv, input_size, "sparse arrays", ARRAY_DTYPES)
     request = checked_request(weight, geometry, torch.sparse_csr, rows, index_dtype, drop_zeros)
-    starts, indices, values = (part.cpu().numpy() for part in csr_parts(weight, geometry, request))
+    starts, indices, values = (part.cpu().numpy() for part in csr_arrays(weight, geometry, request))
     return scipy.sparse.csr_array((values, indices, starts), shape=(len(request.rows), geometry.shape[1]))
 
 

@@ -21,7 +21,7 @@ from torch.overrides import has_torch_function_unary
 
 from conv2affine.convolution.sizes import INT32_MAX
 from conv2affine.operators.extension import _C
-from conv2affine.operators.linear_maps import LINEAR, OPERATORS, Matrix, check_bytes
+from conv2affine.operators.linear_maps import LINEAR, OPERATORS, MatrixArguments, check_bytes
 
 __all__ = ["call", "is_transformed"]
 
@@ -110,7 +110,7 @@ def _fake(name: str, x: Tensor, *arguments: Any) -> Any:
     return (*PATTERNS[name](linear, result, *arguments), result) if name in PATTERNS else result
 
 
-def _csr_pattern(matrix: Matrix, values: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+def _csr_pattern(matrix: MatrixArguments, values: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     index_dtype, rows, (nnz,) = arguments[-1], matrix.block.row_stop - matrix.block.row_start, values.shape
     if not matrix.is_symbolic:
         _check_index_dtype(index_dtype, nnz, rows, matrix.columns)
@@ -118,7 +118,7 @@ def _csr_pattern(matrix: Matrix, values: Tensor, *arguments: Any) -> tuple[Tenso
     return values.new_empty(rows + 1, dtype=index_dtype), values.new_empty(nnz, dtype=index_dtype)
 
 
-def _coo_pattern(_: Matrix, values: Tensor, *__: Any) -> tuple[Tensor]:
+def _coo_pattern(_: MatrixArguments, values: Tensor, *__: Any) -> tuple[Tensor]:
     return (values.new_empty(2, *values.shape, dtype=torch.int64),)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from conv2affine.convolution.arguments import INT64_MAX
 from conv2affine.operators.extension import _C
 
-__all__ = ["LINEAR", "OPERATORS", "Block", "Linear", "Matrix", "check_bytes"]
+__all__ = ["LINEAR", "OPERATORS", "Block", "Linear", "MatrixArguments", "check_bytes"]
 
 OPERATORS = torch.ops.conv2affine
 
@@ -60,7 +60,7 @@ class Linear(Protocol):
         """A tensor like the output, once the arguments are checked as the kernels check them."""
 
 
-class Matrix(NamedTuple):
+class MatrixArguments(NamedTuple):
     """Rows of the matrix of a weight: all elements, or its entries in order of rows or columns."""
 
     weight_size: Sequence[int]
@@ -110,7 +110,7 @@ class Matrix(NamedTuple):
             self.nnz()
         return self.block.row_stop - self.block.row_start, self.columns
 
-    def repeated(self, batch: int) -> tuple[Matrix, int, int, int]:
+    def repeated(self, batch: int) -> tuple[MatrixArguments, int, int, int]:
         """The whole matrix of `batch` weights as more channels; where in that of one this block starts, stops, it ends.
 
         The latter three count along axis 0 of the result: rows, or entries.
@@ -126,7 +126,7 @@ class Matrix(NamedTuple):
         return self._replace(weight_size=size, block=block), start, stop, total
 
 
-class ToMatrix(Matrix):
+class ToMatrix(MatrixArguments):
     """From the weight to the dense matrix, or to the values of the sparse one."""
 
     def __call__(self, weight: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ class ToMatrix(Matrix):
         return weight.new_empty(shape)
 
 
-class ToWeight(Matrix):
+class ToWeight(MatrixArguments):
     """The adjoint of `ToMatrix`."""
 
     def __call__(self, matrix: Tensor) -> Tensor:

@@ -11,14 +11,14 @@
 
 #include "cpu/interruptible.h"
 #include "cpu/multiversioned.h"
-#include "cpu/row_pattern.h"
+#include "cpu/row_walker.h"
 #include "no_memory.h"
 
 namespace conv2affine {
 
 namespace {
 
-// sums[e] += entry e of each row; the rows follow each other.
+// sums[e] += entry e of each row; the rows are contiguous.
 template <typename acc_t, typename scalar_t>
 [[gnu::always_inline]] inline void add_rows_inline(acc_t* __restrict sums, const scalar_t* __restrict row, int64_t nnz,
                                                    int64_t rows) {
@@ -77,7 +77,8 @@ template <typename scalar_t>
 struct SparseSource {
   const scalar_t* values;
 
-  // The same. What repeats along a line is added up first, in loops so long that vectors pay, and then goes to weights.
+  // The same. Repetitions along a line are summed first, in loops long enough for vector instructions, then added to
+  // the weights.
   template <typename acc_t>
   void add(RowWalker<int64_t>& walker, std::vector<acc_t>& sums, acc_t* weights, int64_t count) {
     constexpr int64_t kBlockEntries = 256;
@@ -88,7 +89,7 @@ struct SparseSource {
       sums.assign(repeats * nnz, acc_t(0));
       add_rows(sums.data(), values, repeats * nnz, times / repeats);
       add_rows(sums.data(), values + times * nnz - rest, rest, 1);
-      for (; repeats > 1; repeats = (repeats + 1) / 2) {  // the second half to the first one
+      for (; repeats > 1; repeats = (repeats + 1) / 2) {  // adds the second half to the first
         const int64_t kept = (repeats + 1) / 2 * nnz;
         add_rows(sums.data(), sums.data() + kept, repeats * nnz - kept, 1);
       }
@@ -105,19 +106,19 @@ struct SparseSource {
   }
 };
 
-// Where the parts begin that are summed separately, and then in order: the parts of an output channel follow from the
-// sizes alone, so that the sum does not depend on the number of threads. Only few and long channels are divided.
-std::vector<int64_t> parts_of(const MatrixRows& rows) {
-  constexpr int64_t kParts = 32;
+// First rows of the slices, which are summed separately and then in order. The slices of an output channel follow from
+// the sizes alone, so that the sum does not depend on the number of threads. Only few and long channels are divided.
+std::vector<int64_t> slices_of(const MatrixRows& rows) {
+  constexpr int64_t kSlices = 32;
   const int64_t channels = rows.conv.groups * rows.conv.out_per_group, outputs = rows.conv.outputs();
-  const int64_t most = std::clamp<int64_t>(rows.nnz_before(outputs) / kGrainEntries, 1, outputs);
-  const int64_t parts = std::min((kParts + channels - 1) / channels, most);
+  const int64_t max_slices = std::clamp<int64_t>(rows.nnz_before(outputs) / kGrainEntries, 1, outputs);
+  const int64_t slices = std::min((kSlices + channels - 1) / channels, max_slices);
   std::vector<int64_t> starts;
-  starts.reserve((rows.count() / outputs + 2) * parts + 1);
+  starts.reserve((rows.count() / outputs + 2) * slices + 1);
   starts.push_back(rows.start);
   for (int64_t co = rows.start / outputs; co * outputs < rows.stop; ++co) {
-    for (int64_t part = 0; part < parts; ++part) {
-      const int64_t start = co * outputs + outputs / parts * part;
+    for (int64_t slice = 0; slice < slices; ++slice) {
+      const int64_t start = co * outputs + outputs / slices * slice;
       if (start > rows.start && start < rows.stop) starts.push_back(start);
     }
   }
@@ -125,33 +126,33 @@ std::vector<int64_t> parts_of(const MatrixRows& rows) {
   return starts;
 }
 
-// `source_at` gives the source that begins at a row.
+// source_at(row) is the source from that row on.
 template <typename scalar_t, typename SourceAt>
 at::Tensor adjoint(const MatrixRows& rows, const at::TensorOptions& options, const SourceAt& source_at) {
   using acc_t = at::opmath_type<scalar_t>;  // half types are summed in float32
   const Convolution& conv = rows.conv;
   const int64_t kernel = conv.in_per_group * conv.taps(), channels = conv.groups * conv.out_per_group;
-  const std::vector<int64_t> starts = with_no_memory([&] { return parts_of(rows); });
-  const int64_t parts = starts.size() - 1;
-  checked_product({parts, kernel, static_cast<int64_t>(sizeof(acc_t))}, "bytes of the sums");
-  const at::Tensor partial = at::zeros({parts, kernel}, options.dtype(c10::CppTypeToScalarType<acc_t>::value));
-  acc_t* const sums_of_parts = partial.mutable_data_ptr<acc_t>();
-  const int64_t rows_of_a_part = parts == 0 ? 1 : (rows.count() + parts - 1) / parts;
-  const int64_t entries = std::min(rows_of_a_part, INT64_MAX / kernel) * kernel;
-  interruptible_for(0, parts, entries, [&](int64_t first, int64_t last) {
+  const std::vector<int64_t> starts = with_no_memory([&] { return slices_of(rows); });
+  const int64_t slices = starts.size() - 1;
+  checked_product({slices, kernel, static_cast<int64_t>(sizeof(acc_t))}, "bytes of the sums");
+  const at::Tensor partial = at::zeros({slices, kernel}, options.dtype(c10::CppTypeToScalarType<acc_t>::value));
+  acc_t* const partial_sums = partial.mutable_data_ptr<acc_t>();
+  const int64_t rows_of_a_slice = slices == 0 ? 1 : (rows.count() + slices - 1) / slices;
+  const int64_t entries = std::min(rows_of_a_slice, INT64_MAX / kernel) * kernel;
+  interruptible_for(0, slices, entries, [&](int64_t first, int64_t last) {
     RowWalker<int64_t> walker(rows, starts[first]);
     auto source = source_at(starts[first]);
     std::vector<acc_t> sums;
-    for (int64_t part = first; part < last; ++part) {
-      source.add(walker, sums, sums_of_parts + part * kernel, starts[part + 1] - starts[part]);
+    for (int64_t slice = first; slice < last; ++slice) {
+      source.add(walker, sums, partial_sums + slice * kernel, starts[slice + 1] - starts[slice]);
     }
   });
   at::Tensor weight = partial;
-  if (parts != channels || rows.count() != conv.rows()) {  // else, a part is a channel
+  if (slices != channels || rows.count() != conv.rows()) {  // otherwise, a slice is a channel
     weight = at::zeros({channels, kernel}, partial.options());
-    for (int64_t part = 0; part < parts; ++part) {
-      const int64_t co = starts[part] / conv.outputs();
-      add_rows(weight.mutable_data_ptr<acc_t>() + co * kernel, sums_of_parts + part * kernel, kernel, 1);
+    for (int64_t slice = 0; slice < slices; ++slice) {
+      const int64_t co = starts[slice] / conv.outputs();
+      add_rows(weight.mutable_data_ptr<acc_t>() + co * kernel, partial_sums + slice * kernel, kernel, 1);
     }
   }
   weight = weight.to(c10::CppTypeToScalarType<scalar_t>::value);

@@ -7,7 +7,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/interruptible.h"
 #include "cpu/memory.h"
-#include "cpu/row_pattern.h"
+#include "cpu/row_walker.h"
 #include "pages.h"
 
 namespace conv2affine {
@@ -30,7 +30,7 @@ void fill_rows(const MatrixRows& rows, const scalar_t* weight, scalar_t* matrix,
   }
 }
 
-// What it takes to write a row, in entries. A page of memory that is touched for the first time takes as long as many.
+// Cost of a row, in entries: the first touch of a page of memory takes as long as writing 512 of them.
 int64_t entries_of_a_row(const Convolution& conv, int64_t itemsize) {
   constexpr int64_t kPageBytes = 4096, kPageEntries = 512;
   const int64_t kernel = conv.in_per_group * conv.taps();

@@ -1,8 +1,9 @@
-// The rows of a matrix as flat lists: which columns each of them has, and which weights go there.
+// The pattern of a row: which columns it has, and which weights go there.
 #pragma once
 
-#include <algorithm>
+#include <array>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "rows.h"
@@ -12,7 +13,7 @@ namespace conv2affine {
 // Note [Rows]
 //
 // A row (co, o) is the product of three axis taps, one per axis, for each input channel of co's group. Rows whose
-// output positions have the same three patterns (Note [Patterns]) are one sequence of (column, weight), moved along:
+// output positions have the same three patterns (Note [Patterns]) are one sequence of (column, weight), shifted:
 //
 //     columns   offset + columns[e]     ascending; counted from the first input channel of the group
 //     weights   taps[e]                 counted from the first weight of co
@@ -20,17 +21,16 @@ namespace conv2affine {
 // So the sequence is made once for each combination of patterns, of which there are few (27 for a padded 3-D
 // convolution, however large), and a row is one flat loop over it: a scatter for a dense matrix, an addition and a copy
 // for a sparse one, a gather for the adjoint. Along the last axis, the rows between the borders are one row run: they
-// have the same sequence and the same weights, each moved by `stride` columns.
+// have the same sequence and the same weights, each shifted by `stride` columns.
 
 // The entries of a row. Usually entry e is the weight taps[e]; where taps overlap it is the sum over
 // taps[ends[e - 1]] ... taps[ends[e] - 1], in ascending order, and `ends` has one element per entry.
 template <typename index_t>
 struct RowPattern {
-  int64_t id = -1;
   std::vector<index_t> columns;
   std::vector<int64_t> taps;
   std::vector<int64_t> ends;
-  bool whole = false;  // taps are 0, 1, 2, ...: the row is all weights of co, as they lie
+  bool contiguous = false;  // taps are 0, 1, 2, ...: the row is all weights of co, in order
 
   int64_t size() const { return columns.size(); }
 
@@ -40,7 +40,7 @@ struct RowPattern {
   void for_each(const scalar_t* weights, const F& f) const {
     const int64_t* tap = taps.data();
     const int64_t nnz = size();
-    if (whole) {
+    if (contiguous) {
       for (int64_t e = 0; e < nnz; ++e) f(e, weights[e]);
     } else if (ends.empty()) {
       for (int64_t e = 0; e < nnz; ++e) f(e, weights[tap[e]]);
@@ -68,75 +68,30 @@ struct RowPattern {
   }
 };
 
-// Consecutive rows of one pattern: row number n of them has the columns offset + n * step + pattern.columns[e].
+// Makes the pattern of a combination of axis patterns.
 template <typename index_t>
-struct RowRun {
-  const RowPattern<index_t>& pattern;
-  int64_t rows;
-  int64_t co;
-  int64_t offset;
-  int64_t step;
-};
-
-// Walks along rows, one row run after the other; every thread has one of its own.
-template <typename index_t>
-class RowWalker {
+class RowPatternBuilder {
  public:
-  RowWalker(const MatrixRows& rows, int64_t row) : conv_(rows.conv), taps_(rows.taps), at_(rows.position(row)) {
-    const int64_t most = conv_.in_per_group * conv_.taps();  // entries of a pattern
-    const int64_t combinations = taps_[0].patterns() * taps_[1].patterns() * taps_[2].patterns();
-    slots_ = std::clamp<int64_t>(kCachedEntries / most, 1, combinations);
-    patterns_.resize(slots_);
-    find_line();
-  }
+  explicit RowPatternBuilder(const MatrixRows& rows) : conv_(rows.conv), taps_(rows.taps) {}
 
-  // How many lines have the same entries as the one that begins here, itself included, of no more than `most` rows, and
-  // by how much each is moved; 0 inside of a line, or where no line is whole.
-  AxisTaps::Repeat lines(int64_t most) const {
-    if (at_.o3 > 0) return {0, 0};
-    const AxisTaps::Repeat lines = taps_[1].repeat(at_.o2);
-    return {std::min(most / conv_.axes[2].output, lines.count), lines.step * conv_.axes[2].input};
-  }
-
-  // The next rows, as `times` repetitions of `rows` rows that have `nnz` entries together, no more than `most` rows in
-  // all and none beyond the line.
-  struct Repeats {
-    int64_t rows, nnz, times;
-  };
-  Repeats repeats(int64_t most) const {
-    const Zones& zones = taps_[2].zones();
-    const int64_t inside = zones.begin <= at_.o3 ? std::min(most, zones.end - at_.o3) : 0;
-    const int64_t turns = inside / zones.period;  // from any coordinate of the interior on
-    const int64_t rows = turns > 0 ? zones.period : 1;
-    const int64_t times = turns > 0 ? turns : std::min(most, taps_[2].repeat(at_.o3).count);
-    const int64_t along = taps_[2].nnz_before(at_.o3 + rows) - taps_[2].nnz_before(at_.o3);
-    const int64_t nnz1 = taps_[0].nnz_of(taps_[0][at_.o1].pattern), nnz2 = taps_[1].nnz_of(taps_[1][at_.o2].pattern);
-    return {rows, conv_.in_per_group * nnz1 * nnz2 * along, times};
-  }
-
-  // Passes over rows, to the first one of the next plane at most.
-  void skip(int64_t rows) {
-    at_.advance(conv_, rows);
-    if (at_.o3 == 0) find_line();
-  }
-
-  // The next row run, of no more than `most` rows; there must be a row left.
-  RowRun<index_t> next(int64_t most) {
-    const Place place3 = taps_[2][at_.o3];
-    const int64_t id = line_id_ + place3.pattern;
-    RowPattern<index_t>& pattern = patterns_[id < slots_ ? id : id % slots_];
-    if (pattern.id != id) make(pattern, id);
-    const AxisTaps::Repeat repeat = taps_[2].repeat(at_.o3);
-    const RowRun<index_t> run{pattern, std::min(most, repeat.count), at_.co, line_offset_ + place3.offset, repeat.step};
-    skip(run.rows);
-    return run;
+  void make(RowPattern<index_t>& pattern, int64_t pattern1, int64_t pattern2, int64_t pattern3) {
+    const auto& [axis1, axis2, axis3] = conv_.axes;
+    pattern.contiguous = taps_[0].is_contiguous(pattern1, axis1.kernel) &&
+                         taps_[1].is_contiguous(pattern2, axis2.kernel) &&
+                         taps_[2].is_contiguous(pattern3, axis3.kernel);
+    entries1_.make(taps_[0], pattern1);
+    entries2_.make(taps_[1], pattern2);
+    entries3_.make(taps_[2], pattern3);
+    pattern.ends.clear();
+    if (taps_[0].max_taps() * taps_[1].max_taps() * taps_[2].max_taps() == 1) {
+      make_product(pattern);
+    } else {
+      make_sums(pattern);
+    }
+    repeat_in_channels(pattern);
   }
 
  private:
-  // Patterns that are kept, in entries: what stays in a core's second-level cache. Where there are more, they are made
-  // again when they come up again, which takes two to three times as long as to use them.
-  static constexpr int64_t kCachedEntries = 1 << 16;
-
   // The entries of a pattern along one axis, one by one.
   struct AxisEntries {
     std::vector<int64_t> inputs, taps, ends;
@@ -149,7 +104,7 @@ class RowWalker {
       for (const TapRun& run : axis.runs(pattern)) {
         const std::span<const TapTerm> terms = axis.terms(run);
         for (int64_t n = 0; n < run.count; ++n) inputs[e++] = run.input + n * run.step;
-        if (axis.most_taps() == 1) {
+        if (axis.max_taps() == 1) {
           const int64_t first = taps.size();
           taps.resize(first + run.count);
           for (int64_t n = 0; n < run.count; ++n) taps[first + n] = terms[0].kernel + n * terms[0].step;
@@ -167,34 +122,6 @@ class RowWalker {
     int64_t begin(int64_t e) const { return e == 0 ? 0 : end(e - 1); }
     int64_t end(int64_t e) const { return ends.empty() ? e + 1 : ends[e]; }
   };
-
-  // What all rows of one output line share.
-  void find_line() {
-    const auto& [axis1, axis2, axis3] = conv_.axes;
-    const Place place1 = taps_[0][at_.o1], place2 = taps_[1][at_.o2];
-    const int64_t ci = at_.co / conv_.out_per_group * conv_.in_per_group;
-    line_offset_ = ci * conv_.inputs() + (place1.offset * axis2.input + place2.offset) * axis3.input;
-    line_id_ = (place1.pattern * taps_[1].patterns() + place2.pattern) * taps_[2].patterns();
-  }
-
-  void make(RowPattern<index_t>& pattern, int64_t id) {
-    const int64_t pattern1 = taps_[0][at_.o1].pattern, pattern2 = taps_[1][at_.o2].pattern;
-    const int64_t pattern3 = taps_[2][at_.o3].pattern;
-    const auto& [axis1, axis2, axis3] = conv_.axes;
-    pattern.id = id;
-    pattern.whole = taps_[0].is_whole(pattern1, axis1.kernel) && taps_[1].is_whole(pattern2, axis2.kernel) &&
-                    taps_[2].is_whole(pattern3, axis3.kernel);
-    entries1_.make(taps_[0], pattern1);
-    entries2_.make(taps_[1], pattern2);
-    entries3_.make(taps_[2], pattern3);
-    pattern.ends.clear();
-    if (taps_[0].most_taps() * taps_[1].most_taps() * taps_[2].most_taps() == 1) {
-      make_product(pattern);
-    } else {
-      make_sums(pattern);
-    }
-    repeat_in_channels(pattern);
-  }
 
   // The product of the axes, in the first input channel.
   void make_product(RowPattern<index_t>& pattern) {
@@ -257,11 +184,7 @@ class RowWalker {
 
   const Convolution& conv_;
   const std::array<AxisTaps, 3>& taps_;
-  Position at_;
-  int64_t line_offset_, line_id_;
-  int64_t slots_;
-  std::vector<RowPattern<index_t>> patterns_;   // the pattern of identity `id` is in slot id % slots, if anywhere
-  AxisEntries entries1_, entries2_, entries3_;  // of the pattern being made
+  AxisEntries entries1_, entries2_, entries3_;
 };
 
 }  // namespace conv2affine

@@ -9,17 +9,17 @@
 #include "cpu/interruptible.h"
 #include "cpu/memory.h"
 #include "cpu/multiversioned.h"
-#include "cpu/row_pattern.h"
+#include "cpu/row_walker.h"
 
 namespace conv2affine {
 
 namespace {
 
-// The entries that a line may have to be copied or added to as a whole: its end pushes its beginning out of the
-// first-level cache otherwise.
+// Maximum number of entries of a line that is copied with its repetitions: a longer one pushes its own start out of the
+// first-level cache.
 constexpr int64_t kLineEntries = 4096;
 
-// SparseParts as pointers.
+// SparseArrays as pointers.
 template <typename scalar_t, typename index_t>
 struct Pointers {
   index_t *crow, *row, *col;
@@ -34,9 +34,9 @@ CONV2AFFINE_MULTIVERSIONED void add(int64_t* to, const int64_t* from, int64_t co
   for (int64_t e = 0; e < count; ++e) to[e] = from[e] + offset;
 }
 
-// Repeats n entries `times` times in all, the first of them in place: copy(to, from, count, r) writes what is r
-// repetitions after `from`. In blocks that double up to what stays in the first-level cache: long copies, however few
-// the entries are.
+// Fills `times` repetitions of n entries, of which the first is in place: copy(to, from, count, r) writes the entries
+// that are r repetitions after `from`. In blocks that double up to what fits in the first-level cache: long copies,
+// however small n is.
 template <typename T, typename Copy>
 void repeat(T* first, int64_t n, int64_t times, const Copy& copy) {
   constexpr int64_t kBlock = 2048;
@@ -53,15 +53,15 @@ void repeat(T* first, int64_t n, int64_t times) {
   repeat(first, n, times, [](T* to, const T* from, int64_t count, int64_t) { std::copy_n(from, count, to); });
 }
 
-// Each repetition `step` more than the one before.
+// Each repetition is the one before plus `step`.
 template <typename index_t>
-void repeat_moved(index_t* first, int64_t n, int64_t times, int64_t step) {
+void repeat_shifted(index_t* first, int64_t n, int64_t times, int64_t step) {
   repeat(first, n, times, [=](index_t* to, const index_t* from, int64_t count, int64_t repetitions) {
     add(to, from, count, static_cast<index_t>(repetitions * step));
   });
 }
 
-// Writes rows [begin, end) of the matrix; `to` points at where rows.start begins.
+// Writes rows [begin, end) of the matrix; `to` points at the first entry of rows.start.
 template <typename scalar_t, typename index_t>
 void fill_rows(const MatrixRows& rows, const scalar_t* weight, Pointers<scalar_t, index_t> to, int64_t begin,
                int64_t end) {
@@ -76,16 +76,16 @@ void fill_rows(const MatrixRows& rows, const scalar_t* weight, Pointers<scalar_t
       const int64_t row = r - rows.start, nnz = run.pattern.size();
       if (to.crow) {
         to.crow[row] = static_cast<index_t>(entry);
-        repeat_moved(to.crow + row, 1, run.rows, nnz);
+        repeat_shifted(to.crow + row, 1, run.rows, nnz);
       }
       if (to.row) {
         std::fill_n(to.row + entry, nnz, static_cast<index_t>(row));
-        repeat_moved(to.row + entry, nnz, run.rows, 1);
+        repeat_shifted(to.row + entry, nnz, run.rows, 1);
       }
       if (to.col) {
         index_t* col = to.col + entry;
         add(col, run.pattern.columns.data(), nnz, static_cast<index_t>(run.offset));
-        repeat_moved(col, nnz, run.rows, run.step);
+        repeat_shifted(col, nnz, run.rows, run.step);
       }
       scalar_t* values = to.values + entry;
       run.pattern.for_each(weight + run.co * kernel, [=](int64_t e, scalar_t value) { values[e] = value; });
@@ -95,9 +95,9 @@ void fill_rows(const MatrixRows& rows, const scalar_t* weight, Pointers<scalar_t
     } while (r < end && r % outputs > 0);
     const int64_t nnz = entry - first_entry;
     if (lines.count < 2 || nnz > kLineEntries) continue;
-    if (to.crow) repeat_moved(to.crow + first_row, outputs, lines.count, nnz);
-    if (to.row) repeat_moved(to.row + first_entry, nnz, lines.count, outputs);
-    if (to.col) repeat_moved(to.col + first_entry, nnz, lines.count, lines.step);
+    if (to.crow) repeat_shifted(to.crow + first_row, outputs, lines.count, nnz);
+    if (to.row) repeat_shifted(to.row + first_entry, nnz, lines.count, outputs);
+    if (to.col) repeat_shifted(to.col + first_entry, nnz, lines.count, lines.step);
     repeat(to.values + first_entry, nnz, lines.count);
     walker.skip((lines.count - 1) * outputs);
     entry += (lines.count - 1) * nnz;
@@ -105,9 +105,9 @@ void fill_rows(const MatrixRows& rows, const scalar_t* weight, Pointers<scalar_t
   }
 }
 
-void sparse_cpu(const at::Tensor& weight, const MatrixRows& rows, const SparseParts& to) {
+void sparse_cpu(const at::Tensor& weight, const MatrixRows& rows, const SparseArrays& to) {
   AT_DISPATCH_INDEX_TYPES(to.col.defined() ? to.col.scalar_type() : at::kLong, "conv2affine::sparse", [&] {
-    const auto indices = [](const at::Tensor& part) { return part.defined() ? write<index_t>(part) : nullptr; };
+    const auto indices = [](const at::Tensor& array) { return array.defined() ? write<index_t>(array) : nullptr; };
     dispatch(weight.scalar_type(), [&](auto zero) {
       using scalar_t = decltype(zero);
       const scalar_t* from = read<scalar_t>(weight);

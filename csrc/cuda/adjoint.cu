@@ -34,10 +34,10 @@ struct SparseSource {
   AdjointValues values;
 
   // Which of the entries of its row an entry is, along one axis: the runs ascend, and one of them has it.
-  static __device__ int64_t rank(const AxisTable& axis, const Part& part, int64_t column) {
-    const int64_t input = column - part.offset;
+  static __device__ int64_t rank(const AxisTable& axis, const Reads& reads, int64_t column) {
+    const int64_t input = column - reads.offset;
     int64_t before = 0;
-    for (const TapRun* run = axis.runs + part.first_run;; ++run) {
+    for (const TapRun* run = axis.runs + reads.first_run;; ++run) {
       const int64_t step = __ldg(&run->step), count = __ldg(&run->count), distance = input - __ldg(&run->input);
       if (distance <= (count - 1) * step) return before + distance / step;
       before += count;
@@ -52,12 +52,12 @@ struct SparseSource {
           ((at.ci * table.axis1.output + at.i1) * table.axis2.output + at.i2) * table.axis3.output + at.i3;
       if (r < shape.row_start || r >= shape.row_stop) return nullptr;
     }
-    const int64_t rank1 = rank(table.axis1, row.part1, by_columns ? at.o1 : at.i1);
-    const int64_t rank2 = rank(table.axis2, row.part2, by_columns ? at.o2 : at.i2);
-    const int64_t rank3 = rank(table.axis3, row.part3, by_columns ? at.o3 : at.i3);
+    const int64_t rank1 = rank(table.axis1, row.reads1, by_columns ? at.o1 : at.i1);
+    const int64_t rank2 = rank(table.axis2, row.reads2, by_columns ? at.o2 : at.i2);
+    const int64_t rank3 = rank(table.axis3, row.reads3, by_columns ? at.o3 : at.i3);
     const int64_t channel = (by_columns ? at.co : at.ci) % table.in_per_group;
-    const int64_t line = (channel * row.part1.nnz + rank1) * row.part2.nnz + rank2;
-    return static_cast<const scalar_t*>(values.data) + row.nnz_before(table) - values.before + line * row.part3.nnz +
+    const int64_t line = (channel * row.reads1.nnz + rank1) * row.reads2.nnz + rank2;
+    return static_cast<const scalar_t*>(values.data) + row.nnz_before(table) - values.before + line * row.reads3.nnz +
            rank3;
   }
 };
@@ -111,7 +111,7 @@ cudaError_t launch_adjoint(const AdjointShape& shape, const Source& source, void
 
 cudaError_t launch_dense_adjoint(Dtype dtype, const AdjointShape& shape, const AdjointMatrix& matrix, void* partial,
                                  void* stream) {
-  return dispatch(dtype, [&](auto zero) {
+  return dispatch_float(dtype, [&](auto zero) {
     using scalar_t = decltype(zero);
     return launch_adjoint<scalar_t>(shape, DenseSource<scalar_t>{matrix}, partial, stream);
   });
@@ -119,7 +119,7 @@ cudaError_t launch_dense_adjoint(Dtype dtype, const AdjointShape& shape, const A
 
 cudaError_t launch_sparse_adjoint(Dtype dtype, const AdjointShape& shape, const AdjointValues& values, bool by_columns,
                                   void* partial, void* stream) {
-  return dispatch(dtype, [&](auto zero) {
+  return dispatch_float(dtype, [&](auto zero) {
     using scalar_t = decltype(zero);
     return by_columns ? launch_adjoint<scalar_t>(shape, SparseSource<scalar_t, true>{values}, partial, stream)
                       : launch_adjoint<scalar_t>(shape, SparseSource<scalar_t, false>{values}, partial, stream);

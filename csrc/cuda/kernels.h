@@ -16,12 +16,12 @@ namespace conv2affine {
 // and a graph keeps them.
 cudaError_t launch_upload(const int64_t* from, int64_t* to, int64_t count, void* stream);
 
-// Writes rows [row_start, row_stop) of the matrix of `cols` columns, zeros included; `matrix` begins at row_start.
+// Writes rows [row_start, row_stop) of the matrix of `cols` columns, zeros included; `matrix` points at row_start.
 cudaError_t launch_dense(Dtype dtype, const RowTable& table, const void* weight, void* matrix, int64_t cols,
                          int64_t row_start, int64_t row_stop, void* stream);
 
-// Where the parts of a sparse matrix go, from row_start on; what is null is left out. A CSR matrix has `crow`, a COO
-// matrix the `row` of each entry. `before` and `nnz` count the entries of the rows before row_start, and of those here.
+// The arrays of a sparse matrix, from row_start on; null ones are not written. A CSR matrix has `crow`, a COO matrix
+// the `row` of each entry. `before` is the nnz of the rows before row_start, `nnz` that of these rows.
 template <typename index_t>
 struct SparsePointers {
   index_t *crow, *row, *col;
@@ -37,8 +37,8 @@ cudaError_t launch_sparse(Dtype dtype, const RowTable& table, const void* weight
 // Writes `rows` numbers, to[r] = bias[r / outputs].
 cudaError_t launch_bias(Dtype dtype, const void* bias, void* to, int64_t outputs, int64_t rows, void* stream);
 
-// The convolution that an adjoint is of, as its layer sees it, and rows [row_start, row_stop) of the matrix that there
-// is. The outputs are summed in `slices`: that makes work for a device where weights are few.
+// The convolution of an adjoint, as its layer sees it, and the rows [row_start, row_stop) of the given matrix. The
+// outputs are summed in `slices`, which keeps a device busy where there are few weights.
 struct AdjointShape {
   int64_t groups, out_per_group, in_per_group;
   Axis axis1, axis2, axis3;

@@ -7,13 +7,13 @@
 
 namespace conv2affine {
 
-constexpr unsigned kThreads = 256;      // of a block
-constexpr int64_t kMostBlocks = 65535;  // far more than any device runs at once; what is left over is looped for
+constexpr unsigned kThreads = 256;     // of a block
+constexpr int64_t kMaxBlocks = 65535;  // far more than any device runs at once; kernels loop over the rest
 
-// Blocks for `count` pieces of work, `each` of them to a block; at least one.
+// Blocks for `count` items of work, `each` of them to a block; at least one.
 inline unsigned blocks_for(int64_t count, int64_t each) {
   const int64_t blocks = count / each + (count % each != 0);
-  return static_cast<unsigned>(blocks < 1 ? 1 : blocks < kMostBlocks ? blocks : kMostBlocks);
+  return static_cast<unsigned>(blocks < 1 ? 1 : blocks < kMaxBlocks ? blocks : kMaxBlocks);
 }
 
 // cudaLaunchKernelEx and not <<<>>>: then this is C++ for any compiler, and runs in tests without a GPU.

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "zones.h"
+#include "regions.h"
 
 namespace conv2affine {
 
@@ -14,7 +14,7 @@ namespace conv2affine {
 //     a run has the terms            terms[run.first_term] ... terms[(next run).first_term - 1]; one more run is at the
 //     end
 struct AxisTable {
-  Zones zones;
+  Regions regions;
   int64_t input, output, kernel;  // sizes
   int64_t nnz;                    // of all output coordinates
   const int64_t *before, *first_run;

@@ -84,18 +84,10 @@ CONV2AFFINE_HOST_DEVICE number_t to_sum(number_t value) {
 CONV2AFFINE_HOST_DEVICE inline float to_sum(Half value) { return to_float(value); }
 CONV2AFFINE_HOST_DEVICE inline float to_sum(BFloat16 value) { return to_float(value); }
 
-// Calls f with a zero of the type.
+// Calls f with a zero of the floating-point or complex type.
 template <typename F>
-auto dispatch(Dtype dtype, const F& f) {
+auto dispatch_float(Dtype dtype, const F& f) {
   switch (dtype) {
-    case Dtype::int8:
-      return f(uint8_t{});
-    case Dtype::int16:
-      return f(uint16_t{});
-    case Dtype::int32:
-      return f(uint32_t{});
-    case Dtype::int64:
-      return f(uint64_t{});
     case Dtype::half:
       return f(Half{});
     case Dtype::bfloat16:
@@ -108,6 +100,23 @@ auto dispatch(Dtype dtype, const F& f) {
       return f(Complex<float>{});
     default:
       return f(Complex<double>{});
+  }
+}
+
+// Calls f with a zero of the type.
+template <typename F>
+auto dispatch(Dtype dtype, const F& f) {
+  switch (dtype) {
+    case Dtype::int8:
+      return f(uint8_t{});
+    case Dtype::int16:
+      return f(uint16_t{});
+    case Dtype::int32:
+      return f(uint32_t{});
+    case Dtype::int64:
+      return f(uint64_t{});
+    default:
+      return dispatch_float(dtype, f);
   }
 }
 

@@ -15,12 +15,12 @@ namespace {
 
 at::Tensor empty_cuda(at::IntArrayRef sizes, const at::TensorOptions& options) { return at::empty(sizes, options); }
 
-void sparse_cuda(const at::Tensor& weight, const MatrixRows& rows, const SparseParts& to) {
+void sparse_cuda(const at::Tensor& weight, const MatrixRows& rows, const SparseArrays& to) {
   const c10::cuda::CUDAGuard guard(weight.device());
   const UploadedTable table = upload(rows, weight.options());
   AT_DISPATCH_INDEX_TYPES(to.col.defined() ? to.col.scalar_type() : at::kLong, "conv2affine::sparse", [&] {
-    const auto indices = [](const at::Tensor& part) -> index_t* {
-      return part.defined() ? part.mutable_data_ptr<index_t>() : nullptr;
+    const auto indices = [](const at::Tensor& array) -> index_t* {
+      return array.defined() ? array.mutable_data_ptr<index_t>() : nullptr;
     };
     const SparsePointers<index_t> pointers{
         indices(to.crow), indices(to.row), indices(to.col), to.values.mutable_data_ptr(), rows.nnz_before(rows.start),

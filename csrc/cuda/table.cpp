@@ -6,39 +6,27 @@
 #include <c10/util/Exception.h>
 
 #include <array>
+#include <cstring>
+#include <span>
 #include <vector>
 
 namespace conv2affine {
 
 namespace {
 
-// Where the arrays of an AxisTable begin.
-struct Begins {
+// Where the arrays of an AxisTable start.
+struct Offsets {
   int64_t before, first_run, runs, terms;
 };
 
-// Appends them.
-Begins append(const AxisTaps& taps, std::vector<int64_t>& numbers) {
-  std::vector<int64_t> before = {0}, first_run = {0}, runs, terms;
-  const auto append_run = [&](int64_t input, int64_t step, int64_t count) {
-    runs.insert(runs.end(), {input, step, count, static_cast<int64_t>(terms.size()) / 3});
-  };
-  for (int64_t p = 0; p < taps.patterns(); ++p) {
-    for (const TapRun& run : taps.runs(p)) {
-      append_run(run.input, run.step, run.count);
-      for (const TapTerm& term : taps.terms(run)) terms.insert(terms.end(), {term.kernel, term.step, term.taps});
-    }
-    before.push_back(before.back() + taps.nnz_of(p));
-    first_run.push_back(static_cast<int64_t>(runs.size()) / 4);
-  }
-  append_run(0, 1, 0);
-  const auto append_numbers = [&](const std::vector<int64_t>& part) {
-    const int64_t begin = numbers.size();
-    numbers.insert(numbers.end(), part.begin(), part.end());
-    return begin;
-  };
-  static_assert(sizeof(TapRun) == 4 * sizeof(int64_t) && sizeof(TapTerm) == 3 * sizeof(int64_t));
-  return {append_numbers(before), append_numbers(first_run), append_numbers(runs), append_numbers(terms)};
+// Appends an array of structs of int64 as plain numbers; returns where it starts.
+template <typename T>
+int64_t append(std::span<const T> array, std::vector<int64_t>& numbers) {
+  static_assert(sizeof(T) % sizeof(int64_t) == 0);
+  const int64_t start = numbers.size();
+  numbers.resize(start + array.size_bytes() / sizeof(int64_t));
+  std::memcpy(numbers.data() + start, array.data(), array.size_bytes());
+  return start;
 }
 
 }  // namespace
@@ -84,8 +72,12 @@ Dtype float_dtype_of(at::ScalarType type, const char* op) {
 
 UploadedTable upload(const MatrixRows& rows, const at::TensorOptions& options) {
   std::vector<int64_t> numbers;
-  std::array<Begins, 3> begins;
-  for (int axis = 0; axis < 3; ++axis) begins[axis] = append(rows.taps[axis], numbers);
+  std::array<Offsets, 3> offsets;
+  for (int axis = 0; axis < 3; ++axis) {
+    const AxisTaps::Arrays arrays = rows.taps[axis].arrays();
+    offsets[axis] = {append(arrays.nnz_before, numbers), append(arrays.first_run, numbers),
+                     append(arrays.runs, numbers), append(arrays.terms, numbers)};
+  }
   const int64_t count = numbers.size();
   const at::Tensor memory = at::empty({count}, options.dtype(at::kLong));
   int64_t* const to = memory.mutable_data_ptr<int64_t>();
@@ -93,16 +85,16 @@ UploadedTable upload(const MatrixRows& rows, const at::TensorOptions& options) {
   const auto table = [&](int which) {
     const Axis& axis = rows.conv.axes[which];
     const AxisTaps& taps = rows.taps[which];
-    const Begins& begin = begins[which];
-    return AxisTable{taps.zones(),
+    const Offsets& offset = offsets[which];
+    return AxisTable{taps.regions(),
                      axis.input,
                      axis.output,
                      axis.kernel,
                      taps.nnz(),
-                     to + begin.before,
-                     to + begin.first_run,
-                     reinterpret_cast<const TapRun*>(to + begin.runs),
-                     reinterpret_cast<const TapTerm*>(to + begin.terms)};
+                     to + offset.before,
+                     to + offset.first_run,
+                     reinterpret_cast<const TapRun*>(to + offset.runs),
+                     reinterpret_cast<const TapTerm*>(to + offset.terms)};
   };
   return {{rows.conv.out_per_group, rows.conv.in_per_group, table(0), table(1), table(2)}, memory};
 }

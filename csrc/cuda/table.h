@@ -18,8 +18,8 @@ Dtype dtype_of(at::ScalarType type);
 // in the message.
 Dtype float_dtype_of(at::ScalarType type, const char* op);
 
-// A RowTable, and the memory that it points to: to be kept until the kernel is launched. PyTorch gives freed memory out
-// again in the order of the stream, so that the kernel need not have run.
+// A RowTable, and the memory that it points to: keep it until the kernel is launched. PyTorch reuses freed memory in
+// the order of the stream, so that the kernel need not have run.
 struct UploadedTable {
   RowTable rows;
   at::Tensor memory;

@@ -20,9 +20,9 @@ __global__ void upload_kernel(const __grid_constant__ Chunk chunk, int64_t* to, 
 }  // namespace
 
 cudaError_t launch_upload(const int64_t* from, int64_t* to, int64_t count, void* stream) {
-  constexpr int64_t most = sizeof(Chunk) / sizeof(int64_t);
-  for (int64_t done = 0; done < count; done += most) {
-    const int64_t numbers = count - done < most ? count - done : most;
+  constexpr int64_t max_numbers = sizeof(Chunk) / sizeof(int64_t);
+  for (int64_t done = 0; done < count; done += max_numbers) {
+    const int64_t numbers = count - done < max_numbers ? count - done : max_numbers;
     Chunk chunk;
     memcpy(chunk.numbers, from + done, static_cast<size_t>(numbers) * sizeof(int64_t));
     const cudaError_t error =

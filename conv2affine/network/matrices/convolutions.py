@@ -37,7 +37,7 @@ def select_outputs(selection: Selection, conv: Convolution) -> Matrix | None:
     read = channels >= 0
     if scale is None or len(np.unique(channels[read])) < read.sum():
         return None
-    # Channels that are placed among others, as by a concatenation: the factors go into the weight all the same.
+    # Channels that are placed among others, as by a concatenation: only the factors go into the weight.
     factors = np.ones(g.out_channels)
     factors[channels[read]] = scale[read]
     scaled = Convolution(g.ungroup_weight(_scaled(weight, factors)), g, copied=False)

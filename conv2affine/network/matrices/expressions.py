@@ -39,7 +39,7 @@ class Product(Matrix):
 
     def csr(self, dtype: Any = np.float64) -> csr_array:
         if isinstance(self.outer, Selection):
-            # Numbers that are only moved can be rounded before that.
+            # Numbers that only change places can be rounded before that.
             product = _rows(self.outer, _once(self, self.inner.csr, dtype if self.outer.scale is None else np.float64))
         elif isinstance(self.inner, Selection):
             product = _columns(_once(self, self.outer.csr, np.float64), self.inner)
@@ -61,8 +61,8 @@ class Product(Matrix):
                 read = index >= 0
                 counts = np.bincount(index[read], counts[read], near.cols).astype(np.int64)
             return counts
-        most = int(far.counts(axis).max(initial=0))
-        return np.minimum(near.counts(axis) * most, self.shape[axis])
+        max_count = int(far.counts(axis).max(initial=0))
+        return np.minimum(near.counts(axis) * max_count, self.shape[axis])
 
     @cached_property
     def nnz(self) -> int:
@@ -184,6 +184,6 @@ def _columns(matrix: csr_array, selection: Selection) -> csr_array:
         read = indices >= 0
         if not read.all():
             data, indices, indptr = data[read], indices[read], np.r_[0, read.cumsum()][indptr]
-    moved = csr_array((data, indices, indptr), shape=(matrix.shape[0], selection.cols))
-    moved.sum_duplicates()
-    return moved
+    product = csr_array((data, indices, indptr), shape=(matrix.shape[0], selection.cols))
+    product.sum_duplicates()
+    return product

@@ -47,7 +47,7 @@ class Matrix:
         raise NotImplementedError
 
     def counts(self, axis: int) -> Counts:
-        """Entries per row (axis 1) or per column (axis 0); where it is not written out yet, at most so many.
+        """Entries per row (axis 1) or per column (axis 0); where it is not written out yet, an upper bound.
 
         Do not write to them: they are kept.
         """
@@ -65,7 +65,7 @@ class Matrix:
 
     @cached_property
     def nnz(self) -> int:
-        """Number of entries; where it is not written out yet, at most so many."""
+        """Number of entries; where it is not written out yet, an upper bound."""
         return int(self.counts(1).sum()) if self.pattern is None else self.pattern.nnz
 
 
@@ -103,7 +103,7 @@ class Selection(Matrix):
         return self.index is None and self.scale is None
 
     def split(self, positions: int = 1) -> Selection:
-        """The same matrix with so many positions, a divisor of its own."""
+        """The same matrix with this number of positions, a divisor of its own."""
         parts = self.positions // positions
         if parts == 1:
             return self

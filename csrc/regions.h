@@ -9,7 +9,7 @@
 
 namespace conv2affine {
 
-// Where in the table an output coordinate is: what its pattern reads, `offset` input coordinates further.
+// Where in the table an output coordinate is: it reads what `pattern` reads, shifted by `offset` input coordinates.
 struct Place {
   int64_t pattern;
   int64_t offset;
@@ -17,48 +17,49 @@ struct Place {
 
 // The output coordinates of an axis by what they read. Patterns are numbered in this order.
 //
-//     [0, begin)       left border: a pattern each, but the first `same_left` coordinates share that of the next one
-//     [begin, end)     interior: `patterns` patterns in turn, moved by `step` input coordinates each `period`
-//     [end, output)    right border: a pattern each, but the coordinates after `same_right` share its pattern
-struct Zones {
+//     [0, begin)       left border: a pattern each. The first `saturated_left` coordinates lie beyond the reach of the
+//                      kernel, and share the pattern of the next one.
+//     [begin, end)     interior: `patterns` patterns in turn, shifted by `step` input coordinates each `period`
+//     [end, output)    right border: a pattern each. The coordinates after `saturated_right` share its pattern.
+struct Regions {
   int64_t begin;
   int64_t end;
   int64_t period = 1;
   int64_t step = 0;
   int64_t patterns = 0;
-  int64_t same_left = 0;
-  int64_t same_right = INT64_MAX;
+  int64_t saturated_left = 0;
+  int64_t saturated_right = INT64_MAX;
 
   // Patterns to the left of the interior.
-  CONV2AFFINE_HOST_DEVICE int64_t left() const { return begin - same_left; }
+  CONV2AFFINE_HOST_DEVICE int64_t left() const { return begin - saturated_left; }
 
   // o must lie on the axis.
   CONV2AFFINE_HOST_DEVICE Place place(int64_t o) const {
-    if (o < begin) return {o < same_left ? 0 : o - same_left, 0};
-    if (o >= end) return {left() + patterns + (o < same_right ? o : same_right) - end, 0};
+    if (o < begin) return {o < saturated_left ? 0 : o - saturated_left, 0};
+    if (o >= end) return {left() + patterns + (o < saturated_right ? o : saturated_right) - end, 0};
     const int64_t inside = o - begin;
     // The usual period is 1, and a division takes as long as all the rest.
-    const int64_t turn = period == 1 ? inside : inside / period;
-    return {left() + inside - turn * period, turn * step};
+    const int64_t n = period == 1 ? inside : inside / period;  // period index
+    return {left() + inside - n * period, n * step};
   }
 
-  // What the output coordinates before o have, where pattern p has `before[p + 1] - before[p]`.
+  // Sum over the output coordinates before o, where pattern p counts `before[p + 1] - before[p]`.
   CONV2AFFINE_HOST_DEVICE int64_t total_before(const int64_t* before, int64_t o) const {
     int64_t total = 0;
-    if (same_left > 0) total += (o < same_left ? o : same_left) * before[1];
-    if (o <= same_left) return total;
-    total += before[(o < begin ? o : begin) - same_left];
+    if (saturated_left > 0) total += (o < saturated_left ? o : saturated_left) * before[1];
+    if (o <= saturated_left) return total;
+    total += before[(o < begin ? o : begin) - saturated_left];
     if (o <= begin) return total;
     const int64_t* interior = before + left();
     const int64_t* right = interior + patterns;
     const int64_t inside = (o < end ? o : end) - begin;
-    const int64_t turn = period == 1 ? inside : inside / period;
-    total += turn * (*right - *interior) + interior[inside - turn * period] - *interior;
+    const int64_t n = period == 1 ? inside : inside / period;  // period index
+    total += n * (*right - *interior) + interior[inside - n * period] - *interior;
     if (o <= end) return total;
-    total += right[(o < same_right ? o : same_right) - end] - *right;
-    if (o <= same_right) return total;
-    const int64_t* last = right + (same_right - end);
-    return total + (o - same_right) * (last[1] - last[0]);
+    total += right[(o < saturated_right ? o : saturated_right) - end] - *right;
+    if (o <= saturated_right) return total;
+    const int64_t* last = right + (saturated_right - end);
+    return total + (o - saturated_right) * (last[1] - last[0]);
   }
 };
 
