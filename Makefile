@@ -7,7 +7,7 @@ SOURCES := $(shell git ls-files csrc) CMakeLists.txt setup.py pyproject.toml
 CXX_FILES := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'tests/*.h')
 PYTHON_FILES := conv2affine tests examples benchmarks docs setup.py
 
-.PHONY: test test-all coverage demo bench docs lint format wheel siege sanitize sanitize-threads clean cuda-compile cuda-sanitize cuda-check petsc-check
+.PHONY: test test-all coverage demo bench docs lint format wheel fuzz sanitize sanitize-threads clean cuda-compile cuda-sanitize cuda-check petsc-check
 .DELETE_ON_ERROR:
 
 # In minutes, before a commit: without the long products of cases. One thread a process, as there is one for each core.
@@ -51,10 +51,10 @@ wheel: $(VENV)/tools
 	venv/bin/python -m doctest $(CURDIR)/docs/index.md && \
 	venv/bin/python -c "import conv2affine; print('the wheel works:', conv2affine.__file__)"
 
-# Random attacks: an hour of them, or two minutes with SIEGE=short. docs/testing.md has what they found.
-SIEGE ?= long
-siege: $(VENV)/installed
-	$(BIN)/python -m tests.siege $(if $(filter short,$(SIEGE)),--short)
+# Fuzzing and fault injection: an hour, or two minutes with FUZZ=short. docs/testing.md has the findings.
+FUZZ ?= long
+fuzz: $(VENV)/installed
+	$(BIN)/python -m tests.fuzzing $(if $(filter short,$(FUZZ)),--short)
 
 # The CPU's operators, watched for accesses out of bounds and undefined behaviour: their tests, and nonsense.
 sanitize: $(VENV)/tools
@@ -68,7 +68,7 @@ sanitize: $(VENV)/tools
 	export LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" && \
 	export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:quarantine_size_mb=16 && \
 	$(BIN)/pytest -o pythonpath="build/sanitize . tests" $(SANITIZED_TESTS) && \
-	cd build/sanitize && PYTHONPATH=$(CURDIR) $(CURDIR)/$(BIN)/python -m tests.siege nonsense --size 4000
+	cd build/sanitize && PYTHONPATH=$(CURDIR) $(CURDIR)/$(BIN)/python -m tests.fuzzing nonsense --size 4000
 # Without those that have no memory: sanitizers end the process where `new` would throw.
 SANITIZED_TESTS := $(addprefix tests/,test_layouts.py test_matrix.py test_ops.py test_projection.py test_taps.py)
 SANITIZED_TESTS += -k "not beyond_all_memory"
@@ -86,7 +86,7 @@ sanitize-threads: $(VENV)/tools
 	export TSAN_OPTIONS="halt_on_error=1 ignore_noninstrumented_modules=1" && \
 	setarch -R $(BIN)/pytest -o pythonpath="build/sanitize-threads . tests" $(SANITIZED_TESTS) && \
 	cd build/sanitize-threads && \
-	PYTHONPATH=$(CURDIR) setarch -R $(CURDIR)/$(BIN)/python -m tests.siege threads --size 400
+	PYTHONPATH=$(CURDIR) setarch -R $(CURDIR)/$(BIN)/python -m tests.fuzzing threads --size 400
 
 lint: $(VENV)/tools
 	$(BIN)/ruff check $(PYTHON_FILES)

@@ -27,7 +27,7 @@ def tool(name: str) -> str | None:
 
 
 class CMakeBuild(build_ext):
-    """Configure, build and install into the place where setuptools expects the extension."""
+    """Configure, build, and install to where setuptools expects the extension."""
 
     def build_extension(self, ext: Extension) -> None:
         cmake = tool("cmake")
@@ -43,13 +43,9 @@ class CMakeBuild(build_ext):
         configure += [f"-DCONV2AFFINE_CUDA={os.environ.get('CONV2AFFINE_CUDA', 'AUTO')}"]
         subprocess.run([cmake, *configure], check=True)
         subprocess.run([cmake, "--build", str(build), "--parallel", jobs], check=True)
-        subprocess.run([cmake, "--install", str(build), "--prefix", str(package.parent)], check=True)
-
-    def copy_extensions_to_source(self) -> None:
-        """An editable installation has the extension in the source tree, and what is next to it."""
-        super().copy_extensions_to_source()
-        for library in Path(self.build_lib, "conv2affine").glob("lib*.so"):
-            shutil.copy(library, ROOT / "conv2affine")
+        # In the source folder too: Python run there imports that one, whatever is installed.
+        for prefix in (package.parent, ROOT):
+            subprocess.run([cmake, "--install", str(build), "--prefix", str(prefix)], check=True)
 
 
 def torch_requirement() -> str:
@@ -64,5 +60,6 @@ def torch_requirement() -> str:
 setup(
     ext_modules=[Extension("conv2affine._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
-    install_requires=[torch_requirement(), "numpy", "psutil"],
+    # SciPy 1.12 is the first whose csr_array keeps the index type that it is given.
+    install_requires=[torch_requirement(), "numpy", "psutil", "scipy>=1.12"],
 )

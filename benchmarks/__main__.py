@@ -112,7 +112,7 @@ def parser() -> argparse.ArgumentParser:
     add("--cases", nargs="+", choices=list(BY_ID), metavar="ID", help=f"default: all. {layers}")
     add("--rounds", type=int, default=7, metavar="N", help="default: %(default)s")
     add("--threads", type=int, default=2, metavar="N", help="default: %(default)s")
-    add("--limit-gb", type=float, default=11, metavar="X", help="whoever needs more sits out; default: %(default)s")
+    add("--limit-gb", type=float, default=11, metavar="X", help="skip what needs more; default: %(default)s")
     add("--device", default="cpu", help="of the tables dense and csr; default: %(default)s")
     add("--against", type=Path, metavar="PATH", help="another checkout, with its own compiled part")
     add("--plot", action="store_true", help="also measure and draw the time by size")

@@ -23,7 +23,7 @@ def peer(
     too_slow: Callable[[Case], bool] = lambda case: False,
     **peak: float,
 ) -> Contender:
-    """A peer whose peak is so many `copies` of the dense matrix, so many bytes `per_entry`, and so on."""
+    """A peer whose peak is `copies` times the dense matrix, plus `per_entry` bytes for each entry, and so on."""
 
     def estimate(case: Case) -> float:
         return sum(factor * unit(case, name) for name, factor in peak.items())

@@ -1,4 +1,4 @@
-"""The table of docs/onnx-networks.md: what becomes of the networks of other people.
+"""The table of docs/onnx-networks.md: the conversion of public networks.
 
     python -m benchmarks.onnx_networks FOLDER > table.md
 

@@ -44,7 +44,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use what needs more than PyTorch: whole networks need SciPy."""
+    """Import on first use what takes time to import, or needs more than is always installed."""
     if name in ("to_linear_network", "to_mlp"):
         from conv2affine.network import convert
 

@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("build/demo"), help="for sparsity.png")
     output = parser.parse_args().output
-    # A pipe has no width of its own, and the usual 80 columns fold the table.
+    # A pipe has no width, and the default of 80 columns would wrap the table.
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
 
     train_images, test_images, train_labels, test_labels = digits()
@@ -91,7 +91,7 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def build_cnn() -> nn.Sequential:
-    """A small hourglass with one of each: depthwise, pointwise, strided, transposed, dilated."""
+    """A small hourglass with one layer of each kind: depthwise, pointwise, strided, transposed, dilated."""
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1),
@@ -128,7 +128,7 @@ def train(cnn: nn.Sequential, images: Tensor, labels: Tensor) -> nn.Sequential:
 
 @dataclass
 class Conversion:
-    """One converted layer, and what is worth telling about it."""
+    """One converted layer, and the facts for its row of the table."""
 
     conv: nn.Conv2d | nn.ConvTranspose2d
     fc: nn.Linear
@@ -138,7 +138,7 @@ class Conversion:
 
 
 def convert(cnn: nn.Sequential, x: Tensor) -> tuple[nn.Sequential, list[Conversion]]:
-    """The network of linear layers; `x` walks along, for the input sizes and to compare."""
+    """The network of linear layers; `x` is passed through, for the input sizes and the comparison."""
     layers: list[nn.Module] = [nn.Flatten()]
     conversions = []
     for layer in cnn:
@@ -203,7 +203,7 @@ def table(conversions: list[Conversion]) -> Table:
     return result
 
 
-ENTRY = 2  # pixels per matrix entry, 3 in the file: whole numbers, so that every entry is sharp
+ENTRY = 2  # pixels per matrix entry, 3 in the file: integers, so that every entry is sharp
 INK, FAINT, LINE, SHADE = "#1f2430", "#6b7280", "#d5d9e0", "#f0f2f6"
 # Without the pale middle of the scale: a weight stands out from the zeros however small it is.
 COLOURS = matplotlib.colormaps["RdBu_r"](np.r_[0:0.38:128j, 0.62:1:128j])
@@ -211,7 +211,7 @@ PAINT: dict[str, Any] = {"cmap": ListedColormap(COLOURS), "vmin": -1, "vmax": 1}
 
 
 def draw(conversions: list[Conversion], path: Path) -> None:
-    """The six matrices at one scale, and three kernels of theirs enlarged."""
+    """The six matrices at one scale, and three of their kernels enlarged."""
     width, height = 1480, 1348
     figure = Figure((width / 100, height / 100), dpi=100, facecolor="white")
     page = figure.add_axes((0, 0, 1, 1))  # coordinates: pixels from the top left corner
@@ -230,7 +230,7 @@ def draw(conversions: list[Conversion], path: Path) -> None:
 
     page.set(xlim=(0, width), ylim=(height, 0), aspect="auto")
     page.set_axis_off()
-    figure.savefig(path, dpi=150)  # half as sharp again, for dense screens
+    figure.savefig(path, dpi=150)  # 1.5 times the resolution, for dense screens
 
 
 def draw_header(page: Axes) -> None:
@@ -279,7 +279,7 @@ def draw_kernel(
 
     origin = (corner[0] + ENTRY * col, corner[1] + ENTRY * row)
     small = Rectangle(origin, ENTRY * cols, ENTRY * rows, fill=False)
-    around = (place[0] - 1, place[1] - 1)  # a pixel of room for the frame
+    around = (place[0] - 1, place[1] - 1)  # one pixel for the frame
     large = Rectangle(around, scale * cols + 2, scale * rows + 2, facecolor="white")
     _, upper_right, lower_right, lower_left = small.get_corners()
     far_upper_left, far_upper_right, _, far_lower_left = large.get_corners()

@@ -1,4 +1,4 @@
-"""Training a CNN with the spectral norms of its convolutions held at 1: those of their matrices, not of the kernels."""
+"""Training a CNN whose convolutions keep a spectral norm of 1: that of the matrix, not of the kernel."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch.nn.utils import parametrizations
 
 from conv2affine import to_matrix
 
-LARGEST = 1.0  # what no convolution may stretch an input by
+LARGEST = 1.0  # the largest stretch allowed
 STRENGTH = 10.0  # of the penalty; cross-entropy starts at 2.3
 Penalty = Callable[[nn.Conv2d, int], Tensor]
 
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for heading in ("right", "ms per step", "1→8 @8", "8→16, stride 2 @8", "16→16 @4", "product"):
         table.add_column(heading, justify="right")
     for name, prepare, norm in (
-        ("left alone", nn.Identity(), None),
+        ("no constraint", nn.Identity(), None),
         ("torch's spectral_norm", parametrizations.spectral_norm, None),
         ("penalty, matrix_norm", nn.Identity(), exact_norm),
         ("penalty, power iteration", nn.Identity(), power_iteration),
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         pairs = [f"{of_matrix:.2f} / {of_kernel:.2f}" for of_matrix, of_kernel in zip(norms, kernels, strict=True)]
         product = f"{torch.tensor(norms).prod():.2f}"
         table.add_row(name, f"{accuracy:.1%}", f"{milliseconds:.1f}", *pairs, product)
-    # A pipe has no width of its own, and the usual 80 columns fold the table.
+    # A pipe has no width, and the default of 80 columns would wrap the table.
     Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(table)
 
 
@@ -75,7 +75,7 @@ def exact_norm(conv: nn.Conv2d, size: int) -> Tensor:
 
 
 class PowerIteration:
-    """The same, estimated by two products at each call; the estimate goes on where the last call left it."""
+    """The same, estimated by two products at each call; each call continues from the last estimate."""
 
     def __init__(self) -> None:
         self.inputs: dict[nn.Conv2d, Tensor] = {}  # the input that is stretched most
@@ -99,7 +99,7 @@ def train(
     labels: Tensor,
     test_labels: Tensor,
 ) -> tuple[float, float]:
-    """Adam on cross-entropy and, with `norm`, the penalty; the share of test images that are right, and ms per step."""
+    """Adam on cross-entropy and, with `norm`, the penalty; returns the accuracy on the test images, and ms per step."""
     batches = [chosen for _ in range(epochs) for chosen in torch.randperm(len(images)).split(64)]
     optimizer = torch.optim.Adam(cnn.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.01, total_steps=len(batches))
@@ -120,6 +120,6 @@ def train(
 
 
 if __name__ == "__main__":
-    # Small layers gain little from more, and lose much where others compute: two took 71 s on a busy machine, one 19 s.
+    # More threads gain little for small layers, and cost much on a busy machine: two took 71 s there, one 19 s.
     torch.set_num_threads(1)
     main()

@@ -1,4 +1,4 @@
-"""A solver that cannot read a CNN proves things about it: through the same network as one chain of Gemm and Relu.
+"""A solver that cannot read a CNN proves statements about it, from the equal chain of Gemm and Relu.
 
 OMLT hands networks to optimisers. It refuses the CNN below, which pads, strides, pools and has a residual connection.
 `conv2affine.onnx.convert(..., form="mlp")` makes a chain of it, about which HiGHS answers, for each image: can a change
@@ -32,12 +32,12 @@ from torch import Tensor, nn
 import conv2affine.onnx
 from examples.digits import digits, train
 
-# What a counterexample has to win by, in the logits: more than the tolerances of the solver.
+# The margin in the logits that a counterexample must have: more than the solver's tolerances.
 MARGIN = 1e-4
 
 
 class ResidualCnn(nn.Module):
-    """A CNN with one of each that OMLT does not read."""
+    """A CNN with one of each operator that OMLT does not read."""
 
     def __init__(self, channels: int = 2) -> None:
         super().__init__()
@@ -89,16 +89,16 @@ def main(arguments: Sequence[str] | None = None) -> list[Answer]:
     accuracy = (cnn(test_images).argmax(1) == test_labels).double().mean().item()
     original, converted = options.output / "cnn.onnx", options.output / "mlp.onnx"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the exporter that needs no further package
+        warnings.simplefilter("ignore", DeprecationWarning)  # of the exporter that needs no other package
         torch.onnx.export(cnn, (test_images[:1],), original, dynamo=False, opset_version=13)
-    console.print(f"A CNN that has {accuracy:.1%} of the test images right: {operators(original)}")
+    console.print(f"A CNN with an accuracy of {accuracy:.1%} on the test images: {operators(original)}")
     try:
         load_onnx_neural_network(onnx.load(original), input_bounds=bounds(test_images[0], options.eps))
-    except Exception as error:  # whatever it stumbles over
+    except Exception as error:  # of any kind
         console.print(f"OMLT refuses it: {type(error).__name__}: {error}")
 
     result = conv2affine.onnx.convert(original, converted, form="mlp", overwrite=True)
-    console.print(f"Converted, the same to {result.difference:.0e}: {operators(converted)}")
+    console.print(f"Converted, equal to {result.difference:.0e}: {operators(converted)}")
     chosen = test_images[cnn(test_images).argmax(1) == test_labels][: options.images]
     answers = [ask(cnn, onnx.load(converted), image, options.eps) for image in chosen]
     console.print(table(answers, options.eps))
@@ -113,7 +113,7 @@ def operators(path: Path) -> str:
 
 
 def bounds(image: Tensor, eps: float) -> dict[Any, tuple[float, float]]:
-    """What each pixel may be."""
+    """The range of each pixel."""
     low, high = (image - eps).clamp(0, 1).numpy(), (image + eps).clamp(0, 1).numpy()
     return {(0, *index): (float(low[index]), float(high[index])) for index in np.ndindex(*image.shape)}
 

@@ -1,15 +1,46 @@
-"""What all tests share: seeded random numbers, the comparison of tensors bit by bit, and peaks of memory."""
+"""Shared by the tests: fixtures, seeded random numbers, the comparison of tensors bit by bit, and memory."""
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from network_models import MODEL, SHAPE, build, samples
 
 
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def fresh_dynamo():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def model():
+    """A small residual network, in evaluation mode."""
+    return build(MODEL)
+
+
+@pytest.fixture
+def x():
+    """Four samples for `model`."""
+    return samples(4, *SHAPE)
+
+
+def random(*size, dtype=torch.float32):
+    return torch.randn(*size, dtype=dtype, generator=torch.Generator().manual_seed(0))
+
+
+def status(name):
+    """Bytes, from what Linux reports about this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 def assert_same_bits(actual, expected, message=None):

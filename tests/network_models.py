@@ -243,6 +243,10 @@ class Function(nn.Module):
         return self.function(*inputs)
 
 
+# The one for tests of options.
+MODEL, SHAPE = PIECEWISE["resnet"]
+
+
 def samples(count, *shape, dtype=torch.float64):
     return torch.randn(count, *shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
 

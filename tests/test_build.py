@@ -4,6 +4,7 @@ import inspect
 import subprocess
 import sys
 from importlib import resources
+from pathlib import Path
 
 import pytest
 import torch
@@ -80,7 +81,9 @@ def test_another_torch_is_refused():
 def test_missing_binary_says_how_to_build_it():
     result = run("import sys; sys.modules['conv2affine._C'] = None; import conv2affine")
     assert result.returncode == 1
-    assert "pip install --no-build-isolation ." in result.stderr.splitlines()[-1]
+    error = result.stderr.splitlines()[-1]
+    assert error.startswith(f"ImportError: {Path(conv2affine.__file__).parent} has no compiled part that loads")
+    assert "pip install --no-build-isolation ." in error
 
 
 def test_gil_is_released_while_it_works():

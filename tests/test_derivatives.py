@@ -323,13 +323,6 @@ def test_gradients_reach_parametrised_weights():
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.fixture
-def fresh_dynamo():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_into_one_graph(dynamic, fresh_dynamo):

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from cases import CASES, layers, made
+from conftest import status
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -172,12 +173,6 @@ def check_memory(mesh, folder):
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
     assert status("VmHWM") - before <= 1.05 * matrix.to_local().nbytes
-
-
-def status(name):
-    """Bytes, from what Linux reports about this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 def check_matrix(mesh, folder):

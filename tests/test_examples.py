@@ -9,7 +9,7 @@ from examples import spectral_norm
 def test_spectral_norm(capsys):
     spectral_norm.main(["--epochs", "1"])
     table = capsys.readouterr().out
-    assert all(name in table for name in ("left alone", "torch's spectral_norm", "matrix_norm", "power iteration"))
+    assert all(name in table for name in ("no constraint", "torch's spectral_norm", "matrix_norm", "power iteration"))
 
 
 @pytest.mark.parametrize("size", [1, 8])

@@ -34,9 +34,9 @@ def test_readme_runs():
     exec("".join(blocks), {})
 
 
-def test_field_names_tests_that_exist():
-    """docs/field.md has a file before its test functions."""
-    page = (ROOT / "docs/field.md").read_text()
+def test_known_issues_name_tests_that_exist():
+    """docs/known-issues.md has a file before its test functions."""
+    page = (ROOT / "docs/known-issues.md").read_text()
     named = re.findall(r"`(test_\w+\.py)`: `(test_\w+)`", page)
     assert len(named) == page.count("`: `test_")
     for file, test in named:

@@ -8,7 +8,7 @@ import torch
 from operators import calls
 
 from conv2affine import conv_matrix
-from tests.siege import interrupts
+from tests.fuzzing import interrupts
 
 pytestmark = pytest.mark.serial
 
@@ -50,4 +50,4 @@ def test_another_thread_hears_none(heard):
 
 
 def test_interrupt_gives_the_memory_back():
-    interrupts.attack(0, 1)
+    interrupts.fuzz(0, 1)

@@ -2,16 +2,12 @@
 
 import pytest
 import torch
-from network_models import OTHERS, PIECEWISE, Several, build
+from network_models import OTHERS, PIECEWISE, Several, build, samples
 from torch import nn
 
 from conv2affine import SparseLinear, to_linear_network, to_mlp
 
 MERGES = ("auto", "always", "never")
-
-
-def samples(count, shape, dtype=torch.float64):
-    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
 
 
 def close(result, expected):
@@ -22,7 +18,7 @@ def close(result, expected):
 def test_network(name):
     make, shape = {**PIECEWISE, **OTHERS}[name]
     model = build(make)
-    x = samples(5, shape)
+    x = samples(5, *shape)
     for merge, layout in zip(MERGES, ("auto", "dense", "sparse"), strict=True):
         net = to_linear_network(model, x[:1], merge=merge, layout=layout)
         close(net(x), model(x))
@@ -37,7 +33,7 @@ def test_network(name):
 def test_chain(name):
     make, shape = PIECEWISE[name]
     model = build(make)
-    x = samples(5, shape)
+    x = samples(5, *shape)
     mlp = to_mlp(model, x[:1])
     close(mlp(x), model(x).flatten(1))
     kinds = [type(layer).__name__.removeprefix("Sparse") for layer in mlp]
@@ -47,13 +43,13 @@ def test_chain(name):
 def test_chain_carries_what_is_known_to_be_positive_once():
     """A residual block after a ReLU is as wide as its branch and its shortcut together."""
     model = build(PIECEWISE["resnet"][0])[2]
-    mlp = to_mlp(nn.Sequential(nn.ReLU(), model), samples(1, (4, 4, 4)))
+    mlp = to_mlp(nn.Sequential(nn.ReLU(), model), samples(1, 4, 4, 4))
     assert [layer.out_features for layer in mlp if isinstance(layer, nn.Linear)] == [64, 128, 64, 64]
 
 
 def test_several_inputs_and_outputs():
     model = build(Several)
-    image, vector = samples(4, (2, 3)), samples(4, (6,))
+    image, vector = samples(4, 2, 3), samples(4, 6)
     net = to_linear_network(model, (image, vector))
     result, expected = net(image, vector), model(image, vector)
     assert result.keys() == expected.keys()
@@ -66,7 +62,7 @@ def test_several_inputs_and_outputs():
 def test_batch_norm_costs_nothing():
     """One layer for each convolution, and one entry for each tap: no more than the convolutions alone."""
     model = build(PIECEWISE["vgg-bn"][0])
-    net = to_linear_network(model, samples(1, PIECEWISE["vgg-bn"][1]))
+    net = to_linear_network(model, samples(1, *PIECEWISE["vgg-bn"][1]))
     names = [name for name, _ in net.named_children()]
     assert names == ["_0_0", "_2_0", "_3_0", "_6", "_9"]
 
@@ -74,24 +70,24 @@ def test_batch_norm_costs_nothing():
 @pytest.mark.parametrize("pad", [nn.ZeroPad2d((1, 2, 0, 1)), nn.ReflectionPad2d(1), nn.ConstantPad2d(1, 0.5)])
 def test_padding_and_batch_norm_belong_to_their_convolution(pad):
     model = build(lambda: nn.Sequential(pad, nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()))
-    plan = to_linear_network(model, samples(2, (3, 6, 6))).plan
+    plan = to_linear_network(model, samples(2, 3, 6, 6)).plan
     assert [row.name for row in plan.layers] == ["1, 2"]
 
 
 def test_a_padded_convolution_is_copied():
-    plan = to_linear_network(nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(3, 4, 3)).double(), samples(2, (3, 6, 6))).plan
+    plan = to_linear_network(nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(3, 4, 3)).double(), samples(2, 3, 6, 6)).plan
     assert [(row.name, row.kind) for row in plan.rows] == [("1", "copied")]
 
 
 def test_repvgg_is_one_layer():
-    net = to_linear_network(build(PIECEWISE["repvgg"][0]), samples(1, (3, 8, 8)))
+    net = to_linear_network(build(PIECEWISE["repvgg"][0]), samples(1, 3, 8, 8))
     assert len(list(net.children())) == 1
 
 
 @pytest.mark.parametrize("name", ["resnet", "densenet", "unet"])
 def test_auto_has_no_more_entries_than_always(name):
     make, shape = PIECEWISE[name]
-    model, x = build(make), samples(1, shape)
+    model, x = build(make), samples(1, *shape)
     auto, always, never = (to_linear_network(model, x, merge=merge).plan.nnz for merge in MERGES)
     assert auto <= always
     assert auto <= never
@@ -101,7 +97,7 @@ def test_auto_has_no_more_entries_than_always(name):
 @pytest.mark.parametrize("name", [*PIECEWISE, *OTHERS])
 def test_float32_is_not_refused_for_its_rounding(name):
     make, shape = {**PIECEWISE, **OTHERS}[name]
-    x = samples(2, shape, torch.float32)
+    x = samples(2, *shape, dtype=torch.float32)
     for convert in (to_linear_network, to_mlp) if name in PIECEWISE else (to_linear_network,):
         result = convert(build(make, torch.float32), 100 * x)
         expected = build(make)(x.double())
@@ -110,7 +106,7 @@ def test_float32_is_not_refused_for_its_rounding(name):
 
 def test_float32_is_rounded_once():
     make, shape = PIECEWISE["resnet"]
-    model, x = build(make), samples(3, shape)
+    model, x = build(make), samples(3, *shape)
     exact, rounded = to_linear_network(model, x), to_linear_network(model, x, dtype=torch.float32)
     for name, tensor in exact.state_dict().items():
         weight, other = (

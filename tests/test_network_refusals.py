@@ -3,22 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from network_models import PIECEWISE, Counts, Function, build, samples
+from network_models import Counts, Function, samples
 from torch import nn
 
 from conv2affine import to_linear, to_linear_network, to_mlp
-
-MODEL, SHAPE = PIECEWISE["resnet"]
-
-
-@pytest.fixture
-def model():
-    return build(MODEL)
-
-
-@pytest.fixture
-def x():
-    return samples(4, *SHAPE)
 
 
 class Mixes(nn.Module):

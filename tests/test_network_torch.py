@@ -9,7 +9,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from network_models import OTHERS, PIECEWISE, Counts, Function, build, samples
+from network_models import MODEL, OTHERS, PIECEWISE, SHAPE, Counts, Function, build, samples
 from torch import nn
 from torch.nn.utils import prune
 from torch.utils import _pytree as pytree
@@ -19,18 +19,7 @@ from conv2affine import SparseLinear, to_linear, to_linear_network, to_mlp
 from conv2affine.network.passes import chain
 from conv2affine.network.report import NetworkPlan
 
-MODEL, SHAPE = PIECEWISE["resnet"]
 X = samples(3, 3, 8, 8)
-
-
-@pytest.fixture
-def model():
-    return build(MODEL)
-
-
-@pytest.fixture
-def x():
-    return samples(4, *SHAPE)
 
 
 # Use

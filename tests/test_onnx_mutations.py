@@ -1,7 +1,7 @@
-"""A hundred mutated files; `make siege` converts thousands."""
+"""A hundred mutated files; `make fuzz` converts thousands."""
 
-from tests.siege import files
+from tests.fuzzing import files
 
 
 def test_mutations():
-    assert "converted" in files.attack(0, 100)
+    assert "converted" in files.fuzz(0, 100)

@@ -1,11 +1,10 @@
 """PETSc's matrices, by one rank or several: make petsc-check runs it with MPI, in an environment that has PETSc."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from cases import CASES
+from conftest import status
 from torch import nn
 
 from conv2affine import Geometry, to_matrix
@@ -94,9 +93,3 @@ def test_memory():
     matrix = to_petsc(conv, 112)
     nnz = matrix.getInfo(PETSc.Mat.InfoType.LOCAL)["nz_used"]
     assert status("VmHWM") - before <= 1.5 * 12 * nnz  # a column of 4 bytes and a value of 8 per entry
-
-
-def status(name):
-    """Bytes, from what Linux reports about this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))

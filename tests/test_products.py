@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from conftest import random
 from torch import nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
@@ -13,10 +14,6 @@ from conv2affine.operators.products import OPERATORS
 
 # PyTorch's own, when it first loads its forward-mode decompositions
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
-
-
-def random(*size, dtype=torch.float32):
-    return torch.randn(*size, dtype=dtype, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize(("dtype", "batch"), [(torch.float64, 1), (torch.complex128, 2)], ids=str)

@@ -231,18 +231,6 @@ def test_layers_are_checked(function):
         function(conv, 4)
 
 
-@pytest.mark.parametrize("name", ["as_linear_operator", "to_scipy"])
-def test_missing_scipy_says_how_to_install_it(name):
-    code = (
-        "import sys; sys.modules['scipy'] = None; import torch, conv2affine; "
-        f"conv2affine.{name}(torch.nn.Conv1d(1, 1, 2), 3)"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].startswith("ImportError: as_linear_operator and to_scipy need SciPy")
-    assert "pip install 'conv2affine[scipy]'" in result.stderr
-
-
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 from cases import CASES
+from conftest import random
 from torch import nn
 
 from conv2affine import SparseLinear, to_linear
@@ -15,10 +16,6 @@ from conv2affine import SparseLinear, to_linear
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 
 NAMES = {"values", "crow_indices", "col_indices", "bias"}
-
-
-def random(*size, dtype=torch.float32):
-    return torch.randn(*size, dtype=dtype, generator=torch.Generator().manual_seed(0))
 
 
 def layers(dtype=torch.float32, **options):

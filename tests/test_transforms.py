@@ -6,6 +6,8 @@ from torch.autograd import forward_ad
 
 from conv2affine import Geometry, conv_matrix, conv_transpose_matrix
 
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
+
 OPERATORS = torch.ops.conv2affine
 GEOMETRY = Geometry(2, 2, (2,), input_size=3, padding=1, groups=2)
 BLOCK = (*GEOMETRY.operator_arguments(), 1, 7)  # rows of both groups, but not all
@@ -108,13 +110,6 @@ def is_right(name, transform, mode):
         return mode == "eager" and transform in SPARSE[name]
     # "torch.compile with aot_autograd does not currently support double backward"
     return (transform, mode) != ("double-backward", "aot_eager")
-
-
-@pytest.fixture(autouse=True)
-def fresh_dynamo():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def inputs(shape):

@@ -124,7 +124,7 @@ def open_csr(path: str | os.PathLike[str]) -> csr_array:
     Raises:
         ValueError: If the file is not finished, or not one of `save_csr`.
         OSError: If there is no such file, or if it is not HDF5.
-        ImportError: If h5py or SciPy is not installed.
+        ImportError: If h5py is not installed.
 
     Example:
         >>> import tempfile
@@ -134,16 +134,16 @@ def open_csr(path: str | os.PathLike[str]) -> csr_array:
         array([[0, 1, 2, 0],
                [0, 0, 1, 2]])
     """
-    h5py = _import("h5py")
-    sparse = _import("scipy.sparse")
-    with h5py.File(path, "r") as file:
+    from scipy.sparse import csr_array
+
+    with _import("h5py").File(path, "r") as file:
         if file.attrs.get("encoding-type") != ENCODING["encoding-type"] or "rows_written" not in file:
             raise ValueError(f"path ({path}) must be a file of save_csr; anndata.io.read_elem may read it")
         rows, written = int(file.attrs["shape"][0]), int(file["rows_written"][0])
         if written < rows:
             raise ValueError(f"path ({path}) has {written} of {rows} rows; call save_csr again to continue")
         parts = [_map(path, file[name]) for name in ("data", "indices", "indptr")]
-        return sparse.csr_array(tuple(parts), shape=tuple(map(int, file.attrs["shape"])))
+        return csr_array(tuple(parts), shape=tuple(map(int, file.attrs["shape"])))
 
 
 def _map(path: str | os.PathLike[str], dataset: Any) -> NDArray[Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,7 +59,6 @@ def as_linear_operator(conv: Conv | Tensor, input_size: InputSize | Geometry) ->
     Raises:
         TypeError: As `to_matrix`; or if the dtype is none of these four.
         ValueError: As `to_matrix`; or if the weight is on the meta device.
-        ImportError: If SciPy is not installed.
 
     Example:
         >>> from scipy.sparse.linalg import svds
@@ -73,11 +71,12 @@ def as_linear_operator(conv: Conv | Tensor, input_size: InputSize | Geometry) ->
         >>> bool(np.isclose(svds(A, k=1)[1], torch.linalg.matrix_norm(to_matrix(conv, 8), 2).item()))
         True
     """
-    scipy = _scipy()
+    from scipy.sparse.linalg import LinearOperator
+
     weight, geometry = scipy_weight(conv, input_size, "solvers", OPERATOR_DTYPES)
     products = _Products(weight.clone(memory_format=torch.contiguous_format), geometry)
     product, transposed = products.forward, products.adjoint
-    return scipy.sparse.linalg.LinearOperator(
+    return LinearOperator(
         geometry.shape, matvec=product, rmatvec=transposed, matmat=product, rmatmat=transposed, dtype=products.dtype
     )
 
@@ -111,7 +110,6 @@ def to_scipy(
         TypeError: As `to_matrix`; or if SciPy's sparse arrays do not have the weight's dtype.
         ValueError: As `to_matrix`; or if the weight is on the meta device.
         MemoryError: As `to_matrix`.
-        ImportError: If SciPy is not installed.
 
     Example:
         >>> conv = torch.nn.Conv1d(1, 1, 2, bias=False).requires_grad_(False)
@@ -120,11 +118,12 @@ def to_scipy(
         array([[1., 2., 0.],
                [0., 1., 2.]], dtype=float32)
     """
-    scipy = _scipy()
+    from scipy.sparse import csr_array
+
     weight, geometry = scipy_weight(conv, input_size, "sparse arrays", ARRAY_DTYPES)
     request = checked_request(weight, geometry, torch.sparse_csr, rows, index_dtype, drop_zeros)
     starts, indices, values = (part.cpu().numpy() for part in csr_arrays(weight, geometry, request))
-    return scipy.sparse.csr_array((values, indices, starts), shape=(len(request.rows), geometry.shape[1]))
+    return csr_array((values, indices, starts), shape=(len(request.rows), geometry.shape[1]))
 
 
 class _Products:
@@ -185,13 +184,3 @@ def scipy_weight(
             "load its elements, or call plan"
         )
     return weight.detach(), geometry
-
-
-def _scipy() -> ModuleType:
-    try:
-        import scipy.sparse.linalg
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            "as_linear_operator and to_scipy need SciPy; install it with: pip install 'conv2affine[scipy]'"
-        ) from error
-    return scipy  # type: ignore[no-any-return]

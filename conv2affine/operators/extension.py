@@ -38,8 +38,8 @@ try:
     from conv2affine import _C
 except ImportError as error:
     raise ImportError(
-        f"conv2affine's compiled part could not be loaded ({error}); build it with: "
-        "pip install --no-build-isolation . (in the source tree), and run outside of that tree"
+        f"{Path(__file__).parents[1]} has no compiled part that loads ({error}); build it in the source tree with: "
+        "pip install --no-build-isolation . (or run in a folder without the source, if conv2affine is installed)"
     ) from error
 _check_torch(_C.build_info()["torch"])
 

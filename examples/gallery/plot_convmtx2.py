@@ -41,8 +41,8 @@ def convmtx2(kernel, rows, cols):
 
 
 # %%
-# What they look like
-# -------------------
+# The matrices
+# ------------
 
 kernel = np.arange(1.0, 10.0).reshape(3, 3)
 figure, places = plt.subplots(1, 3, figsize=(9, 6), layout="constrained", sharex=True)

@@ -50,12 +50,12 @@ def diagonals(size):
 
 
 def multiply(by_number, vector):
-    """The product, in operations that homomorphic encryption has."""
+    """The product, in operations that homomorphic encryption supports."""
     return sum(diagonal * np.roll(vector, -j) for j, diagonal in by_number.items())
 
 
 # %%
-# Few, whatever the size
+# Few for any image size
 # ----------------------
 # A diagonal belongs to one offset between an input and an output: one of nine places in
 # the kernel, and one of two offsets between channels. So there are 18 of them, for an

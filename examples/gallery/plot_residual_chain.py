@@ -2,7 +2,7 @@
 A residual block as a chain
 ===========================
 
-Many tools read nothing but a chain of linear layers and ReLUs, without residual
+Many tools read only a chain of linear layers and ReLUs, without residual
 connections. `to_mlp` makes such a chain: it carries the value of the connection along, in
 units of its own. What does that cost?
 """

@@ -71,8 +71,8 @@ axes.set(xlabel="height and width of the image", ylabel="spectral norm", ylim=0)
 axes.legend(loc="lower right")
 
 # %%
-# The order holds
-# ---------------
+# The order of the three
+# ----------------------
 
 for size, norm, bound in zip(sizes, exact, circular, strict=True):
     print(f"{size:2} x {size:<2}  {norm:.4f} <= {bound:.4f}")

@@ -8,9 +8,9 @@ import time
 
 import psutil
 
-MOST_SECONDS = 2.0  # of processor time, so that other work on the machine does not count
-MOST_PATIENCE = 60.0
-MOST_KEPT_BYTES = 200e6  # of the 3.2 GB that a build takes
+MAX_SECONDS = 2.0  # of processor time, so that other work on the machine does not count
+MAX_PATIENCE = 60.0
+MAX_KEPT_BYTES = 200e6  # of the 3.2 GB that a build takes
 
 # Builds a matrix of 3.2 GB again and again until it is interrupted, then says how much memory it still holds.
 VICTIM = """
@@ -28,7 +28,7 @@ except KeyboardInterrupt:
 """
 
 
-def attack(seed: int, size: int) -> str:
+def fuzz(seed: int, size: int) -> str:
     """Interrupt `size` builds, each at a random time."""
     draw = random.Random(seed)
     longest = 0.0
@@ -40,13 +40,13 @@ def attack(seed: int, size: int) -> str:
             times = psutil.Process(victim.pid).cpu_times()
             victim.send_signal(signal.SIGINT)
             try:
-                words = victim.communicate(timeout=MOST_PATIENCE)[0].split()
+                words = victim.communicate(timeout=MAX_PATIENCE)[0].split()
             except subprocess.TimeoutExpired:
                 victim.kill()
                 raise
         assert victim.returncode == 0, f"ended with status {victim.returncode} after an interrupt"
         kept, seconds = float(words[0]), float(words[1]) - times.user - times.system
-        assert kept < MOST_KEPT_BYTES, f"{kept:,.0f} bytes are kept after an interrupt"
-        assert seconds < MOST_SECONDS, f"the interrupt was heard after {seconds:.1f} s of processor time"
+        assert kept < MAX_KEPT_BYTES, f"{kept:,.0f} bytes are kept after an interrupt"
+        assert seconds < MAX_SECONDS, f"the interrupt was heard after {seconds:.1f} s of processor time"
         longest = max(longest, seconds)
     return f"heard after {longest:.2f} s of processor time at most, memory given back"

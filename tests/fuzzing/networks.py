@@ -18,7 +18,7 @@ LAYOUT = {"layout": st.sampled_from(["auto", "dense", "sparse"])}
 MERGE = {"merge": st.sampled_from(["auto", "always", "never"]), "max_pool": st.sampled_from(["max", "relu"])}
 
 
-def attack(seed: int, size: int) -> str:
+def fuzz(seed: int, size: int) -> str:
     """Convert `size` networks. Hypothesis draws them, and makes the one that fails small."""
 
     @hypothesis_seed(seed)

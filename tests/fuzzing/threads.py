@@ -5,13 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from conv2affine import to_matrix
-from tests.siege.random_layers import random_layer
+from tests.fuzzing.random_layers import random_layer
 
 THREADS = 8
 LAYOUTS = (torch.strided, torch.sparse_csr, torch.sparse_coo)
 
 
-def attack(seed: int, size: int) -> str:
+def fuzz(seed: int, size: int) -> str:
     """Convert `size` layers; each layer in every thread, so that threads also share a layer."""
     made = [random_layer(number) for number in range(seed, seed + max(1, size // THREADS))]
 

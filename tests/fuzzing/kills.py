@@ -1,7 +1,7 @@
 """Writers that are killed: their file is not there, or as before, or whole; and the same call writes it again.
 
 Half of them are killed after a random time, the others at their n-th operation on files. They are forks of a process
-that has all imports behind it and no threads; `python -m tests.siege.kills SEED SIZE` is that process.
+that has all imports behind it and no threads; `python -m tests.fuzzing.kills SEED SIZE` is that process.
 """
 
 import os
@@ -26,15 +26,15 @@ from conv2affine import to_scipy
 from conv2affine.files import open_csr, save_csr
 from conv2affine.onnx import convert, storage
 
-OPERATIONS = 10  # a writer has about so many
+OPERATIONS = 10  # of a writer, approximately
 CONV = torch.nn.Conv2d(3, 16, 5, padding=2).requires_grad_(False)
 CSR = to_scipy(CONV, 24)
 SIZES = {"old": 48, "new": 64}
 
 
-def attack(seed: int, size: int) -> str:
+def fuzz(seed: int, size: int) -> str:
     """Kill `size` writers."""
-    command = [sys.executable, "-W", "ignore", "-m", "tests.siege.kills", str(seed), str(size)]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.fuzzing.kills", str(seed), str(size)]
     done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.strip()

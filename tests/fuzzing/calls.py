@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from conv2affine import Geometry
-from tests.siege.random_layers import random_layer
+from tests.fuzzing.random_layers import random_layer
 
 CALLS_OF_A_LAYER = 8  # it takes longer to make than a call
-MOST_BYTES = 2 * 2**30  # for all that a call allocates
+MAX_BYTES = 2 * 2**30  # for all that a call allocates
 
 INTEGERS = (-(2**63), -(2**62), -(2**32), -(2**31), -2, -1, 0, 1, 2, 3, 7, 2**16, 2**31 - 1, 2**31, 2**32, 2**62)
 INTEGERS += (2**63 - 1, 2**63)
@@ -153,7 +153,7 @@ def run(first: int, count: int, progress: str) -> None:
     """Make calls within little memory; print how often each outcome came, and the bytes that are lost."""
     torch.ones(2**20).sum()  # starts the threads, whose stacks the limit would count
     process = psutil.Process()
-    limit = process.memory_info().data + MOST_BYTES  # not of the address space: AddressSanitizer has taken that already
+    limit = process.memory_info().data + MAX_BYTES  # not of the address space: AddressSanitizer has taken that already
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     outcomes: Counter[str] = Counter()
     path, held = Path(progress), []

@@ -1,7 +1,7 @@
 """Calls of the compiled operators with arguments of which a few are wrong, in subprocesses that are watched.
 
 An operator must give a result whose indices lie inside its matrix, or raise a Python exception. It must not crash,
-hang, lose memory, or show a C++ trace. `python -m tests.siege.nonsense SEED` repeats one call and shows its arguments.
+hang, lose memory, or show a C++ trace. `python -m tests.fuzzing.nonsense SEED` prints and repeats one call.
 """
 
 import subprocess
@@ -12,21 +12,21 @@ from collections import Counter
 from pathlib import Path
 
 BATCH = 2_500  # calls in one subprocess
-MOST_SECONDS = 60  # of one call
-MOST_FAULTS = 20  # then the attack ends
-MOST_LOST_BYTES = 100e6  # of one subprocess, between its first and its last hundred calls
+MAX_SECONDS = 60  # of one call
+MAX_FAULTS = 20  # then it stops
+MAX_LOST_BYTES = 100e6  # of one subprocess, between its first and its last hundred calls
 # AddressSanitizer ends the process where `new` would throw.
 NO_MEMORY = "AddressSanitizer: allocator is out of memory"
 
-CALLS = "from tests.siege import calls; calls.run({first}, {count}, {progress!r})"
+CALLS = "from tests.fuzzing import calls; calls.run({first}, {count}, {progress!r})"
 
 
-def attack(seed: int, size: int) -> str:
+def fuzz(seed: int, size: int) -> str:
     """Make `size` calls."""
     outcomes: Counter[str] = Counter()
     faults: list[str] = []
     first, stop = seed, seed + size
-    while first < stop and len(faults) < MOST_FAULTS:
+    while first < stop and len(faults) < MAX_FAULTS:
         made, fault = run_batch(first, min(BATCH, stop - first), outcomes)
         first += made
         faults += [fault] if fault else []
@@ -47,7 +47,7 @@ def run_batch(first: int, count: int, outcomes: Counter[str]) -> tuple[int, str]
                 time.sleep(0.05)
                 if (now := progress.read_text()) != seen:
                     seen, since = now, time.monotonic()
-                if time.monotonic() - since > MOST_SECONDS:
+                if time.monotonic() - since > MAX_SECONDS:
                     worker.kill()
                     worker.wait()
         if worker.returncode:
@@ -61,12 +61,12 @@ def run_batch(first: int, count: int, outcomes: Counter[str]) -> tuple[int, str]
         for line in lines:
             outcome, number = line.rsplit(" ", 1)
             outcomes[outcome] += int(number)
-        too_much = int(lost) > MOST_LOST_BYTES
+        too_much = int(lost) > MAX_LOST_BYTES
         return count, f"{int(lost):,} bytes were lost from call {first} to {first + count}" if too_much else ""
 
 
 if __name__ == "__main__":
-    from tests.siege import calls
+    from tests.fuzzing import calls
 
     print(*calls.arguments(int(sys.argv[1])), sep="\n")
     print(calls.call(int(sys.argv[1])))

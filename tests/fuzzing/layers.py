@@ -8,12 +8,12 @@ import torch
 from torch.testing import assert_close
 
 from conv2affine import Geometry, as_linear_operator, plan, reference, to_bias, to_conv, to_linear, to_matrix, to_scipy
-from tests.siege.random_layers import random_layer
+from tests.fuzzing.random_layers import random_layer
 
 SPARSE = (torch.sparse_csr, torch.sparse_csc, torch.sparse_coo)
 
 
-def attack(seed: int, size: int) -> str:
+def fuzz(seed: int, size: int) -> str:
     """Convert `size` layers."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Using padding=.same. with even kernel lengths")

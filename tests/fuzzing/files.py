@@ -10,7 +10,7 @@ SCRIPT = Path(__file__).parents[1] / "onnx_mutations.py"
 BATCH = 250
 
 
-def attack(seed: int, size: int) -> str:
+def fuzz(seed: int, size: int) -> str:
     """Convert `size` mutants."""
     outcomes: Counter[str] = Counter()
     for first in range(seed, seed + size, BATCH):
