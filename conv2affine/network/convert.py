@@ -145,7 +145,7 @@ def to_mlp(
     network = import_torch(model, example_inputs)
     _check_vector(network, "a chain")
     dtype = dtype or network.dtype
-    layers = to_layers(simplify(network.graph))
+    layers = to_layers(simplify(network.graph), dtype)
     plan = describe_layers(layers, dtype, layout)
     check_memory(plan)
     modules: list[nn.Module] = []
@@ -259,15 +259,15 @@ def _import(
     network = import_torch(model, example_inputs)
     graph = simplify(network.graph)
     if max_pool == "relu":
-        graph = simplify(to_relu(graph, ("window_max",)))
+        graph = simplify(to_relu(graph, dtype or network.dtype, ("window_max",)))
     graph = merge_pieces(graph, mode)
     return dataclasses.replace(network, graph=simplify(graph)), dtype or network.dtype
 
 
-def to_layers(graph: Graph) -> list[Layer]:
-    """The chain of a graph of one input and one output whose steps are piecewise linear."""
+def to_layers(graph: Graph, dtype: torch.dtype) -> list[Layer]:
+    """The chain of a graph of one input and one output whose steps are piecewise linear, computed in `dtype`."""
     _check_ends(graph, "a chain")
-    graph = simplify(to_relu(graph))
+    graph = simplify(to_relu(graph, dtype))
     for node in graph.nodes:
         if isinstance(node, Step) and node.kind != "relu":
             raise NotImplementedError(
