@@ -310,7 +310,12 @@ def _check_ends(graph: Graph, result: str) -> None:
 
 
 def _check_vector(network: TorchNetwork, result: str) -> None:
-    """Refuse an input of one number per sample, which cannot be flattened."""
+    """Refuse an input of one number per sample, which cannot be flattened; and outputs of other dtypes."""
+    for constant in network.constants:
+        raise ValueError(
+            f"{result} has one output, computed in {network.dtype}, and the model has a constant one of "
+            f"{constant.dtype}; to_linear_network keeps it"
+        )
     if len(network.graph.inputs[0].shape) == 1:
         raise ValueError(f"{result} takes vectors, and the model takes numbers; let it take x of shape (batch, 1)")
 

@@ -18,32 +18,14 @@ from conv2affine.network.graph import Piece, Step, Value
 from conv2affine.network.matrices.matrix import Matrix, Selection
 from conv2affine.network.torch.importer import TorchNetwork
 from conv2affine.network.torch.layers import Layout, layer
+from conv2affine.network.torch.modules import Container, PerSample
 from conv2affine.network.torch.operator import Operator
 
-__all__ = ["PerSample", "export_torch"]
+__all__ = ["export_torch"]
 
 # Operators that treat the first axis as a batch, whatever their constant arguments are.
 BATCHED = re.compile(r"(adaptive_)?max_pool\dd(_with_indices)?|group_norm|scaled_dot_product_attention|upsample_.*")
 Number = float | Tensor
-
-
-class PerSample(nn.Module):
-    """Runs a module on one sample after the other, as batches of one.
-
-    Args:
-        module: Takes and gives tensors of a batch of one sample.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, *inputs: Tensor) -> Any:
-        """Inputs and results have one axis more, the first."""
-        if inputs[0].shape[0]:  # len() would be a constant in an export
-            return torch.vmap(self.module)(*inputs)
-        one = self.module(*(x.new_zeros(x.shape[1:]) for x in inputs))  # many operators do not take nothing
-        return pytree.tree_map(lambda result: result.unsqueeze(0)[:0], one)
 
 
 def export_torch(
@@ -83,19 +65,28 @@ class _Exporter:
                 self.step(item)
         results = iter([self.shaped(self.nodes[v], s) for v, s in zip(graph.outputs, graph.output_shapes, strict=True)])
         leaves = [next(results) if isinstance(leaf, Value) else leaf for leaf in self.network.leaves]
-        self.graph.output(pytree.tree_unflatten(leaves, self.network.structure))
+        self.output([self.constant(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves])
         # Before there is a module, so that its code is written once. No call does anything but to compute its result.
         self.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
         module = fx.GraphModule(self.root, self.graph, "LinearNetwork")
         return module.to(self.network.device).eval()
 
+    def output(self, leaves: list[Any]) -> None:
+        """The outputs, nested as those of the model."""
+        structure = self.network.structure
+        if _is_plain(structure):
+            self.graph.output(pytree.tree_unflatten(leaves, structure))
+            return
+        name = self.unused("container")  # fx would write the container's name into the code, or make a dict of it
+        self.root.add_module(name, Container(structure))
+        self.graph.output(self.graph.call_module(name, tuple(leaves)))
+
     def piece(self, piece: Piece) -> fx.Node:
         """The sum of a layer for each source; a source that is only added needs none."""
         terms = list(piece.map.terms.items())
+        if not terms:
+            return self.constant(torch.from_numpy(piece.map.bias[None]).to(self.dtype))
         bias = piece.map.bias if piece.map.bias.any() else None
-        if not terms:  # a constant, as often as there are samples
-            anything = self.network.graph.inputs[0]
-            terms = [(anything, Selection(np.full(len(piece.map.bias), -1), anything.size))]
         layers = [not (isinstance(matrix, Selection) and matrix.is_identity) for _, matrix in terms]
         if bias is not None and not any(layers):
             layers[0] = True
@@ -169,6 +160,14 @@ class _Exporter:
             return array.item()
         return self.buffer(root, graph, torch.from_numpy(np.array(array)).to(self.dtype))
 
+    def constant(self, tensor: Tensor) -> fx.Node:
+        """A constant of one sample, as often as there are samples."""
+        first = next(iter(self.graph.nodes))
+        samples = self.graph.call_method("size", (first, 0))
+        return self.graph.call_method(
+            "repeat", (self.buffer(self.root, self.graph, tensor), samples, *[1] * (tensor.dim() - 1))
+        )
+
     def buffer(self, root: nn.Module, graph: fx.Graph, tensor: Tensor) -> fx.Node:
         """A constant tensor."""
         name = f"constant_{sum(1 for _ in root.buffers(recurse=False))}"
@@ -229,6 +228,13 @@ SIMPLE: dict[str, Callable[..., Any]] = {
     "maximum": torch.maximum,
     "minimum": torch.minimum,
 }
+
+
+def _is_plain(structure: pytree.TreeSpec) -> bool:
+    """Whether outputs are nested by tuples, lists and dicts alone, which fx writes into the code."""
+    if structure.is_leaf():
+        return True
+    return structure.type in (tuple, list, dict) and all(map(_is_plain, structure.children()))
 
 
 def _tensors(op: Operator) -> list[Tensor]:

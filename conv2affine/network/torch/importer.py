@@ -24,7 +24,7 @@ from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.passes.simplify import remove_unused
 from conv2affine.network.rules.operands import NoRuleError, finite
 from conv2affine.network.torch import pooling, rules, steps
-from conv2affine.network.torch.operator import Operator, Slot
+from conv2affine.network.torch.operator import Operator
 from conv2affine.network.torch.program import export, floating_dtypes, tensors, unwrap
 from conv2affine.network.torch.rules import Context
 from conv2affine.network.torch.unchanged import unchanged, warm_up
@@ -41,7 +41,7 @@ class TorchNetwork:
 
     Args:
         graph: Its values are those of a batch of one sample.
-        leaves: Outputs of the module: values, or what is no tensor.
+        leaves: Outputs of the module: values; tensors, which no input reaches; or what is no tensor.
         structure: How the outputs are nested.
         dtypes: Floating dtypes of what depends on the inputs, the most frequent first.
         device: Of the module.
@@ -52,6 +52,11 @@ class TorchNetwork:
     structure: pytree.TreeSpec
     dtypes: tuple[torch.dtype, ...]
     device: torch.device
+
+    @property
+    def constants(self) -> list[Tensor]:
+        """Outputs that no input reaches, of other dtypes than that in which the module computes most."""
+        return [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -153,11 +158,13 @@ class _Importer:
         result = self.results[node]
         if not isinstance(result, Tensor):
             return result
-        value = self.graph.add_piece(AffineMap.constant(result.double().cpu().numpy()), result.shape, node.name)
-        if result.dtype is self.dtypes[0]:
-            return value
-        cast = Operator(aten._to_copy.default, (Slot(0),), {"dtype": result.dtype})
-        return self.graph.add_step("_to_copy", [value], [value.shape], operator=cast, origin=node.name)[0]
+        if not result.dim():
+            raise ValueError(
+                f"output {node.name} must have one row per sample, and is one number; expand it to the batch"
+            )
+        if result.dtype is not self.dtypes[0]:
+            return result
+        return self.graph.add_piece(AffineMap.constant(result.double().cpu().numpy()), result.shape, node.name)
 
     def call(self, node: fx.Node) -> Any:
         """The value of a node: a tensor if no input reaches it, else a value, or a tuple of them."""
