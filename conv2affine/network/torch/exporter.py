@@ -116,6 +116,8 @@ class _Exporter:
             self.nodes[step.outputs[0]] = self.kind(step, inputs)
             return
         op: Operator = step.operator
+        if op.reads_memory:
+            inputs = [self.graph.call_method("contiguous", (node,)) for node in inputs]
         shapes = [*step.shapes, *(value.shape for value in step.outputs)]
         if _is_pointwise(op) and len(set(shapes)) == 1 and not _tensors(op):
             result: Any = self.call(self.graph, self.root, op, inputs)
@@ -208,8 +210,10 @@ class _Exporter:
 
     def shaped(self, node: fx.Node, shape: tuple[int, ...]) -> fx.Node:
         """A batch of tensors of a shape (1, ...), of one vector per sample."""
-        if len(shape) == 1 or shape[0] != 1:
-            return self.graph.call_method("reshape", (node, (-1, *shape[1:])))
+        if len(shape) == 1:
+            return self.graph.call_method("flatten", (node,))
+        if shape[0] != 1:  # a reshape to (-1, ...) would not do where there are no elements
+            return self.graph.call_method("flatten", (self.graph.call_method("unflatten", (node, 1, shape)), 0, 1))
         return node if len(shape) == 2 else self.graph.call_method("unflatten", (node, 1, shape[1:]))
 
     def unused(self, origin: str) -> str:

@@ -80,7 +80,7 @@ def import_torch(model: nn.Module, example_inputs: Any) -> TorchNetwork:
             what the module keeps from one call to the next.
         NotImplementedError: If `torch.export` fails, or the exported graph has what is no operator.
     """
-    model, inputs = unwrap(model), tuple(x[:1] for x in tensors(example_inputs))
+    model, inputs = unwrap(model), tuple(x[:1].clone() for x in tensors(example_inputs))  # in memory of its own
     with unchanged(model):
         replaced = warm_up(model, inputs)
         return _Importer(export(model, inputs), replaced).run()
@@ -207,6 +207,11 @@ class _Importer:
                 f"{origin(node)} ({name}) must not select elements by values of the inputs, as x[x > 0] does; multiply "
                 "by a mask, or use torch.where"
             )
+        if name.startswith("as_strided") and not _fills_memory(node.all_input_nodes[0]):
+            raise NotImplementedError(
+                f"{origin(node)} ({name}) must take a tensor that is contiguous and fills its memory, not a view of "
+                "another; call .clone(memory_format=torch.contiguous_format) before it"
+            )
         several = isinstance(fakes, tuple | list)
         fakes = fakes if several else [fakes]
         if any(isinstance(size, torch.SymInt) for fake in fakes if fake is not None for size in fake.shape):
@@ -277,6 +282,12 @@ def origin(node: fx.Node) -> str:
 def operator_name(target: Any) -> str:
     """What PyTorch calls an operator, without its overload."""
     return str(target._schema.name).removeprefix("aten::")
+
+
+def _fills_memory(node: fx.Node) -> bool:
+    """Whether the elements of a tensor lie in memory in their order, and nothing else with them."""
+    tensor = node.meta["val"]
+    return bool(tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.itemsize)
 
 
 def _is_random(target: Any, args: Any, kwargs: Any) -> bool:
