@@ -44,7 +44,7 @@ class TorchNetwork:
         leaves: Outputs of the module: values; tensors, which no input reaches; or what is no tensor.
         structure: How the outputs are nested.
         dtypes: Floating dtypes of what depends on the inputs, the most frequent first.
-        device: Of the module.
+        device: Of the module; of its inputs, if it holds no tensor.
     """
 
     graph: Graph
@@ -83,18 +83,20 @@ def import_torch(model: nn.Module, example_inputs: Any) -> TorchNetwork:
     model, inputs = unwrap(model), tuple(x[:1].clone() for x in tensors(example_inputs))  # in memory of its own
     with unchanged(model):
         replaced = warm_up(model, inputs)
-        return _Importer(export(model, inputs), replaced).run()
+        return _Importer(export(model, inputs), inputs, replaced).run()
 
 
 class _Importer:
-    def __init__(self, program: ExportedProgram, replaced: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self, program: ExportedProgram, inputs: tuple[Tensor, ...], replaced: frozenset[str] = frozenset()
+    ) -> None:
         self.program = program
         self.replaced = replaced  # buffers, by each run
         self.graph = Graph()
         self.results: dict[fx.Node, Any] = {}
         state = program.state_dict.values()
         self.parameters = frozenset(tensor.untyped_storage().data_ptr() for tensor in state)
-        self.device = next((tensor.device for tensor in state), torch.device("cpu"))
+        self.device = next(tensor.device for tensor in (*state, *inputs))
         self.nodes = {node.name: node for node in program.graph.nodes}
         self.inputs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
         self.dtypes = floating_dtypes(program)
@@ -246,7 +248,10 @@ class _Importer:
     def blank(self, node: fx.Node) -> Any:
         """What a node results in; zeros of its shape and dtype where inputs reach it."""
         result = self.results[node]
-        return torch.zeros(result.shape, dtype=node.meta["val"].dtype) if isinstance(result, Value) else result
+        if not isinstance(result, Value):
+            return result
+        fake = node.meta["val"]
+        return torch.zeros(result.shape, dtype=fake.dtype, device=fake.device)
 
     def apply(self, context: Context, args: Any, kwargs: Any, several: bool) -> Any:
         """The result of a rule."""
