@@ -82,7 +82,9 @@ class SparseLinear(nn.Linear):
         x = input.reshape(-1, self.in_features).T.to(wide)
         y = matmul(self.crow_indices, self.col_indices, self.values.to(wide), x)
         if self.bias is not None:
-            y += self.bias.unsqueeze(1)  # in place: fresh memory takes as long as half a small product
+            # In place, as fresh memory takes as long as half a small product; not where vmap may give y more axes.
+            add = torch.add if _in_transform() else Tensor.add_
+            y = add(y, self.bias.unsqueeze(1))
         return y.T.reshape(*input.shape[:-1], self.out_features).to(dtype)
 
     def reset_parameters(self) -> None:
@@ -106,6 +108,11 @@ class SparseLinear(nn.Linear):
             lists[-1].append(f"{', '.join(prefix + name for name in names)} are no CSR matrix of {size}: {error}")
             return
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, *lists)
+
+
+def _in_transform() -> bool:
+    """Whether this runs within a transform of torch.func, or is compiled, perhaps with one."""
+    return torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None
 
 
 def _check_arguments(weight: object, bias: object) -> None:

@@ -4,7 +4,6 @@ import copy
 import io
 import multiprocessing
 import pickle
-from pathlib import Path
 
 import psutil
 import pytest
@@ -84,19 +83,3 @@ def test_memory_is_given_back():
     for _ in range(20):
         large()
     assert process.memory_info().rss - before < 20 * MIB
-
-
-def test_huge_pages_are_asked_for_where_rows_are_touched_everywhere():
-    def flags(matrix):
-        """Flags of the mapping that holds the matrix, as the kernel shows them: hg for huge pages, nh for none."""
-        address, found = matrix.data_ptr(), False
-        for line in Path("/proc/self/smaps").read_text().splitlines():
-            if "-" in line.split(" ")[0]:
-                start, stop = (int(part, 16) for part in line.split(" ")[0].split("-"))
-                found = start <= address < stop
-            elif found and line.startswith("VmFlags:"):
-                return line.split()[1:]
-        return []
-
-    assert "hg" in flags(conv_matrix(torch.ones(8, 8, 3, 3), 32, padding=1))
-    assert "nh" in flags(conv_matrix(torch.ones(1, 1, 3), 20_000, padding=1))

@@ -1,5 +1,6 @@
 """What converting does to a model: nothing; and which models keep something between calls."""
 
+import contextlib
 import copy
 import functools
 import random
@@ -15,6 +16,8 @@ from torch import nn
 import conv2affine
 from conv2affine import onnx
 from conv2affine.network.convert import plan_network
+from conv2affine.network.torch.importer import _Importer
+from conv2affine.network.torch.program import export
 
 CONVERT = {
     "network": conv2affine.to_linear_network,
@@ -166,6 +169,65 @@ def test_another_default_device(is_context, tmp_path):
             torch.set_default_device(None)
     for result in results:
         torch.testing.assert_close(result(x), model(x))
+
+
+def test_a_model_without_tensors_is_where_its_inputs_are():
+    """Another device than the CPU, "meta" in the place of one; with values it would be converted."""
+    inputs = (torch.rand(1, 4, device="meta"),)
+    assert _Importer(export(nn.ReLU(), inputs), inputs).run().device.type == "meta"
+
+
+@contextlib.contextmanager
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+MODES = {
+    "no-grad": torch.no_grad,
+    "inference": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "anomaly": lambda: torch.autograd.set_detect_anomaly(True, check_nan=False),
+    "deterministic": deterministic,
+}
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+def test_modes_of_pytorch_change_nothing(mode, tmp_path):
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(108, 3)).eval()
+    with mode():
+        x = torch.rand(2, 1, 8, 8)
+        results = [conv2affine.to_linear_network(model, x), conv2affine.to_mlp(model, x)]
+        plan_network(model, x)
+        conv2affine.to_linear(nn.Sequential(model[0]), x)
+        onnx.export(model, x, tmp_path / "a.onnx")
+        onnx.convert(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    for net in results:
+        x = torch.rand(2, 1, 8, 8)
+        torch.testing.assert_close(net(x), model(x))
+        net(x).sum().backward()  # its parameters are as those of any layer
+        assert {parameter.dtype for parameter in net.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("convert", CONVERT.values(), ids=CONVERT)
+@pytest.mark.parametrize("transform", [torch.func.vmap, torch.func.grad])
+def test_inside_a_transform_is_refused(transform, convert):
+    model = nn.Sequential(nn.Linear(4, 1))
+    with pytest.raises(ValueError, match=r"must not be called inside a transform of torch.func, .* convert outside"):
+        transform(lambda x: convert(model, x[None]))(torch.rand(4, 4))
+
+
+def test_a_model_made_in_inference_mode():
+    with torch.inference_mode():
+        model = nn.Linear(4, 2)
+    x = torch.rand(3, 4)
+    with pytest.raises(ValueError, match=r"its weight was made inside; take copy.deepcopy\(model\)"):
+        conv2affine.to_linear_network(model, x)
+    model = copy.deepcopy(model)
+    torch.testing.assert_close(conv2affine.to_linear_network(model, x)(x), model(x))
 
 
 def test_no_warning_in_a_new_process():

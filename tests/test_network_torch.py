@@ -352,6 +352,52 @@ def test_casts_are_kept(function):
         assert a.dtype is (torch.float64 if b.dtype is torch.float32 else b.dtype)
 
 
+LAYER = nn.Linear(24, 24)
+
+
+def layered(x):
+    return LAYER(x.flatten(1)).unflatten(1, (2, 3, 4))
+
+
+MEMORY = {
+    "as-strided": lambda x: layered(x).as_strided((len(x), 4), (24, 6)),
+    "as-strided-input": lambda x: x.flatten(1).as_strided((len(x), 4), (24, 6)),
+    "as-strided-after-a-step": lambda x: layered(x).sigmoid().as_strided((len(x), 4), (24, 6), 1),
+    "as-strided-copy": lambda x: (
+        layered(x).mT.clone(memory_format=torch.contiguous_format).as_strided((len(x), 4), (24, 6))
+    ),
+    "shorter-dtype": lambda x: layered(x).view(torch.int16),
+    "complex": lambda x: torch.view_as_real(torch.view_as_complex(layered(x).view(len(x), 12, 2))),
+    "channels-last": lambda x: layered(x).to(memory_format=torch.channels_last).sigmoid(),
+    "no-elements": lambda x: layered(x)[:, :, :0].reshape(2 * len(x), 0),
+    "no-elements-in-a-vector": lambda x: layered(x)[:, 0, 0, :0].sigmoid().flatten(),
+}
+
+
+@pytest.mark.parametrize("layout", ["dense", "sparse"])
+@pytest.mark.parametrize("function", MEMORY.values(), ids=MEMORY)
+def test_what_depends_on_memory_is_as_in_the_model(function, layout):
+    model, x = Function(function), samples(3, 2, 3, 4, dtype=torch.float32)
+    net = to_linear_network(model, x, layout=layout)
+    for batch in (x, samples(5, 2, 3, 4, dtype=torch.float32)):
+        torch.testing.assert_close(net(batch), model(batch), equal_nan=True)
+
+
+OTHERS_MEMORY = {
+    "transposed": lambda x: layered(x).mT.as_strided((len(x), 4), (24, 6)),
+    "part": lambda x: layered(x)[:, :1].as_strided((len(x), 24), (24, 1)),
+    "end": lambda x: x[:, 1:].as_strided((len(x), 12), (24, 1)),
+}
+
+
+@pytest.mark.parametrize("function", OTHERS_MEMORY.values(), ids=OTHERS_MEMORY)
+def test_views_of_another_tensors_memory_are_refused(function):
+    with pytest.raises(
+        NotImplementedError, match=r"\(as_strided\) must take a tensor that is contiguous and fills its"
+    ):
+        to_linear_network(Function(function), samples(3, 2, 3, 4, dtype=torch.float32))
+
+
 def test_dtype_is_that_of_the_inputs_where_no_output_has_one():
     conv = nn.Conv1d(1, 3, 2, dtype=torch.float64)
     model = nn.Sequential(conv, Function(lambda x: x.flatten(1).argmax(1)))

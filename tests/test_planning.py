@@ -21,9 +21,19 @@ def test_counts_are_those_of_the_matrix(case):
     assert planned.nnz == matrix.count_nonzero()
     assert planned.bytes["strided"] == matrix.numel() * 8
     assert planned.density == planned.nnz / matrix.numel()
-    csr = matrix.to_sparse_csr()
-    parts = (csr.crow_indices(), csr.col_indices(), csr.values())
-    assert planned.bytes["sparse_csr, int64"] == sum(part.numel() * 8 for part in parts)
+    csr, csc, coo = matrix.to_sparse_csr(), matrix.to_sparse_csc(), matrix.to_sparse_coo()
+    parts = {
+        "sparse_csr": (csr.crow_indices(), csr.col_indices(), csr.values()),
+        "sparse_csc": (csc.ccol_indices(), csc.row_indices(), csc.values()),
+        "sparse_coo": (coo.indices(), coo.values()),
+    }
+    for layout, tensors in parts.items():
+        sizes = {name: size for name, size in planned.bytes.items() if name.startswith(layout)}
+        *indices, values = tensors
+        for name, size in sizes.items():
+            width = 4 if "int32" in name else 8
+            assert size == sum(part.numel() * width for part in indices) + values.numel() * 8, name
+    assert {name.partition(",")[0] for name in planned.bytes} == {"strided", *parts}
 
 
 def test_nothing_is_allocated():

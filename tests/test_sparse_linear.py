@@ -25,6 +25,18 @@ def layers(dtype=torch.float32, **options):
     return conv, to_linear(conv, 9, layout=torch.sparse_csr)
 
 
+class Operators(torch.utils._python_dispatch.TorchDispatchMode):
+    """Names of the operators that run within."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
 def dense_twin(sparse):
     """The nn.Linear of the same weight and bias."""
     dense = nn.Linear(sparse.in_features, sparse.out_features, dtype=sparse.values.dtype)
@@ -188,6 +200,50 @@ def test_autocast_leaves_the_layer_in_its_dtype():
         gradients = torch.autograd.grad(y.sum(), (x, layer.values))
     assert torch.equal(y, layer(x))
     torch.testing.assert_close(gradients, torch.autograd.grad(layer(x).sum(), (x, layer.values)), rtol=0, atol=0)
+
+
+def of_bias(layer, x):
+    """The layer as a function of its bias."""
+    return lambda bias: torch.func.functional_call(layer, {"bias": bias}, (x,))
+
+
+def scalar_of_bias(layer, x):
+    return lambda bias: of_bias(layer, x)(bias).sin().sum()
+
+
+FUNC = torch.func
+TRANSFORMS = {
+    "vmap": lambda layer, x, b: FUNC.vmap(of_bias(layer, x))(b),
+    "vmap-one-sample": lambda layer, x, b: FUNC.vmap(of_bias(layer, x[0]))(b),
+    "vmap-in-chunks": lambda layer, x, b: FUNC.vmap(of_bias(layer, x), out_dims=1, chunk_size=2)(b),
+    "vmap-of-vmap": lambda layer, x, b: FUNC.vmap(lambda s: FUNC.vmap(of_bias(layer, s))(b))(x),
+    "vmap-of-vmap-of-both": lambda layer, x, b: FUNC.vmap(lambda c: FUNC.vmap(lambda s: of_bias(layer, s)(c))(x))(b),
+    "vmap-of-grad": lambda layer, x, b: FUNC.vmap(FUNC.grad(scalar_of_bias(layer, x)))(b),
+    "grad-of-vmap": lambda layer, x, b: FUNC.grad(lambda c: FUNC.vmap(scalar_of_bias(layer, x))(c).sum())(b),
+    "vmap-of-grad-by-input": lambda layer, x, b: FUNC.vmap(
+        lambda c: FUNC.grad(lambda s: scalar_of_bias(layer, s)(c))(x)
+    )(b),
+    "vmap-of-jvp": lambda layer, x, b: FUNC.vmap(lambda c: FUNC.jvp(of_bias(layer, x), (c,), (c,))[1])(b),
+    "hessian": lambda layer, x, b: FUNC.hessian(scalar_of_bias(layer, x))(b[0]),
+}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+def test_transforms_of_the_bias_alone(transform, compiled):
+    torch.compiler.reset()
+    _, layer = layers(torch.float64)
+    x, biases = random(4, 243, dtype=torch.float64), random(3, 200, dtype=torch.float64)
+    run = torch.compile(transform, backend="aot_eager") if compiled else transform
+    torch.testing.assert_close(run(layer, x, biases), transform(dense_twin(layer), x, biases))
+
+
+def test_the_bias_is_added_in_place():
+    """So that the output takes no second memory."""
+    _, layer = layers()
+    with Operators() as operators:
+        layer(torch.ones(4, 243))
+    assert [name for name in operators.names if "add" in name] == ["aten::add_.Tensor"]
 
 
 def saved_by_torch(layer, path):

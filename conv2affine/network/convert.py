@@ -150,7 +150,7 @@ def to_mlp(
     network = import_torch(model, example_inputs)
     _check_vector(network, "a chain")
     dtype = dtype or network.dtype
-    layers = to_layers(simplify(network.graph))
+    layers = to_layers(simplify(network.graph), dtype)
     plan = describe_layers(layers, dtype, layout)
     check_memory(plan)
     modules: list[nn.Module] = []
@@ -266,15 +266,15 @@ def _import(
     network = import_torch(model, example_inputs)
     graph = simplify(network.graph)
     if max_pool == "relu":
-        graph = simplify(to_relu(graph, ("window_max",)))
+        graph = simplify(to_relu(graph, dtype or network.dtype, ("window_max",)))
     graph = merge_pieces(graph, mode)
     return dataclasses.replace(network, graph=simplify(graph)), dtype or network.dtype
 
 
-def to_layers(graph: Graph) -> list[Layer]:
-    """The chain of a graph of one input and one output whose steps are piecewise linear."""
+def to_layers(graph: Graph, dtype: torch.dtype) -> list[Layer]:
+    """The chain of a graph of one input and one output whose steps are piecewise linear, computed in `dtype`."""
     _check_ends(graph, "a chain")
-    graph = simplify(to_relu(graph))
+    graph = simplify(to_relu(graph, dtype))
     for node in graph.nodes:
         if isinstance(node, Step) and node.kind != "relu":
             raise NotImplementedError(
@@ -317,7 +317,12 @@ def _check_ends(graph: Graph, result: str) -> None:
 
 
 def _check_vector(network: TorchNetwork, result: str) -> None:
-    """Refuse an input of one number per sample, which cannot be flattened."""
+    """Refuse an input of one number per sample, which cannot be flattened; and outputs of other dtypes."""
+    for constant in network.constants:
+        raise ValueError(
+            f"{result} has one output, computed in {network.dtype}, and the model has a constant one of "
+            f"{constant.dtype}; to_linear_network keeps it"
+        )
     if len(network.graph.inputs[0].shape) == 1:
         raise ValueError(f"{result} takes vectors, and the model takes numbers; let it take x of shape (batch, 1)")
 

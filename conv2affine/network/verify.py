@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from conv2affine.network.mixing import first_mixing, is_close
-from conv2affine.network.torch.exporter import Affine, export_torch
+from conv2affine.network.torch.exporter import export_torch
 from conv2affine.network.torch.importer import TorchNetwork
+from conv2affine.network.torch.modules import Affine
 from conv2affine.network.torch.rounding import WIDE, WIDER, InDouble, Noise, wider
 from conv2affine.network.torch.unchanged import unchanged, users_device
 

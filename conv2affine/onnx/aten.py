@@ -50,6 +50,11 @@ def import_module(model: nn.Module, example_inputs: Any) -> OnnxNetwork:
         NotImplementedError: If a step has no ONNX operator here; the message names it.
     """
     network = import_torch(model, example_inputs)
+    for constant in network.constants:
+        raise NotImplementedError(
+            f"outputs must depend on the inputs or have the dtype {network.dtype}, and one is a constant of "
+            f"{constant.dtype}; leave it out"
+        )
     graph = dataclasses.replace(network.graph, nodes=[_node(node) for node in network.graph.nodes])
     if any(not x.dtype.is_floating_point or x.dtype.itemsize < 4 for x in tensors(example_inputs)):
         raise TypeError("example_inputs must be tensors of float32 or float64; call model.float()")

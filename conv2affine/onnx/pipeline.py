@@ -101,10 +101,10 @@ def prepare(network: OnnxNetwork, options: Options) -> Prepared:
     dtype = options.dtype or (torch.float64 if network.is_double else torch.float32)
     graph = simplify(network.graph)
     if options.form == "mlp":
-        layers = to_layers(graph)
+        layers = to_layers(graph, dtype)
         return Prepared(network, layers, describe_layers(layers, dtype, "dense"), dtype)
     if options.max_pool == "relu":
-        graph = simplify(to_relu(graph, ("window_max",)))
+        graph = simplify(to_relu(graph, dtype, ("window_max",)))
     graph = simplify(merge_pieces(graph, options.merge))
     plan = describe(graph, dtype, "dense", gather=gathers(graph))
     return Prepared(dataclasses.replace(network, graph=graph), None, plan, dtype)

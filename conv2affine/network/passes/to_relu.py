@@ -1,8 +1,13 @@
 """The pass that turns piecewise-linear steps into affine pieces and ReLUs, exactly.
 
-leaky_relu(x) = relu(x) - slope * relu(-x)           max(a, b) = a + relu(b - a)
-clip(x)       = low + relu(x - low) - relu(x - high)  min(a, b) = a - relu(a - b)
-|x|           = relu(x) + relu(-x)                    the maximum of a window: of its halves, and so on
+leaky_relu(x) = relu(x) - slope * relu(-x)    max(a, b) = a + relu(b - a)
+|x|           = relu(x) + relu(-x)            min(a, b) = a - relu(a - b)
+
+clip(x) = low + relu(x - low) - relu(x - high)     where |low| is the smaller bound
+        = high - relu(high - x) + relu(low - x)    where |high| is
+        = x - relu(x - high) + relu(low - x)       where both are large, as x - low rounds away the digits of x
+
+The maximum of a window is that of its halves, and so on.
 """
 
 from __future__ import annotations
@@ -12,10 +17,10 @@ from collections.abc import Callable, Container
 from typing import Any
 
 import numpy as np
+import torch
 
 from conv2affine.network.graph import Graph, Node, Step, Value
 from conv2affine.network.matrices.affine import AffineMap
-from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.passes.simplify import replace_inputs
 from conv2affine.network.rules import formulas as rules
 from conv2affine.network.rules.moves import selection
@@ -23,10 +28,19 @@ from conv2affine.network.rules.moves import selection
 __all__ = ["to_relu"]
 
 Map = AffineMap[Value]
+# x - low is off by roundings of low. Up to here that is no more than a few roundings of an x of about 1.
+LARGE_BOUND = 8.0
 
 
-def to_relu(graph: Graph, kinds: Container[str] | None = None) -> Graph:
-    """A graph in which steps of these kinds, or of all that are piecewise linear, are pieces and ReLUs."""
+def to_relu(graph: Graph, dtype: torch.dtype, kinds: Container[str] | None = None) -> Graph:
+    """A graph in which piecewise-linear steps are affine pieces and ReLUs.
+
+    Args:
+        graph: Any graph.
+        dtype: In which the result computes. A bound that no number of it passes is none.
+        kinds: Of the steps to rewrite. Default: all kinds that are piecewise linear.
+    """
+    largest = torch.finfo(dtype).max
     names: dict[Value, Value] = {}
     nodes: list[Node] = []
     for old in graph.nodes:
@@ -34,7 +48,7 @@ def to_relu(graph: Graph, kinds: Container[str] | None = None) -> Graph:
         if isinstance(node, Step) and node.kind in RULES and (kinds is None or node.kind in kinds):
             part = Graph()
             origin = (*node.origin, node.kind)[0]
-            writer = _Writer(part, node.outputs[0].shape, origin)
+            writer = _Writer(part, origin, largest)
             result = RULES[node.kind](writer, *map(_identity, node.inputs), **node.parameters)
             names[node.outputs[0]] = part.add_piece(result, node.outputs[0].shape, origin)
             nodes += part.nodes
@@ -45,11 +59,11 @@ def to_relu(graph: Graph, kinds: Container[str] | None = None) -> Graph:
 
 @dataclasses.dataclass(frozen=True)
 class _Writer:
-    """Adds what becomes of one step to a graph."""
+    """Adds what becomes of one step to a graph, which computes with numbers up to `largest`."""
 
     graph: Graph
-    shape: tuple[int, ...]
     origin: str
+    largest: float
 
     def value(self, map: Map) -> Value:
         """The value of a map."""
@@ -79,12 +93,30 @@ def _leaky_relu(writer: _Writer, x: Map, slope: Any) -> Map:
 
 def _clip(writer: _Writer, x: Map, low: Any, high: Any) -> Map:
     low, high = (np.broadcast_to(np.asarray(bound, np.float64), x.size) for bound in (np.minimum(low, high), high))
-    result: Map = _where(np.isinf(low), x)
-    if np.isfinite(low).any():
-        result += _where(np.isfinite(low), _plus(writer.relu(_plus(x, -low)), low))
-    if np.isfinite(high).any():
-        result = _minus(result, _where(np.isfinite(high), writer.relu(_plus(x, -high))))
+    low, high = np.where(low <= -writer.largest, -np.inf, low), np.where(high >= writer.largest, np.inf, high)
+    from_x = np.minimum(-low, high) > LARGE_BOUND
+    from_low = ~from_x & (abs(low) <= abs(high))
+    from_high = ~from_x & ~from_low
+    bends = low < high
+    result = _where(from_x, x) + AffineMap.constant(np.where(from_low, low, 0) + np.where(from_high, high, 0))
+    for mask, sign, bound, slope in (
+        (from_low, 1, low, 1),
+        (from_low | from_x, 1, high, -1),
+        (from_high, -1, high, -1),
+        (from_high | from_x, -1, low, 1),
+    ):
+        result += _bend(writer, x, mask & bends & np.isfinite(bound), sign, bound, slope)
     return result
+
+
+def _bend(writer: _Writer, x: Map, mask: Any, sign: int, bound: Any, slope: int) -> Map:
+    """The map slope * relu(sign * (x - bound)) where the mask holds, else 0."""
+    places = np.flatnonzero(mask)
+    if not len(places):
+        return AffineMap.constant(np.zeros(x.size))
+    offset = AffineMap[Value].constant(-sign * bound[places])
+    units = _scaled(writer.relu(_scaled(_at(x, places), sign) + offset), slope)
+    return units if mask.all() else _at(units, np.where(mask, mask.cumsum() - 1, -1))
 
 
 def _abs(writer: _Writer, x: Map) -> Map:
@@ -122,11 +154,6 @@ def _window_min(writer: _Writer, x: Map, windows: Any) -> Map:
 
 def _at(map: Map, index: Any) -> Map:
     return map.then(selection(index, map.size))
-
-
-def _plus(map: Map, constant: Array) -> Map:
-    """The map with a constant added where that is finite."""
-    return map + AffineMap.constant(np.where(np.isfinite(constant), constant, 0))
 
 
 def _where(mask: Any, map: Map) -> Map:

@@ -17,50 +17,14 @@ from torch.utils import _pytree as pytree
 from conv2affine.network.graph import Piece, Step, Value
 from conv2affine.network.matrices.matrix import Array, Matrix, Selection
 from conv2affine.network.torch.importer import TorchNetwork
+from conv2affine.network.torch.modules import Container, PerSample
 from conv2affine.network.torch.operator import Operator
 
-__all__ = ["Affine", "PerSample", "export_torch"]
+__all__ = ["export_torch"]
 
 # Operators that treat the first axis as a batch, whatever their constant arguments are.
 BATCHED = re.compile(r"(adaptive_)?max_pool\dd(_with_indices)?|group_norm|scaled_dot_product_attention|upsample_.*")
 Number = float | Tensor
-
-
-class PerSample(nn.Module):
-    """Runs a module on one sample after the other, as batches of one.
-
-    Args:
-        module: Takes and gives tensors of a batch of one sample.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, *inputs: Tensor) -> Any:
-        """Inputs and results have one axis more, the first."""
-        if inputs[0].shape[0]:  # len() would be a constant in an export
-            return torch.vmap(self.module)(*inputs)
-        one = self.module(*(x.new_zeros(x.shape[1:]) for x in inputs))  # many operators do not take nothing
-        return pytree.tree_map(lambda result: result.unsqueeze(0)[:0], one)
-
-
-class Affine(nn.Module):
-    """x -> x @ matrix.T + bias in float64, without writing the matrix out.
-
-    Args:
-        matrix: (rows, cols).
-        bias: (rows,), or None.
-    """
-
-    def __init__(self, matrix: Matrix, bias: Array | None) -> None:
-        super().__init__()
-        self.matrix, self.bias = matrix, bias
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(batch, cols) -> (batch, rows), on the device of the input."""
-        y = self.matrix.apply(input.double().cpu().numpy())
-        return torch.from_numpy(y if self.bias is None else y + self.bias).to(input.device)
 
 
 def export_torch(
@@ -106,19 +70,28 @@ class _Exporter:
                 self.step(item)
         results = iter([self.shaped(self.nodes[v], s) for v, s in zip(graph.outputs, graph.output_shapes, strict=True)])
         leaves = [next(results) if isinstance(leaf, Value) else leaf for leaf in self.network.leaves]
-        self.graph.output(pytree.tree_unflatten(leaves, self.network.structure))
+        self.output([self.constant(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves])
         # Before there is a module, so that its code is written once. No call does anything but to compute its result.
         self.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
         module = fx.GraphModule(self.root, self.graph, "LinearNetwork")
         return module.to(self.network.device).eval()
 
+    def output(self, leaves: list[Any]) -> None:
+        """The outputs, nested as those of the model."""
+        structure = self.network.structure
+        if _is_plain(structure):
+            self.graph.output(pytree.tree_unflatten(leaves, structure))
+            return
+        name = self.unused("container")  # fx would write the container's name into the code, or make a dict of it
+        self.root.add_module(name, Container(structure))
+        self.graph.output(self.graph.call_module(name, tuple(leaves)))
+
     def piece(self, piece: Piece) -> fx.Node:
         """The sum of a layer for each source; a source that is only added needs none."""
         terms = list(piece.map.terms.items())
+        if not terms:
+            return self.constant(torch.from_numpy(piece.map.bias[None]).to(self.cast(self.network.dtype)))
         bias = piece.map.bias if piece.map.bias.any() else None
-        if not terms:  # a constant, as often as there are samples
-            anything = self.network.graph.inputs[0]
-            terms = [(anything, Selection(np.full(len(piece.map.bias), -1), anything.size))]
         layers = [not (isinstance(matrix, Selection) and matrix.is_identity) for _, matrix in terms]
         if bias is not None and not any(layers):
             layers[0] = True
@@ -147,6 +120,8 @@ class _Exporter:
             self.nodes[step.outputs[0]] = self.kind(step, inputs)
             return
         op: Operator = step.operator
+        if op.reads_memory:
+            inputs = [self.graph.call_method("contiguous", (node,)) for node in inputs]
         shapes = [*step.shapes, *(value.shape for value in step.outputs)]
         if _is_pointwise(op) and len(set(shapes)) == 1 and not _tensors(op):
             result: Any = self.call(self.graph, self.root, op, inputs)
@@ -191,6 +166,14 @@ class _Exporter:
             return array.item()
         return self.buffer(root, graph, torch.from_numpy(np.array(array)).to(self.cast(self.network.dtype)))
 
+    def constant(self, tensor: Tensor) -> fx.Node:
+        """A constant of one sample, as often as there are samples."""
+        first = next(iter(self.graph.nodes))
+        samples = self.graph.call_method("size", (first, 0))
+        return self.graph.call_method(
+            "repeat", (self.buffer(self.root, self.graph, tensor), samples, *[1] * (tensor.dim() - 1))
+        )
+
     def buffer(self, root: nn.Module, graph: fx.Graph, tensor: Tensor) -> fx.Node:
         """A constant tensor."""
         name = f"constant_{sum(1 for _ in root.buffers(recurse=False))}"
@@ -227,8 +210,10 @@ class _Exporter:
 
     def shaped(self, node: fx.Node, shape: tuple[int, ...]) -> fx.Node:
         """A batch of tensors of a shape (1, ...), of one vector per sample."""
-        if len(shape) == 1 or shape[0] != 1:
-            return self.graph.call_method("reshape", (node, (-1, *shape[1:])))
+        if len(shape) == 1:
+            return self.graph.call_method("flatten", (node,))
+        if shape[0] != 1:  # a reshape to (-1, ...) would not do where there are no elements
+            return self.graph.call_method("flatten", (self.graph.call_method("unflatten", (node, 1, shape)), 0, 1))
         return node if len(shape) == 2 else self.graph.call_method("unflatten", (node, 1, shape[1:]))
 
     def unused(self, origin: str) -> str:
@@ -247,6 +232,13 @@ SIMPLE: dict[str, Callable[..., Any]] = {
     "maximum": torch.maximum,
     "minimum": torch.minimum,
 }
+
+
+def _is_plain(structure: pytree.TreeSpec) -> bool:
+    """Whether outputs are nested by tuples, lists and dicts alone, which fx writes into the code."""
+    if structure.is_leaf():
+        return True
+    return structure.type in (tuple, list, dict) and all(map(_is_plain, structure.children()))
 
 
 def _tensors(op: Operator) -> list[Tensor]:

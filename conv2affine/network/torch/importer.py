@@ -25,7 +25,7 @@ from conv2affine.network.passes.simplify import remove_unused
 from conv2affine.network.rules.operands import NoRuleError, finite
 from conv2affine.network.torch import pooling, rules, steps
 from conv2affine.network.torch.constants import is_random
-from conv2affine.network.torch.operator import Operator, Slot
+from conv2affine.network.torch.operator import Operator
 from conv2affine.network.torch.program import export, floating_dtypes, tensors, unwrap
 from conv2affine.network.torch.rounding import wider
 from conv2affine.network.torch.rules import Context
@@ -43,10 +43,10 @@ class TorchNetwork:
 
     Args:
         graph: Its values are those of a batch of one sample.
-        leaves: Outputs of the module: values, or what is no tensor.
+        leaves: Outputs of the module: values; tensors, which no input reaches; or what is no tensor.
         structure: How the outputs are nested.
         dtypes: Floating dtypes of what depends on the inputs, the most frequent first.
-        device: Of the module.
+        device: Of the module; of its inputs, if it holds no tensor.
     """
 
     graph: Graph
@@ -54,6 +54,11 @@ class TorchNetwork:
     structure: pytree.TreeSpec
     dtypes: tuple[torch.dtype, ...]
     device: torch.device
+
+    @property
+    def constants(self) -> list[Tensor]:
+        """Outputs that no input reaches, of other dtypes than that in which the module computes most."""
+        return [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -77,21 +82,23 @@ def import_torch(model: nn.Module, example_inputs: Any) -> TorchNetwork:
             what the module keeps from one call to the next.
         NotImplementedError: If `torch.export` fails, or the exported graph has what is no operator.
     """
-    model, inputs = unwrap(model), tuple(x[:1] for x in tensors(example_inputs))
+    model, inputs = unwrap(model), tuple(x[:1].clone() for x in tensors(example_inputs))  # in memory of its own
     with unchanged(model):
         replaced = warm_up(model, inputs)
-        return _Importer(export(model, inputs, replaced), replaced).run()
+        return _Importer(export(model, inputs, replaced), inputs, replaced).run()
 
 
 class _Importer:
-    def __init__(self, program: ExportedProgram, replaced: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self, program: ExportedProgram, inputs: tuple[Tensor, ...], replaced: frozenset[str] = frozenset()
+    ) -> None:
         self.program = program
         self.replaced = replaced  # buffers, by each run
         self.graph = Graph()
         self.results: dict[fx.Node, Any] = {}
         state = program.state_dict.values()
         self.parameters = frozenset(tensor.untyped_storage().data_ptr() for tensor in state)
-        self.device = next((tensor.device for tensor in state), torch.device("cpu"))
+        self.device = next(tensor.device for tensor in (*state, *inputs))
         self.nodes = {node.name: node for node in program.graph.nodes}
         self.inputs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
         self.dtypes = floating_dtypes(program)
@@ -155,11 +162,13 @@ class _Importer:
         result = self.own(node)
         if not isinstance(result, Tensor):
             return result
-        value = self.graph.add_piece(AffineMap.constant(result.double().cpu().numpy()), result.shape, node.name)
-        if result.dtype is self.dtypes[0]:
-            return value
-        cast = Operator(aten._to_copy.default, (Slot(0),), {"dtype": result.dtype})
-        return self.graph.add_step("_to_copy", [value], [value.shape], operator=cast, origin=node.name)[0]
+        if not result.dim():
+            raise ValueError(
+                f"output {node.name} must have one row per sample, and is one number; expand it to the batch"
+            )
+        if result.dtype is not self.dtypes[0]:
+            return result
+        return self.graph.add_piece(AffineMap.constant(result.double().cpu().numpy()), result.shape, node.name)
 
     def call(self, node: fx.Node) -> Any:
         """The value of a node: a tensor if no input reaches it, else a value, or a tuple of them."""
@@ -205,6 +214,11 @@ class _Importer:
                 f"{origin(node)} ({name}) must not select elements by values of the inputs, as x[x > 0] does; multiply "
                 "by a mask, or use torch.where"
             )
+        if name.startswith("as_strided") and not _fills_memory(node.all_input_nodes[0]):
+            raise NotImplementedError(
+                f"{origin(node)} ({name}) must take a tensor that is contiguous and fills its memory, not a view of "
+                "another; call .clone(memory_format=torch.contiguous_format) before it"
+            )
         several = isinstance(fakes, tuple | list)
         fakes = fakes if several else [fakes]
         if any(isinstance(size, torch.SymInt) for fake in fakes if fake is not None for size in fake.shape):
@@ -239,7 +253,10 @@ class _Importer:
     def blank(self, node: fx.Node) -> Any:
         """What a node results in; zeros of its shape and dtype where inputs reach it."""
         result = self.results[node]
-        return torch.zeros(result.shape, dtype=node.meta["val"].dtype) if isinstance(result, Value) else result
+        if not isinstance(result, Value):
+            return result
+        fake = node.meta["val"]
+        return torch.zeros(result.shape, dtype=fake.dtype, device=fake.device)
 
     def own(self, node: fx.Node) -> Any:
         """What a node results in, in the dtype that it has in the module."""
@@ -280,6 +297,12 @@ def origin(node: fx.Node) -> str:
 def operator_name(target: Any) -> str:
     """What PyTorch calls an operator, without its overload."""
     return str(target._schema.name).removeprefix("aten::")
+
+
+def _fills_memory(node: fx.Node) -> bool:
+    """Whether the elements of a tensor lie in memory in their order, and nothing else with them."""
+    tensor = node.meta["val"]
+    return bool(tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.itemsize)
 
 
 @functools.cache

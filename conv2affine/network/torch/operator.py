@@ -37,6 +37,11 @@ class Operator:
     results: tuple[int, ...] | None = None
     reason: str = ""
 
+    @property
+    def reads_memory(self) -> bool:
+        """Whether it takes elements as they lie in memory: `as_strided`, and views as another dtype."""
+        return bool(self.target.overloadpacket.__name__.startswith(("as_strided", "view")))
+
     @classmethod
     def of(cls, target: Any, args: Any, kwargs: Any) -> tuple[Operator, list[Value]]:
         """The operator and its inputs: the values among its arguments, each once."""

@@ -116,4 +116,9 @@ def unwrap(model: Any) -> nn.Module:
             raise ValueError(f"model is lazy, and its {name} has no values yet; run a batch through it first")
         if tensor.is_meta:
             raise ValueError(f"model must have values, and its {name} is on the meta device; load them first")
+        if tensor.is_inference():
+            raise ValueError(
+                f"model must be made outside of torch.inference_mode, and its {name} was made inside; take "
+                "copy.deepcopy(model), made outside"
+            )
     return model

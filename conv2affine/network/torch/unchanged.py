@@ -6,7 +6,7 @@ import functools
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from types import ModuleType
 from typing import Any, ParamSpec, TypeVar
@@ -28,11 +28,22 @@ _users_device: ContextVar[torch.device | None] = ContextVar("users_device", defa
 
 
 def alone(function: Callable[P, R]) -> Callable[P, R]:
-    """A function that one thread runs at a time: while one traces, others would see the model without its values."""
+    """A function that one thread runs at a time: while one traces, others would see the model without its values.
+
+    It runs outside of inference mode and autocast, as if called before these.
+    """
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        with TRACING:
+        if torch._C._functorch.maybe_current_level() is not None:
+            raise ValueError(
+                f"{function.__name__} must not be called inside a transform of torch.func, such as vmap or grad, where "
+                "tensors have no values of their own; convert outside of it, and call the result inside"
+            )
+        with TRACING, torch.inference_mode(False), ExitStack() as stack:
+            for device in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
             return function(*args, **kwargs)
 
     return wrapper

@@ -1,0 +1,66 @@
+"""What a converted network holds besides its layers and operators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from conv2affine.network.matrices.matrix import Array, Matrix
+
+__all__ = ["Affine", "Container", "PerSample"]
+
+
+class Container(nn.Module):
+    """Puts outputs into the container of which the model makes them.
+
+    Args:
+        structure: How the outputs are nested.
+    """
+
+    def __init__(self, structure: pytree.TreeSpec) -> None:
+        super().__init__()
+        self.structure = structure
+
+    def forward(self, *leaves: Any) -> Any:
+        """The leaves in their places."""
+        return pytree.tree_unflatten(leaves, self.structure)
+
+
+class PerSample(nn.Module):
+    """Runs a module on one sample after the other, as batches of one.
+
+    Args:
+        module: Takes and gives tensors of a batch of one sample.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """Inputs and results have one axis more, the first."""
+        if inputs[0].shape[0]:  # len() would be a constant in an export
+            return torch.vmap(self.module)(*inputs)
+        one = self.module(*(x.new_zeros(x.shape[1:]) for x in inputs))  # many operators do not take nothing
+        return pytree.tree_map(lambda result: result.unsqueeze(0)[:0], one)
+
+
+class Affine(nn.Module):
+    """x -> x @ matrix.T + bias in float64, without writing the matrix out.
+
+    Args:
+        matrix: (rows, cols).
+        bias: (rows,), or None.
+    """
+
+    def __init__(self, matrix: Matrix, bias: Array | None) -> None:
+        super().__init__()
+        self.matrix, self.bias = matrix, bias
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(batch, cols) -> (batch, rows), on the device of the input."""
+        y = self.matrix.apply(input.double().cpu().numpy())
+        return torch.from_numpy(y if self.bias is None else y + self.bias).to(input.device)
