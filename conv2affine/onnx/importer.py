@@ -26,7 +26,12 @@ __all__ = ["FLOATS", "OnnxNetwork", "import_onnx"]
 
 RULES = {**arithmetic.RULES, **steps.RULES, **windows.RULES}
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
-EPS: Mapping[int, float] = {TensorProto.FLOAT: 2.0**-23, TensorProto.FLOAT16: 2.0**-10, TensorProto.BFLOAT16: 2.0**-7}
+EPS: Mapping[int, float] = {
+    TensorProto.DOUBLE: 2.0**-52,
+    TensorProto.FLOAT: 2.0**-23,
+    TensorProto.FLOAT16: 2.0**-10,
+    TensorProto.BFLOAT16: 2.0**-7,
+}
 # Types of inputs and outputs, which have to be made up and compared: those that NumPy has.
 TYPES = frozenset(map(helper.np_dtype_to_tensor_dtype, map(np.dtype, "?bBhHiIqQefd")))
 # Constants of the file that say sizes and axes have fewer elements, and shape inference looks only at those.
@@ -120,7 +125,7 @@ class _Importer:
             all(tensor.is_batched for tensor in self.model.inputs),
             self.model.opset,
             any(tensor.elem_type == TensorProto.DOUBLE for tensor in (*self.model.inputs, *outputs)),
-            max(EPS.get(type, EPS[TensorProto.FLOAT]) for type in types),
+            max([EPS[type] for type in types if type in EPS], default=EPS[TensorProto.FLOAT]),
         )
 
     def node(self, node: NodeProto) -> None:

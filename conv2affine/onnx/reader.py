@@ -83,8 +83,11 @@ def read(source: ModelProto | str | Path, shapes: Mapping[str, Sequence[int]] | 
         name = "the model" if isinstance(source, ModelProto) else source
         raise ValueError(f"{name} must be an ONNX model with outputs, and has none")
     _check_text(proto.graph)
-    opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
-    if not MIN_OPSET <= opset <= onnx.defs.onnx_opset_version():
+    imports = [entry for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
+    opset = imports[0].version if imports else 0
+    if opset == MIN_OPSET:  # the next one only adds: broadcasting to Max, Min, Mean and Sum, attributes to MaxPool
+        opset = imports[0].version = MIN_OPSET + 1
+    elif not MIN_OPSET <= opset <= onnx.defs.onnx_opset_version():
         raise ValueError(
             f"the model's opset ({opset}) must be {MIN_OPSET} to {onnx.defs.onnx_opset_version()}; convert it with "
             "onnx.version_converter, or install a newer onnx"
