@@ -18,6 +18,7 @@ from conv2affine.network.graph import Graph, Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.rules.operands import NoRuleError, finite
 from conv2affine.onnx import arithmetic, steps, windows
+from conv2affine.onnx.disputed import DISPUTED, agrees, run_alone
 from conv2affine.onnx.operators import Operator
 from conv2affine.onnx.reader import Model, Tensor, location
 from conv2affine.onnx.rules import Context
@@ -207,6 +208,15 @@ class _Importer:
         """The results of a node that inputs reach: by its rule, or of the operator that is kept."""
         moved = [name for name in node.input if isinstance(self.results[name], Value)]
         moved += [name for name in node.output if name in self.used]
+        trial = None
+        if node.op_type in DISPUTED:
+            trial = run_alone(node, self.model.opset, self.results, self.types)
+            made = [] if trial is None else [result.shape for result in trial[1]]
+            if made and made[0] != context.shapes[0]:
+                raise NotImplementedError(
+                    f"{node.op_type} node {context.origin}: its result must have the shape that onnx infers, "
+                    f"{context.shapes[0]}, and what runs the model gives {made[0]}; change its attributes"
+                )
         others = [name for name in moved if self.types[name].tensor_type.elem_type not in FLOATS]
         if others:
             type = TensorProto.DataType.Name(self.types[others[0]].tensor_type.elem_type)
@@ -215,7 +225,11 @@ class _Importer:
             reason = "no rule knows the operator"
         else:
             try:
-                return self.apply(context, args, {a.name: helper.get_attribute_value(a) for a in node.attribute})
+                values = self.apply(context, args, {a.name: helper.get_attribute_value(a) for a in node.attribute})
+                if trial is None or agrees(self.graph.nodes[-1], trial):
+                    return values
+                self.graph.nodes.pop()
+                reason = "what runs the model computes it otherwise"
             except NoRuleError as error:
                 reason = str(error) or "no rule knows it with these inputs"
         if any(size == 0 for shape in context.shapes for size in shape):
