@@ -42,10 +42,21 @@ def test_what_counts_as_there(tmp_path):
             storage.check_target(tmp_path / name, False)
 
 
-@pytest.mark.parametrize("name", ["a" * 300, "a\0b"])
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b"], ids=["long", "nul"])
 def test_names_that_no_file_has(tmp_path, name):
     with pytest.raises(ValueError, match=r"path .* must"):
         storage.check_target(tmp_path / name, True)
+    with pytest.raises(ValueError, match=r"source \(.*\) must be a path that a file can have"):
+        convert(tmp_path / name)
+
+
+def test_a_name_that_is_not_utf8(tmp_path):
+    """It is read, and not written: onnx takes no such path."""
+    path = tmp_path / os.fsdecode(b"\xff.onnx")
+    path.write_bytes(cnn().SerializeToString())
+    assert convert(path).difference < 1e-6
+    with pytest.raises(ValueError, match=r"path \(.*\) must be text in UTF-8"):
+        convert(cnn(), path, overwrite=True)
 
 
 def test_mode_stays_and_stale_data_goes(tmp_path):

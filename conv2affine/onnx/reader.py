@@ -117,7 +117,12 @@ def location(node: NodeProto) -> str:
 
 
 def _parse(path: Path) -> ModelProto:
-    size = path.stat().st_size
+    try:
+        size = path.stat().st_size
+    except (FileNotFoundError, PermissionError):
+        raise
+    except (OSError, ValueError) as error:  # a name that is too long, or with NUL
+        raise ValueError(f"source ({str(path)!r}) must be a path that a file can have: {error}") from error
     if size > MAX_BYTES:
         raise ValueError(f"{path} ({size} bytes) must be at most {MAX_BYTES} bytes, without its external data")
     try:
