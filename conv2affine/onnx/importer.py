@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -20,8 +20,9 @@ from conv2affine.network.rules.operands import NoRuleError, finite
 from conv2affine.onnx import arithmetic, steps, windows
 from conv2affine.onnx.disputed import DISPUTED, agrees, run_alone
 from conv2affine.onnx.operators import Operator
-from conv2affine.onnx.reader import Model, Tensor, location
+from conv2affine.onnx.reader import MAX_BYTES, Model, Tensor, location
 from conv2affine.onnx.rules import Context
+from conv2affine.planning import readable_bytes
 
 __all__ = ["FLOATS", "OnnxNetwork", "import_onnx"]
 
@@ -39,6 +40,7 @@ TYPES = frozenset(map(helper.np_dtype_to_tensor_dtype, map(np.dtype, "?bBhHiIqQe
 SMALL = 1024
 # No single value of a network for which matrices can be made has more elements.
 MAX_ELEMENTS = 2**27
+ITEM_BYTES = 8
 RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
 
 
@@ -89,6 +91,7 @@ class _Importer:
         self.results: dict[str, Any] = {"": None}  # names to values, or to arrays where no input reaches
         self.types: dict[str, TypeProto] = {}
         self.weights: set[int] = set()
+        self.elements = 0  # of all constants and values so far
         self.used = {*model.outputs, *(name for node in model.proto.graph.node for name in node.input if name)}
 
     def run(self) -> OnnxNetwork:
@@ -99,6 +102,7 @@ class _Importer:
             self.results[tensor.name] = self.graph.add_input(tensor.shape, tensor.name)
             self.types[tensor.name] = helper.make_tensor_type_proto(tensor.elem_type, tensor.shape)
         for initializer in self.model.proto.graph.initializer:
+            self.count(initializer.dims, f"initializer {initializer.name}")
             self.constant(initializer.name, _array(initializer, f"initializer {initializer.name}"))
         self.weights = {id(array) for array in self.results.values() if array is not None}
         if self.model.proto.graph.sparse_initializer:
@@ -161,6 +165,16 @@ class _Importer:
         for name, value in zip(names, self.values(context, node, args), strict=True):
             self.results[name] = value
 
+    def count(self, shape: Sequence[int], where: str) -> None:
+        """Count a constant or value before it is made; raise ValueError if all of them are too much."""
+        _check_size(shape, where)
+        self.elements += prod(shape)
+        if self.elements * ITEM_BYTES > MAX_BYTES:
+            raise ValueError(
+                f"{where}: constants and values of the model, in float64, must be at most "
+                f"{readable_bytes(MAX_BYTES)} together; choose smaller inputs"
+            )
+
     def constant(self, name: str, array: Any) -> None:
         """Enter a constant."""
         _check_size(array.shape, name)
@@ -201,7 +215,7 @@ class _Importer:
             if not type.tensor_type.HasField("shape") or not all(dim.HasField("dim_value") for dim in dims):
                 raise NotImplementedError(f"{where}: the shape of {name} must follow from those of the inputs")
             shapes.append(tuple(dim.dim_value for dim in dims))
-            _check_size(shapes[-1], f"{where}: {name}")
+            self.count(shapes[-1], f"{where}: {name}")
         return tuple(shapes)
 
     def values(self, context: Context, node: NodeProto, args: list[Any]) -> list[Value]:
