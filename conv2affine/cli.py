@@ -165,11 +165,12 @@ def convert(
             print(json.dumps({**report, "kept": dict(result.kept), **_plan(result.plan)}, indent=2))
             return
         print(result.plan, file=sys.stderr)
+        samples = f"one sample, as {result.static}" if result.static else "any number of samples"
         for name, reason in result.kept.items():
             print(f"kept: {name}: {reason}", file=sys.stderr)
         print(
-            f"{target}: opset {opset}, {'any number of samples' if result.is_batched else 'sizes as in the file'}; "
-            f"differs from {source} by {result.difference:.1e} of the largest output",
+            f"{target}: opset {opset}, {samples}; differs from {source} by "
+            f"{result.difference:.1e} of the largest output",
             file=sys.stderr,
         )
 

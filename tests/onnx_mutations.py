@@ -27,6 +27,8 @@ from conv2affine.onnx.reader import read
 from conv2affine.onnx.runner import runner
 
 SECONDS = 20
+SEED = 2  # of inputs on which `convert` did not compare the two
+TOLERANCE = 1e-3
 CLEAR = (ValueError, NotImplementedError, MemoryError, RuntimeError)
 CASES = [*AFFINE, *PIECEWISE, *KEPT]
 CNN = """
@@ -172,9 +174,12 @@ def check(seed: int) -> str:
             return f"{mutation.__name__} {form}: {type(failure).__name__}: {str(failure).partition(chr(10))[0]}"
         assert sorted(Path(name).iterdir()) == [source, target]
         original = read(source)
-        inputs = sample(original.inputs, 1, False)
+        inputs = sample(original.inputs, SEED, False)
         for a, b in zip(runner(original.proto)(inputs), runner(target)(inputs), strict=True):
             assert a.shape == b.shape
+            a, b = a.astype(float), b.astype(float)
+            largest = np.abs(a[np.isfinite(a)]).max(initial=0)
+            np.testing.assert_allclose(b, a, rtol=0, atol=TOLERANCE * largest)
         return f"{mutation.__name__} {form}: {result.difference:.0e}"
 
 

@@ -276,6 +276,10 @@ KEPT = [
 ]
 
 
+# The batch is not along the first axis of their result.
+ONE_SAMPLE = ("transpose-batch",)
+
+
 def check(case: Case, form: str) -> list[str]:
     """Convert a case, compare it with the original for one sample and several; gives the operators of the result."""
     original = model(case.nodes, {"x": case.shape}, case.constants, opset=case.opset)
@@ -283,6 +287,7 @@ def check(case: Case, form: str) -> list[str]:
     for batch in (1, 4):
         assert difference(original, result.model, inputs(result.model, batch)) <= 1e-5
     assert bool(result.kept) == (case in KEPT)
+    assert result.is_batched == (case.shape[0] == "N" and case.name not in ONE_SAMPLE), result.static
     return operators(result.model)
 
 

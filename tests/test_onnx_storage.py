@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import NodeProto, TensorProto, helper
 from onnx_models import cnn, model, operators, random
 
-from conv2affine.onnx import convert, reader, storage
+from conv2affine.onnx import convert, importer, reader, storage
 
 
 @pytest.mark.parametrize("link", [None, os.symlink, os.link])
@@ -42,10 +43,21 @@ def test_what_counts_as_there(tmp_path):
             storage.check_target(tmp_path / name, False)
 
 
-@pytest.mark.parametrize("name", ["a" * 300, "a\0b"])
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b"], ids=["long", "nul"])
 def test_names_that_no_file_has(tmp_path, name):
     with pytest.raises(ValueError, match=r"path .* must"):
         storage.check_target(tmp_path / name, True)
+    with pytest.raises(ValueError, match=r"source \(.*\) must be a path that a file can have"):
+        convert(tmp_path / name)
+
+
+def test_a_name_that_is_not_utf8(tmp_path):
+    """It is read, and not written: onnx takes no such path."""
+    path = tmp_path / os.fsdecode(b"\xff.onnx")
+    path.write_bytes(cnn().SerializeToString())
+    assert convert(path).difference < 1e-6
+    with pytest.raises(ValueError, match=r"path \(.*\) must be text in UTF-8"):
+        convert(cnn(), path, overwrite=True)
 
 
 def test_mode_stays_and_stale_data_goes(tmp_path):
@@ -126,3 +138,39 @@ def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
     onnx.checker.check_model(str(tmp_path / "out.onnx"))
     with pytest.raises(FileExistsError, match="is there already"):
         convert(cnn(), tmp_path / "out.onnx")
+
+
+def test_tensors_that_share_a_file_are_counted_each(tmp_path):
+    with (tmp_path / "x.data").open("wb") as file:
+        file.truncate(2**26)  # sparse
+    proto = cnn()
+    for number in range(200):
+        tensor = proto.graph.initializer.add(name=f"t{number}", dims=[2**24], data_type=TensorProto.FLOAT)
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="x.data")
+        tensor.external_data.add(key="length", value=str(2**40))
+    (tmp_path / "x.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(
+        ValueError, match=r"external data of tensor t0 .* must not make the model larger than 2147483647"
+    ):
+        convert(tmp_path / "x.onnx")
+
+
+GREEDY = {
+    "tiles": "\n".join(f"t{n + 1} = Tile(t{n}, r)" for n in range(20)) + "\ny = Gather(t20, x)",
+    "constants": "\n".join(f"c{n} = ConstantOfShape(s)" for n in range(9)) + "\ny = Sum(x, c0, c1, c2, c3, c4, c5)",
+    "product": "p = MatMul(a, b)\ny = Add(p, x)",
+    "values": "\n".join(f"v{n + 1} = Expand(v{n}, s)" for n in range(9)) + "\ny = Relu(v9)",
+}
+
+
+@pytest.mark.parametrize("nodes", GREEDY.values(), ids=GREEDY)
+def test_what_a_file_asks_for_is_counted_before_it_is_made(nodes, monkeypatch):
+    """Small files that ask for much, by a smaller limit."""
+    monkeypatch.setattr(importer, "MAX_BYTES", 2**20)
+    nodes = nodes.replace("(v0,", "(x,").replace("(t0,", "(a,")
+    constants = {"r": [2, 8], "s": [2**6, 2**9], "a": random(2**9, 1), "b": random(1, 2**9)}
+    arrays = {name: array if name in "ab" else np.array(array) for name, array in constants.items()}
+    proto = model(nodes.replace("y = Gather(t20, x)", "y = Add(t20, x)"), {"x": (1, 1)}, arrays)
+    with pytest.raises(ValueError, match=r"node \w+: \w+: constants and values .* at most 1\.05 MB together"):
+        convert(proto)

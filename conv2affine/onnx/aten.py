@@ -39,11 +39,12 @@ POINTWISE = {
     "bmm": ("MatMul", 13),
     "mish": ("Mish", 18),
 }
+MIN_OPSET = 13  # of the result; they mean the same since
 SOFTMAX = {"_softmax": "Softmax", "softmax": "Softmax", "_log_softmax": "LogSoftmax", "log_softmax": "LogSoftmax"}
 
 
-def import_module(model: nn.Module, example_inputs: Any) -> OnnxNetwork:
-    """The network of a module.
+def import_module(model: nn.Module, example_inputs: Any, wanted: int | None = None) -> OnnxNetwork:
+    """The network of a module, its operators by a wanted opset if that has them all.
 
     Raises:
         TypeError: If an input has a type that ONNX files of linear layers do not have.
@@ -55,7 +56,10 @@ def import_module(model: nn.Module, example_inputs: Any) -> OnnxNetwork:
             f"outputs must depend on the inputs or have the dtype {network.dtype}, and one is a constant of "
             f"{constant.dtype}; leave it out"
         )
-    graph = dataclasses.replace(network.graph, nodes=[_node(node) for node in network.graph.nodes])
+    # One opset for all: a later one only adds to what these operators take.
+    kinds = {node.kind for node in network.graph.nodes if isinstance(node, Step)}
+    opset = max([MIN_OPSET, wanted or 0, *(first for kind, (_, first) in POINTWISE.items() if kind in kinds)])
+    graph = dataclasses.replace(network.graph, nodes=[_node(node, opset) for node in network.graph.nodes])
     if any(not x.dtype.is_floating_point or x.dtype.itemsize < 4 for x in tensors(example_inputs)):
         raise TypeError("example_inputs must be tensors of float32 or float64; call model.float()")
     elem_types = [helper.np_dtype_to_tensor_dtype(x[:0].cpu().numpy().dtype) for x in tensors(example_inputs)]
@@ -63,9 +67,10 @@ def import_module(model: nn.Module, example_inputs: Any) -> OnnxNetwork:
         Tensor(value.name, elem_type, ("batch", *value.shape[1:]), value.shape)
         for value, elem_type in zip(graph.inputs, elem_types, strict=True)
     )
+    eps = max(torch.finfo(dtype).eps for dtype in network.dtypes)
     names = ["output"] if len(graph.outputs) == 1 else [f"output_{number}" for number in range(len(graph.outputs))]
     outputs = tuple(Tensor(name, elem_types[0]) for name in names)
-    return OnnxNetwork(graph, inputs, outputs, True, 13, network.dtype is torch.float64)
+    return OnnxNetwork(graph, inputs, outputs, True, opset, network.dtype is torch.float64, eps)
 
 
 def module_runner(model: nn.Module, network: OnnxNetwork) -> Run:
@@ -78,10 +83,10 @@ def module_runner(model: nn.Module, network: OnnxNetwork) -> Run:
             result = model(*batch)
         return [leaf.cpu().numpy() for leaf in pytree.tree_leaves(result) if isinstance(leaf, TorchTensor)]
 
-    return run
+    return Run(run)
 
 
-def _node(node: Node) -> Node:
+def _node(node: Node, opset: int) -> Node:
     """The node, with an ONNX operator for that of PyTorch."""
     if not isinstance(node, Step) or node.operator is None:
         return node
@@ -92,15 +97,14 @@ def _node(node: Node) -> Node:
         args = args[:1]
     if name in SOFTMAX and len(args) > 1:
         axis = helper.make_attribute("axis", args[1])
-        operator = Operator(SOFTMAX[name], 13, args[:1], (axis,), reason="it is not affine")
+        operator = Operator(SOFTMAX[name], opset, args[:1], (axis,), reason="it is not affine")
     elif (
         name in POINTWISE
         and not kwargs
         and all(isinstance(arg, Slot | TorchTensor | float | int) for arg in args)
         and len(args) <= defs.get_schema(*POINTWISE[name]).max_input
     ):
-        op_type, opset = POINTWISE[name]
-        operator = Operator(op_type, opset, tuple(map(_argument, args)), (), reason="it is not affine")
+        operator = Operator(POINTWISE[name][0], opset, tuple(map(_argument, args)), (), reason="it is not affine")
     else:
         raise NotImplementedError(
             f"{', '.join(node.origin)} ({name}) has no ONNX operator here; use torch.onnx.export, and convert the file"

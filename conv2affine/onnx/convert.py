@@ -14,6 +14,7 @@ from conv2affine.network.passes.merge import Merge
 from conv2affine.network.report import NetworkPlan
 from conv2affine.network.torch.unchanged import alone, on_cpu
 from conv2affine.onnx.aten import import_module, module_runner
+from conv2affine.onnx.batches import with_outputs
 from conv2affine.onnx.importer import import_onnx
 from conv2affine.onnx.pipeline import MAX_BYTES, Conversion, Form, MaxPool, Options, prepare, run
 from conv2affine.onnx.reader import read
@@ -68,7 +69,8 @@ def convert(
         FileNotFoundError: If `source` is not there.
         ValueError: If the model is broken, depends on chance, or lacks sizes; or if `path` is the source itself.
         NotImplementedError: If a node cannot be kept, or, in form "mlp", is neither affine nor piecewise linear; the
-            message names it.
+            message names it. If onnxruntime takes the model and not the result, or this is no valid ONNX: some
+            operators have no float64.
         MemoryError: If the layers need more than `max_bytes`, or than is left; the message has the table.
         RuntimeError: If the result is not what the source computes.
 
@@ -88,7 +90,7 @@ def convert(
     if target is not None:
         check_target(target, overwrite, source)
     model = read(source, shapes)
-    return run(import_onnx(model), lambda: runner(model.proto), options, target, overwrite)
+    return run(import_onnx(model), lambda names: runner(with_outputs(model.proto, names)), options, target, overwrite)
 
 
 @alone
@@ -142,8 +144,8 @@ def export(
     target = None if path is None else Path(path)
     if target is not None:
         check_target(target, overwrite)
-    network = import_module(model, example_inputs)
-    return run(network, lambda: module_runner(model, network), options, target, overwrite)
+    network = import_module(model, example_inputs, opset)
+    return run(network, lambda names: module_runner(model, network), options, target, overwrite)
 
 
 @on_cpu

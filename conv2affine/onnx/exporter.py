@@ -15,26 +15,13 @@ from conv2affine.network.kinds import KINDS
 from conv2affine.network.matrices.matrix import Matrix, Selection
 from conv2affine.network.passes.chain import Layer, write_out
 from conv2affine.network.torch.layers import layer
-from conv2affine.network.torch.operator import Slot
 from conv2affine.onnx.importer import FLOATS, OnnxNetwork
+from conv2affine.onnx.kept_writer import runs_on_vectors, write_kept
 from conv2affine.onnx.kind_writer import write_kind
-from conv2affine.onnx.operators import Operator
 from conv2affine.onnx.reader import Tensor
 from conv2affine.onnx.writer import Writer
 
 __all__ = ["Exporter", "gathers"]
-
-# Operators that treat every element alike: they run on flat vectors.
-POINTWISE = frozenset(
-    (
-        *("Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Ceil", "Celu", "Cos", "Cosh"),
-        *("Elu", "Erf", "Exp", "Floor", "Gelu", "HardSwish", "IsNaN", "Log", "Mish", "Neg", "Not"),
-        *("Reciprocal", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign"),
-        *("Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Add", "Sub", "Mul", "Div", "Pow", "Mod"),
-        *("And", "Or", "Xor", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Where", "Cast"),
-        *("Sum", "Mean", "Max", "Min"),
-    )
-)
 
 MIN_WHERE = 9  # the first opset that has Where
 
@@ -72,7 +59,8 @@ class Exporter:
         self.dtype = dtype
         self.elem_type = TensorProto.DOUBLE if dtype is torch.float64 else TensorProto.FLOAT
         tensors = (*network.inputs, *network.outputs)
-        self.writer = Writer(np.float64 if dtype is torch.float64 else np.float32, [tensor.name for tensor in tensors])
+        names = [tensor.name for tensor in tensors]
+        self.writer = Writer(np.float64 if dtype is torch.float64 else np.float32, opset, names)
         self.flat: dict[Value, str] = {}  # names of values as vectors
         self.shaped: dict[tuple[Value, tuple[int, ...]], str] = {}  # names of values as tensors
         graph, self.is_vector = network.graph, flat
@@ -167,14 +155,14 @@ class Exporter:
         """A selection without a matrix."""
         selection = selection.split()
         call, constant, index = self.writer.call, self.writer.constant, selection.index
+        read = None if index is None or (index >= 0).all() else index[None] >= 0
+        if index is not None and read is not None and self.opset < MIN_WHERE:  # zeros are read from one at the end
+            x, index, read = call("Pad", [x], origin, pads=[0, 0, 0, 1]), np.where(read[0], index, selection.cols), None
         if index is not None:
             x = call("Gather", [x, constant(f"{origin}.index", index.clip(0))], origin, axis=1)
         if selection.scale is not None:
             x = call("Mul", [x, constant(f"{origin}.scale", selection.scale)], origin)
-        if index is not None and (index < 0).any():
-            read = index[None] >= 0
-            if self.opset < MIN_WHERE:  # infinities that are not read become NaN then
-                return call("Mul", [x, constant(f"{origin}.read", read.astype(float))], origin)
+        if read is not None:
             zero = constant(f"{origin}.zero", np.float64(0))
             x = call("Where", [constant(f"{origin}.read", read), x, zero], origin)
         return x
@@ -185,35 +173,16 @@ class Exporter:
         if step.operator is None:
             [output] = step.outputs
             x = [self.vector(value) for value in step.inputs]
-            self.flat[output] = write_kind(self.writer, self.opset, step, x, origin, self.wishes.get(output))
+            self.flat[output] = write_kind(self.writer, step, x, origin, self.wishes.get(output))
             return
-        operator: Operator = step.operator
-        constants = [arg for arg in operator.args if isinstance(arg, np.ndarray)]
-        shapes = {*step.shapes, *(value.shape for value in step.outputs)}
-        if operator.op_type in POINTWISE and len(shapes) == 1 and all(array.size == 1 for array in constants):
-            names = [self.vector(value) for value in step.inputs]
-            results = (
-                [self.writer.name(origin)] if step.outputs[0] not in self.wishes else [self.wishes[step.outputs[0]]]
-            )
-            self.flat[step.outputs[0]] = results[0]
-            scalar = True
+        if runs_on_vectors(step):
+            [value] = step.outputs
+            self.flat[value] = self.wishes.get(value) or self.writer.name(origin)
+            names, results = [self.vector(value) for value in step.inputs], [self.flat[value]]
         else:
             names = [self.tensor(value, shape, origin) for value, shape in zip(step.inputs, step.shapes, strict=True)]
             results = [self.result(value, origin) for value in step.outputs]
-            scalar = False
-        args = []
-        for number, arg in enumerate(operator.args):
-            if isinstance(arg, Slot):
-                args.append(names[arg.number])
-            elif arg is None:
-                args.append("")
-            else:
-                args.append(self.writer.constant(f"{origin}.{number}", arg.reshape(()) if scalar else arg))
-        node = operator.node(args, results, self.writer.name(f"{origin}/{operator.op_type}"))
-        if operator.op_type == "Cast" and helper.get_node_attr_value(node, "to") in FLOATS:
-            [to] = [attribute for attribute in node.attribute if attribute.name == "to"]
-            to.i = self.elem_type
-        self.writer.nodes.append(node)
+        write_kept(self.writer, step, names, results, origin)
 
     def vector(self, value: Value) -> str:
         """The name of a value as one vector per sample."""

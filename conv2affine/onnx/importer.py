@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -18,21 +18,29 @@ from conv2affine.network.graph import Graph, Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.rules.operands import NoRuleError, finite
 from conv2affine.onnx import arithmetic, steps, windows
+from conv2affine.onnx.disputed import DISPUTED, agrees, run_alone
 from conv2affine.onnx.operators import Operator
-from conv2affine.onnx.reader import Model, Tensor, location
+from conv2affine.onnx.reader import MAX_BYTES, Model, Tensor, location
 from conv2affine.onnx.rules import Context
+from conv2affine.planning import readable_bytes
 
 __all__ = ["FLOATS", "OnnxNetwork", "import_onnx"]
 
 RULES = {**arithmetic.RULES, **steps.RULES, **windows.RULES}
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
-EPS: Mapping[int, float] = {TensorProto.FLOAT: 2.0**-23, TensorProto.FLOAT16: 2.0**-10, TensorProto.BFLOAT16: 2.0**-7}
+EPS: Mapping[int, float] = {
+    TensorProto.DOUBLE: 2.0**-52,
+    TensorProto.FLOAT: 2.0**-23,
+    TensorProto.FLOAT16: 2.0**-10,
+    TensorProto.BFLOAT16: 2.0**-7,
+}
 # Types of inputs and outputs, which have to be made up and compared: those that NumPy has.
 TYPES = frozenset(map(helper.np_dtype_to_tensor_dtype, map(np.dtype, "?bBhHiIqQefd")))
 # Constants of the file that say sizes and axes have fewer elements, and shape inference looks only at those.
 SMALL = 1024
 # No single value of a network for which matrices can be made has more elements.
 MAX_ELEMENTS = 2**27
+ITEM_BYTES = 8
 RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
 
 
@@ -83,6 +91,7 @@ class _Importer:
         self.results: dict[str, Any] = {"": None}  # names to values, or to arrays where no input reaches
         self.types: dict[str, TypeProto] = {}
         self.weights: set[int] = set()
+        self.elements = 0  # of all constants and values so far
         self.used = {*model.outputs, *(name for node in model.proto.graph.node for name in node.input if name)}
 
     def run(self) -> OnnxNetwork:
@@ -93,6 +102,7 @@ class _Importer:
             self.results[tensor.name] = self.graph.add_input(tensor.shape, tensor.name)
             self.types[tensor.name] = helper.make_tensor_type_proto(tensor.elem_type, tensor.shape)
         for initializer in self.model.proto.graph.initializer:
+            self.count(initializer.dims, f"initializer {initializer.name}")
             self.constant(initializer.name, _array(initializer, f"initializer {initializer.name}"))
         self.weights = {id(array) for array in self.results.values() if array is not None}
         if self.model.proto.graph.sparse_initializer:
@@ -120,7 +130,7 @@ class _Importer:
             all(tensor.is_batched for tensor in self.model.inputs),
             self.model.opset,
             any(tensor.elem_type == TensorProto.DOUBLE for tensor in (*self.model.inputs, *outputs)),
-            max(EPS.get(type, EPS[TensorProto.FLOAT]) for type in types),
+            max([EPS[type] for type in types if type in EPS], default=EPS[TensorProto.FLOAT]),
         )
 
     def node(self, node: NodeProto) -> None:
@@ -154,6 +164,16 @@ class _Importer:
         context = Context(self.graph, operator, inputs, shapes, self.weights, location(node))
         for name, value in zip(names, self.values(context, node, args), strict=True):
             self.results[name] = value
+
+    def count(self, shape: Sequence[int], where: str) -> None:
+        """Count a constant or value before it is made; raise ValueError if all of them are too much."""
+        _check_size(shape, where)
+        self.elements += prod(shape)
+        if self.elements * ITEM_BYTES > MAX_BYTES:
+            raise ValueError(
+                f"{where}: constants and values of the model, in float64, must be at most "
+                f"{readable_bytes(MAX_BYTES)} together; choose smaller inputs"
+            )
 
     def constant(self, name: str, array: Any) -> None:
         """Enter a constant."""
@@ -195,13 +215,22 @@ class _Importer:
             if not type.tensor_type.HasField("shape") or not all(dim.HasField("dim_value") for dim in dims):
                 raise NotImplementedError(f"{where}: the shape of {name} must follow from those of the inputs")
             shapes.append(tuple(dim.dim_value for dim in dims))
-            _check_size(shapes[-1], f"{where}: {name}")
+            self.count(shapes[-1], f"{where}: {name}")
         return tuple(shapes)
 
     def values(self, context: Context, node: NodeProto, args: list[Any]) -> list[Value]:
         """The results of a node that inputs reach: by its rule, or of the operator that is kept."""
         moved = [name for name in node.input if isinstance(self.results[name], Value)]
         moved += [name for name in node.output if name in self.used]
+        trial = None
+        if node.op_type in DISPUTED:
+            trial = run_alone(node, self.model.opset, self.results, self.types)
+            made = [] if trial is None else [result.shape for result in trial[1]]
+            if made and made[0] != context.shapes[0]:
+                raise NotImplementedError(
+                    f"{node.op_type} node {context.origin}: its result must have the shape that onnx infers, "
+                    f"{context.shapes[0]}, and what runs the model gives {made[0]}; change its attributes"
+                )
         others = [name for name in moved if self.types[name].tensor_type.elem_type not in FLOATS]
         if others:
             type = TensorProto.DataType.Name(self.types[others[0]].tensor_type.elem_type)
@@ -210,7 +239,11 @@ class _Importer:
             reason = "no rule knows the operator"
         else:
             try:
-                return self.apply(context, args, {a.name: helper.get_attribute_value(a) for a in node.attribute})
+                values = self.apply(context, args, {a.name: helper.get_attribute_value(a) for a in node.attribute})
+                if trial is None or agrees(self.graph.nodes[-1], trial):
+                    return values
+                self.graph.nodes.pop()
+                reason = "what runs the model computes it otherwise"
             except NoRuleError as error:
                 reason = str(error) or "no rule knows it with these inputs"
         if any(size == 0 for shape in context.shapes for size in shape):

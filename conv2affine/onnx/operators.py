@@ -25,7 +25,9 @@ class Operator:
         opset: By which it is meant.
         args: Its arguments: a `Slot` for each input, arrays for constants, None for what is left out.
         attributes: Its attributes.
+        outputs: Names of all of its results in the file, "" for one that is left out.
         results: Which of its results are wanted.
+        inputs: Names of its arguments in the file.
         reason: Why it is kept, if no rule knows it as it is.
     """
 
@@ -33,7 +35,9 @@ class Operator:
     opset: int
     args: tuple[Any, ...]
     attributes: tuple[AttributeProto, ...]
+    outputs: tuple[str, ...] = ("y",)
     results: tuple[int, ...] = (0,)
+    inputs: tuple[str, ...] = ()
     reason: str = ""
 
     @classmethod
@@ -42,14 +46,21 @@ class Operator:
         inputs = list(dict.fromkeys(arg for arg in args if isinstance(arg, Value)))
         slots = tuple(Slot(inputs.index(arg)) if isinstance(arg, Value) else arg for arg in args)
         results = tuple(number for number, name in enumerate(node.output) if name in used)
-        return cls(node.op_type, opset, slots, tuple(node.attribute), results), inputs
+        names = tuple(node.output), results, tuple(node.input)
+        return cls(node.op_type, opset, slots, tuple(node.attribute), *names), inputs
+
+    @property
+    def tensors(self) -> list[str]:
+        """Names in the file of the values that it takes and gives, if it comes from a file."""
+        taken = [name for name, arg in zip(self.inputs, self.args, strict=False) if isinstance(arg, Slot)]
+        return [*taken, *(self.outputs[number] for number in self.results)] if self.inputs else []
 
     def node(self, inputs: Sequence[str], outputs: Sequence[str], name: str = "") -> NodeProto:
-        """The node of these names; a result that is not wanted has none."""
-        every = [""] * (max(self.results) + 1)
-        for number, output in zip(self.results, outputs, strict=True):
-            every[number] = output
-        node = NodeProto(op_type=self.op_type, input=inputs, output=every, name=name)
+        """The node of these names, one for each of `args` and of `outputs`.
+
+        A result that nothing uses has a name all the same: the operator may require it, or go by their number.
+        """
+        node = NodeProto(op_type=self.op_type, input=inputs, output=outputs, name=name)
         node.attribute.extend(self.attributes)
         return node
 
@@ -62,15 +73,14 @@ class Operator:
             elif arg is not None:
                 feeds[f"x{number}"] = arg.astype(np.float64) if double and arg.dtype.kind == "f" else arg
         names = [f"x{number}" if f"x{number}" in feeds else "" for number in range(len(self.args))]
-        node = self.node(names, [f"y{number}" for number in self.results])
+        node = self.node(names, [output and f"y{number}" for number, output in enumerate(self.outputs)])
         # As a model: of a node alone, onnx.reference takes the newest meaning.
-        read, written = (
-            [ValueInfoProto(name=name) for name in dict.fromkeys(side) if name] for side in (names, node.output)
-        )
+        wanted = [f"y{number}" for number in self.results]
+        read, written = ([ValueInfoProto(name=name) for name in side if name] for side in (names, wanted))
         graph = helper.make_graph([node], "node", read, written)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)])
         try:
             evaluator = ReferenceEvaluator(model)
         except RuntimeError:  # it has no older one: what changed since is an addition
             evaluator = ReferenceEvaluator(node)
-        return list(evaluator.run(None, feeds))
+        return list(evaluator.run(wanted, feeds))

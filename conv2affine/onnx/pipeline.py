@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import ModelProto, defs
+from onnx.shape_inference import InferenceError
 
 from conv2affine.convolution.sizes import readable_bytes
 from conv2affine.network.convert import check_memory, to_layers
@@ -24,9 +25,10 @@ from conv2affine.network.passes.simplify import simplify
 from conv2affine.network.passes.to_relu import to_relu
 from conv2affine.network.progress import progress
 from conv2affine.network.report import NetworkPlan, describe, describe_layers
+from conv2affine.onnx.batches import first_mixing
 from conv2affine.onnx.exporter import Exporter, gathers
 from conv2affine.onnx.importer import FLOATS, OnnxNetwork
-from conv2affine.onnx.runner import Run, RunError, compare, runner, sample
+from conv2affine.onnx.runner import Run, compare, runner, sample
 from conv2affine.onnx.storage import publish, save
 
 __all__ = ["MAX_BYTES", "Conversion", "Form", "MaxPool", "Options", "prepare", "run"]
@@ -51,6 +53,7 @@ class Conversion:
         kept: For each node that stays as it is, why.
         difference: The largest found between both models, relative to the largest element of the output.
         is_batched: Whether it takes any number of samples.
+        static: Why it does not; "" if it does.
     """
 
     model: ModelProto
@@ -58,6 +61,7 @@ class Conversion:
     kept: Mapping[str, str]
     difference: float
     is_batched: bool
+    static: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,12 +116,17 @@ def prepare(network: OnnxNetwork, options: Options) -> Prepared:
 
 @np.errstate(all="ignore")
 def run(
-    network: OnnxNetwork, original: Callable[[], Run], options: Options, path: Path | None, overwrite: bool
+    network: OnnxNetwork,
+    original: Callable[[Sequence[str]], Run],
+    options: Options,
+    path: Path | None,
+    overwrite: bool,
 ) -> Conversion:
-    """Convert a network; `original` is called to get what the result is compared with."""
+    """Convert a network; `original` gives what the result is compared with, as in `first_mixing`."""
     prepared = prepare(network, options)
     steps = [node for node in prepared.network.graph.nodes if isinstance(node, Step) and node.operator is not None]
-    opset = _choose_opset([] if prepared.layers else steps, options.opset)
+    steps = [] if prepared.layers else steps
+    opset = _choose_opset(steps, options.opset)
     if prepared.plan.bytes > options.max_bytes:
         largest = max(prepared.plan.layers, key=lambda row: dict(row.bytes)[row.layout])
         raise MemoryError(
@@ -126,23 +135,15 @@ def run(
             f"{largest.cols}); choose a smaller input, or raise max_bytes (--max-gib)\n{prepared.plan}"
         )
     check_memory(prepared.plan)
-    expected = original()
-    is_batched = network.is_batched and _takes_batches(network, expected)
+    static = first_mixing(network, steps, original)
     folder = None if path is None else path.parent
     with tempfile.TemporaryDirectory(prefix=".conv2affine-", dir=folder) as temporary:
         file = Path(temporary) / (path.name if path else "model.onnx")
-        try:
-            model, difference = _write(prepared, opset, is_batched, options.flat, expected, file)
-        except RuntimeError:
-            if not is_batched:
-                raise
-            # Some networks mix the samples of a batch, or hold numbers of their own for each: one at a time, then.
-            is_batched = False
-            model, difference = _write(prepared, opset, is_batched, options.flat, expected, file)
+        model, difference = _write(prepared, opset, not static, options.flat, original(()), file)
         if path is not None:
             publish(file, path, overwrite)
     kept = {name: step.operator.reason for step in steps for name in step.origin if step.operator.reason}
-    return Conversion(model, prepared.plan, kept, difference, is_batched)
+    return Conversion(model, prepared.plan, kept, difference, not static, static)
 
 
 def _write(
@@ -154,23 +155,24 @@ def _write(
         exporter = Exporter(network, prepared.dtype, opset, is_batched, flat, each)
         model = exporter.graph() if layers is None else exporter.mlp(layers)
     save(model, file)
-    onnx.checker.check_model(str(file))
+    wanted, other = f"the result in {prepared.dtype} and opset {opset}", "choose another dtype or opset"
+    try:
+        onnx.checker.check_model(str(file), full_check=True)
+    except (onnx.checker.ValidationError, InferenceError) as error:  # an operator that has no float64, say
+        reason = " ".join(str(error).split())
+        if "unsupported type" in reason:
+            raise NotImplementedError(f"{wanted} must be valid ONNX, and is not: {reason}; {other}") from error
+        raise RuntimeError(f"{wanted} must be valid ONNX, and is not: {reason}; please report this") from error
     got = runner(file)
+    if got.refusal and not original.refusal:
+        raise NotImplementedError(f"onnxruntime must run {wanted}, and does not: {got.refusal}; {other}")
+    eps = max(network.eps, torch.finfo(prepared.dtype).eps)
     floats = {tensor.name: exporter.writer.dtype for tensor in network.inputs if tensor.elem_type in FLOATS}
     differences = [
-        compare(original, got, sample(network.inputs, batch, is_batched), floats, network.eps, batch if flat else None)
+        compare(original, got, sample(network.inputs, batch, is_batched), floats, eps, batch if flat else None)
         for batch in (BATCHES if is_batched else BATCHES[:1])
     ]
     return model, max(differences)
-
-
-def _takes_batches(network: OnnxNetwork, original: Run) -> bool:
-    """Whether the original runs on more than one sample."""
-    try:
-        original(sample(network.inputs, BATCHES[-1], True))
-    except RunError:
-        return False
-    return True
 
 
 def _choose_opset(steps: Sequence[Step], wanted: int | None) -> int:

@@ -16,7 +16,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, exte
 
 __all__ = ["Model", "Tensor", "location", "read"]
 
-MAX_BYTES = 2**31 - 1  # of one protobuf message
+MAX_BYTES = 2**31 - 1  # of one protobuf message, of external data, and of all constants and values
 MAX_NODES = 1_000_000  # of a model with its functions written out
 MIN_OPSET = 7
 
@@ -83,8 +83,11 @@ def read(source: ModelProto | str | Path, shapes: Mapping[str, Sequence[int]] | 
         name = "the model" if isinstance(source, ModelProto) else source
         raise ValueError(f"{name} must be an ONNX model with outputs, and has none")
     _check_text(proto.graph)
-    opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
-    if not MIN_OPSET <= opset <= onnx.defs.onnx_opset_version():
+    imports = [entry for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
+    opset = imports[0].version if imports else 0
+    if opset == MIN_OPSET:  # the next one only adds: broadcasting to Max, Min, Mean and Sum, attributes to MaxPool
+        opset = imports[0].version = MIN_OPSET + 1
+    elif not MIN_OPSET <= opset <= onnx.defs.onnx_opset_version():
         raise ValueError(
             f"the model's opset ({opset}) must be {MIN_OPSET} to {onnx.defs.onnx_opset_version()}; convert it with "
             "onnx.version_converter, or install a newer onnx"
@@ -114,34 +117,48 @@ def location(node: NodeProto) -> str:
 
 
 def _parse(path: Path) -> ModelProto:
-    size = path.stat().st_size
+    try:
+        size = path.stat().st_size
+    except (FileNotFoundError, PermissionError):
+        raise
+    except (OSError, ValueError) as error:  # a name that is too long, or with NUL
+        raise ValueError(f"source ({str(path)!r}) must be a path that a file can have: {error}") from error
     if size > MAX_BYTES:
         raise ValueError(f"{path} ({size} bytes) must be at most {MAX_BYTES} bytes, without its external data")
     try:
         proto: ModelProto = ModelProto.FromString(path.read_bytes())
     except DecodeError as error:
         raise ValueError(f"{path} must be an ONNX file, and is not, or is truncated") from error
-    folder = path.resolve().parent
+    folder, total = path.resolve().parent, size
     for tensor in external_data_helper._get_all_tensors(proto):
         if external_data_helper.uses_external_data(tensor):
-            _load_external(tensor, folder)
+            total += _load_external(tensor, folder, MAX_BYTES - total)
     return proto
 
 
-def _load_external(tensor: TensorProto, folder: Path) -> None:
-    """Read the data of a tensor from a file in the folder of the model."""
-    name = str({entry.key: entry.value for entry in tensor.external_data}.get("location", ""))
+def _load_external(tensor: TensorProto, folder: Path, max_bytes: int) -> int:
+    """Read the data of a tensor from a file in the folder of the model; gives the number of bytes."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    name = str(entries.get("location", ""))
     file = (folder / name).resolve()
     if not name or not file.is_relative_to(folder):
         raise ValueError(f"external data of tensor {tensor.name} ({name!r}) must lie in the folder of the model")
     if not file.is_file():
         raise ValueError(f"external data of tensor {tensor.name} ({name!r}) must be a file, and is not there")
+    length = str(entries.get("length", ""))
+    size = int(length) if length.isdecimal() else file.stat().st_size
+    if size > max_bytes:
+        raise ValueError(
+            f"external data of tensor {tensor.name} ({name!r}, {size} bytes) must not make the model larger than "
+            f"{MAX_BYTES} bytes, however often tensors share a file"
+        )
     try:
         external_data_helper.load_external_data_for_tensor(tensor, str(folder))
     except (ValueError, onnx.checker.ValidationError) as error:
         raise ValueError(f"external data of tensor {tensor.name} ({name!r}) must be readable: {error}") from error
     tensor.data_location = TensorProto.DEFAULT
     del tensor.external_data[:]
+    return len(tensor.raw_data)
 
 
 def _check_text(graph: GraphProto) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,21 @@ from conv2affine.onnx.reader import Tensor
 
 __all__ = ["Run", "RunError", "compare", "runner", "sample"]
 
-Run = Callable[[Mapping[str, Any]], list[Any]]
+
+@dataclass(frozen=True)
+class Run:
+    """Runs a model: called with inputs by name, gives the outputs in order.
+
+    Args:
+        function: What runs it.
+        refusal: Why onnxruntime does not take the model; "" if it does, or is not installed.
+    """
+
+    function: Callable[[Mapping[str, Any]], list[Any]]
+    refusal: str = ""
+
+    def __call__(self, inputs: Mapping[str, Any]) -> list[Any]:
+        return self.function(inputs)
 
 
 class RunError(RuntimeError):
@@ -24,7 +40,7 @@ class RunError(RuntimeError):
 
 
 def runner(model: ModelProto | Path) -> Run:
-    """A function that runs a model: in onnxruntime where that is installed and takes the model, else in onnx.reference.
+    """What runs a model: onnxruntime where that is installed and takes the model, else onnx.reference.
 
     Args:
         model: The model, or its file.
@@ -39,8 +55,8 @@ def runner(model: ModelProto | Path) -> Run:
     try:
         source = str(model) if isinstance(model, Path) else model.SerializeToString()
         session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    except Exception:  # its exceptions have no class of their own: an operator that it lacks, say
-        return _reference(model)
+    except Exception as error:  # its exceptions have no class of their own: an operator that it lacks, say
+        return dataclasses.replace(_reference(model), refusal=" ".join(str(error).split()))
 
     def run(inputs: Mapping[str, Any]) -> list[Any]:
         try:
@@ -48,7 +64,7 @@ def runner(model: ModelProto | Path) -> Run:
         except Exception as error:
             raise RunError(f"onnxruntime cannot run the model: {error}") from error
 
-    return run
+    return Run(run)
 
 
 def _reference(model: ModelProto | Path) -> Run:
@@ -64,7 +80,7 @@ def _reference(model: ModelProto | Path) -> Run:
         except Exception as error:  # whatever the reference trips over
             raise RunError(f"onnx.reference cannot run the model: {error}") from error
 
-    return run
+    return Run(run)
 
 
 def sample(tensors: Sequence[Tensor], batch: int, is_batched: bool) -> dict[str, Any]:

@@ -20,6 +20,10 @@ def check_target(path: Path, overwrite: bool, source: object = None) -> None:
     """Raise an error if a file cannot be written there, or if it is the source."""
     if "\0" in str(path):
         raise ValueError(f"path ({str(path)!r}) must not hold NUL")
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # onnx takes no other
+        raise ValueError(f"path ({str(path)!r}) must be text in UTF-8") from None
     data = path.with_name(path.name + SUFFIX) if path.name else path
     try:
         os.lstat(data)

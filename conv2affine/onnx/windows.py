@@ -147,8 +147,8 @@ def average_pool(
 @rule("Resize", "Upsample")
 def resize(context: Context, x: Any, *other: Any, **attributes: Any) -> Map:
     """One axis at a time, each from its unit vectors."""
-    if attributes.get("coordinate_transformation_mode") == "tf_crop_and_resize":
-        raise NoRuleError("coordinate_transformation_mode = tf_crop_and_resize")
+    if (mode := attributes.get("coordinate_transformation_mode")) in ("tf_crop_and_resize", "tf_half_pixel_for_nn"):
+        raise NoRuleError(f"coordinate_transformation_mode = {mode}")
     if attributes.pop("keep_aspect_ratio_policy", "stretch") != "stretch":
         raise NoRuleError("keep_aspect_ratio_policy")
     shape = value(x).shape

@@ -11,17 +11,20 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 __all__ = ["Writer"]
 
+MIN_INTEGER_CONSTANT = 9  # before, a Constant is of floating type
+
 
 class Writer:
     """Nodes and initializers in the order in which they are added.
 
     Args:
         dtype: Of floating constants.
+        opset: Of the model.
         names: That are taken by inputs and outputs.
     """
 
-    def __init__(self, dtype: Any, names: Sequence[str]) -> None:
-        self.dtype = np.dtype(dtype)
+    def __init__(self, dtype: Any, opset: int, names: Sequence[str]) -> None:
+        self.dtype, self.opset = np.dtype(dtype), opset
         self.nodes: list[NodeProto] = []
         self.initializers: list[TensorProto] = []
         self.taken = set(names)
@@ -35,10 +38,10 @@ class Writer:
         self.taken.add(name)
         return name
 
-    def constant(self, wish: str, array: Any) -> str:
-        """A constant tensor; in the type of the network if it is one of float32 or float64."""
+    def constant(self, wish: str, array: Any, *, keeps_type: bool = False) -> str:
+        """A constant tensor; one of float32 or float64 in the type of the network, unless it keeps its own."""
         array = np.ascontiguousarray(array) if np.ndim(array) else np.asarray(array)
-        if array.dtype in (np.float32, np.float64):
+        if array.dtype in (np.float32, np.float64) and not keeps_type:
             array = array.astype(self.dtype, copy=False)
         name = self.name(wish)
         self.initializers.append(numpy_helper.from_array(array, name))
@@ -59,6 +62,9 @@ class Writer:
 
     def reshape(self, x: str, shape: Sequence[int], origin: str, output: str | None = None) -> str:
         """The same elements as a tensor of another shape, which OMLT wants to come from a node."""
+        if self.opset < MIN_INTEGER_CONSTANT:
+            target = self.constant(f"{origin}.shape", np.array(shape, np.int64))
+            return self.call("Reshape", [x, target], origin, output)
         target = self.name(f"{origin}.shape")
         value = numpy_helper.from_array(np.array(shape, np.int64), target)
         self.nodes.append(helper.make_node("Constant", [], [target], self.name(f"{target}/Constant"), value=value))
