@@ -11,6 +11,7 @@ from conv2affine.network.matrices.expressions import Product, Sum
 from conv2affine.network.matrices.layers import Convolution
 from conv2affine.network.matrices.matrix import Matrix, Selection, Sparse
 from conv2affine.network.rules import formulas as rules
+from conv2affine.network.rules import windows
 from conv2affine.network.rules.moves import concatenate, follow
 
 
@@ -34,8 +35,10 @@ MATRICES = {
     "transposed": rules.convolution(weight(3, 2, 3), (5,), (2,), [(1, 0)], (2,), transposed=True, output_padding=(1,)),
     "transposed-groups": rules.convolution(weight(4, 3, 2), (3,), (3,), [(0, 0)], (1,), 2, transposed=True),
     "transposed-cut": rules.convolution(weight(1, 1, 2), (4,), (1,), [(2, 2)], (1,), transposed=True),
-    "average": rules.average_pool(2, (5, 7), (3, 3), (2, 3), (2, 3), [(0, 0), (1, 1)], (1, 1), count_include_pad=False),
-    "adaptive": rules.adaptive_average_pool(3, (5, 7), (3, 4)),
+    "average": windows.average_pool(
+        2, (5, 7), (3, 3), (2, 3), (2, 3), [(0, 0), (1, 1)], (1, 1), count_include_pad=False
+    ),
+    "adaptive": windows.adaptive_average_pool(3, (5, 7), (3, 4)),
     "mean": rules.reduce((1, 3, 4, 5), (2,), mean=True),
     "matmul-right": rules.matmul_right(weight(4, 3), (2, 5, 4)),
     "matmul-left": rules.matmul_left(weight(2, 3, 4), (2, 4, 5)),
@@ -211,7 +214,7 @@ JOINED = {
         rules.convolution(weight(4, 3, 3, 2), (5, 5), (1, 1), [(1, 0), (1, 0)], (1, 1)),
     ),
     "pool-after-pointwise": (
-        rules.average_pool(4, (4, 5), (2, 2), (2, 2), (2, 2), [(0, 0)] * 2, (1, 1), count_include_pad=True),
+        windows.average_pool(4, (4, 5), (2, 2), (2, 2), (2, 2), [(0, 0)] * 2, (1, 1), count_include_pad=True),
         pointwise(4, 6),
     ),
     "both": (pointwise(6, 4, groups=2), pointwise(4, 3)),

@@ -15,12 +15,12 @@ from torch.utils import _pytree as pytree
 
 from conv2affine.network.graph import Node, Step
 from conv2affine.network.kinds import KINDS
+from conv2affine.network.torch.call import Slot
 from conv2affine.network.torch.importer import import_torch
-from conv2affine.network.torch.operator import Slot
 from conv2affine.network.torch.program import tensors
 from conv2affine.network.torch.unchanged import unchanged, users_device
+from conv2affine.onnx.call import OnnxCall
 from conv2affine.onnx.importer import OnnxNetwork
-from conv2affine.onnx.operators import Operator
 from conv2affine.onnx.reader import Tensor
 from conv2affine.onnx.runner import Run
 
@@ -87,7 +87,7 @@ def _node(node: Node) -> Node:
         args = args[:1]
     if name in SOFTMAX and len(args) > 1:
         axis = helper.make_attribute("axis", args[1])
-        operator = Operator(SOFTMAX[name], 13, args[:1], (axis,), reason="it is not affine")
+        operator = OnnxCall(SOFTMAX[name], 13, args[:1], (axis,), reason="it is not affine")
     elif (
         name in POINTWISE
         and not kwargs
@@ -95,7 +95,7 @@ def _node(node: Node) -> Node:
         and len(args) <= defs.get_schema(*POINTWISE[name]).max_input
     ):
         op_type, opset = POINTWISE[name]
-        operator = Operator(op_type, opset, tuple(map(_argument, args)), (), reason="it is not affine")
+        operator = OnnxCall(op_type, opset, tuple(map(_argument, args)), (), reason="it is not affine")
     else:
         raise NotImplementedError(
             f"{', '.join(node.origin)} ({name}) has no ONNX operator here; use torch.onnx.export, and convert the file"

@@ -14,11 +14,11 @@ from conv2affine.network.graph import Graph, Piece, Step, Value
 from conv2affine.network.kinds import KINDS
 from conv2affine.network.matrices.matrix import Matrix, Selection
 from conv2affine.network.passes.chain import Layer, write_out
+from conv2affine.network.torch.call import Slot
 from conv2affine.network.torch.layers import layer
-from conv2affine.network.torch.operator import Slot
+from conv2affine.onnx.call import OnnxCall
 from conv2affine.onnx.importer import FLOATS, OnnxNetwork
 from conv2affine.onnx.kind_writer import write_kind
-from conv2affine.onnx.operators import Operator
 from conv2affine.onnx.reader import Tensor
 from conv2affine.onnx.writer import Writer
 
@@ -187,7 +187,7 @@ class Exporter:
             x = [self.vector(value) for value in step.inputs]
             self.flat[output] = write_kind(self.writer, self.opset, step, x, origin, self.wishes.get(output))
             return
-        operator: Operator = step.operator
+        operator: OnnxCall = step.operator
         constants = [arg for arg in operator.args if isinstance(arg, np.ndarray)]
         shapes = {*step.shapes, *(value.shape for value in step.outputs)}
         if operator.op_type in POINTWISE and len(shapes) == 1 and all(array.size == 1 for array in constants):

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import inspect
 import operator
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,17 +19,15 @@ from conv2affine.network.graph import Graph, Value
 from conv2affine.network.kinds import KINDS
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.passes.simplify import remove_unused
-from conv2affine.network.rules.operands import NoRuleError, finite
-from conv2affine.network.torch import pooling, rules, steps
-from conv2affine.network.torch.operator import Operator, Slot
+from conv2affine.network.rules.operands import Context, NoRuleError, values
+from conv2affine.network.torch.call import AtenCall, Slot
 from conv2affine.network.torch.program import export, floating_dtypes, tensors, unwrap
-from conv2affine.network.torch.rules import Context
+from conv2affine.network.torch.rules import find_rule
 from conv2affine.network.torch.unchanged import unchanged, warm_up
 
 __all__ = ["TorchNetwork", "import_torch", "operator_name", "origin"]
 
 aten = torch.ops.aten
-RULES = {**rules.RULES, **pooling.RULES, **steps.RULES}
 
 
 @dataclass(frozen=True)
@@ -156,7 +151,7 @@ class _Importer:
         value = self.graph.add_piece(AffineMap.constant(result.double().cpu().numpy()), result.shape, node.name)
         if result.dtype is self.dtypes[0]:
             return value
-        cast = Operator(aten._to_copy.default, (Slot(0),), {"dtype": result.dtype})
+        cast = AtenCall(aten._to_copy.default, (Slot(0),), {"dtype": result.dtype})
         return self.graph.add_step("_to_copy", [value], [value.shape], operator=cast, origin=node.name)[0]
 
     def call(self, node: fx.Node) -> Any:
@@ -181,7 +176,7 @@ class _Importer:
             )
         if name.endswith("_like") or name.startswith("new_"):  # reads the shape only
             args, _ = map_arg(given, self.blank)
-        op, inputs = Operator.of(target, args, kwargs)
+        call, inputs = AtenCall.of(target, args, kwargs)
         if not inputs:
             with torch.no_grad():
                 result = target(*args, **kwargs)
@@ -206,21 +201,28 @@ class _Importer:
             blank_args, blank_kwargs = map_arg(given, self.blank)
             result = target(*blank_args, **blank_kwargs)
             fakes = result if several else [result]
-        used: Any = [user.args[1] for user in node.users if user.users] if several else [0]
-        shapes = tuple(() if fake is None else tuple(fake.shape) for fake in fakes)
-        op = dataclasses.replace(op, results=tuple(sorted(used)) if several else None)
-        context = Context(self.graph, op, inputs, shapes, frozenset(used), self.parameters, origin(node))
+        used: Any = tuple(sorted({user.args[1] for user in node.users if user.users})) if several else (0,)
+        if not used:
+            return ()
+        call = dataclasses.replace(call, results=used if several else None)
+        shapes = tuple(tuple(fakes[number].shape) for number in used)
+        context = Context(self.graph, call, inputs, shapes, self.parameters, origin(node))
         # What is computed in another dtype is rounded there, or is no number.
         dtypes = {arg.meta["val"].dtype for arg in node.all_input_nodes if isinstance(self.results[arg], Value)}
         others = sorted(map(str, dtypes.union(fakes[number].dtype for number in used) - {self.dtypes[0]}))
-        reason = f"it is computed in {', '.join(others)}, and most in {self.dtypes[0]}" if context.name in RULES else ""
-        if not others:
+        rule = find_rule(target)
+        reason = f"it is computed in {', '.join(others)}, and most in {self.dtypes[0]}" if rule else ""
+        results: Any = None
+        if rule and not others:
             try:
-                return self.apply(context, args, kwargs, several)
+                results = values(context, rule(context, args, kwargs))
             except NoRuleError as error:
                 reason = str(error)
-        context = dataclasses.replace(context, operator=dataclasses.replace(op, reason=reason))
-        return self.keep(context, name, several)
+        if results is None:
+            kind = f"aten::{name}" if name in KINDS else name  # without what the kind of that name means
+            call = dataclasses.replace(call, reason=reason)
+            results = self.graph.add_step(kind, inputs, shapes, operator=call, origin=origin(node))
+        return dict(zip(used, results, strict=True)) if several else results[0]
 
     def has_unknown_size(self, node: fx.Node, name: str) -> bool:
         """Whether values of the network's inputs decide how many elements are read or written."""
@@ -235,30 +237,6 @@ class _Importer:
         """What a node results in; zeros of its shape and dtype where inputs reach it."""
         result = self.results[node]
         return torch.zeros(result.shape, dtype=node.meta["val"].dtype) if isinstance(result, Value) else result
-
-    def apply(self, context: Context, args: Any, kwargs: Any, several: bool) -> Any:
-        """The result of a rule."""
-        target = context.operator.target
-        rule = RULES.get(f"{context.name}.{target._overloadname}") or RULES.get(context.name)
-        if rule is None:
-            raise NoRuleError
-        result = rule(context, **_arguments(rule, target, args, kwargs))
-        if isinstance(result, AffineMap):
-            result = [(result, context.shape)]
-        if isinstance(result, Value):
-            return (result,) if several else result
-        maps = [(finite(map), shape) for map, shape in result]
-        pieces = tuple(self.graph.add_piece(map, shape, context.origin) for map, shape in maps)
-        return pieces if several else pieces[0]
-
-    def keep(self, context: Context, name: str, several: bool) -> Any:
-        """The result of an operator that has no rule."""
-        op = context.operator
-        used = sorted(context.used)
-        shapes = [context.shapes[number] for number in used]
-        kind = f"aten::{name}" if name in KINDS else name  # without what the kind of that name means
-        outputs = self.graph.add_step(kind, context.inputs, shapes, operator=op, origin=context.origin)
-        return dict(zip(used, outputs, strict=True)) if several else outputs[0]
 
 
 def origin(node: fx.Node) -> str:
@@ -280,28 +258,3 @@ def _is_random(target: Any, args: Any, kwargs: Any) -> bool:
     off = {"scaled_dot_product_attention": "dropout_p", "rrelu_with_noise_functional": "training"}
     name = off.get(target.overloadpacket.__name__)
     return name is None or bool(given.get(name, False))
-
-
-@functools.cache
-def _parameters(rule: Any) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(rule).parameters
-
-
-def _arguments(rule: Any, target: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-    """The arguments by name, as the rule takes them; it need not take those that have their defaults."""
-    parameters = _parameters(rule)
-    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    arguments = {}
-    for number, argument in enumerate(target._schema.arguments):
-        name = "input" if argument.name == "self" else argument.name
-        if number < len(args):
-            given = args[number]
-        elif argument.name in kwargs:
-            given = kwargs[argument.name]
-        else:
-            continue
-        if takes_all or name in parameters:
-            arguments[name] = given
-        elif not argument.has_default_value() or given != argument.default_value:
-            raise NoRuleError
-    return arguments

@@ -1,0 +1,142 @@
+"""Rules of what goes over positions: convolution, pooling, resizing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from conv2affine.network.graph import Value
+from conv2affine.network.matrices.layers import Separable
+from conv2affine.network.rules import formulas, windows
+from conv2affine.network.rules.operands import Context, Map, NoRuleError, constant, step, through, value, weight
+
+__all__ = [
+    "adaptive_average_pool",
+    "adaptive_max_pool",
+    "average_pool",
+    "convolution",
+    "max_pool",
+    "resize",
+    "sample",
+]
+
+Pairs = Sequence[tuple[int, int]]
+
+
+def convolution(
+    context: Context,
+    x: Any,
+    kernel: Any,
+    bias: Any = None,
+    *,
+    stride: Sequence[int],
+    padding: Pairs,
+    dilation: Sequence[int],
+    groups: int = 1,
+    transposed: bool = False,
+    output_padding: Sequence[int] = (),
+) -> Map:
+    """A convolution of each sample, of which there is one but where other axes became that of the samples."""
+    samples, _, *input_size = value(x).shape
+    tensor, copied = weight(context, kernel)
+    try:
+        matrix = formulas.convolution(
+            tensor.repeat(samples, *(1 for _ in tensor.shape[1:])),
+            input_size,
+            stride,
+            padding,
+            dilation,
+            groups * samples,
+            transposed=transposed,
+            output_padding=output_padding,
+            copied=copied and samples == 1,
+        )
+    except (ValueError, OverflowError) as error:
+        raise NoRuleError(str(error)) from error
+    if matrix.shape[0] != prod(context.shape):
+        raise NoRuleError(f"its result has {matrix.shape[0]} elements, and shape {context.shape} was inferred")
+    if bias is None:
+        return through(x, matrix)
+    return through(x, matrix, np.tile(np.repeat(constant(bias), prod(context.shape[2:])), samples))
+
+
+def average_pool(
+    context: Context,
+    x: Any,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Pairs,
+    dilation: Sequence[int],
+    *,
+    count_include_pad: bool,
+    divisor: float | None = None,
+) -> Map:
+    """The mean of each window over the last axes; a divisor other than 0 takes the place of the number of elements."""
+    axes = len(kernel_size)
+    shape, output_size = value(x).shape, context.shape[-axes:]
+    _check_taps(windows.taps(shape[-axes:], output_size, kernel_size, stride, padding, dilation))
+    matrix = windows.average_pool(
+        prod(shape[:-axes]),
+        shape[-axes:],
+        output_size,
+        kernel_size,
+        stride,
+        padding,
+        dilation,
+        count_include_pad=count_include_pad,
+        divisor=divisor,
+    )
+    return through(x, matrix)
+
+
+def max_pool(
+    context: Context,
+    x: Any,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Pairs,
+    dilation: Sequence[int],
+) -> Value:
+    """The largest element of each window over the last axes."""
+    axes = len(kernel_size)
+    shape = value(x).shape
+    taps = windows.taps(shape[-axes:], context.shape[-axes:], kernel_size, stride, padding, dilation)
+    _check_taps(taps)
+    return step(context, "window_max", value(x), operator=context.call, windows=windows.join_taps(shape, taps))
+
+
+def _check_taps(taps: Sequence[Any]) -> None:
+    """Refuse windows without elements, which have no largest one and no mean."""
+    if any((axis < 0).all(axis=1).any() for axis in taps):
+        raise NoRuleError("a window lies in the padding")
+
+
+def adaptive_average_pool(context: Context, x: Any, axes: int) -> Map:
+    """The means of windows over so many last axes."""
+    shape = value(x).shape
+    return through(x, windows.adaptive_average_pool(prod(shape[:-axes]), shape[-axes:], context.shape[-axes:]))
+
+
+def adaptive_max_pool(context: Context, x: Any, axes: int) -> Value:
+    """The largest elements of windows over so many last axes."""
+    over = windows.adaptive_windows(value(x).shape, context.shape[-axes:])
+    return step(context, "window_max", value(x), operator=context.call, windows=over)
+
+
+def resize(context: Context, x: Any, lines: Iterable[Any]) -> Map:
+    """A matrix (output size, input size) for each of the last axes."""
+    lines = list(lines)
+    shape = value(x).shape
+    return through(x, formulas.separable(prod(shape[: len(shape) - len(lines)]), lines))
+
+
+def sample(context: Context, x: Any, function: Callable[[Tensor], Tensor]) -> Map:
+    """What a linear function of images reads near constant positions, the same for each channel."""
+    samples, channels, *sizes = value(x).shape
+    if samples != 1:
+        raise NoRuleError("each sample has positions of its own")
+    return through(x, Separable(channels, (formulas.windowed(function, sizes),)))
