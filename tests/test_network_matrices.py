@@ -36,7 +36,7 @@ MATRICES = {
     "transposed-groups": rules.convolution(weight(4, 3, 2), (3,), (3,), [(0, 0)], (1,), 2, transposed=True),
     "transposed-cut": rules.convolution(weight(1, 1, 2), (4,), (1,), [(2, 2)], (1,), transposed=True),
     "average": windows.average_pool(
-        2, (5, 7), (3, 3), (2, 3), (2, 3), [(0, 0), (1, 1)], (1, 1), count_include_pad=False
+        2, (5, 7), (3, 3), [windows.Axis(2, 2), windows.Axis(3, 3, (1, 1))], count_include_pad=False
     ),
     "adaptive": windows.adaptive_average_pool(3, (5, 7), (3, 4)),
     "mean": rules.reduce((1, 3, 4, 5), (2,), mean=True),
@@ -214,7 +214,7 @@ JOINED = {
         rules.convolution(weight(4, 3, 3, 2), (5, 5), (1, 1), [(1, 0), (1, 0)], (1, 1)),
     ),
     "pool-after-pointwise": (
-        windows.average_pool(4, (4, 5), (2, 2), (2, 2), (2, 2), [(0, 0)] * 2, (1, 1), count_include_pad=True),
+        windows.average_pool(4, (4, 5), (2, 2), [windows.Axis(2, 2)] * 2, count_include_pad=True),
         pointwise(4, 6),
     ),
     "both": (pointwise(6, 4, groups=2), pointwise(4, 3)),

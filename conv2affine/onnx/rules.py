@@ -20,16 +20,21 @@ from conv2affine.onnx import windows
 __all__ = ["RULES", "find_rule"]
 
 
-def cast(context: Context, x: Any, *, to: int, saturate: int = 1, round_mode: str = "up") -> Any:
-    return shapes.copy(context, x)  # from float to float: other casts are kept
+def concat(context: Context, *parts: Any, axis: int) -> Any:
+    return shapes.concat(context, parts, axis)
 
 
-def identity(context: Context, x: Any, *other: Any, ratio: float = 0.5, seed: int = 0) -> Any:
+def dropout(context: Context, x: Any, *other: Any) -> Any:
     return shapes.copy(context, x)
 
 
-def concat(context: Context, *parts: Any, axis: int) -> Any:
-    return shapes.concat(context, parts, axis)
+def subtract(context: Context, x: Any, other: Any) -> Any:
+    return arithmetic.add(context, x, other, scales=(1, -1))
+
+
+def clip(context: Context, x: Any, low: Any = None, high: Any = None, *, min: Any = None, max: Any = None) -> Any:
+    """The bounds are attributes before opset 11."""
+    return activations.clip(context, x, min if low is None else low, max if high is None else high)
 
 
 def pad(
@@ -49,48 +54,6 @@ def pad(
     sides = np.zeros((len(context.shape), 2), int)  # onnx.reference does not know that negative numbers cut
     sides[slice(None) if axes is None else constant(axes).astype(int)] = numbers.reshape(2, -1).T
     return shapes.pad(context, sides, value if value_input is None else value_input)
-
-
-def subtract(context: Context, x: Any, other: Any) -> Any:
-    return arithmetic.add(context, x, other, scales=(1, -1))
-
-
-def add(context: Context, *terms: Any) -> Any:
-    return arithmetic.add(context, *terms)
-
-
-def batch_norm(
-    context: Context,
-    x: Any,
-    scale: Any,
-    b: Any,
-    mean: Any,
-    var: Any,
-    *,
-    epsilon: float = 1e-5,
-    momentum: float = 0.9,
-    training_mode: int = 0,
-) -> Any:
-    return arithmetic.batch_norm(context, x, scale, b, mean, var, eps=epsilon)
-
-
-def matmul(context: Context, x: Any, other: Any) -> Any:
-    return arithmetic.matmul(context, x, other)
-
-
-def gemm(
-    context: Context,
-    x: Any,
-    other: Any,
-    offset: Any = None,
-    *,
-    alpha: float = 1.0,
-    beta: float = 1.0,
-    transA: int = 0,  # noqa: N803
-    transB: int = 0,  # noqa: N803
-) -> Any:
-    transposed = {"transpose_x": bool(transA), "transpose_other": bool(transB)}
-    return arithmetic.gemm(context, x, other, offset, alpha=alpha, beta=beta, **transposed)
 
 
 def reduction(how: str) -> Rule:
@@ -118,82 +81,89 @@ def global_pool(how: str) -> Rule:
     return pool
 
 
-def cumulate(context: Context, x: Any, axis: Any, *, exclusive: int = 0, reverse: int = 0) -> Any:
-    [number] = constant(axis).astype(int).ravel().tolist()
-    return arithmetic.cumulate(context, x, number, exclusive=bool(exclusive), reverse=bool(reverse))
-
-
-def leaky_relu(context: Context, x: Any, *, alpha: float = 0.01) -> Any:
-    return activations.leaky_relu(context, x, alpha)
-
-
-def hard_sigmoid(context: Context, x: Any, *, alpha: float = 0.2, beta: float = 0.5) -> Any:
-    return activations.hard_sigmoid(context, x, alpha, beta)
-
-
-def clip(context: Context, x: Any, low: Any = None, high: Any = None, *, min: Any = None, max: Any = None) -> Any:
-    """The bounds are attributes before opset 11."""
-    return activations.clip(context, x, min if low is None else low, max if high is None else high)
-
-
 MOVING = (
     *("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Expand", "Tile", "Split", "Slice"),
     *("Gather", "GatherElements", "GatherND", "DepthToSpace", "SpaceToDepth", "ReverseSequence", "Trilu"),
     *("ScatterElements", "ScatterND", "Scatter", "CenterCropPad"),
 )
-RULES: dict[str, Rule] = {
+WINDOW = {name: name for name in ("auto_pad", "dilations", "kernel_shape", "pads", "strides")}
+# The rule of each operator; with the names of the attributes where the rule has others, None for those whose value does
+# not matter.
+RULES: dict[str, Rule | tuple[Rule, dict[str, str | None]]] = {
     **dict.fromkeys(MOVING, shapes.move),
-    **dict.fromkeys(("Identity", "Dropout"), identity),
-    "Cast": cast,
+    "Identity": shapes.copy,
+    "Dropout": (dropout, {"ratio": None, "seed": None}),
+    "Cast": (shapes.copy, {"to": None, "saturate": None, "round_mode": None}),  # from float to float: others are kept
     "Concat": concat,
     "Pad": pad,
     # Arithmetic
-    **dict.fromkeys(("Add", "Sum"), add),
+    **dict.fromkeys(("Add", "Sum"), (arithmetic.add, {})),
     "Mean": arithmetic.average,
     "Sub": subtract,
     "Neg": arithmetic.negate,
     "Mul": arithmetic.multiply,
     "Div": arithmetic.divide,
     "Where": arithmetic.where,
-    "BatchNormalization": batch_norm,
-    "MatMul": matmul,
-    "Gemm": gemm,
+    "BatchNormalization": (arithmetic.batch_norm, {"epsilon": "eps", "momentum": None, "training_mode": None}),
+    "MatMul": (arithmetic.matmul, {}),
+    "Gemm": (
+        arithmetic.gemm,
+        {"alpha": "alpha", "beta": "beta", "transA": "transpose_x", "transB": "transpose_other"},
+    ),
     "Einsum": arithmetic.einsum,
     **{f"Reduce{how.capitalize()}": reduction(how) for how in ("sum", "mean", "max", "min")},
     "GlobalAveragePool": global_pool("mean"),
     "GlobalMaxPool": global_pool("max"),
-    "CumSum": cumulate,
+    "CumSum": arithmetic.cumulate,
     # Over positions
-    "Conv": windows.conv,
-    "ConvTranspose": windows.conv_transpose,
-    "AveragePool": windows.average_pool,
-    "MaxPool": windows.max_pool,
+    "Conv": (windows.conv, {**WINDOW, "group": "groups"}),
+    "ConvTranspose": (
+        windows.conv_transpose,
+        {**WINDOW, "group": "groups", "output_padding": "output_padding", "output_shape": "output_shape"},
+    ),
+    "AveragePool": (
+        windows.average_pool,
+        {**WINDOW, "ceil_mode": None, "count_include_pad": "count_include_pad"},
+    ),
+    "MaxPool": (windows.max_pool, {**WINDOW, "ceil_mode": None, "storage_order": None}),
     **dict.fromkeys(("Resize", "Upsample"), windows.resize),
     # Steps
     **{kind.capitalize(): activations.plain(kind) for kind in ("relu", "abs")},
     **{kind[:3].capitalize(): activations.extremum(kind) for kind in ("maximum", "minimum")},
-    "LeakyRelu": leaky_relu,
+    "LeakyRelu": (activations.leaky_relu, {"alpha": "slope"}),
     "PRelu": activations.leaky_relu,
     "Clip": clip,
-    "HardSigmoid": hard_sigmoid,
+    "HardSigmoid": (activations.hard_sigmoid, {"alpha": "slope", "beta": "offset"}),
 }
 
 
 def find_rule(op_type: str) -> Rule | None:
     """The rule of an operator; None if there is none."""
-    rule = RULES.get(op_type)
-    return rule and functools.partial(_apply, rule)
+    entry = RULES.get(op_type)
+    if entry is None:
+        return None
+    rule, names = entry if isinstance(entry, tuple) else (entry, None)
+    return functools.partial(_apply, rule, names)
 
 
-def _apply(rule: Rule, context: Context, args: Sequence[Any], attributes: Mapping[str, Any]) -> Any:
+def _apply(
+    rule: Rule,
+    names: Mapping[str, str | None] | None,
+    context: Context,
+    args: Sequence[Any],
+    attributes: Mapping[str, Any],
+) -> Any:
     """The result of a rule, if it takes all attributes and inputs."""
     parameters = inspect.signature(rule).parameters.values()
-    named = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        for name, attribute in attributes.items():
-            if name not in named:
-                raise NoRuleError(f"{name} = {attribute}")
+    if names is None and any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        names = {name: name for name in attributes}
+    elif names is None:
+        names = {parameter.name: parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+    for name, attribute in attributes.items():
+        if name not in names:
+            raise NoRuleError(f"{name} = {attribute}")
     positional = sum(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in parameters) - 1
     if len(args) > positional and not any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
         raise NoRuleError(f"it has {len(args)} inputs")
-    return rule(context, *args, **attributes)
+    taken = {name: attributes[given] for given, name in names.items() if name and given in attributes}
+    return rule(context, *args, **taken)

@@ -11,6 +11,7 @@ from onnx.reference import ReferenceEvaluator
 
 from conv2affine.network.rules import positions
 from conv2affine.network.rules.operands import Context, NoRuleError, constant, value
+from conv2affine.network.rules.windows import Axis, Window
 
 __all__ = ["average_pool", "conv", "conv_transpose", "max_pool", "resize"]
 
@@ -19,22 +20,9 @@ Ints = Sequence[int] | None
 MAX_KERNEL = 2**12
 
 
-def conv(
-    context: Context,
-    x: Any,
-    w: Any,
-    b: Any = None,
-    *,
-    auto_pad: str = "NOTSET",
-    dilations: Ints = None,
-    group: int = 1,
-    kernel_shape: Ints = None,
-    pads: Ints = None,
-    strides: Ints = None,
-) -> Any:
-    kernel, stride, dilation = _window(_kernel(w, kernel_shape), strides, dilations)
-    padding = _padding(auto_pad, pads, value(x).shape[2:], kernel, stride, dilation)
-    return positions.convolution(context, x, w, b, stride=stride, padding=padding, dilation=dilation, groups=group)
+def conv(context: Context, x: Any, w: Any, b: Any = None, *, groups: int = 1, **attributes: Any) -> Any:
+    window = _window(x, _kernel(w, attributes.pop("kernel_shape", None)), **attributes)
+    return positions.convolution(context, x, w, b, window, groups=groups)
 
 
 def conv_transpose(
@@ -43,74 +31,37 @@ def conv_transpose(
     w: Any,
     b: Any = None,
     *,
-    auto_pad: str = "NOTSET",
-    dilations: Ints = None,
-    group: int = 1,
+    groups: int = 1,
     kernel_shape: Ints = None,
     output_padding: Ints = None,
     output_shape: Ints = None,
-    pads: Ints = None,
-    strides: Ints = None,
+    **attributes: Any,
 ) -> Any:
-    input_size = value(x).shape[2:]
-    kernel, stride, dilation = _window(_kernel(w, kernel_shape), strides, dilations)
-    extra = list(output_padding or [0] * len(kernel))
+    window = _window(x, _kernel(w, kernel_shape), **attributes)
+    extra = list(output_padding or [0] * len(window))
+    auto_pad = attributes.get("auto_pad")
     if output_shape is not None or auto_pad in ("SAME_UPPER", "SAME_LOWER"):
         # What is more than the output is cut off; the odd one at the end for SAME_UPPER, else at the start.
-        axes = zip(input_size, stride, kernel, dilation, extra, context.shape[2:], strict=True)
-        cut = [(i - 1) * s + (k - 1) * d + 1 + e - o for i, s, k, d, e, o in axes]
+        sizes = zip(window, value(x).shape[2:], extra, context.shape[2:], strict=True)
+        cut = [(i - 1) * a.stride + (a.kernel - 1) * a.dilation + 1 + e - o for a, i, e, o in sizes]
         if min(cut) < 0:
             raise NoRuleError(f"output_shape = {list(context.shape[2:])} is more than the weights reach")
-        padding = _sides(cut, auto_pad == "SAME_UPPER")
-    else:
-        padding = _padding(auto_pad, pads, input_size, kernel, stride, dilation)
-    return positions.convolution(
-        context,
-        x,
-        w,
-        b,
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        groups=group,
-        transposed=True,
-        output_padding=extra,
-    )
+        window = [
+            axis._replace(padding=_halves(total, auto_pad == "SAME_UPPER"))
+            for axis, total in zip(window, cut, strict=True)
+        ]
+    return positions.convolution(context, x, w, b, window, groups=groups, transposed=True, output_padding=extra)
 
 
 def average_pool(
-    context: Context,
-    x: Any,
-    *,
-    kernel_shape: Sequence[int],
-    auto_pad: str = "NOTSET",
-    ceil_mode: int = 0,  # shows in the shape of the result
-    count_include_pad: int = 0,
-    dilations: Ints = None,
-    pads: Ints = None,
-    strides: Ints = None,
+    context: Context, x: Any, *, kernel_shape: Sequence[int], count_include_pad: int = 0, **attributes: Any
 ) -> Any:
-    kernel, stride, dilation = _window(kernel_shape, strides, dilations)
-    padding = _padding(auto_pad, pads, value(x).shape[2:], kernel, stride, dilation)
-    counted = bool(count_include_pad)
-    return positions.average_pool(context, x, kernel, stride, padding, dilation, count_include_pad=counted)
+    window = _window(x, kernel_shape, **attributes)
+    return positions.average_pool(context, x, window, count_include_pad=bool(count_include_pad))
 
 
-def max_pool(
-    context: Context,
-    x: Any,
-    *,
-    kernel_shape: Sequence[int],
-    auto_pad: str = "NOTSET",
-    ceil_mode: int = 0,
-    dilations: Ints = None,
-    pads: Ints = None,
-    storage_order: int = 0,
-    strides: Ints = None,
-) -> Any:
-    kernel, stride, dilation = _window(kernel_shape, strides, dilations)
-    padding = _padding(auto_pad, pads, value(x).shape[2:], kernel, stride, dilation)
-    return positions.max_pool(context, x, kernel, stride, padding, dilation)
+def max_pool(context: Context, x: Any, *, kernel_shape: Sequence[int], **attributes: Any) -> Any:
+    return positions.max_pool(context, x, _window(x, kernel_shape, **attributes))
 
 
 def resize(context: Context, x: Any, *other: Any, **attributes: Any) -> Any:
@@ -151,44 +102,37 @@ def _kernel(w: Any, kernel_shape: Ints) -> list[int]:
     return kernel
 
 
-def _window(kernel: Sequence[int], strides: Ints, dilations: Ints) -> tuple[list[int], list[int], list[int]]:
-    """Kernel size, stride and dilation, one number for each axis, at least 1."""
-    ones = [1] * len(kernel)
-    kernel, stride, dilation = list(kernel), list(strides or ones), list(dilations or ones)
+def _window(
+    x: Any,
+    kernel_shape: Sequence[int],
+    auto_pad: str = "NOTSET",
+    dilations: Ints = None,
+    pads: Ints = None,
+    strides: Ints = None,
+) -> Window:
+    """The window of these attributes, its numbers checked."""
+    axes = len(kernel_shape)
+    kernel, stride, dilation = list(kernel_shape), list(strides or [1] * axes), list(dilations or [1] * axes)
     for name, numbers in (("kernel_shape", kernel), ("strides", stride), ("dilations", dilation)):
-        if len(numbers) != len(kernel) or min(numbers) < 1:
+        if len(numbers) != axes or min(numbers) < 1:
             raise NoRuleError(f"{name} = {numbers}")
     if max(kernel) > MAX_KERNEL:
         raise NoRuleError(f"kernel_shape = {kernel}")
-    return kernel, stride, dilation
-
-
-def _padding(
-    auto_pad: str,
-    pads: Ints,
-    input_size: Sequence[int],
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    dilation: Sequence[int],
-) -> list[tuple[int, int]]:
-    """Padding on both sides of each axis."""
-    axes = len(kernel)
-    if auto_pad == "VALID":
-        return [(0, 0)] * axes
-    if auto_pad == "NOTSET":
-        pads = list(pads or [0] * 2 * axes)
-        if len(pads) != 2 * axes or min(pads) < 0:
-            raise NoRuleError(f"pads = {pads}")
-        return list(zip(pads[:axes], pads[axes:], strict=True))
-    if auto_pad not in ("SAME_UPPER", "SAME_LOWER"):
+    sides = list(pads or [0] * 2 * axes)
+    if len(sides) != 2 * axes or min(sides) < 0:
+        raise NoRuleError(f"pads = {sides}")
+    padding = list(zip(sides[:axes], sides[axes:], strict=True))
+    if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+        lines = zip(value(x).shape[2:], kernel, stride, dilation, strict=True)
+        totals = [max(0, (-(-i // s) - 1) * s + (k - 1) * d + 1 - i) for i, k, s, d in lines]
+        padding = [_halves(total, auto_pad == "SAME_UPPER") for total in totals]
+    elif auto_pad == "VALID":
+        padding = [(0, 0)] * axes
+    elif auto_pad != "NOTSET":
         raise NoRuleError(f"auto_pad = {auto_pad}")
-    lines = zip(input_size, kernel, stride, dilation, strict=True)
-    return _sides(
-        [max(0, (-(-i // s) - 1) * s + (k - 1) * d + 1 - i) for i, k, s, d in lines], auto_pad == "SAME_UPPER"
-    )
+    return [Axis(*numbers) for numbers in zip(kernel, stride, padding, dilation, strict=True)]
 
 
-def _sides(totals: Sequence[int], larger_last: bool) -> list[tuple[int, int]]:
-    """Halves of numbers, for both sides of each axis."""
-    halves = [(total // 2, total - total // 2) for total in totals]
-    return halves if larger_last else [half[::-1] for half in halves]
+def _halves(total: int, larger_last: bool) -> tuple[int, int]:
+    sides = total // 2, total - total // 2
+    return sides if larger_last else sides[::-1]

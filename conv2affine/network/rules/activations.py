@@ -51,7 +51,7 @@ def threshold(context: Context, x: Any, low: Any, below: Any) -> Value:
     return clip(context, x, low)
 
 
-def hard_sigmoid(context: Context, x: Any, slope: float, offset: float) -> Value:
+def hard_sigmoid(context: Context, x: Any, slope: float = 0.2, offset: float = 0.5) -> Value:
     """The clip of slope * x + offset between 0 and 1."""
     source = value(x)
     inner = through(source, diagonal(slope, source.shape), np.full(source.size, offset))

@@ -96,9 +96,9 @@ def where(context: Context, condition: Any, x: Any, other: Any) -> Map:
     return masked(x, mask, shape) + masked(other, 1 - mask, shape)
 
 
-def batch_norm(context: Context, x: Any, scale: Any, offset: Any, mean: Any, variance: Any, *, eps: float) -> Map:
-    """The map (x - mean) / sqrt(variance + eps) * scale + offset for each channel."""
-    scale, offset = (None if part is None else constant(part) for part in (scale, offset))
+def batch_norm(context: Context, x: Any, weight: Any, bias: Any, mean: Any, variance: Any, *, eps: float = 1e-5) -> Map:
+    """The map (x - mean) / sqrt(variance + eps) * weight + bias for each channel."""
+    scale, offset = (None if part is None else constant(part) for part in (weight, bias))
     return through(x, *formulas.batch_norm(context.shape, scale, offset, constant(mean), constant(variance), eps))
 
 
@@ -181,10 +181,10 @@ def reduce(context: Context, x: Any, axes: Sequence[int], how: str) -> Map | Val
     return step(context, f"window_{how}", value(x), operator=context.call, windows=over)
 
 
-def cumulate(context: Context, x: Any, axis: int, *, exclusive: bool = False, reverse: bool = False) -> Map:
+def cumulate(context: Context, x: Any, axis: Any, *, exclusive: bool = False, reverse: bool = False) -> Map:
     """The sums of the elements up to each one along an axis."""
     shape = value(x).shape
-    axis %= len(shape)
+    axis = int(constant(axis).item()) % len(shape)
     line = np.tril(np.ones((shape[axis],) * 2), -1 if exclusive else 0)
     axes = [(line.T if reverse else line) if number == axis else np.eye(size) for number, size in enumerate(shape)]
     return through(x, formulas.separable(1, axes))

@@ -13,6 +13,7 @@ from conv2affine.network.graph import Value
 from conv2affine.network.matrices.layers import Separable
 from conv2affine.network.rules import formulas, windows
 from conv2affine.network.rules.operands import Context, Map, NoRuleError, constant, step, through, value, weight
+from conv2affine.network.rules.windows import Window
 
 __all__ = [
     "adaptive_average_pool",
@@ -24,18 +25,14 @@ __all__ = [
     "sample",
 ]
 
-Pairs = Sequence[tuple[int, int]]
-
 
 def convolution(
     context: Context,
     x: Any,
     kernel: Any,
-    bias: Any = None,
+    bias: Any,
+    window: Window,
     *,
-    stride: Sequence[int],
-    padding: Pairs,
-    dilation: Sequence[int],
     groups: int = 1,
     transposed: bool = False,
     output_padding: Sequence[int] = (),
@@ -47,9 +44,9 @@ def convolution(
         matrix = formulas.convolution(
             tensor.repeat(samples, *(1 for _ in tensor.shape[1:])),
             input_size,
-            stride,
-            padding,
-            dilation,
+            [axis.stride for axis in window],
+            [axis.padding for axis in window],
+            [axis.dilation for axis in window],
             groups * samples,
             transposed=transposed,
             output_padding=output_padding,
@@ -65,54 +62,30 @@ def convolution(
 
 
 def average_pool(
-    context: Context,
-    x: Any,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Pairs,
-    dilation: Sequence[int],
-    *,
-    count_include_pad: bool,
-    divisor: float | None = None,
+    context: Context, x: Any, window: Window, *, count_include_pad: bool = True, divisor: float | None = None
 ) -> Map:
-    """The mean of each window over the last axes; a divisor other than 0 takes the place of the number of elements."""
-    axes = len(kernel_size)
-    shape, output_size = value(x).shape, context.shape[-axes:]
-    _check_taps(windows.taps(shape[-axes:], output_size, kernel_size, stride, padding, dilation))
-    matrix = windows.average_pool(
-        prod(shape[:-axes]),
-        shape[-axes:],
-        output_size,
-        kernel_size,
-        stride,
-        padding,
-        dilation,
-        count_include_pad=count_include_pad,
-        divisor=divisor,
+    """The mean of each window over the last axes; a divisor takes the place of the number of elements."""
+    shape, sizes = value(x).shape, (value(x).shape[-len(window) :], context.shape[-len(window) :])
+    _taps(*sizes, window)
+    channels = prod(shape[: -len(window)])
+    return through(
+        x, windows.average_pool(channels, *sizes, window, count_include_pad=count_include_pad, divisor=divisor)
     )
-    return through(x, matrix)
 
 
-def max_pool(
-    context: Context,
-    x: Any,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Pairs,
-    dilation: Sequence[int],
-) -> Value:
+def max_pool(context: Context, x: Any, window: Window) -> Value:
     """The largest element of each window over the last axes."""
-    axes = len(kernel_size)
     shape = value(x).shape
-    taps = windows.taps(shape[-axes:], context.shape[-axes:], kernel_size, stride, padding, dilation)
-    _check_taps(taps)
-    return step(context, "window_max", value(x), operator=context.call, windows=windows.join_taps(shape, taps))
+    over = windows.join_taps(shape, _taps(shape[-len(window) :], context.shape[-len(window) :], window))
+    return step(context, "window_max", value(x), operator=context.call, windows=over)
 
 
-def _check_taps(taps: Sequence[Any]) -> None:
-    """Refuse windows without elements, which have no largest one and no mean."""
+def _taps(input_size: Sequence[int], output_size: Sequence[int], window: Window) -> list[Any]:
+    """What windows read along each axis; those without elements have no largest one and no mean."""
+    taps = windows.taps(input_size, output_size, window)
     if any((axis < 0).all(axis=1).any() for axis in taps):
         raise NoRuleError("a window lies in the padding")
+    return taps
 
 
 def adaptive_average_pool(context: Context, x: Any, axes: int) -> Map:

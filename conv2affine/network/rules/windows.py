@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from conv2affine.network.matrices.matrix import Array, Matrix
 from conv2affine.network.rules.formulas import convolution
 
 __all__ = [
+    "Axis",
+    "Window",
     "adaptive_average_pool",
     "adaptive_windows",
     "average_pool",
@@ -23,35 +25,48 @@ __all__ = [
     "taps",
 ]
 
-Pairs = Sequence[tuple[int, int]]
+
+class Axis(NamedTuple):
+    """How a window lies and moves along one axis; padding is (left, right)."""
+
+    kernel: int
+    stride: int = 1
+    padding: tuple[int, int] = (0, 0)
+    dilation: int = 1
+
+    def inputs(self, outputs: int) -> Any:
+        """(outputs, kernel): the input that each output and tap read, inside or not."""
+        first = np.arange(outputs)[:, None] * self.stride - self.padding[0]
+        return first + np.arange(self.kernel) * self.dilation
+
+
+Window = Sequence[Axis]
 
 
 def average_pool(
     channels: int,
     input_size: Sequence[int],
     output_size: Sequence[int],
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Pairs,
-    dilation: Sequence[int],
+    window: Window,
     *,
     count_include_pad: bool,
     divisor: float | None = None,
 ) -> Matrix:
     """Average pooling; the output size shows whether it was rounded up."""
-    lines = list(zip(input_size, output_size, kernel_size, stride, padding, dilation, strict=True))
+    kernel_size, stride, padding, dilation = zip(*window, strict=True)
+    sizes = list(zip(window, input_size, output_size, strict=True))
     # Rounded down, no window leaves the padded input.
-    full = all((i + sum(sides) - (k - 1) * d - 1) // s + 1 == o for i, o, k, s, sides, d in lines)
+    full = all((i + sum(a.padding) - (a.kernel - 1) * a.dilation - 1) // a.stride + 1 == o for a, i, o in sizes)
     if full and (divisor or not any(map(any, padding))):
         # All windows are alike: a convolution, which may become one with that before it.
         count = divisor or prod(kernel_size)
         weight = torch.full((channels, 1, *kernel_size), 1 / count, dtype=torch.float64)
         return convolution(weight, input_size, stride, padding, dilation, channels, copied=False)
     axes = []
-    for size, outputs, kernel, step, sides, apart in lines:
-        inputs = _inputs(outputs, kernel, step, sides[0], apart)
+    for axis, size, outputs in sizes:
+        inputs = axis.inputs(outputs)
         inside = (inputs >= 0) & (inputs < size)
-        counted = (inputs < size + sides[1]) if count_include_pad else inside
+        counted = (inputs < size + axis.padding[1]) if count_include_pad else inside
         weights = inside / (1 if divisor else counted.sum(1, keepdims=True))
         axes.append(_axis(weights[inside], inputs[inside], inside.sum(1), size))
     if divisor:
@@ -75,22 +90,10 @@ def _axis(weights: Array, inputs: Any, lengths: Any, size: int) -> csr_array:
     return csr_array((weights, inputs, np.r_[0, np.cumsum(lengths)]), shape=(len(lengths), size))
 
 
-def taps(
-    input_size: Sequence[int],
-    output_size: Sequence[int],
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Pairs,
-    dilation: Sequence[int],
-) -> list[Any]:
-    """The inputs (outputs, taps) that a pooling reads along each axis, -1 for none."""
-    taps = []
-    for size, outputs, kernel, step, (left, _), apart in zip(
-        input_size, output_size, kernel_size, stride, padding, dilation, strict=True
-    ):
-        inputs = _inputs(outputs, kernel, step, left, apart)
-        taps.append(np.where((inputs >= 0) & (inputs < size), inputs, -1))
-    return taps
+def taps(input_size: Sequence[int], output_size: Sequence[int], window: Window) -> list[Any]:
+    """The inputs (outputs, taps) that a window reads along each axis, -1 for none."""
+    lines = [(axis.inputs(outputs), size) for axis, size, outputs in zip(window, input_size, output_size, strict=True)]
+    return [np.where((inputs >= 0) & (inputs < size), inputs, -1) for inputs, size in lines]
 
 
 def join_taps(shape: Sequence[int], taps: Sequence[Any]) -> Any:
@@ -124,8 +127,3 @@ def reduce_windows(shape: Sequence[int], axes: Iterable[int]) -> Any:
 def _adaptive(size: int, outputs: int) -> tuple[Any, Any]:
     o = np.arange(outputs)
     return o * size // outputs, -(-(o + 1) * size // outputs)
-
-
-def _inputs(outputs: int, kernel: int, step: int, left: int, apart: int) -> Any:
-    """The input that each output and tap read, inside or not."""
-    return np.arange(outputs)[:, None] * step - left + np.arange(kernel) * apart

@@ -21,10 +21,13 @@ from conv2affine.network.torch import windows
 
 __all__ = ["RULES", "find_rule"]
 
-# Arguments of schemas that have other names in the rules.
-NAMES = {
+# Arguments of schemas that have other names in the rules; None for those whose value does not matter.
+NAMES: dict[str, str | None] = {
     **{"self": "x", "input": "x", "mat2": "other", "dim": "axis", "negative_slope": "slope"},
-    **{"min": "low", "max": "high", "min_val": "low", "max_val": "high"},
+    **{"min": "low", "max": "high", "min_val": "low", "max_val": "high", "divisor_override": "divisor"},
+    **{"running_mean": "mean", "running_var": "variance"},
+    # Of a result, all but its shape; and of training.
+    **dict.fromkeys(("keepdim", "ceil_mode", "memory_format", "momentum")),
 }
 
 
@@ -40,12 +43,6 @@ def copy(context: Context, x: Any, **options: Any) -> Any:
     return shapes.copy(context, x)
 
 
-def batch_norm(
-    context: Context, x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, momentum: float, eps: float
-) -> Any:
-    return arithmetic.batch_norm(context, x, weight, bias, running_mean, running_var, eps=eps)
-
-
 def linear(context: Context, x: Any, weight: Any, bias: Any = None) -> Any:
     return arithmetic.gemm(context, x, weight, bias, transpose_other=True)
 
@@ -54,23 +51,14 @@ def addmm(context: Context, x: Any, mat1: Any, other: Any, beta: Any = 1, alpha:
     return arithmetic.gemm(context, mat1, other, x, alpha=float(alpha), beta=float(beta))
 
 
-def bilinear(
-    context: Context,
-    i1: Any,
-    i2: Any,
-    i3: Any,
-    expand1: Sequence[int],
-    expand2: Sequence[int],
-    expand3: Sequence[int],
-    sumdim: Sequence[int],
-) -> Any:
-    if (expand1, expand2, expand3, sumdim) != ([1, 3], [0], [1, 2], [2, 3]):
+def bilinear(context: Context, i1: Any, i2: Any, i3: Any, **axes: Any) -> Any:
+    if list(axes.values()) != [[1, 3], [0], [1, 2], [2, 3]]:
         raise NoRuleError("it is not that of nn.Bilinear")
     return arithmetic.einsum(context, i1, i2, i3, equation="ni,oij,nj->no")
 
 
 def reduction(how: str) -> Rule:
-    def reduce(context: Context, x: Any, axis: Any = None, keepdim: bool = False) -> Any:
+    def reduce(context: Context, x: Any, axis: Any = None) -> Any:
         axes = [axis] if isinstance(axis, int) else axis or range(len(value(x).shape))
         return arithmetic.reduce(context, x, axes, how)
 
@@ -143,7 +131,7 @@ RULES: dict[str, Rule] = {
     "div.Tensor": arithmetic.divide,
     "pow": arithmetic.power,
     "where": arithmetic.where,
-    "_native_batch_norm_legit_no_training": batch_norm,
+    "_native_batch_norm_legit_no_training": arithmetic.batch_norm,
     "linear": linear,
     **dict.fromkeys(("matmul", "mm", "bmm"), arithmetic.matmul),
     "addmm": addmm,
@@ -154,9 +142,9 @@ RULES: dict[str, Rule] = {
     "cumsum": arithmetic.cumulate,
     # Over positions
     "convolution": windows.convolution,
-    **{f"avg_pool{axes}d": windows.average_pool(axes) for axes in DIMENSIONS},
-    **{f"max_pool{axes}d": windows.max_pool(axes) for axes in DIMENSIONS},
-    "max_pool2d_with_indices": windows.max_pool(2),
+    **{f"avg_pool{axes}d": windows.pool(positions.average_pool, axes) for axes in DIMENSIONS},
+    **{f"max_pool{axes}d": windows.pool(positions.max_pool, axes) for axes in DIMENSIONS},
+    "max_pool2d_with_indices": windows.pool(positions.max_pool, 2),
     **{f"adaptive_avg_pool{axes}d": windows.adaptive(positions.adaptive_average_pool, axes) for axes in DIMENSIONS},
     **{f"adaptive_max_pool{axes}d": windows.adaptive(positions.adaptive_max_pool, axes) for axes in DIMENSIONS},
     **{
@@ -198,6 +186,8 @@ def _apply(rule: Rule, target: Any, context: Context, args: Sequence[Any], kwarg
         elif argument.name in kwargs:
             given = kwargs[argument.name]
         else:
+            continue
+        if name is None:
             continue
         if takes_all or name in parameters:
             taken[name] = given

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from conv2affine.network.rules import positions
 from conv2affine.network.rules.operands import Context, Rule, value, weight
+from conv2affine.network.rules.windows import Axis, Window
 
-__all__ = ["adaptive", "average_pool", "convolution", "grid_sample", "max_pool", "upsample"]
+__all__ = ["adaptive", "convolution", "grid_sample", "pool", "upsample"]
 
 
 def convolution(
@@ -22,60 +23,28 @@ def convolution(
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
-    transposed: bool,
     output_padding: Sequence[int],
-    groups: int,
+    **options: Any,
 ) -> Any:
     axes = len(value(x).shape) - 2
-    return positions.convolution(
-        context,
-        x,
-        weight,
-        bias,
-        stride=per_axis(stride, axes),
-        padding=both_sides(padding, axes),
-        dilation=per_axis(dilation, axes),
-        groups=groups,
-        transposed=transposed,
-        output_padding=per_axis(output_padding, axes) if transposed else (),
-    )
+    options["output_padding"] = _per_axis(output_padding, axes) if options["transposed"] else ()
+    window = _window(weight.shape[2:], stride, padding, dilation, axes)
+    return positions.convolution(context, x, weight, bias, window, **options)
 
 
-def average_pool(axes: int) -> Rule:
-    def average_pool(
+def pool(rule: Rule, axes: int) -> Rule:
+    def pool(
         context: Context,
         x: Any,
-        kernel_size: Sequence[int],
-        stride: Sequence[int] = (),
-        padding: Sequence[int] = (0,),
-        ceil_mode: bool = False,  # shows in the shape of the result
-        count_include_pad: bool = True,
-        divisor_override: int | None = None,
+        kernel_size: Any,
+        stride: Any = (),
+        padding: Any = 0,
+        dilation: Any = 1,
+        **options: Any,
     ) -> Any:
-        kernel = per_axis(kernel_size, axes)
-        window = (kernel, per_axis(stride, axes) if stride else kernel, both_sides(padding, axes), (1,) * axes)
-        return positions.average_pool(
-            context, x, *window, count_include_pad=count_include_pad, divisor=divisor_override
-        )
+        return rule(context, x, _window(kernel_size, stride or kernel_size, padding, dilation, axes), **options)
 
-    return average_pool
-
-
-def max_pool(axes: int) -> Rule:
-    def max_pool(
-        context: Context,
-        x: Any,
-        kernel_size: Sequence[int],
-        stride: Sequence[int] = (),
-        padding: Sequence[int] = (0,),
-        dilation: Sequence[int] = (1,),
-        ceil_mode: bool = False,
-    ) -> Any:
-        kernel = per_axis(kernel_size, axes)
-        window = (kernel, per_axis(stride, axes) if stride else kernel, both_sides(padding, axes))
-        return positions.max_pool(context, x, *window, per_axis(dilation, axes))
-
-    return max_pool
+    return pool
 
 
 def adaptive(rule: Rule, axes: int) -> Rule:
@@ -117,12 +86,12 @@ def grid_sample(context: Context, x: Any, grid: Any, **options: Any) -> Any:
     return positions.sample(context, x, sample)
 
 
-def per_axis(numbers: Any, axes: int) -> list[int]:
+def _window(kernel_size: Any, stride: Any, padding: Any, dilation: Any, axes: int) -> Window:
+    lines = zip(*(_per_axis(numbers, axes) for numbers in (kernel_size, stride, padding, dilation)), strict=True)
+    return [Axis(kernel, step, (side, side), apart) for kernel, step, side, apart in lines]
+
+
+def _per_axis(numbers: Any, axes: int) -> list[int]:
     """One number per axis, of as many or of one."""
     per: list[int] = [numbers] if isinstance(numbers, int) else list(numbers)
     return per * axes if len(per) == 1 else per
-
-
-def both_sides(padding: Any, axes: int) -> list[tuple[int, int]]:
-    """Padding as much on the right as on the left of each axis."""
-    return [(side, side) for side in per_axis(padding, axes)]
