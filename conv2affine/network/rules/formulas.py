@@ -13,7 +13,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from conv2affine.convolution.geometry import Geometry
-from conv2affine.network.matrices.layers import Convolution, Separable
+from conv2affine.network.matrices.layers import Convolution, Repeated, Separable, repeated
 from conv2affine.network.matrices.matrix import Array, Selection, Sparse
 
 __all__ = [
@@ -87,23 +87,26 @@ def batch_norm(
     return diagonal(scale.reshape(by_channel), shape), np.broadcast_to(offset.reshape(by_channel), shape).ravel()
 
 
-def matmul_right(weight: Tensor, shape: Sequence[int], *, copied: bool = True) -> Convolution:
+def matmul_right(weight: Tensor, shape: Sequence[int], *, copied: bool = True) -> Convolution | Repeated:
     """The product x @ weight, for x (*batch, n, k) and a weight (k, m) or (*batch, k, m) that is broadcast."""
     *batch, n, k = shape
+    if prod(weight.shape[:-2]) == 1:  # of all rows
+        return repeated(_pointwise(weight.mT.reshape(-1, k), 1, 1, copied), prod(batch) * n)
     groups = prod(batch) * n
     blocks = weight.mT.unsqueeze(-3).expand(*batch, n, -1, k)
-    return _block_diagonal(blocks.reshape(groups * weight.shape[-1], k), groups, 1, copied)
+    return _pointwise(blocks.reshape(groups * weight.shape[-1], k), groups, 1, copied)
 
 
-def matmul_left(weight: Tensor, shape: Sequence[int], *, copied: bool = True) -> Convolution:
+def matmul_left(weight: Tensor, shape: Sequence[int], *, copied: bool = True) -> Convolution | Repeated:
     """The product weight @ x, for x (*batch, k, n) and a weight (m, k) or (*batch, m, k) that is broadcast."""
     *batch, k, n = shape
+    if prod(weight.shape[:-2]) == 1:  # of all x
+        return repeated(_pointwise(weight.reshape(-1, k), 1, n, copied), prod(batch))
     groups = prod(batch)
-    blocks = weight.expand(*batch, -1, k)
-    return _block_diagonal(blocks.reshape(groups * weight.shape[-2], k), groups, n, copied)
+    return _pointwise(weight.expand(*batch, -1, k).reshape(groups * weight.shape[-2], k), groups, n, copied)
 
 
-def _block_diagonal(blocks: Tensor, groups: int, positions: int, copied: bool) -> Convolution:
+def _pointwise(blocks: Tensor, groups: int, positions: int, copied: bool) -> Convolution:
     """A convolution with a kernel of size 1: one block (out/group, in/group) per group, at each position."""
     geometry = Geometry(groups * blocks.shape[1], len(blocks), kernel_size=(1,), input_size=(positions,), groups=groups)
     return Convolution(blocks.unsqueeze(-1), geometry, copied)

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from conv2affine.network.graph import Value
-from conv2affine.network.matrices.layers import Separable
+from conv2affine.network.matrices.layers import Separable, repeated
 from conv2affine.network.rules import formulas, windows
 from conv2affine.network.rules.operands import Context, Map, NoRuleError, constant, step, through, value, weight
 from conv2affine.network.rules.windows import Window
@@ -41,19 +41,20 @@ def convolution(
     samples, _, *input_size = value(x).shape
     tensor, copied = weight(context, kernel)
     try:
-        matrix = formulas.convolution(
-            tensor.repeat(samples, *(1 for _ in tensor.shape[1:])),
+        each = formulas.convolution(
+            tensor,
             input_size,
             [axis.stride for axis in window],
             [axis.padding for axis in window],
             [axis.dilation for axis in window],
-            groups * samples,
+            groups,
             transposed=transposed,
             output_padding=output_padding,
-            copied=copied and samples == 1,
+            copied=copied,
         )
     except (ValueError, OverflowError) as error:
         raise NoRuleError(str(error)) from error
+    matrix = repeated(each, samples)
     if matrix.shape[0] != prod(context.shape):
         raise NoRuleError(f"its result has {matrix.shape[0]} elements, and shape {context.shape} was inferred")
     if bias is None:
