@@ -1,4 +1,8 @@
-"""From a PyTorch module to a network whose steps are ONNX operators, to be written as an ONNX model."""
+"""From a PyTorch module to a network whose steps are ONNX operators, to be written as an ONNX model.
+
+This serves those who have PyTorch and onnx alone. `torch.onnx.export`, then `convert`, needs onnxscript; it writes
+operators of opset 18, where old readers end at 13; and the result is compared with its file, not with the module.
+"""
 
 from __future__ import annotations
 

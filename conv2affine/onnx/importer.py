@@ -105,6 +105,8 @@ class _Importer:
                 if elem_type not in FLOATS:
                     raise NotImplementedError(f"output {name} must depend on an input, and is a constant")
                 result = self.graph.add_piece(AffineMap.constant(result), result.shape, name)
+            if not result.size:
+                raise NotImplementedError(f"output {name} must have elements, got shape {result.shape}")
             self.graph.add_output(result)
             outputs.append(Tensor(name, elem_type))
         if not self.model.inputs:
@@ -209,7 +211,7 @@ class _Importer:
         else:
             attributes = {a.name: _shown(helper.get_attribute_value(a)) for a in node.attribute}
             try:
-                return values(context, rule(context, args, attributes))
+                return values(context, rule, args, attributes)
             except NoRuleError as error:
                 reason = str(error) or "no rule knows it with these inputs"
             except ValueError as error:  # of NumPy, for shapes that do not fit

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -166,8 +167,12 @@ def step(context: Context, kind: str, *inputs: Value, operator: Any = None, **pa
     return output
 
 
-def values(context: Context, result: Any) -> list[Value]:
-    """The values of what a rule returns."""
+def values(context: Context, rule: Rule, *arguments: Any) -> list[Value]:
+    """The results of an operator by its rule, called with these arguments; if they have no elements, without it."""
+    if any(prod(shape) for shape in context.shapes):
+        result = rule(context, *arguments)
+    else:
+        result = [(AffineMap.constant(np.zeros(0)), shape) for shape in context.shapes]
     if isinstance(result, Value):
         return [result]
     maps = [(result, context.shape)] if isinstance(result, AffineMap) else result

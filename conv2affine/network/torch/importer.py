@@ -215,7 +215,7 @@ class _Importer:
         results: Any = None
         if rule and not others:
             try:
-                results = values(context, rule(context, args, kwargs))
+                results = values(context, rule, args, kwargs)
             except NoRuleError as error:
                 reason = str(error)
         if results is None:
