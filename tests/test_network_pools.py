@@ -25,7 +25,7 @@ def pools(x):
     """The pools that PyTorch takes for an input of 1 to 3 axes; a last axis that is short, the others of size 2."""
     axes = x.dim() - 2
     found = []
-    for kernel, stride, padding, dilation, ceil in WINDOWS if axes == 1 else WINDOWS[1::3]:
+    for kernel, stride, padding, dilation, ceil in WINDOWS if axes == 1 else WINDOWS[1::5]:
         window = {"kernel_size": (1,) * (axes - 1) + (kernel,), "stride": (2,) * (axes - 1) + (stride,)}
         window["padding"] = (0,) * (axes - 1) + (padding,)
         window["ceil_mode"] = ceil
