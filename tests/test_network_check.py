@@ -8,7 +8,7 @@ from torch import nn
 
 import conv2affine
 from conv2affine.network import convert
-from conv2affine.network.torch import importer
+from conv2affine.network.torch import rules
 from conv2affine.network.torch.rounding import InDouble, Noise
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -46,14 +46,14 @@ def test_a_layer_with_a_wrong_row_is_refused(function, row, dtype, monkeypatch):
 @pytest.mark.parametrize("off", [1e-2, 1e-6])
 def test_a_piece_with_a_wrong_row_is_refused(off, dtype, monkeypatch):
     model, x = uneven(dtype), torch.rand(2, 3, 8, 8, dtype=dtype)
-    rule = importer.RULES["linear"]
+    rule = rules.RULES["linear"]
 
     def broken(context, input, weight, bias=None):
         factors = torch.ones(len(weight), 1, dtype=torch.float64)
         factors[1] += off
         return rule(context, input=input, weight=weight * factors, bias=bias)
 
-    monkeypatch.setitem(importer.RULES, "linear", broken)
+    monkeypatch.setitem(rules.RULES, "linear", broken)
     with pytest.raises(RuntimeError, match=r"off by .* at \[\d+, 1\], where rounding explains .* in output 0"):
         conv2affine.to_linear_network(model, x)
 

@@ -8,10 +8,12 @@ from conv2affine.network.graph import Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.compose import add, compose
 from conv2affine.network.matrices.expressions import Product, Sum
-from conv2affine.network.matrices.layers import Convolution
+from conv2affine.network.matrices.layers import Convolution, Repeated
 from conv2affine.network.matrices.matrix import Matrix, Selection, Sparse
 from conv2affine.network.rules import formulas as rules
+from conv2affine.network.rules import windows
 from conv2affine.network.rules.moves import concatenate, follow
+from conv2affine.network.torch.layers import layer
 
 
 def generator(seed=0):
@@ -34,11 +36,17 @@ MATRICES = {
     "transposed": rules.convolution(weight(3, 2, 3), (5,), (2,), [(1, 0)], (2,), transposed=True, output_padding=(1,)),
     "transposed-groups": rules.convolution(weight(4, 3, 2), (3,), (3,), [(0, 0)], (1,), 2, transposed=True),
     "transposed-cut": rules.convolution(weight(1, 1, 2), (4,), (1,), [(2, 2)], (1,), transposed=True),
-    "average": rules.average_pool(2, (5, 7), (3, 3), (2, 3), (2, 3), [(0, 0), (1, 1)], (1, 1), count_include_pad=False),
-    "adaptive": rules.adaptive_average_pool(3, (5, 7), (3, 4)),
+    "average": windows.average_pool(
+        2, (5, 7), (3, 3), [windows.Axis(2, 2), windows.Axis(3, 3, (1, 1))], count_include_pad=False
+    ),
+    "adaptive": windows.adaptive_average_pool(3, (5, 7), (3, 4)),
     "mean": rules.reduce((1, 3, 4, 5), (2,), mean=True),
     "matmul-right": rules.matmul_right(weight(4, 3), (2, 5, 4)),
     "matmul-left": rules.matmul_left(weight(2, 3, 4), (2, 4, 5)),
+    "matmul-right-alone": rules.matmul_right(weight(4, 3), (1, 4)),
+    "matmul-right-batches": rules.matmul_right(weight(2, 4, 3), (2, 5, 4)),
+    "matmul-left-shared": rules.matmul_left(weight(1, 3, 4), (2, 4, 5)),
+    "repeated": Repeated(rules.convolution(weight(4, 1, 2), (5,), (2,), [(1, 0)], (1,), 2), 3),
     "identity": Selection(None, 6),
     "diagonal": Selection(None, 6, random(6)),
     "selection": Selection(np.array([3, -1, 3, 0, 5]), 6, random(5)),
@@ -123,6 +131,59 @@ def test_sum(matrix):
     same(add(matrix, matrix), 2 * matrix.csr().toarray())
     other = Sparse(compose(Selection(None, matrix.shape[0], random(matrix.shape[0])), matrix).csr())
     same(add(matrix, other), matrix.csr().toarray() + other.csr().toarray())
+
+
+REPEATED = {name: matrix for name, matrix in MATRICES.items() if isinstance(matrix, Repeated)}
+repeated = pytest.mark.parametrize("matrix", REPEATED.values(), ids=REPEATED)
+
+
+@repeated
+@pytest.mark.parametrize("outputs", [True, False])
+def test_what_treats_all_rows_alike_goes_into_their_weight(matrix, outputs):
+    size = matrix.block.shape[0 if outputs else 1]
+    positions = matrix.block.geometry.output_size if outputs else matrix.block.geometry.input_size
+    factors = np.repeat(random(size // positions[0]), positions[0])
+    alike = Selection(None, size * matrix.times, np.tile(factors, matrix.times))
+    pair = (alike, matrix) if outputs else (matrix, alike)
+    result = compose(*pair)
+    assert isinstance(result, Repeated)
+    assert result.times == matrix.times
+    same(result, pair[0].csr().toarray() @ pair[1].csr().toarray())
+
+
+@repeated
+def test_what_treats_rows_differently_waits(matrix):
+    different = Selection(None, matrix.shape[0], random(matrix.shape[0]))
+    shifted = Selection(np.roll(np.arange(matrix.shape[0]), 1), matrix.shape[0])
+    crossed = Selection(np.arange(matrix.shape[0])[::-1].copy(), matrix.shape[0])
+    for selection in (different, shifted, crossed):
+        result = compose(selection, matrix)
+        assert isinstance(result, Product)
+        same(result, selection.csr().toarray() @ matrix.csr().toarray())
+
+
+@repeated
+def test_products_and_sums_of_rows_are_of_rows(matrix):
+    outer = rules.matmul_right(weight(matrix.block.shape[0], 2), (matrix.times, matrix.block.shape[0]))
+    same(compose(outer, matrix), outer.csr().toarray() @ matrix.csr().toarray())
+    total = add(matrix, matrix)
+    assert isinstance(total, Repeated)
+    same(total, 2 * matrix.csr().toarray())
+
+
+@repeated
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
+def test_layers_of_rows_have_their_entries(matrix, dtype):
+    expected = torch.from_numpy(matrix.csr().toarray()).to(dtype)
+    assert torch.equal(layer(matrix, None, dtype, "dense").weight, expected)
+    assert torch.equal(layer(matrix, None, dtype, "sparse").weight.to_dense(), expected)
+
+
+@pytest.mark.parametrize("make", [rules.matmul_right, rules.matmul_left])
+def test_rows_share_one_weight(make):
+    shared = weight(4, 4)
+    [numbers] = make(shared, (3, 512, 4) if make is rules.matmul_right else (512, 4, 3)).numbers
+    assert numbers.untyped_storage().data_ptr() == shared.untyped_storage().data_ptr()
 
 
 CONVOLUTIONS = {name: matrix for name, matrix in MATRICES.items() if isinstance(matrix, Convolution)}
@@ -211,7 +272,7 @@ JOINED = {
         rules.convolution(weight(4, 3, 3, 2), (5, 5), (1, 1), [(1, 0), (1, 0)], (1, 1)),
     ),
     "pool-after-pointwise": (
-        rules.average_pool(4, (4, 5), (2, 2), (2, 2), (2, 2), [(0, 0)] * 2, (1, 1), count_include_pad=True),
+        windows.average_pool(4, (4, 5), (2, 2), [windows.Axis(2, 2)] * 2, count_include_pad=True),
         pointwise(4, 6),
     ),
     "both": (pointwise(6, 4, groups=2), pointwise(4, 3)),

@@ -12,7 +12,7 @@ import pytest
 from onnx import ModelProto, TensorProto, numpy_helper
 
 from conv2affine.onnx import convert
-from conv2affine.onnx.importer import RULES
+from conv2affine.onnx.rules import RULES
 from conv2affine.onnx.runner import runner
 
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)

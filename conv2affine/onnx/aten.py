@@ -1,4 +1,8 @@
-"""From a PyTorch module to a network whose steps are ONNX operators, to be written as an ONNX model."""
+"""From a PyTorch module to a network whose steps are ONNX operators, to be written as an ONNX model.
+
+This serves those who have PyTorch and onnx alone. `torch.onnx.export`, then `convert`, needs onnxscript; it writes
+operators of opset 18, where old readers end at 13; and the result is compared with its file, not with the module.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +19,12 @@ from torch.utils import _pytree as pytree
 
 from conv2affine.network.graph import Node, Step
 from conv2affine.network.kinds import KINDS
+from conv2affine.network.torch.call import Slot
 from conv2affine.network.torch.importer import import_torch
-from conv2affine.network.torch.operator import Slot
 from conv2affine.network.torch.program import tensors
 from conv2affine.network.torch.unchanged import unchanged, users_device
+from conv2affine.onnx.call import OnnxCall
 from conv2affine.onnx.importer import OnnxNetwork
-from conv2affine.onnx.operators import Operator
 from conv2affine.onnx.reader import Tensor
 from conv2affine.onnx.runner import Run
 
@@ -97,14 +101,14 @@ def _node(node: Node, opset: int) -> Node:
         args = args[:1]
     if name in SOFTMAX and len(args) > 1:
         axis = helper.make_attribute("axis", args[1])
-        operator = Operator(SOFTMAX[name], opset, args[:1], (axis,), reason="it is not affine")
+        operator = OnnxCall(SOFTMAX[name], opset, args[:1], (axis,), reason="it is not affine")
     elif (
         name in POINTWISE
         and not kwargs
         and all(isinstance(arg, Slot | TorchTensor | float | int) for arg in args)
         and len(args) <= defs.get_schema(*POINTWISE[name]).max_input
     ):
-        operator = Operator(POINTWISE[name][0], opset, tuple(map(_argument, args)), (), reason="it is not affine")
+        operator = OnnxCall(POINTWISE[name][0], opset, tuple(map(_argument, args)), (), reason="it is not affine")
     else:
         raise NotImplementedError(
             f"{', '.join(node.origin)} ({name}) has no ONNX operator here; use torch.onnx.export, and convert the file"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -14,19 +13,17 @@ import onnx
 from onnx import AttributeProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper, shape_inference
 from onnx.shape_inference import InferenceError
 
+from conv2affine.convolution.sizes import readable_bytes
 from conv2affine.network.graph import Graph, Value
 from conv2affine.network.matrices.affine import AffineMap
-from conv2affine.network.rules.operands import NoRuleError, finite
-from conv2affine.onnx import arithmetic, steps, windows
+from conv2affine.network.rules.operands import Context, NoRuleError, values
+from conv2affine.onnx.call import OnnxCall
 from conv2affine.onnx.disputed import DISPUTED, agrees, run_alone
-from conv2affine.onnx.operators import Operator
 from conv2affine.onnx.reader import MAX_BYTES, Model, Tensor, location
-from conv2affine.onnx.rules import Context
-from conv2affine.planning import readable_bytes
+from conv2affine.onnx.rules import find_rule
 
 __all__ = ["FLOATS", "OnnxNetwork", "import_onnx"]
 
-RULES = {**arithmetic.RULES, **steps.RULES, **windows.RULES}
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
 EPS: Mapping[int, float] = {
     TensorProto.DOUBLE: 2.0**-52,
@@ -90,7 +87,7 @@ class _Importer:
         self.graph = Graph()
         self.results: dict[str, Any] = {"": None}  # names to values, or to arrays where no input reaches
         self.types: dict[str, TypeProto] = {}
-        self.weights: set[int] = set()
+        self.parameters: set[int] = set()  # addresses of the numbers of the file
         self.elements = 0  # of all constants and values so far
         self.used = {*model.outputs, *(name for node in model.proto.graph.node for name in node.input if name)}
 
@@ -104,7 +101,7 @@ class _Importer:
         for initializer in self.model.proto.graph.initializer:
             self.count(initializer.dims, f"initializer {initializer.name}")
             self.constant(initializer.name, _array(initializer, f"initializer {initializer.name}"))
-        self.weights = {id(array) for array in self.results.values() if array is not None}
+        self.parameters = {x.ctypes.data for x in self.results.values() if isinstance(x, np.ndarray)}
         if self.model.proto.graph.sparse_initializer:
             raise NotImplementedError("sparse initializers must be written as dense ones")
         for node in self.model.proto.graph.node:
@@ -118,6 +115,8 @@ class _Importer:
                 if elem_type not in FLOATS:
                     raise NotImplementedError(f"output {name} must depend on an input, and is a constant")
                 result = self.graph.add_piece(AffineMap.constant(result), result.shape, name)
+            if not result.size:
+                raise NotImplementedError(f"output {name} must have elements, got shape {result.shape}")
             self.graph.add_output(result)
             outputs.append(Tensor(name, elem_type))
         if not self.model.inputs:
@@ -149,19 +148,19 @@ class _Importer:
         if node.op_type in RANDOM or _is_training(node, attributes, args):
             raise ValueError(f"{where} depends on chance or on its batch; export the model for inference")
         shapes = self.infer(node, where)
-        operator, inputs = Operator.of(node, self.model.opset, args, self.used)
+        call, inputs = OnnxCall.of(node, self.model.opset, args, self.used)
         if node.op_type == "Constant" or not inputs or node.op_type in ("Shape", "Size"):
             blanks = [np.broadcast_to(np.float32(0), value.shape) for value in inputs]
             try:
-                results = operator.run(blanks)
+                results = call.run(blanks)
             except Exception as error:  # whatever the reference trips over
                 raise ValueError(f"{where} must have a result: {error}") from error
             for name, result in zip(names, results, strict=True):
                 self.constant(name, np.asarray(result))
             if node.op_type == "Constant":
-                self.weights.update(id(self.results[name]) for name in names)
+                self.parameters.update(self.results[name].ctypes.data for name in names)
             return
-        context = Context(self.graph, operator, inputs, shapes, self.weights, location(node))
+        context = Context(self.graph, call, inputs, shapes, self.parameters, location(node))
         for name, value in zip(names, self.values(context, node, args), strict=True):
             self.results[name] = value
 
@@ -222,6 +221,7 @@ class _Importer:
         """The results of a node that inputs reach: by its rule, or of the operator that is kept."""
         moved = [name for name in node.input if isinstance(self.results[name], Value)]
         moved += [name for name in node.output if name in self.used]
+        rule = find_rule(node.op_type)
         trial = None
         if node.op_type in DISPUTED:
             trial = run_alone(node, self.model.opset, self.results, self.types)
@@ -235,52 +235,30 @@ class _Importer:
         if others:
             type = TensorProto.DataType.Name(self.types[others[0]].tensor_type.elem_type)
             reason = f"{others[0]} is of type {type.lower()}"
-        elif node.op_type not in RULES:
+        elif rule is None:
             reason = "no rule knows the operator"
         else:
+            attributes = {a.name: _shown(helper.get_attribute_value(a)) for a in node.attribute}
             try:
-                values = self.apply(context, args, {a.name: helper.get_attribute_value(a) for a in node.attribute})
+                results = values(context, rule, args, attributes)
                 if trial is None or agrees(self.graph.nodes[-1], trial):
-                    return values
+                    return results
                 self.graph.nodes.pop()
                 reason = "what runs the model computes it otherwise"
             except NoRuleError as error:
                 reason = str(error) or "no rule knows it with these inputs"
+            except ValueError as error:  # of NumPy, for shapes that do not fit
+                where = f"{node.op_type} node {context.origin}"
+                raise ValueError(f"{where} must follow the rules of its operator: {error}") from error
         if any(size == 0 for shape in context.shapes for size in shape):
             shapes = ", ".join(map(str, context.shapes))
             raise NotImplementedError(
                 f"{node.op_type} node {context.origin}: its result must have elements, got shape {shapes}"
             )
-        operator = dataclasses.replace(context.operator, reason=reason)
-        outputs = self.graph.add_step(
-            node.op_type, context.inputs, context.shapes, operator=operator, origin=context.origin
+        call = dataclasses.replace(context.call, reason=reason)
+        return list(
+            self.graph.add_step(node.op_type, context.inputs, context.shapes, operator=call, origin=context.origin)
         )
-        return list(outputs)
-
-    def apply(self, context: Context, args: list[Any], attributes: Mapping[str, Any]) -> list[Value]:
-        """The results of a rule."""
-        rule = RULES[context.operator.op_type]
-        parameters = inspect.signature(rule).parameters.values()
-        named = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            for name in attributes:
-                if name not in named:
-                    raise NoRuleError(f"{name} = {_shown(attributes[name])}")
-        if not any(p.kind is p.VAR_POSITIONAL for p in parameters):
-            positional = sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters) - 1
-            if len(args) > positional:
-                raise NoRuleError(f"it has {len(args)} inputs")
-        try:
-            result = rule(context, *args, **{name: _shown(attribute) for name, attribute in attributes.items()})
-        except ValueError as error:  # of NumPy, for shapes that do not fit
-            where = f"{context.operator.op_type} node {context.origin}"
-            raise ValueError(f"{where} must follow the rules of its operator: {error}") from error
-        if isinstance(result, Value):
-            return [result]
-        if isinstance(result, AffineMap):
-            result = [(result, context.shape)]
-        maps = [(finite(map), shape) for map, shape in result]
-        return [self.graph.add_piece(map, shape, context.origin) for map, shape in maps]
 
 
 def _array(tensor: TensorProto, where: str) -> Any:

@@ -8,9 +8,9 @@ import numpy as np
 from onnx import TensorProto, defs, helper
 
 from conv2affine.network.graph import Step
-from conv2affine.network.torch.operator import Slot
+from conv2affine.network.torch.call import Slot
+from conv2affine.onnx.call import OnnxCall
 from conv2affine.onnx.importer import FLOATS
-from conv2affine.onnx.operators import Operator
 from conv2affine.onnx.writer import Writer
 
 __all__ = ["runs_on_vectors", "write_kept"]
@@ -30,7 +30,7 @@ POINTWISE = frozenset(
 
 def runs_on_vectors(step: Step) -> bool:
     """Whether a step does the same on flat vectors: its values have one shape, and its constants one element."""
-    operator: Operator = step.operator
+    operator: OnnxCall = step.operator
     shapes = {*step.shapes, *(value.shape for value in step.outputs)}
     constants = (arg for arg in operator.args if isinstance(arg, np.ndarray))
     return operator.op_type in POINTWISE and len(shapes) == 1 and all(array.size == 1 for array in constants)
@@ -46,7 +46,7 @@ def write_kept(writer: Writer, step: Step, inputs: Sequence[str], results: Seque
         results: Names for its outputs.
         origin: What to name the node after.
     """
-    operator: Operator = step.operator
+    operator: OnnxCall = step.operator
     formal = defs.get_schema(operator.op_type, writer.opset).inputs
     elem_type = helper.np_dtype_to_tensor_dtype(writer.dtype)
     on_vectors = runs_on_vectors(step)

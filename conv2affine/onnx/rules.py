@@ -1,130 +1,169 @@
-"""The rules of ONNX operators: one function each, entered under the names of the operators that it is for.
+"""The rules of ONNX operators: their inputs and attributes, read into the neutral arguments of `network.rules`.
 
-A rule takes a context, the operator's inputs in their order, and its attributes by name, with their defaults. An input
-that depends on the network's inputs comes as a `Value`, any other as an array, and None where it is left out. An
-attribute that a rule does not take is not a mistake of the file: the operator has no rule then, nor does it where the
-rule raises `NoRuleError`. A rule returns an affine map, or several of them with their shapes, or a value of a step
-that it added to the graph.
+A rule takes a context, the operator's inputs in their order, and its attributes by name as keywords. An attribute or an
+input that a rule does not take is no mistake of the file: the operator has no rule then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import functools
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
-from conv2affine.network.graph import Graph, Value
-from conv2affine.network.rules import formulas as rules
-from conv2affine.network.rules.operands import NoRuleError, constant, value
-from conv2affine.onnx.operators import Operator
+from conv2affine.network.rules import activations, arithmetic, shapes
+from conv2affine.network.rules.operands import Context, NoRuleError, Rule, constant, value
+from conv2affine.onnx import windows
 
-__all__ = ["Context", "pool_windows", "reduced_axes", "tensor", "window", "window_padding"]
+__all__ = ["RULES", "find_rule"]
 
 
-@dataclass(frozen=True, eq=False)
-class Context:
-    """What a rule may know besides inputs and attributes.
-
-    Args:
-        graph: Where steps are added.
-        operator: The operator.
-        inputs: Its inputs.
-        shapes: Of its results.
-        weights: Identities of the arrays that are numbers of the file as they are.
-        origin: Name of the node.
-    """
-
-    graph: Graph
-    operator: Operator
-    inputs: Sequence[Value]
-    shapes: tuple[tuple[int, ...], ...]
-    weights: set[int]
-    origin: str
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the first result; no other is used."""
-        if self.operator.results != (0,):
-            raise NoRuleError("more than one result is used")
-        return self.shapes[0]
-
-    def is_copied(self, array: Any) -> bool:
-        """Whether the numbers of an array are those of the file as they are."""
-        return id(array) in self.weights
+def concat(context: Context, *parts: Any, axis: int) -> Any:
+    return shapes.concat(context, parts, axis)
 
 
-# Along an axis; all windows together have to fit into memory.
-MAX_KERNEL = 2**12
+def dropout(context: Context, x: Any, *other: Any) -> Any:
+    return shapes.copy(context, x)
 
 
-def tensor(array: Any) -> torch.Tensor:
-    """A constant as a tensor of its own memory."""
-    if isinstance(array, Value) or array is None or array.dtype.kind != "f":
-        raise NoRuleError("the weight must be constant")
-    return torch.from_numpy(np.array(array, np.float64 if array.dtype == np.float64 else np.float32))
+def subtract(context: Context, x: Any, other: Any) -> Any:
+    return arithmetic.add(context, x, other, scales=(1, -1))
 
 
-def reduced_axes(x: Any, axes: Any, noop_with_empty_axes: int) -> list[int]:
-    """The axes of a reduction."""
-    count = len(value(x).shape)
-    axes = [int(axis) % count for axis in ([] if axes is None else constant(axes).ravel())]
-    return axes or ([] if noop_with_empty_axes else list(range(count)))
+def clip(context: Context, x: Any, low: Any = None, high: Any = None, *, min: Any = None, max: Any = None) -> Any:
+    """The bounds are attributes before opset 11."""
+    return activations.clip(context, x, min if low is None else low, max if high is None else high)
 
 
-def window(
-    kernel: Sequence[int], strides: Sequence[int] | None, dilations: Sequence[int] | None
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Kernel size, stride and dilation, one number for each axis, at least 1."""
-    ones = (1,) * len(kernel)
-    sizes = tuple(kernel), tuple(strides or ones), tuple(dilations or ones)
-    for name, numbers in zip(("kernel_shape", "strides", "dilations"), sizes, strict=True):
-        if len(numbers) != len(kernel) or min(numbers) < 1:
-            raise NoRuleError(f"{name} = {list(numbers)}")
-    if max(kernel) > MAX_KERNEL:
-        raise NoRuleError(f"kernel_shape = {list(kernel)}")
-    return sizes
-
-
-def window_padding(
-    auto_pad: str,
-    pads: Sequence[int] | None,
-    input_size: Sequence[int],
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    dilation: Sequence[int],
-) -> list[tuple[int, int]]:
-    """Padding on both sides of each axis."""
-    axes = len(kernel)
-    if auto_pad == "VALID":
-        return [(0, 0)] * axes
-    if auto_pad == "NOTSET":
-        pads = list(pads or [0] * 2 * axes)
-        if len(pads) != 2 * axes or min(pads) < 0:
-            raise NoRuleError(f"pads = {pads}")
-        return list(zip(pads[:axes], pads[axes:], strict=True))
-    if auto_pad not in ("SAME_UPPER", "SAME_LOWER"):
-        raise NoRuleError(f"auto_pad = {auto_pad}")
-    padding = []
-    for i, k, s, d in zip(input_size, kernel, stride, dilation, strict=True):
-        total = max(0, (-(-i // s) - 1) * s + (k - 1) * d + 1 - i)
-        sides = (total // 2, total - total // 2)
-        padding.append(sides if auto_pad == "SAME_UPPER" else sides[::-1])
-    return padding
-
-
-def pool_windows(
-    shape: Sequence[int],
-    output_size: Sequence[int],
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[tuple[int, int]],
-    dilation: Sequence[int],
+def pad(
+    context: Context,
+    x: Any,
+    pads_input: Any = None,
+    value_input: Any = None,
+    axes: Any = None,
+    *,
+    pads: Any = None,
+    value: float = 0.0,
+    mode: str = "constant",
 ) -> Any:
-    """The windows of a pooling, none of which is empty."""
-    windows = rules.pool_windows(shape, output_size, kernel, stride, [left for left, _ in padding], dilation)
-    if (windows < 0).all(axis=1).any():
-        raise NoRuleError("a window lies in the padding")
-    return windows
+    numbers = constant(pads if pads_input is None else pads_input).astype(int)
+    if mode != "constant" or (numbers >= 0).all():
+        return shapes.move(context)
+    sides = np.zeros((len(context.shape), 2), int)  # onnx.reference does not know that negative numbers cut
+    sides[slice(None) if axes is None else constant(axes).astype(int)] = numbers.reshape(2, -1).T
+    return shapes.pad(context, sides, value if value_input is None else value_input)
+
+
+def reduction(how: str) -> Rule:
+    def reduce(
+        context: Context,
+        x: Any,
+        axes_input: Any = None,
+        *,
+        axes: Any = None,
+        keepdims: int = 1,
+        noop_with_empty_axes: int = 0,
+    ) -> Any:
+        given = axes if axes_input is None else axes_input
+        over = [] if given is None else constant(given).ravel().astype(int).tolist()
+        every = [] if noop_with_empty_axes else range(len(value(x).shape))
+        return arithmetic.reduce(context, x, over or every, how)
+
+    return reduce
+
+
+def global_pool(how: str) -> Rule:
+    def pool(context: Context, x: Any) -> Any:
+        return arithmetic.reduce(context, x, range(2, len(value(x).shape)), how)
+
+    return pool
+
+
+MOVING = (
+    *("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Expand", "Tile", "Split", "Slice"),
+    *("Gather", "GatherElements", "GatherND", "DepthToSpace", "SpaceToDepth", "ReverseSequence", "Trilu"),
+    *("ScatterElements", "ScatterND", "Scatter", "CenterCropPad"),
+)
+WINDOW = {name: name for name in ("auto_pad", "dilations", "kernel_shape", "pads", "strides")}
+# The rule of each operator; with the names of the attributes where the rule has others, None for those whose value does
+# not matter.
+RULES: dict[str, Rule | tuple[Rule, dict[str, str | None]]] = {
+    **dict.fromkeys(MOVING, shapes.move),
+    "Identity": shapes.copy,
+    "Dropout": (dropout, {"ratio": None, "seed": None}),
+    "Cast": (shapes.copy, {"to": None, "saturate": None, "round_mode": None}),  # from float to float: others are kept
+    "Concat": concat,
+    "Pad": pad,
+    # Arithmetic
+    **dict.fromkeys(("Add", "Sum"), (arithmetic.add, {})),
+    "Mean": arithmetic.average,
+    "Sub": subtract,
+    "Neg": arithmetic.negate,
+    "Mul": arithmetic.multiply,
+    "Div": arithmetic.divide,
+    "Where": arithmetic.where,
+    "BatchNormalization": (arithmetic.batch_norm, {"epsilon": "eps", "momentum": None, "training_mode": None}),
+    "MatMul": (arithmetic.matmul, {}),
+    "Gemm": (
+        arithmetic.gemm,
+        {"alpha": "alpha", "beta": "beta", "transA": "transpose_x", "transB": "transpose_other"},
+    ),
+    "Einsum": arithmetic.einsum,
+    **{f"Reduce{how.capitalize()}": reduction(how) for how in ("sum", "mean", "max", "min")},
+    "GlobalAveragePool": global_pool("mean"),
+    "GlobalMaxPool": global_pool("max"),
+    "CumSum": arithmetic.cumulate,
+    # Over positions
+    "Conv": (windows.conv, {**WINDOW, "group": "groups"}),
+    "ConvTranspose": (
+        windows.conv_transpose,
+        {**WINDOW, "group": "groups", "output_padding": "output_padding", "output_shape": "output_shape"},
+    ),
+    "AveragePool": (
+        windows.average_pool,
+        {**WINDOW, "ceil_mode": None, "count_include_pad": "count_include_pad"},
+    ),
+    "MaxPool": (windows.max_pool, {**WINDOW, "ceil_mode": None, "storage_order": None}),
+    **dict.fromkeys(("Resize", "Upsample"), windows.resize),
+    # Steps
+    **{kind.capitalize(): activations.plain(kind) for kind in ("relu", "abs")},
+    **{kind[:3].capitalize(): activations.extremum(kind) for kind in ("maximum", "minimum")},
+    "LeakyRelu": (activations.leaky_relu, {"alpha": "slope"}),
+    "PRelu": activations.leaky_relu,
+    "Clip": clip,
+    "HardSigmoid": (activations.hard_sigmoid, {"alpha": "slope", "beta": "offset"}),
+}
+
+
+def find_rule(op_type: str) -> Rule | None:
+    """The rule of an operator; None if there is none."""
+    entry = RULES.get(op_type)
+    if entry is None:
+        return None
+    rule, names = entry if isinstance(entry, tuple) else (entry, None)
+    return functools.partial(_apply, rule, names)
+
+
+def _apply(
+    rule: Rule,
+    names: Mapping[str, str | None] | None,
+    context: Context,
+    args: Sequence[Any],
+    attributes: Mapping[str, Any],
+) -> Any:
+    """The result of a rule, if it takes all attributes and inputs."""
+    parameters = inspect.signature(rule).parameters.values()
+    if names is None and any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        names = {name: name for name in attributes}
+    elif names is None:
+        names = {parameter.name: parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+    for name, attribute in attributes.items():
+        if name not in names:
+            raise NoRuleError(f"{name} = {attribute}")
+    positional = sum(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in parameters) - 1
+    if len(args) > positional and not any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
+        raise NoRuleError(f"it has {len(args)} inputs")
+    taken = {name: attributes[given] for given, name in names.items() if name and given in attributes}
+    return rule(context, *args, **taken)

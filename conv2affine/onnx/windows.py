@@ -1,151 +1,70 @@
-"""Rules of the affine operators that go over positions: convolution, pooling, resizing."""
+"""Reads the attributes of the ONNX operators that go over positions into the neutral arguments of `network.rules`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 
-from conv2affine.network.graph import Value
-from conv2affine.network.rules import formulas as rules
-from conv2affine.network.rules.operands import Map, NoRuleError, constant, through, value
-from conv2affine.network.rules.table import Table
-from conv2affine.onnx.rules import Context, pool_windows, tensor, window, window_padding
+from conv2affine.network.rules import positions
+from conv2affine.network.rules.operands import Context, NoRuleError, constant, value
+from conv2affine.network.rules.windows import Axis, Window
 
-__all__ = ["RULES"]
+__all__ = ["average_pool", "conv", "conv_transpose", "max_pool", "resize"]
 
-RULES = Table()
-rule = RULES.rule
-
-
-@rule("Conv")
-def conv(
-    context: Context,
-    x: Any,
-    w: Any,
-    b: Any = None,
-    *,
-    auto_pad: str = "NOTSET",
-    dilations: Sequence[int] | None = None,
-    group: int = 1,
-    kernel_shape: Sequence[int] | None = None,
-    pads: Sequence[int] | None = None,
-    strides: Sequence[int] | None = None,
-) -> Map:
-    weight, input_size = tensor(w), value(x).shape[2:]
-    kernel, stride, dilation = window(weight.shape[2:], strides, dilations)
-    if kernel_shape is not None and tuple(kernel_shape) != kernel:
-        raise NoRuleError(f"kernel_shape = {list(kernel_shape)}, and the weight has {list(kernel)}")
-    padding = window_padding(auto_pad, pads, input_size, kernel, stride, dilation)
-    return _convolution(context, x, w, b, stride, padding, dilation, group)
+Ints = Sequence[int] | None
+# Along an axis; all windows together have to fit into memory.
+MAX_KERNEL = 2**12
 
 
-@rule("ConvTranspose")
+def conv(context: Context, x: Any, w: Any, b: Any = None, *, groups: int = 1, **attributes: Any) -> Any:
+    window = _window(x, _kernel(w, attributes.pop("kernel_shape", None)), **attributes)
+    return positions.convolution(context, x, w, b, window, groups=groups)
+
+
 def conv_transpose(
     context: Context,
     x: Any,
     w: Any,
     b: Any = None,
     *,
-    auto_pad: str = "NOTSET",
-    dilations: Sequence[int] | None = None,
-    group: int = 1,
-    kernel_shape: Sequence[int] | None = None,
-    output_padding: Sequence[int] | None = None,
-    output_shape: Sequence[int] | None = None,
-    pads: Sequence[int] | None = None,
-    strides: Sequence[int] | None = None,
-) -> Map:
-    weight, input_size = tensor(w), value(x).shape[2:]
-    kernel, stride, dilation = window(weight.shape[2:], strides, dilations)
-    extra = list(output_padding or [0] * len(kernel))
-    if kernel_shape is not None and tuple(kernel_shape) != kernel:
-        raise NoRuleError(f"kernel_shape = {list(kernel_shape)}, and the weight has {list(kernel)}")
-    axes = (input_size, stride, kernel, dilation, extra)
-    full = [(i - 1) * s + (k - 1) * d + 1 + e for i, s, k, d, e in zip(*axes, strict=True)]
+    groups: int = 1,
+    kernel_shape: Ints = None,
+    output_padding: Ints = None,
+    output_shape: Ints = None,
+    **attributes: Any,
+) -> Any:
+    window = _window(x, _kernel(w, kernel_shape), **attributes)
+    extra = list(output_padding or [0] * len(window))
+    auto_pad = attributes.get("auto_pad")
     if output_shape is not None or auto_pad in ("SAME_UPPER", "SAME_LOWER"):
         # What is more than the output is cut off; the odd one at the end for SAME_UPPER, else at the start.
-        cut = [size - out for size, out in zip(full, context.shape[2:], strict=True)]
+        sizes = zip(window, value(x).shape[2:], extra, context.shape[2:], strict=True)
+        cut = [(i - 1) * a.stride + (a.kernel - 1) * a.dilation + 1 + e - o for a, i, e, o in sizes]
         if min(cut) < 0:
             raise NoRuleError(f"output_shape = {list(context.shape[2:])} is more than the weights reach")
-        smaller, larger = [c // 2 for c in cut], [c - c // 2 for c in cut]
-        sides = (smaller, larger) if auto_pad == "SAME_UPPER" else (larger, smaller)
-        padding = list(zip(*sides, strict=True))
-    else:
-        padding = window_padding(auto_pad, pads, input_size, kernel, stride, dilation)
-    return _convolution(context, x, w, b, stride, padding, dilation, group, extra)
+        window = [
+            axis._replace(padding=_halves(total, auto_pad == "SAME_UPPER"))
+            for axis, total in zip(window, cut, strict=True)
+        ]
+    return positions.convolution(context, x, w, b, window, groups=groups, transposed=True, output_padding=extra)
 
 
-def _convolution(
-    context: Context,
-    x: Value,
-    w: Any,
-    b: Any,
-    stride: Sequence[int],
-    padding: Sequence[tuple[int, int]],
-    dilation: Sequence[int],
-    groups: int,
-    output_padding: Sequence[int] | None = None,
-) -> Map:
-    samples, _, *input_size = x.shape
-    weight = tensor(w).repeat(samples, *(1 for _ in w.shape[1:]))  # one group of channels for each sample
-    try:
-        matrix = rules.convolution(
-            weight,
-            input_size,
-            stride,
-            padding,
-            dilation,
-            groups * samples,
-            transposed=output_padding is not None,
-            output_padding=output_padding or (),
-            copied=context.is_copied(w) and samples == 1,
-        )
-    except (ValueError, OverflowError) as error:
-        raise NoRuleError(str(error)) from error
-    if matrix.shape[0] != prod(context.shape):
-        raise NoRuleError(f"its result has {matrix.shape[0]} elements, and shape {context.shape} was inferred")
-    if b is None:
-        return through(x, matrix)
-    return through(x, matrix, np.tile(np.repeat(constant(b), prod(context.shape[2:])), samples))
-
-
-@rule("AveragePool")
 def average_pool(
-    context: Context,
-    x: Any,
-    *,
-    kernel_shape: Sequence[int],
-    auto_pad: str = "NOTSET",
-    ceil_mode: int = 0,
-    count_include_pad: int = 0,
-    dilations: Sequence[int] | None = None,
-    pads: Sequence[int] | None = None,
-    strides: Sequence[int] | None = None,
-) -> Map:
-    shape = value(x).shape
-    kernel, stride, dilation = window(kernel_shape, strides, dilations)
-    padding = window_padding(auto_pad, pads, shape[2:], kernel, stride, dilation)
-    pool_windows((1, *shape[2:]), context.shape[2:], kernel, stride, padding, dilation)  # an empty one has no mean
-    matrix = rules.average_pool(
-        prod(shape[:2]),
-        shape[2:],
-        context.shape[2:],
-        kernel,
-        stride,
-        padding,
-        dilation,
-        count_include_pad=bool(count_include_pad),
-    )
-    return through(x, matrix)
+    context: Context, x: Any, *, kernel_shape: Sequence[int], count_include_pad: int = 0, **attributes: Any
+) -> Any:
+    window = _window(x, kernel_shape, **attributes)
+    return positions.average_pool(context, x, window, count_include_pad=bool(count_include_pad))
 
 
-@rule("Resize", "Upsample")
-def resize(context: Context, x: Any, *other: Any, **attributes: Any) -> Map:
+def max_pool(context: Context, x: Any, *, kernel_shape: Sequence[int], **attributes: Any) -> Any:
+    return positions.max_pool(context, x, _window(x, kernel_shape, **attributes))
+
+
+def resize(context: Context, x: Any, *other: Any, **attributes: Any) -> Any:
     """One axis at a time, each from its unit vectors."""
     if (mode := attributes.get("coordinate_transformation_mode")) in ("tf_crop_and_resize", "tf_half_pixel_for_nn"):
         raise NoRuleError(f"coordinate_transformation_mode = {mode}")
@@ -172,4 +91,48 @@ def resize(context: Context, x: Any, *other: Any, **attributes: Any) -> Map:
         node = onnx.helper.make_node("Resize", inputs, ["y"], **attributes)
         run: Any = ReferenceEvaluator(node).run
         lines.append(np.stack([run(None, {"x": unit, "given": given})[0] for unit in np.eye(size)], axis=1))
-    return through(x, rules.separable(1, lines))
+    return positions.resize(context, x, lines)
+
+
+def _kernel(w: Any, kernel_shape: Ints) -> list[int]:
+    """The kernel size of a weight, which the attribute may repeat."""
+    kernel = list(w.shape[2:])
+    if kernel_shape is not None and list(kernel_shape) != kernel:
+        raise NoRuleError(f"kernel_shape = {list(kernel_shape)}, and the weight has {kernel}")
+    return kernel
+
+
+def _window(
+    x: Any,
+    kernel_shape: Sequence[int],
+    auto_pad: str = "NOTSET",
+    dilations: Ints = None,
+    pads: Ints = None,
+    strides: Ints = None,
+) -> Window:
+    """The window of these attributes, its numbers checked."""
+    axes = len(kernel_shape)
+    kernel, stride, dilation = list(kernel_shape), list(strides or [1] * axes), list(dilations or [1] * axes)
+    for name, numbers in (("kernel_shape", kernel), ("strides", stride), ("dilations", dilation)):
+        if len(numbers) != axes or min(numbers) < 1:
+            raise NoRuleError(f"{name} = {numbers}")
+    if max(kernel) > MAX_KERNEL:
+        raise NoRuleError(f"kernel_shape = {kernel}")
+    sides = list(pads or [0] * 2 * axes)
+    if len(sides) != 2 * axes or min(sides) < 0:
+        raise NoRuleError(f"pads = {sides}")
+    padding = list(zip(sides[:axes], sides[axes:], strict=True))
+    if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+        lines = zip(value(x).shape[2:], kernel, stride, dilation, strict=True)
+        totals = [max(0, (-(-i // s) - 1) * s + (k - 1) * d + 1 - i) for i, k, s, d in lines]
+        padding = [_halves(total, auto_pad == "SAME_UPPER") for total in totals]
+    elif auto_pad == "VALID":
+        padding = [(0, 0)] * axes
+    elif auto_pad != "NOTSET":
+        raise NoRuleError(f"auto_pad = {auto_pad}")
+    return [Axis(*numbers) for numbers in zip(kernel, stride, padding, dilation, strict=True)]
+
+
+def _halves(total: int, larger_last: bool) -> tuple[int, int]:
+    sides = total // 2, total - total // 2
+    return sides if larger_last else sides[::-1]

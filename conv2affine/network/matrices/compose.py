@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import gcd
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from conv2affine.network.matrices.convolutions import join, pad_inputs, select_inputs, select_outputs
 from conv2affine.network.matrices.expressions import Product, Sum
-from conv2affine.network.matrices.layers import Convolution
+from conv2affine.network.matrices.layers import Convolution, Repeated, repeated
 from conv2affine.network.matrices.matrix import Array, Matrix, Selection
 
 __all__ = ["add", "compose"]
@@ -44,8 +45,12 @@ def _simpler_product(outer: Matrix, inner: Matrix) -> Matrix | None:
             return join(outer, inner)
         case Selection(), Product(Selection() as first, rest):  # S (T B) -> (S T) B
             return compose(compose(outer, first), rest)
-        case Selection(), Product(Convolution() as conv, rest):  # S (C B) -> (S C) B, where S C is simpler
-            selected = select_outputs(outer, conv)
+        case Selection() | Repeated(), Selection() | Repeated():  # (I x S) (I x C) -> I x (S C)
+            return _each(_simpler_product, outer, inner)
+        case Selection(), Product(
+            Convolution() | Repeated() as layer, rest
+        ):  # S (C B) -> (S C) B, where S C is simpler
+            selected = _simpler_product(outer, layer)
             return selected and compose(selected, rest)
         case Product(rest, Selection() as last), Selection():  # (A S) T -> A (S T)
             return compose(rest, compose(last, inner))
@@ -67,7 +72,38 @@ def _simpler_sum(first: Matrix, second: Matrix) -> Matrix | None:
                 return Selection(a.index, a.cols, _ones(a) + _ones(b), a.positions)
         case Convolution(), Convolution() if first.geometry == second.geometry:  # C + D -> their weights added
             return Convolution(first.weight.double() + second.weight.double(), first.geometry, copied=False)
+        case Repeated(), Repeated():  # I x C + I x D -> I x (C + D)
+            return _each(_simpler_sum, first, second)
     return None
+
+
+def _each(
+    operation: Callable[[Matrix, Matrix], Matrix | None], first: Matrix, second: Matrix
+) -> Convolution | Repeated | None:
+    """The result for two matrices that are one block repeated, at least one of them a `Repeated`, by their blocks."""
+    times = first.times if isinstance(first, Repeated) else second.times  # type: ignore[attr-defined]
+    a, b = _block(first, times), _block(second, times)
+    result = None if a is None or b is None else operation(a, b)
+    return repeated(result, times) if isinstance(result, Convolution) else None
+
+
+def _block(matrix: Matrix, times: int) -> Matrix | None:
+    """What a matrix is so many times along its diagonal, if it is that."""
+    if isinstance(matrix, Repeated):
+        return matrix.block if matrix.times == times else None
+    if not isinstance(matrix, Selection) or any(size % times for size in matrix.shape):
+        return None
+    rows, cols = (size // times for size in matrix.shape)
+    matrix = matrix.split(gcd(matrix.positions, rows, cols))
+    index, scale = (None if part is None else part.reshape(times, -1) for part in (matrix.index, matrix.scale))
+    if scale is not None and (scale != scale[0]).any():
+        return None
+    if index is not None:
+        channels = cols // matrix.positions
+        expected = np.where(index[0] < 0, -1, index[0] + channels * np.arange(times)[:, None])
+        if index[0].max(initial=-1) >= channels or not np.array_equal(index, expected):
+            return None
+    return Selection(None if index is None else index[0], cols, None if scale is None else scale[0], matrix.positions)
 
 
 def _alike(first: Selection, second: Selection) -> tuple[Selection, Selection]:

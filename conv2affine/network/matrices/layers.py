@@ -1,7 +1,8 @@
-"""The matrices of layers: a convolution, and what acts on each axis by itself."""
+"""The matrices of layers: a convolution, also many times, and what acts on each axis by itself."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, reduce
 from math import prod
@@ -19,7 +20,7 @@ from conv2affine.matrix import to_matrix
 from conv2affine.network.matrices.matrix import Array, Matrix
 from conv2affine.network.matrices.pattern import Pattern, places
 
-__all__ = ["Convolution", "Separable"]
+__all__ = ["Convolution", "Repeated", "Separable", "repeated"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +62,64 @@ class Convolution(Matrix):
         g = self.geometry
         axes = tuple(_line(g, axis) for axis in range(len(g.kernel_size)))
         return Pattern(g.groups, g.out_channels // g.groups, g.in_channels // g.groups, axes)
+
+
+@dataclass(frozen=True, eq=False)
+class Repeated(Matrix):
+    """One layer of many rows, or of many samples in one: identity (x) block. They share its weight.
+
+    Args:
+        block: The layer.
+        times: Number of rows or samples.
+    """
+
+    block: Convolution
+    times: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, cols = self.block.shape
+        return self.times * rows, self.times * cols
+
+    @property
+    def copied(self) -> bool:  # type: ignore[override]
+        return self.block.copied
+
+    @property
+    def numbers(self) -> tuple[Any, ...]:
+        return self.block.numbers
+
+    def apply(self, x: Array) -> Array:
+        each = self.block.apply(x.reshape(len(x) * self.times, self.block.shape[1]))
+        return each.reshape(len(x), self.shape[0])
+
+    def tensor(self, dtype: torch.dtype) -> Tensor:
+        """The dense matrix."""
+        block = self.block.tensor(dtype, torch.strided)
+        rows, cols = block.shape
+        whole = torch.zeros(self.times, rows, self.times, cols, dtype=dtype, device=block.device)
+        whole.diagonal(dim1=0, dim2=2).copy_(block[:, :, None])
+        return whole.view(self.shape)
+
+    def csr(self, dtype: Any = np.float64) -> csr_array:
+        block = self.block.csr(dtype)
+        index: Any = np.int32 if max(self.times * block.nnz, *self.shape) < 2**31 else np.int64
+        copies = np.arange(self.times, dtype=index)
+        columns = np.add.outer(copies * block.shape[1], block.indices).ravel()
+        starts = np.zeros(self.shape[0] + 1, index)
+        np.add.outer(copies * block.nnz, block.indptr[1:], out=starts[1:].reshape(self.times, -1))
+        matrix = csr_array((np.tile(block.data, self.times), columns, starts), shape=self.shape)
+        matrix.has_sorted_indices = True  # so that SciPy does not check
+        return matrix
+
+    @cached_property
+    def pattern(self) -> Pattern:  # type: ignore[override]
+        return dataclasses.replace(self.block.pattern, groups=self.times * self.block.pattern.groups)
+
+
+def repeated(block: Convolution, times: int) -> Convolution | Repeated:
+    """A layer so many times."""
+    return block if times == 1 else Repeated(block, times)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,22 +13,17 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from conv2affine.convolution.geometry import Geometry
-from conv2affine.network.matrices.layers import Convolution, Separable
-from conv2affine.network.matrices.matrix import Array, Matrix, Selection, Sparse
+from conv2affine.network.matrices.layers import Convolution, Repeated, Separable, repeated
+from conv2affine.network.matrices.matrix import Array, Selection, Sparse
 
 __all__ = [
-    "adaptive_average_pool",
-    "adaptive_windows",
-    "average_pool",
     "batch_norm",
     "convolution",
     "diagonal",
     "gather_sums",
     "matmul_left",
     "matmul_right",
-    "pool_windows",
     "reduce",
-    "reduce_windows",
     "separable",
     "windowed",
 ]
@@ -92,23 +87,26 @@ def batch_norm(
     return diagonal(scale.reshape(by_channel), shape), np.broadcast_to(offset.reshape(by_channel), shape).ravel()
 
 
-def matmul_right(weight: Tensor, shape: Sequence[int], *, copied: bool = True) -> Convolution:
+def matmul_right(weight: Tensor, shape: Sequence[int], *, copied: bool = True) -> Convolution | Repeated:
     """The product x @ weight, for x (*batch, n, k) and a weight (k, m) or (*batch, k, m) that is broadcast."""
     *batch, n, k = shape
+    if prod(weight.shape[:-2]) == 1:  # of all rows
+        return repeated(_pointwise(weight.mT.reshape(-1, k), 1, 1, copied), prod(batch) * n)
     groups = prod(batch) * n
     blocks = weight.mT.unsqueeze(-3).expand(*batch, n, -1, k)
-    return _block_diagonal(blocks.reshape(groups * weight.shape[-1], k), groups, 1, copied)
+    return _pointwise(blocks.reshape(groups * weight.shape[-1], k), groups, 1, copied)
 
 
-def matmul_left(weight: Tensor, shape: Sequence[int], *, copied: bool = True) -> Convolution:
+def matmul_left(weight: Tensor, shape: Sequence[int], *, copied: bool = True) -> Convolution | Repeated:
     """The product weight @ x, for x (*batch, k, n) and a weight (m, k) or (*batch, m, k) that is broadcast."""
     *batch, k, n = shape
+    if prod(weight.shape[:-2]) == 1:  # of all x
+        return repeated(_pointwise(weight.reshape(-1, k), 1, n, copied), prod(batch))
     groups = prod(batch)
-    blocks = weight.expand(*batch, -1, k)
-    return _block_diagonal(blocks.reshape(groups * weight.shape[-2], k), groups, n, copied)
+    return _pointwise(weight.expand(*batch, -1, k).reshape(groups * weight.shape[-2], k), groups, n, copied)
 
 
-def _block_diagonal(blocks: Tensor, groups: int, positions: int, copied: bool) -> Convolution:
+def _pointwise(blocks: Tensor, groups: int, positions: int, copied: bool) -> Convolution:
     """A convolution with a kernel of size 1: one block (out/group, in/group) per group, at each position."""
     geometry = Geometry(groups * blocks.shape[1], len(blocks), kernel_size=(1,), input_size=(positions,), groups=groups)
     return Convolution(blocks.unsqueeze(-1), geometry, copied)
@@ -126,67 +124,9 @@ def reduce(shape: Sequence[int], axes: Iterable[int], *, mean: bool) -> Separabl
     return Separable(1, tuple(factors))
 
 
-def average_pool(
-    channels: int,
-    input_size: Sequence[int],
-    output_size: Sequence[int],
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Pairs,
-    dilation: Sequence[int],
-    *,
-    count_include_pad: bool,
-    divisor: float | None = None,
-) -> Matrix:
-    """Average pooling; the output size shows whether it was rounded up."""
-    count = divisor or prod(kernel_size)
-    geometry = Geometry(
-        channels,
-        channels,
-        kernel_size=tuple(kernel_size),
-        input_size=tuple(input_size),
-        stride=tuple(stride),
-        padding=tuple(padding),
-        dilation=tuple(dilation),
-        groups=channels,
-    )
-    if (divisor or not any(map(any, padding))) and geometry.output_size == tuple(output_size):
-        # All windows are alike: a convolution, which may become one with that before it.
-        weight = torch.full((channels, 1, *kernel_size), 1 / count, dtype=torch.float64)
-        return Convolution(weight, geometry, copied=False)
-    axes = []
-    for size, outputs, kernel, step, sides, apart in zip(
-        input_size, output_size, kernel_size, stride, padding, dilation, strict=True
-    ):
-        taps = np.arange(outputs)[:, None] * step - sides[0] + np.arange(kernel) * apart
-        inside = (taps >= 0) & (taps < size)
-        counted = (taps < size + sides[1]) if count_include_pad else inside
-        weight = inside / (1 if divisor else counted.sum(1, keepdims=True))
-        axes.append(_axis(weight[inside], taps[inside], inside.sum(1), size))
-    if divisor:
-        axes[0] = axes[0] / divisor
-    return Separable(channels, tuple(axes))
-
-
-def adaptive_average_pool(channels: int, input_size: Sequence[int], output_size: Sequence[int]) -> Separable:
-    """The mean over inputs floor(o * I / O) to ceil((o + 1) * I / O) for each output o."""
-    axes = []
-    for size, outputs in zip(input_size, output_size, strict=True):
-        starts, stops = _adaptive(size, outputs)
-        taps = np.arange(size)[None]
-        inside = (taps >= starts[:, None]) & (taps < stops[:, None])
-        lengths = stops - starts
-        axes.append(_axis(1 / np.repeat(lengths, lengths), np.nonzero(inside)[1], lengths, size))
-    return Separable(channels, tuple(axes))
-
-
 def separable(channels: int, axes: Iterable[Any]) -> Separable:
     """The same on each channel, an axis at a time, as interpolation is; axes are arrays (output size, input size)."""
     return Separable(channels, tuple(csr_array(np.asarray(axis, np.float64)) for axis in axes))
-
-
-def _axis(weights: Array, inputs: Any, lengths: Any, size: int) -> csr_array:
-    return csr_array((weights, inputs, np.r_[0, np.cumsum(lengths)]), shape=(len(lengths), size))
 
 
 def _identity(size: int) -> csr_array:
@@ -213,55 +153,3 @@ def windowed(function: Callable[[Tensor], Tensor], shape: Sequence[int]) -> csr_
     read = weights != 0
     cols = np.rint(sums[read] / weights[read]).astype(np.int64) - 1
     return csr_array((weights[read], (np.nonzero(read)[1], cols)), shape=(weights.shape[1], prod(shape)))
-
-
-def pool_windows(
-    shape: Sequence[int],
-    output_size: Sequence[int],
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> Any:
-    """The windows of a pooling over the last axes, as the step `window_max` takes them; padding is that on the left."""
-    axes = len(output_size)
-    taps = []
-    for size, outputs, kernel, step, left, apart in zip(
-        shape[-axes:], output_size, kernel_size, stride, padding, dilation, strict=True
-    ):
-        inputs = np.arange(outputs)[:, None] * step - left + np.arange(kernel) * apart
-        taps.append(np.where((inputs >= 0) & (inputs < size), inputs, -1))
-    return _windows(shape, taps)
-
-
-def adaptive_windows(shape: Sequence[int], output_size: Sequence[int]) -> Any:
-    """The windows of an adaptive pooling over the last axes: inputs floor(o * I / O) to ceil((o + 1) * I / O)."""
-    taps = []
-    for size, outputs in zip(shape[-len(output_size) :], output_size, strict=True):
-        starts, stops = _adaptive(size, outputs)
-        inputs = starts[:, None] + np.arange((stops - starts).max())
-        taps.append(np.where(inputs < stops[:, None], inputs, -1))
-    return _windows(shape, taps)
-
-
-def reduce_windows(shape: Sequence[int], axes: Iterable[int]) -> Any:
-    """The windows of a reduction over axes."""
-    reduced = sorted(axis % len(shape) for axis in axes)
-    kept = [axis for axis in range(len(shape)) if axis not in reduced]
-    numbers = np.arange(prod(shape)).reshape(shape).transpose(*kept, *reduced)
-    return numbers.reshape(-1, prod(shape[axis] for axis in reduced))
-
-
-def _windows(shape: Sequence[int], taps: Sequence[Any]) -> Any:
-    """Windows from the inputs (outputs, taps) that they have along each of the last axes, -1 for none."""
-    windows = np.arange(prod(shape[: len(shape) - len(taps)]))[:, None]
-    for size, line in zip(shape[len(shape) - len(taps) :], taps, strict=True):
-        before, after = windows[:, None, :, None], line[None, :, None, :]
-        joined = np.where((before < 0) | (after < 0), -1, before * size + after)
-        windows = joined.reshape(len(windows) * len(line), -1)
-    return windows
-
-
-def _adaptive(size: int, outputs: int) -> tuple[Any, Any]:
-    o = np.arange(outputs)
-    return o * size // outputs, -(-(o + 1) * size // outputs)

@@ -1,35 +1,48 @@
-"""What the rules of every importer are written with: arguments that are constant or depend on the inputs, and steps."""
+"""What rules are written with: the context of an operator, arguments that are constant or depend on the inputs, steps.
+
+A rule takes a context, the operands of the operator, and all else that it needs by neutral names. An operand that
+depends on the network's inputs is a `Value`; any other is an array, a tensor or a number; None if it is left out. It
+returns an affine map, or the value of a step that it added to the graph, or a map and a shape for each result. Where it
+does not know the operator with these arguments, it raises `NoRuleError`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from conv2affine.network.graph import Graph, Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.matrix import Array, Matrix
-from conv2affine.network.rules import formulas as rules
+from conv2affine.network.rules.formulas import diagonal
 from conv2affine.network.rules.moves import follow, selection
 
 __all__ = [
+    "Context",
     "Map",
     "NoRuleError",
+    "Rule",
     "as_shape",
     "broadcast",
     "constant",
     "elementwise",
-    "finite",
     "masked",
     "scaled",
     "step",
     "through",
     "value",
+    "values",
+    "weight",
 ]
 
 Map = AffineMap[Value]
+Rule = Callable[..., Any]
 # The one number that is not finite and still has a meaning as a parameter of a step: no bound.
 UNBOUNDED = {"low": -np.inf, "high": np.inf}
 
@@ -38,20 +51,43 @@ class NoRuleError(Exception):
     """The operator, or the operator with these arguments, has no rule; with a message, why."""
 
 
-class Context(Protocol):
-    """What these functions need of an importer's context."""
+class Call(Protocol):
+    """An operator with its constant arguments, as `AtenCall` and `OnnxCall` are."""
 
     @property
-    def graph(self) -> Graph:
-        """Where steps are added."""
+    def results(self) -> tuple[int, ...] | None:
+        """Which of its results are used; None if it has only one."""
+
+    def run(self, inputs: Sequence[Any], *, double: bool = False) -> list[Any]:
+        """Its results that are used, for arrays as inputs; with constants as float64 too if `double`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What a rule may know besides its arguments.
+
+    Args:
+        graph: Where steps are added.
+        call: The operator.
+        inputs: Its inputs, each once.
+        shapes: Of its results that are used.
+        parameters: Addresses of the numbers of the model.
+        origin: Name of the module or node that it came from.
+    """
+
+    graph: Graph
+    call: Any
+    inputs: Sequence[Value]
+    shapes: tuple[tuple[int, ...], ...]
+    parameters: Set[int]
+    origin: str
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the operator's result."""
-
-    @property
-    def origin(self) -> str:
-        """Name of the module or node that the operator came from."""
+        """Shape of the first result; no other is used."""
+        if self.call.results not in (None, (0,)):
+            raise NoRuleError("more than one result is used")
+        return self.shapes[0]
 
 
 def value(argument: Any) -> Value:
@@ -68,6 +104,15 @@ def constant(argument: Any) -> Array:
     if isinstance(argument, Tensor):
         argument = argument.detach().double().cpu().numpy()
     return np.asarray(argument, np.float64)
+
+
+def weight(context: Context, argument: Any) -> tuple[Tensor, bool]:
+    """A constant of floating numbers as a tensor, and whether these are numbers of the model as they are."""
+    if isinstance(argument, Tensor) and argument.is_floating_point():
+        return argument.detach().cpu(), argument.untyped_storage().data_ptr() in context.parameters
+    if isinstance(argument, np.ndarray) and argument.dtype in (np.float32, np.float64):
+        return torch.from_numpy(np.array(argument)), argument.ctypes.data in context.parameters
+    raise NoRuleError("the weight must be constant")
 
 
 def through(argument: Any, matrix: Matrix, bias: Array | None = None) -> Map:
@@ -88,7 +133,7 @@ def broadcast(argument: Any, shape: Sequence[int]) -> Map:
 
 def scaled(map: Map, scale: Any, shape: Sequence[int]) -> Map:
     """The product of a map with a constant that is broadcast."""
-    return map if np.ndim(scale) == 0 and scale == 1 else map.then(rules.diagonal(scale, shape))
+    return map if np.ndim(scale) == 0 and scale == 1 else map.then(diagonal(scale, shape))
 
 
 def masked(argument: Any, mask: Array, shape: Sequence[int]) -> Map:
@@ -97,23 +142,6 @@ def masked(argument: Any, mask: Array, shape: Sequence[int]) -> Map:
         return AffineMap.constant(np.where(mask, constant(argument), np.zeros(shape)))
     read = np.broadcast_to(mask, shape).ravel() != 0
     return broadcast(argument, shape).then(selection(np.where(read, np.arange(read.size), -1), read.size))
-
-
-def finite(map: Map) -> Map:
-    """A map of finite numbers: infinities would turn into NaN in products and differences."""
-    numbers = (part for matrix in map.terms.values() for part in matrix.numbers)
-    if not np.isfinite(map.bias).all() or not all((abs(part) < np.inf).all() for part in numbers):
-        raise NoRuleError("its constants are not finite")
-    return map
-
-
-def step(context: Context, kind: str, *inputs: Value, operator: Any = None, **parameters: Any) -> Value:
-    """Add a step with one result to the graph."""
-    for name, array in parameters.items():
-        if not (np.isfinite(array) | (array == UNBOUNDED.get(name))).all():
-            raise NoRuleError("its constants are not finite")
-    [output] = context.graph.add_step(kind, inputs, [context.shape], parameters, operator, context.origin)
-    return output
 
 
 def elementwise(context: Context, argument: Any) -> Array:
@@ -128,3 +156,33 @@ def as_shape(context: Context, argument: Any) -> Value:
     if source.shape == context.shape:
         return source
     return context.graph.add_piece(broadcast(source, context.shape), context.shape, context.origin)
+
+
+def step(context: Context, kind: str, *inputs: Value, operator: Any = None, **parameters: Any) -> Value:
+    """Add a step with one result to the graph."""
+    for name, array in parameters.items():
+        if not (np.isfinite(array) | (array == UNBOUNDED.get(name))).all():
+            raise NoRuleError("its constants are not finite")
+    [output] = context.graph.add_step(kind, inputs, [context.shape], parameters, operator, context.origin)
+    return output
+
+
+def values(context: Context, rule: Rule, *arguments: Any) -> list[Value]:
+    """The results of an operator by its rule, called with these arguments; if they have no elements, without it."""
+    if any(prod(shape) for shape in context.shapes):
+        result = rule(context, *arguments)
+    else:
+        result = [(AffineMap.constant(np.zeros(0)), shape) for shape in context.shapes]
+    if isinstance(result, Value):
+        return [result]
+    maps = [(result, context.shape)] if isinstance(result, AffineMap) else result
+    for map, _ in maps:
+        _check_finite(map)
+    return [context.graph.add_piece(map, shape, context.origin) for map, shape in maps]
+
+
+def _check_finite(map: Map) -> None:
+    """Refuse infinities, which would turn into NaN in products and differences."""
+    numbers = (part for matrix in map.terms.values() for part in matrix.numbers)
+    if not np.isfinite(map.bias).all() or not all((abs(part) < np.inf).all() for part in numbers):
+        raise NoRuleError("its constants are not finite")

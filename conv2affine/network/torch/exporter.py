@@ -16,9 +16,9 @@ from torch.utils import _pytree as pytree
 
 from conv2affine.network.graph import Piece, Step, Value
 from conv2affine.network.matrices.matrix import Array, Matrix, Selection
+from conv2affine.network.torch.call import AtenCall
 from conv2affine.network.torch.importer import TorchNetwork
 from conv2affine.network.torch.modules import Container, PerSample
-from conv2affine.network.torch.operator import Operator
 
 __all__ = ["export_torch"]
 
@@ -119,7 +119,7 @@ class _Exporter:
         if step.operator is None:
             self.nodes[step.outputs[0]] = self.kind(step, inputs)
             return
-        op: Operator = step.operator
+        op: AtenCall = step.operator
         if op.reads_memory:
             inputs = [self.graph.call_method("contiguous", (node,)) for node in inputs]
         shapes = [*step.shapes, *(value.shape for value in step.outputs)]
@@ -180,7 +180,7 @@ class _Exporter:
         root.register_buffer(name, tensor.to(self.cast(tensor.dtype), copy=True))
         return graph.get_attr(name)
 
-    def call(self, graph: fx.Graph, root: nn.Module, op: Operator, inputs: list[fx.Node]) -> fx.Node:
+    def call(self, graph: fx.Graph, root: nn.Module, op: AtenCall, inputs: list[fx.Node]) -> fx.Node:
         """An operator of inputs, its constant tensors as buffers."""
 
         def constant(argument: Any) -> Any:
@@ -191,7 +191,7 @@ class _Exporter:
         args, kwargs = map_aggregate(op.filled(inputs), constant)
         return graph.call_function(op.target, args, kwargs)
 
-    def inner(self, op: Operator, inputs: int) -> fx.GraphModule:
+    def inner(self, op: AtenCall, inputs: int) -> fx.GraphModule:
         """A module of one operator."""
         root, graph = nn.Module(), fx.Graph()
         result: Any = self.call(graph, root, op, [graph.placeholder(f"x{number}") for number in range(inputs)])
@@ -241,11 +241,11 @@ def _is_plain(structure: pytree.TreeSpec) -> bool:
     return structure.type in (tuple, list, dict) and all(map(_is_plain, structure.children()))
 
 
-def _tensors(op: Operator) -> list[Tensor]:
+def _tensors(op: AtenCall) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves((op.args, op.kwargs)) if isinstance(leaf, Tensor)]
 
 
-def _is_pointwise(op: Operator) -> bool:
+def _is_pointwise(op: AtenCall) -> bool:
     return torch.Tag.pointwise in op.target.tags or op.target.overloadpacket in POINTWISE
 
 
@@ -253,7 +253,7 @@ def _is_pointwise(op: Operator) -> bool:
 POINTWISE = {torch.ops.aten.hardswish, torch.ops.aten.log_sigmoid_forward}
 
 
-def _is_batched(op: Operator, shapes: list[tuple[int, ...]]) -> bool:
+def _is_batched(op: AtenCall, shapes: list[tuple[int, ...]]) -> bool:
     """Whether an operator takes a batch of any size as it takes a batch of one."""
     axes = len(shapes[0])
     if any(shape[:1] != (1,) for shape in shapes) or len({len(shape) for shape in shapes}) != 1:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import inspect
 import operator
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,19 +19,17 @@ from conv2affine.network.graph import Graph, Value
 from conv2affine.network.kinds import KINDS
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.passes.simplify import remove_unused
-from conv2affine.network.rules.operands import NoRuleError, finite
-from conv2affine.network.torch import pooling, rules, steps
+from conv2affine.network.rules.operands import Context, NoRuleError, values
+from conv2affine.network.torch.call import AtenCall
 from conv2affine.network.torch.constants import is_random
-from conv2affine.network.torch.operator import Operator
 from conv2affine.network.torch.program import export, floating_dtypes, tensors, unwrap
 from conv2affine.network.torch.rounding import wider
-from conv2affine.network.torch.rules import Context
+from conv2affine.network.torch.rules import find_rule
 from conv2affine.network.torch.unchanged import unchanged, warm_up
 
 __all__ = ["TorchNetwork", "import_torch", "operator_name", "origin"]
 
 aten = torch.ops.aten
-RULES = {**rules.RULES, **pooling.RULES, **steps.RULES}
 
 
 @dataclass(frozen=True)
@@ -191,12 +186,12 @@ class _Importer:
                 "model.eval(), and give batch norm its running statistics"
             )
         reads_shape_only = name.endswith("_like") or name.startswith("new_")
-        op, inputs = Operator.of(target, *map_arg(given, self.blank if reads_shape_only else self.own))
+        call, inputs = AtenCall.of(target, *map_arg(given, self.blank if reads_shape_only else self.own))
         if not inputs:
             with torch.no_grad():
                 # What decompositions compute of weights is a part of the layers: in float64, but for mere views.
                 is_view = any(result.alias_info for result in target._schema.returns)
-                given = (op.args, op.kwargs) if reads_shape_only else (args, kwargs)
+                given = (call.args, call.kwargs) if reads_shape_only else (args, kwargs)
                 args, kwargs = given if is_view else pytree.tree_map(wider, given)
                 result = target(*args, **kwargs)
             # What is left empty is never read, but it must not turn into NaN.
@@ -225,21 +220,28 @@ class _Importer:
             blank_args, blank_kwargs = map_arg(given, self.blank)
             result = target(*blank_args, **blank_kwargs)
             fakes = result if several else [result]
-        used: Any = [user.args[1] for user in node.users if user.users] if several else [0]
-        shapes = tuple(() if fake is None else tuple(fake.shape) for fake in fakes)
-        op = dataclasses.replace(op, results=tuple(sorted(used)) if several else None)
-        context = Context(self.graph, op, inputs, shapes, frozenset(used), self.parameters, origin(node))
+        used: Any = tuple(sorted({user.args[1] for user in node.users if user.users})) if several else (0,)
+        if not used:
+            return ()
+        call = dataclasses.replace(call, results=used if several else None)
+        shapes = tuple(tuple(fakes[number].shape) for number in used)
+        context = Context(self.graph, call, inputs, shapes, self.parameters, origin(node))
         # What is computed in another dtype is rounded there, or is no number.
         dtypes = {arg.meta["val"].dtype for arg in node.all_input_nodes if isinstance(self.results[arg], Value)}
         others = sorted(map(str, dtypes.union(fakes[number].dtype for number in used) - {self.dtypes[0]}))
-        reason = f"it is computed in {', '.join(others)}, and most in {self.dtypes[0]}" if context.name in RULES else ""
-        if not others:
+        rule = find_rule(target)
+        reason = f"it is computed in {', '.join(others)}, and most in {self.dtypes[0]}" if rule else ""
+        results: Any = None
+        if rule and not others:
             try:
-                return self.apply(context, args, kwargs, several)
+                results = values(context, rule, args, kwargs)
             except NoRuleError as error:
                 reason = str(error)
-        context = dataclasses.replace(context, operator=dataclasses.replace(op, reason=reason))
-        return self.keep(context, name, several)
+        if results is None:
+            kind = f"aten::{name}" if name in KINDS else name  # without what the kind of that name means
+            call = dataclasses.replace(call, reason=reason)
+            results = self.graph.add_step(kind, inputs, shapes, operator=call, origin=origin(node))
+        return dict(zip(used, results, strict=True)) if several else results[0]
 
     def has_unknown_size(self, node: fx.Node, name: str) -> bool:
         """Whether values of the network's inputs decide how many elements are read or written."""
@@ -263,30 +265,6 @@ class _Importer:
         result = self.results[node]
         return result.to(node.meta["val"].dtype) if isinstance(result, Tensor) else result
 
-    def apply(self, context: Context, args: Any, kwargs: Any, several: bool) -> Any:
-        """The result of a rule."""
-        target = context.operator.target
-        rule = RULES.get(f"{context.name}.{target._overloadname}") or RULES.get(context.name)
-        if rule is None:
-            raise NoRuleError
-        result = rule(context, **_arguments(rule, target, args, kwargs))
-        if isinstance(result, AffineMap):
-            result = [(result, context.shape)]
-        if isinstance(result, Value):
-            return (result,) if several else result
-        maps = [(finite(map), shape) for map, shape in result]
-        pieces = tuple(self.graph.add_piece(map, shape, context.origin) for map, shape in maps)
-        return pieces if several else pieces[0]
-
-    def keep(self, context: Context, name: str, several: bool) -> Any:
-        """The result of an operator that has no rule."""
-        op = context.operator
-        used = sorted(context.used)
-        shapes = [context.shapes[number] for number in used]
-        kind = f"aten::{name}" if name in KINDS else name  # without what the kind of that name means
-        outputs = self.graph.add_step(kind, context.inputs, shapes, operator=op, origin=context.origin)
-        return dict(zip(used, outputs, strict=True)) if several else outputs[0]
-
 
 def origin(node: fx.Node) -> str:
     """The module that a node comes from; the name of the node where that is the whole model."""
@@ -303,28 +281,3 @@ def _fills_memory(node: fx.Node) -> bool:
     """Whether the elements of a tensor lie in memory in their order, and nothing else with them."""
     tensor = node.meta["val"]
     return bool(tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.itemsize)
-
-
-@functools.cache
-def _parameters(rule: Any) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(rule).parameters
-
-
-def _arguments(rule: Any, target: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-    """The arguments by name, as the rule takes them; it need not take those that have their defaults."""
-    parameters = _parameters(rule)
-    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    arguments = {}
-    for number, argument in enumerate(target._schema.arguments):
-        name = "input" if argument.name == "self" else argument.name
-        if number < len(args):
-            given = args[number]
-        elif argument.name in kwargs:
-            given = kwargs[argument.name]
-        else:
-            continue
-        if takes_all or name in parameters:
-            arguments[name] = given
-        elif not argument.has_default_value() or given != argument.default_value:
-            raise NoRuleError
-    return arguments

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from conv2affine.convolution.sizes import INT32_MAX, layout_sizes
-from conv2affine.network.matrices.layers import Convolution
+from conv2affine.network.matrices.layers import Convolution, Repeated
 from conv2affine.network.matrices.matrix import Array, Matrix
 from conv2affine.sparse_linear import SparseLinear
 
@@ -62,6 +62,8 @@ def layer(matrix: Matrix, bias: Array | None, dtype: torch.dtype, layout: Layout
 def _weight(matrix: Matrix, dtype: torch.dtype, layout: str) -> Tensor:
     if isinstance(matrix, Convolution):
         return matrix.tensor(dtype, torch.strided if layout == "dense" else torch.sparse_csr).cpu()
+    if isinstance(matrix, Repeated) and layout == "dense":
+        return matrix.tensor(dtype).cpu()
     narrow = np.float32 if dtype is torch.float32 else np.float64
     csr = matrix.csr(narrow)
     if layout == "dense":

@@ -1,232 +1,201 @@
-"""One rule per ATen operator that is affine in what is not constant; whoever adds one adds one function here.
+"""The rules of ATen operators: their arguments, read into the neutral ones of `network.rules`.
 
-A rule takes a context and the operator's arguments by their names in its schema (`self` is `input`). A tensor that
-depends on the network's inputs comes as a `Value`, all others as tensors. A rule may leave out arguments: then it is
-used only where these have their defaults. It returns affine maps, or values of steps that it added to the graph; or it
-raises `NoRuleError`.
+A rule takes a context and the operator's arguments by the names of their schema, but for those in `NAMES`. It may leave
+out arguments: then it is used only where these have their defaults.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from math import prod
+import functools
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from conv2affine.network.graph import Graph, Value
-from conv2affine.network.matrices.affine import AffineMap
-from conv2affine.network.matrices.matrix import Selection
-from conv2affine.network.rules import formulas as rules
-from conv2affine.network.rules.operands import Map, NoRuleError, broadcast, constant, masked, scaled, through, value
-from conv2affine.network.rules.table import Table
-from conv2affine.network.torch.operator import Operator
+from conv2affine.network.graph import Value
+from conv2affine.network.rules import activations, arithmetic, positions, shapes
+from conv2affine.network.rules.operands import Context, NoRuleError, Rule, constant, value
+from conv2affine.network.torch import windows
 
-__all__ = ["RULES", "Context", "per_axis", "rule", "weight_of"]
+__all__ = ["RULES", "find_rule"]
 
-
-@dataclass(frozen=True, eq=False)
-class Context:
-    """What a rule may know besides the arguments.
-
-    Args:
-        graph: Where steps are added.
-        operator: The operator, with its arguments.
-        inputs: Its inputs.
-        shapes: Of its results.
-        used: Which of its results are used.
-        parameters: Where the numbers of the model's parameters lie.
-        origin: Name of the module.
-    """
-
-    graph: Graph
-    operator: Operator
-    inputs: Sequence[Value]
-    shapes: tuple[tuple[int, ...], ...]
-    used: frozenset[int]
-    parameters: frozenset[int]
-    origin: str
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the first result; no other is used."""
-        if self.used - {0}:
-            raise NoRuleError
-        return self.shapes[0]
-
-    @property
-    def name(self) -> str:
-        """Of the operator, without its overload."""
-        return str(self.operator.target.overloadpacket.__name__)
-
-    @property
-    def axes(self) -> int:
-        """The number of axes that is in the name of the operator, as in avg_pool2d."""
-        return int(self.name.removesuffix("_with_indices").removesuffix("_aa")[-2])
-
-    def is_parameter(self, tensor: Tensor) -> bool:
-        """Whether the numbers of a tensor are those of a parameter."""
-        return tensor.untyped_storage().data_ptr() in self.parameters
+# Arguments of schemas that have other names in the rules; None for those whose value does not matter.
+NAMES: dict[str, str | None] = {
+    **{"self": "x", "input": "x", "mat2": "other", "dim": "axis", "negative_slope": "slope"},
+    **{"min": "low", "max": "high", "min_val": "low", "max_val": "high", "divisor_override": "divisor"},
+    **{"running_mean": "mean", "running_var": "variance"},
+    # Of a result, all but its shape; and of training.
+    **dict.fromkeys(("keepdim", "ceil_mode", "memory_format", "momentum")),
+}
 
 
-RULES = Table()
-rule = RULES.rule
+def add(context: Context, x: Any, other: Any, alpha: Any = 1) -> Any:
+    return arithmetic.add(context, x, other, scales=(1, float(alpha)))
 
 
-def weight_of(argument: Any) -> Tensor:
-    """A weight that must not depend on the inputs."""
-    if not isinstance(argument, Tensor) or not argument.is_floating_point():
-        raise NoRuleError
-    return argument.detach().cpu()
+def subtract(context: Context, x: Any, other: Any, alpha: Any = 1) -> Any:
+    return arithmetic.add(context, x, other, scales=(1, -float(alpha)))
 
 
-@rule("add", "sub")
-def add(context: Context, input: Any, other: Any, alpha: Any = 1) -> Map:
-    sign = -1.0 if context.name == "sub" else 1.0
-    shape = context.shape
-    return broadcast(input, shape) + scaled(broadcast(other, shape), sign * float(alpha), shape)
+def copy(context: Context, x: Any, **options: Any) -> Any:
+    return shapes.copy(context, x)
 
 
-@rule("neg")
-def neg(context: Context, input: Any) -> Map:
-    return through(input, rules.diagonal(-1, context.shape))
+def linear(context: Context, x: Any, weight: Any, bias: Any = None) -> Any:
+    return arithmetic.gemm(context, x, weight, bias, transpose_other=True)
 
 
-@rule("mul")
-def mul(context: Context, input: Any, other: Any) -> Map:
-    if not isinstance(input, Value):
-        input, other = other, input
-    return scaled(broadcast(value(input), context.shape), constant(other), context.shape)
+def addmm(context: Context, x: Any, mat1: Any, other: Any, beta: Any = 1, alpha: Any = 1) -> Any:
+    return arithmetic.gemm(context, mat1, other, x, alpha=float(alpha), beta=float(beta))
 
 
-@rule("div.Tensor")
-def div(context: Context, input: Any, other: Any) -> Map:
-    return scaled(broadcast(value(input), context.shape), 1 / constant(other), context.shape)
+def bilinear(context: Context, i1: Any, i2: Any, i3: Any, **axes: Any) -> Any:
+    if list(axes.values()) != [[1, 3], [0], [1, 2], [2, 3]]:
+        raise NoRuleError("it is not that of nn.Bilinear")
+    return arithmetic.einsum(context, i1, i2, i3, equation="ni,oij,nj->no")
 
 
-@rule("where")
-def where(context: Context, condition: Any, input: Any, other: Any) -> Map:
-    mask, shape = constant(condition), context.shape
-    return masked(input, mask, shape) + masked(other, 1 - mask, shape)
+def reduction(how: str) -> Rule:
+    def reduce(context: Context, x: Any, axis: Any = None) -> Any:
+        axes = [axis] if isinstance(axis, int) else axis or range(len(value(x).shape))
+        return arithmetic.reduce(context, x, axes, how)
+
+    return reduce
 
 
-@rule("clone", "alias", "_to_copy")
-def clone(context: Context, input: Any, **options: Any) -> Map:
-    return through(input, Selection(None, value(input).size))
-
-
-@rule("convolution")
-def convolution(
-    context: Context,
-    input: Any,
-    weight: Any,
-    bias: Any,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[int],
-    groups: int,
-) -> Map:
-    samples, _, *input_size = value(input).shape
-    weight = weight_of(weight)
-    copied = context.is_parameter(weight)
-    if samples != 1:  # part of the sample, not of the batch: one group of channels for each
-        weight, copied = weight.repeat(samples, *(1 for _ in weight.shape[1:])), False
-    axes = len(input_size)
-    matrix = rules.convolution(
-        weight,
-        input_size,
-        stride=per_axis(stride, axes),
-        padding=[(side, side) for side in per_axis(padding, axes)],
-        dilation=per_axis(dilation, axes),
-        groups=groups * samples,
-        transposed=transposed,
-        output_padding=per_axis(output_padding, axes) if transposed else (0,) * axes,
-        copied=copied,
+def prelu(context: Context, x: Any, weight: Any) -> Any:
+    slope, shape = constant(weight), value(x).shape
+    return activations.leaky_relu(
+        context, x, slope.reshape(1, -1, *(1 for _ in shape[2:])) if len(shape) > 1 else slope
     )
-    if bias is None:
-        return through(input, matrix)
-    positions = prod(context.shape[2:])
-    return through(input, matrix, np.tile(np.repeat(constant(bias), positions), samples))
 
 
-@rule("_native_batch_norm_legit_no_training")
-def batch_norm(
-    context: Context,
-    input: Any,
-    weight: Any,
-    bias: Any,
-    running_mean: Any,
-    running_var: Any,
-    momentum: float,
-    eps: float,
-) -> Map:
-    scale, offset = (None if part is None else constant(part) for part in (weight, bias))
-    running = constant(running_mean), constant(running_var)
-    return through(input, *rules.batch_norm(context.shape, scale, offset, *running, eps))
+def extremum(kind: str) -> Rule:
+    rule = activations.extremum(kind)
+    return lambda context, x, other: rule(context, x, other)
 
 
-@rule("linear")
-def linear(context: Context, input: Any, weight: Any, bias: Any = None) -> Map:
-    product = matmul(context, input, weight_of(weight).mT)
-    return product if bias is None else product + broadcast(bias, context.shape)
+def hardtanh(context: Context, x: Any, low: Any = -1, high: Any = 1) -> Any:
+    return activations.clip(context, x, low, high)
 
 
-@rule("matmul", "mm", "bmm")
-def matmul(context: Context, input: Any, other: Any = None, mat2: Any = None) -> Map:
-    other = mat2 if other is None else other
-    from_right = isinstance(input, Value)
-    source, weight = (input, weight_of(other)) if from_right else (value(other), weight_of(input))
-    shape = source.shape
-    if not weight.numel():
-        return AffineMap.constant(np.zeros(context.shape))
-    if weight.dim() == 1:
-        weight = weight[:, None] if from_right else weight[None]
-    if len(shape) == 1:
-        shape = (1, *shape) if from_right else (*shape, 1)
-    if weight.dim() > len(shape) or np.broadcast_shapes(weight.shape[:-2], shape[:-2]) != shape[:-2]:
-        raise NoRuleError  # the value is repeated for each matrix
-    make = rules.matmul_right if from_right else rules.matmul_left
-    return through(source, make(weight, shape, copied=context.is_parameter(weight)))
+def hardsigmoid(context: Context, x: Any) -> Any:
+    return activations.hard_sigmoid(context, x, 1 / 6, 0.5)
 
 
-@rule("addmm")
-def addmm(context: Context, input: Any, mat1: Any, mat2: Any, beta: Any = 1, alpha: Any = 1) -> Map:
-    product = scaled(matmul(context, mat1, mat2), float(alpha), context.shape)
-    return product + scaled(broadcast(input, context.shape), float(beta), context.shape)
+def threshold(context: Context, x: Any, threshold: Any, value: Any) -> Any:
+    return activations.threshold(context, x, threshold, value)
 
 
-@rule("_trilinear")
-def bilinear(
-    context: Context,
-    i1: Any,
-    i2: Any,
-    i3: Any,
-    expand1: Sequence[int],
-    expand2: Sequence[int],
-    expand3: Sequence[int],
-    sumdim: Sequence[int],
-) -> Map:
-    if (expand1, expand2, expand3, sumdim) != ([1, 3], [0], [1, 2], [2, 3]):  # those of nn.Bilinear
-        raise NoRuleError
-    source, other, equation = (i1, i3, "oij,nj->nio") if isinstance(i1, Value) else (i3, i1, "oij,ni->njo")
-    weight = torch.einsum(equation, weight_of(i2).double(), weight_of(other).double())
-    rows, features = value(source).shape
-    return through(source, rules.matmul_right(weight, (rows, 1, features), copied=False))
+def index_put(context: Context, x: Any, indices: Any, values: Any, accumulate: bool = False) -> Any:
+    if not accumulate:
+        return shapes.move(context)
+    return shapes.add_at(context, x, values, torch.ops.aten.index(_numbers(context), indices).numpy())
 
 
-@rule("pow")
-def power(context: Context, input: Any, exponent: Any) -> Map:
-    if (constant(exponent) != 1).any():
-        raise NoRuleError
-    return broadcast(value(input), context.shape)
+def scatter_add(context: Context, x: Any, axis: int, index: Any, src: Any) -> Any:
+    if index.shape != src.shape:
+        raise NoRuleError("only a part is added")
+    return shapes.add_at(context, x, src, torch.gather(_numbers(context), axis, index).numpy())
 
 
-def per_axis(numbers: Any, axes: int) -> list[int]:
-    """One number per axis, of as many or of one."""
-    per: list[int] = [numbers] if isinstance(numbers, int) else list(numbers)
-    return per * axes if len(per) == 1 else per
+def _numbers(context: Context) -> Tensor:
+    """The numbers of the elements of the result."""
+    return torch.arange(Value(context.shape).size).view(context.shape)
+
+
+def cat(context: Context, tensors: Sequence[Any], axis: int = 0) -> Any:
+    return shapes.concat(context, tensors, axis)
+
+
+MOVING = (
+    *("view", "permute", "squeeze", "unsqueeze", "expand", "repeat", "diagonal", "unfold", "flip", "slice", "select"),
+    *("split_with_sizes", "slice_scatter", "index", "index_select", "gather", "pad", "constant_pad_nd"),
+    *("copy", "scatter", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d"),
+)
+DIMENSIONS = (1, 2, 3)
+# By the name of the operator, with its overload where only that has the rule.
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(MOVING, shapes.move),
+    **dict.fromkeys(("clone", "alias", "_to_copy"), copy),
+    "cat": cat,
+    "index_put": index_put,
+    "scatter_add": scatter_add,
+    # Arithmetic
+    "add": add,
+    "sub": subtract,
+    "neg": arithmetic.negate,
+    "mul": arithmetic.multiply,
+    "div.Tensor": arithmetic.divide,
+    "pow": arithmetic.power,
+    "where": arithmetic.where,
+    "_native_batch_norm_legit_no_training": arithmetic.batch_norm,
+    "linear": linear,
+    **dict.fromkeys(("matmul", "mm", "bmm"), arithmetic.matmul),
+    "addmm": addmm,
+    "_trilinear": bilinear,
+    **{name: reduction(name) for name in ("sum", "mean")},
+    **{name: reduction(name[-3:]) for name in ("amax", "amin")},
+    **{f"{name}.dim": reduction(name) for name in ("max", "min")},
+    "cumsum": arithmetic.cumulate,
+    # Over positions
+    "convolution": windows.convolution,
+    **{f"avg_pool{axes}d": windows.pool(positions.average_pool, axes) for axes in DIMENSIONS},
+    **{f"max_pool{axes}d": windows.pool(positions.max_pool, axes) for axes in DIMENSIONS},
+    "max_pool2d_with_indices": windows.pool(positions.max_pool, 2),
+    **{f"adaptive_avg_pool{axes}d": windows.adaptive(positions.adaptive_average_pool, axes) for axes in DIMENSIONS},
+    **{f"adaptive_max_pool{axes}d": windows.adaptive(positions.adaptive_max_pool, axes) for axes in DIMENSIONS},
+    **{
+        name: windows.upsample(name, axes)
+        for name, axes in (
+            *(("upsample_linear1d", 1), ("upsample_bilinear2d", 2), ("upsample_trilinear3d", 3)),
+            *((name, 2) for name in ("upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")),
+        )
+    },
+    **dict.fromkeys(("grid_sampler_2d", "grid_sampler_3d"), windows.grid_sample),
+    # Steps
+    **{kind: activations.plain(kind) for kind in ("relu", "abs")},
+    **{kind: extremum(kind) for kind in ("maximum", "minimum")},
+    "leaky_relu": activations.leaky_relu,
+    "prelu": prelu,
+    "clamp": activations.clip,
+    "hardtanh": hardtanh,
+    "hardsigmoid": hardsigmoid,
+    "threshold": threshold,
+}
+
+
+def find_rule(target: Any) -> Rule | None:
+    """The rule of an operator; None if there is none."""
+    name = target.overloadpacket.__name__
+    rule = RULES.get(f"{name}.{target._overloadname}") or RULES.get(name)
+    return rule and functools.partial(_apply, rule, target)
+
+
+def _apply(rule: Rule, target: Any, context: Context, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The result of a rule, which need not take arguments that have their defaults."""
+    parameters = _parameters(rule)
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    taken = {}
+    for number, argument in enumerate(target._schema.arguments):
+        name = NAMES.get(argument.name, argument.name)
+        if number < len(args):
+            given = args[number]
+        elif argument.name in kwargs:
+            given = kwargs[argument.name]
+        else:
+            continue
+        if name is None:
+            continue
+        if takes_all or name in parameters:
+            taken[name] = given
+        elif not argument.has_default_value() or given != argument.default_value:
+            raise NoRuleError(f"{argument.name} must have its default")
+    return rule(context, **taken)
+
+
+@functools.cache
+def _parameters(rule: Rule) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(rule).parameters

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
 from torch.fx.node import map_aggregate
 
 from conv2affine.network.graph import Value
 
-__all__ = ["Operator", "Slot"]
+__all__ = ["AtenCall", "Slot"]
 
 
 @dataclass(frozen=True)
@@ -20,14 +24,14 @@ class Slot:
 
 
 @dataclass(frozen=True, eq=False)
-class Operator:
+class AtenCall:
     """A PyTorch operator with its constant arguments.
 
     Args:
         target: The operator.
         args: Its arguments, with a `Slot` for each input.
         kwargs: Likewise.
-        results: Which of its results are wanted; None if it has only one.
+        results: Which of its results are used; None if it has only one.
         reason: Why it is kept, where a rule knows it with other arguments.
     """
 
@@ -43,7 +47,7 @@ class Operator:
         return bool(self.target.overloadpacket.__name__.startswith(("as_strided", "view")))
 
     @classmethod
-    def of(cls, target: Any, args: Any, kwargs: Any) -> tuple[Operator, list[Value]]:
+    def of(cls, target: Any, args: Any, kwargs: Any) -> tuple[AtenCall, list[Value]]:
         """The operator and its inputs: the values among its arguments, each once."""
         inputs: list[Value] = []
 
@@ -63,3 +67,15 @@ class Operator:
             (self.args, self.kwargs), lambda part: inputs[part.number] if isinstance(part, Slot) else part
         )
         return args, kwargs
+
+    def run(self, inputs: Sequence[Any], *, double: bool = False) -> list[Any]:
+        """Its results that are used, for arrays as inputs; with constants as float64 too if `double`."""
+
+        def widened(argument: Any) -> Any:
+            is_floating = isinstance(argument, Tensor) and argument.is_floating_point()
+            return argument.detach().double() if double and is_floating else argument
+
+        args, kwargs = self.filled([torch.from_numpy(np.ascontiguousarray(array)) for array in inputs])
+        args, kwargs = map_aggregate((args, kwargs), widened)
+        result = self.target(*args, **kwargs)
+        return [(result if self.results is None else result[number]).numpy() for number in self.results or (0,)]

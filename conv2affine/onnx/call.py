@@ -11,13 +11,13 @@ from onnx import AttributeProto, NodeProto, ValueInfoProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from conv2affine.network.graph import Value
-from conv2affine.network.torch.operator import Slot
+from conv2affine.network.torch.call import Slot
 
-__all__ = ["Operator"]
+__all__ = ["OnnxCall"]
 
 
 @dataclass(frozen=True, eq=False)
-class Operator:
+class OnnxCall:
     """An ONNX operator with its constant arguments.
 
     Args:
@@ -41,7 +41,7 @@ class Operator:
     reason: str = ""
 
     @classmethod
-    def of(cls, node: NodeProto, opset: int, args: Sequence[Any], used: Container[str]) -> tuple[Operator, list[Value]]:
+    def of(cls, node: NodeProto, opset: int, args: Sequence[Any], used: Container[str]) -> tuple[OnnxCall, list[Value]]:
         """The operator and its inputs: the values among its arguments, each once; `used` has the results wanted."""
         inputs = list(dict.fromkeys(arg for arg in args if isinstance(arg, Value)))
         slots = tuple(Slot(inputs.index(arg)) if isinstance(arg, Value) else arg for arg in args)
@@ -65,7 +65,7 @@ class Operator:
         return node
 
     def run(self, inputs: Sequence[Any], *, double: bool = False) -> list[Any]:
-        """Its results for arrays, in `onnx.reference`; with constants as float64 too if so wanted."""
+        """Its results that are used, of arrays, by `onnx.reference`; with constants as float64 too if `double`."""
         feeds = {}
         for number, arg in enumerate(self.args):
             if isinstance(arg, Slot):

@@ -1,0 +1,53 @@
+"""Rules of what moves elements: most are run on the numbers of the elements."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from conv2affine.network.rules.formulas import gather_sums
+from conv2affine.network.rules.moves import concatenate, follow
+from conv2affine.network.rules.operands import Context, Map, NoRuleError, broadcast, constant, value
+
+__all__ = ["add_at", "concat", "copy", "move", "pad"]
+
+
+def move(context: Context, *arguments: Any, **attributes: Any) -> Any:
+    """Any operator that only moves elements, whatever its arguments are."""
+    try:
+        return follow(lambda *arrays: context.call.run(arrays, double=True), context.inputs)
+    except Exception as error:  # that it does more than to move, or whatever the operator trips over
+        raise NoRuleError(str(error)) from error
+
+
+def copy(context: Context, x: Any) -> Map:
+    """The value itself."""
+    return broadcast(value(x), context.shape)
+
+
+def concat(context: Context, parts: Sequence[Any], axis: int) -> Any:
+    """All parts, one after the other along an axis."""
+    return concatenate(parts, context.shape, axis) or move(context)
+
+
+def pad(context: Context, sides: Any, fill: Any) -> Map:
+    """A constant on both sides of each axis; negative numbers cut elements off."""
+    fill = constant(fill)
+
+    def run(array: Any) -> Any:
+        kept = array[tuple(slice(max(0, -a), n - max(0, -b)) for n, (a, b) in zip(array.shape, sides, strict=True))]
+        return np.pad(kept, np.clip(sides, 0, None), constant_values=fill)
+
+    [(map, shape)] = follow(run, context.inputs)
+    if shape != context.shape:
+        raise NoRuleError(f"pads = {np.transpose(sides).ravel().tolist()}")
+    return map
+
+
+def add_at(context: Context, x: Any, other: Any, places: Any) -> Map:
+    """The sum of x and of what of another is added at places, the numbers of elements of x."""
+    size = prod(context.shape)
+    return broadcast(x, context.shape) + broadcast(other, places.shape).then(gather_sums(places.ravel(), size))
