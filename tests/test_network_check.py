@@ -48,10 +48,10 @@ def test_a_piece_with_a_wrong_row_is_refused(off, dtype, monkeypatch):
     model, x = uneven(dtype), torch.rand(2, 3, 8, 8, dtype=dtype)
     rule = rules.RULES["linear"]
 
-    def broken(context, input, weight, bias=None):
+    def broken(context, input, weight, *rest, **options):
         factors = torch.ones(len(weight), 1, dtype=torch.float64)
         factors[1] += off
-        return rule(context, input=input, weight=weight * factors, bias=bias)
+        return rule(context, input, weight * factors, *rest, **options)
 
     monkeypatch.setitem(rules.RULES, "linear", broken)
     with pytest.raises(RuntimeError, match=r"off by .* at \[\d+, 1\], where rounding explains .* in output 0"):
