@@ -16,7 +16,7 @@ from conv2affine.network.torch.modules import Affine
 from conv2affine.network.torch.rounding import WIDE, WIDER, InDouble, Noise, wider
 from conv2affine.network.torch.unchanged import unchanged, users_device
 
-__all__ = ["ROUGHEST", "ROUNDINGS", "difference", "verify"]
+__all__ = ["EPS", "ROUGHEST", "ROUNDINGS", "RUNS", "difference", "scale", "verify"]
 
 # The random samples, in units of the largest element of the example; and as many samples of that are run at most.
 SCALES = (1 / 64, 1 / 2, 4)
@@ -72,16 +72,16 @@ def verify(
         got_exact = _leaves(pieces(*map(wider, inputs)), flat)
         exact, scales, is_double = _exact(model, inputs, expected, eps, flat)
         outputs = zip(expected, got, exact, got_exact, scales, strict=True)
-        for number, (a, b, c, d, scale) in enumerate(outputs):
+        for number, (a, b, c, d, size) in enumerate(outputs):
             drift = _distance(a, c) if isinstance(a, Tensor) and a.shape == c.shape else 0
-            problem = difference(a, b, tolerance * scale + drift)
+            problem = difference(a, b, tolerance * size + drift)
             wanted = dtypes.get(a.dtype, a.dtype) if isinstance(a, Tensor) else None
             if not problem and wanted is not getattr(b, "dtype", None):
                 problem = f"{b.dtype} for {wanted}"
             if not problem and isinstance(a, Tensor):
                 # Some models give something else in float64: those that ask for the limits of a dtype, say.
-                allowed = (EXACT if is_double else tolerance) * scale
-                problem = difference(torch.where(drift <= tolerance * scale, c, d), d, allowed)
+                allowed = (EXACT if is_double else tolerance) * size
+                problem = difference(torch.where(drift <= tolerance * size, c, d), d, allowed)
                 problem = problem and f"{problem} in float64"
             if problem:
                 _refuse(model, inputs, number, problem, tolerance, flat)
@@ -130,11 +130,11 @@ def _exact(
         exact, is_double = expected, False
         with Noise(eps):
             moved = [_run(model, inputs, flat) for _ in range(RUNS)]
-    scales = [_scale(a, runs, eps) if isinstance(a, Tensor) else 0 for a, *runs in zip(exact, *moved, strict=True)]
+    scales = [scale(a, runs, eps) if isinstance(a, Tensor) else 0 for a, *runs in zip(exact, *moved, strict=True)]
     return exact, scales, is_double
 
 
-def _scale(exact: Tensor, moved: Sequence[Tensor], eps: float) -> Tensor:
+def scale(exact: Tensor, moved: Sequence[Tensor], eps: float) -> Tensor:
     """|exact| and the most by which an element moves, per unit of noise; infinite where an integer moves."""
     size = exact.abs().double() if exact.dtype in (*WIDER, *WIDE) else torch.zeros_like(exact, dtype=torch.float64)
     distances = torch.stack([_distance(exact, run) for run in moved])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, ValueInfoProto
 
-from conv2affine.network.graph import Step
+from conv2affine.network.graph import Kept, Step
 from conv2affine.onnx.importer import OnnxNetwork
 from conv2affine.onnx.kept_writer import runs_on_vectors
 from conv2affine.onnx.runner import Run, RunError, sample
@@ -31,7 +31,7 @@ def with_outputs(proto: ModelProto, names: Sequence[str]) -> ModelProto:
     return model
 
 
-def first_mixing(network: OnnxNetwork, steps: Sequence[Step], original: Callable[[Sequence[str]], Run]) -> str:
+def first_mixing(network: OnnxNetwork, steps: Sequence[Step | Kept], original: Callable[[Sequence[str]], Run]) -> str:
     """Why the result cannot take any number of samples; "" if it can.
 
     Every output, and what a kept step takes and gives on tensors of its own, has to be for a batch what it is for each
@@ -48,11 +48,11 @@ def first_mixing(network: OnnxNetwork, steps: Sequence[Step], original: Callable
     for step in on_tensors:
         # Where the values of a step cannot be looked at, their shapes have to do.
         shapes = (*step.shapes, *(value.shape for value in step.outputs))
-        if not step.operator.inputs and any(shape[:1] != (1,) for shape in shapes):
+        if not step.call.inputs and any(shape[:1] != (1,) for shape in shapes):
             return f"{', '.join(step.origin)} ({step.kind}) does not have the batch along its first axis"
     outputs = [tensor.name for tensor in network.outputs]
     known = {tensor.name for tensor in (*network.inputs, *network.outputs)}
-    names = [name for step in on_tensors for name in step.operator.tensors if name not in known]
+    names = [name for step in on_tensors for name in step.call.tensors if name not in known]
     names = list(dict.fromkeys(names))
     run = original(names)
     batch = sample(network.inputs, SAMPLES, True)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TypeProto, ValueInfoProto, helper, numpy_helper
 
-from conv2affine.network.graph import Node, Piece, Value
+from conv2affine.network.graph import Piece, Step, Value
 from conv2affine.network.kinds import KINDS
 from conv2affine.onnx.runner import RunError, runner
 
@@ -53,7 +53,7 @@ def run_alone(node: NodeProto, opset: int, results: Mapping[str, Any], types: Ma
         return None
 
 
-def agrees(node: Node, trial: Trial) -> bool:
+def agrees(node: Piece | Step, trial: Trial) -> bool:
     """Whether a piece or step makes of the input what the operator that it stands for makes of it."""
     x, (expected, *_) = trial
     if node.outputs[0].shape != expected.shape:

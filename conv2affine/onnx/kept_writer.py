@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import TensorProto, defs, helper
 
-from conv2affine.network.graph import Step
+from conv2affine.network.graph import Kept, Step
 from conv2affine.network.torch.call import Slot
 from conv2affine.onnx.call import OnnxCall
 from conv2affine.onnx.importer import FLOATS
@@ -28,30 +28,30 @@ POINTWISE = frozenset(
 )
 
 
-def runs_on_vectors(step: Step) -> bool:
+def runs_on_vectors(step: Step | Kept) -> bool:
     """Whether a step does the same on flat vectors: its values have one shape, and its constants one element."""
-    operator: OnnxCall = step.operator
+    call: OnnxCall = step.call
     shapes = {*step.shapes, *(value.shape for value in step.outputs)}
-    constants = (arg for arg in operator.args if isinstance(arg, np.ndarray))
-    return operator.op_type in POINTWISE and len(shapes) == 1 and all(array.size == 1 for array in constants)
+    constants = (arg for arg in call.args if isinstance(arg, np.ndarray))
+    return call.op_type in POINTWISE and len(shapes) == 1 and all(array.size == 1 for array in constants)
 
 
-def write_kept(writer: Writer, step: Step, inputs: Sequence[str], results: Sequence[str], origin: str) -> None:
+def write_kept(writer: Writer, step: Step | Kept, inputs: Sequence[str], results: Sequence[str], origin: str) -> None:
     """Write a kept step.
 
     Args:
         writer: Of the model.
-        step: With an operator.
+        step: With a call.
         inputs: Names of its inputs; all are vectors where it runs on those.
         results: Names for its outputs.
         origin: What to name the node after.
     """
-    operator: OnnxCall = step.operator
-    formal = defs.get_schema(operator.op_type, writer.opset).inputs
+    call: OnnxCall = step.call
+    formal = defs.get_schema(call.op_type, writer.opset).inputs
     elem_type = helper.np_dtype_to_tensor_dtype(writer.dtype)
     on_vectors = runs_on_vectors(step)
     args = []
-    for number, arg in enumerate(operator.args):
+    for number, arg in enumerate(call.args):
         if isinstance(arg, Slot):
             args.append(inputs[arg.number])
         elif arg is None:
@@ -61,12 +61,12 @@ def write_kept(writer: Writer, step: Step, inputs: Sequence[str], results: Seque
             keeps_type = _type_name(elem_type) not in formal[min(number, len(formal) - 1)].types
             array = arg.reshape(()) if on_vectors else arg
             args.append(writer.constant(f"{origin}.{number}", array, keeps_type=keeps_type))
-    wanted = dict(zip(operator.results, results, strict=True))
+    wanted = dict(zip(call.results, results, strict=True))
     outputs = [
-        wanted.get(number) or (name and writer.name(f"{origin}.unused")) for number, name in enumerate(operator.outputs)
+        wanted.get(number) or (name and writer.name(f"{origin}.unused")) for number, name in enumerate(call.outputs)
     ]
-    node = operator.node(args, outputs, writer.name(f"{origin}/{operator.op_type}"))
-    if operator.op_type == "Cast" and helper.get_node_attr_value(node, "to") in FLOATS:
+    node = call.node(args, outputs, writer.name(f"{origin}/{call.op_type}"))
+    if call.op_type == "Cast" and helper.get_node_attr_value(node, "to") in FLOATS:
         [to] = [attribute for attribute in node.attribute if attribute.name == "to"]
         to.i = elem_type
     writer.nodes.append(node)
