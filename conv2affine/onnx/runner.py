@@ -15,7 +15,7 @@ from onnx import ModelProto, helper
 from onnx.reference import ReferenceEvaluator
 from onnx.shape_inference import InferenceError
 
-from conv2affine.network.verify import EPS, ROUGHEST, ROUNDINGS, RUNS, difference, scale
+from conv2affine.network.comparison import EPS, RUNS, difference, scale, tolerance_of
 from conv2affine.onnx.noise import with_noise
 from conv2affine.onnx.reader import Tensor
 
@@ -148,7 +148,7 @@ def compare(
         if a.shape != b.shape:
             shapes = f"shape {tuple(b.shape)}, and that of the original is {tuple(a.shape)}"
             raise RuntimeError(f"output {number} has {shapes}")
-        problem = difference(a, b, min(ROUNDINGS * eps, ROUGHEST) * scale(a, [x.reshape(a.shape) for x in others], eps))
+        problem = difference(a, b, tolerance_of(eps) * scale(a, [x.reshape(a.shape) for x in others], eps))
         if problem:
             raise RuntimeError(
                 f"the result does not equal the original, {problem} in output {number}; please report this"
