@@ -16,8 +16,8 @@ from onnx.reference import ReferenceEvaluator
 from onnx.shape_inference import InferenceError
 
 from conv2affine.network.comparison import EPS, RUNS, difference, scale, tolerance_of
+from conv2affine.onnx.model import TensorInfo
 from conv2affine.onnx.noise import with_noise
-from conv2affine.onnx.reader import Tensor
 
 __all__ = ["Run", "RunError", "compare", "runner", "sample"]
 
@@ -97,7 +97,7 @@ def _reference(model: ModelProto | Path) -> Run:
     return Run(run)
 
 
-def sample(tensors: Sequence[Tensor], batch: int, is_batched: bool) -> dict[str, Any]:
+def sample(tensors: Sequence[TensorInfo], batch: int, is_batched: bool) -> dict[str, Any]:
     """Random inputs; of so many samples each, if they may hold any number of them."""
     random = np.random.default_rng(batch)
     inputs = {}
