@@ -63,6 +63,18 @@ struct Regions {
   }
 };
 
+// Of a positive denominator.
+int64_t ceil_div(int64_t numerator, int64_t denominator);
+
+// Input coordinates, or outputs of a transposed convolution, between the first and the last tap.
+int64_t reach(const Axis& axis);
+
+// The regions of an axis' output.
+Regions regions_of(const Axis& axis);
+
+// Those of the transposed table of an axis whose padding is folded, from those of its transposed convolution.
+Regions folded_regions(const Axis& axis, Regions regions);
+
 // Entries of a pattern, in ascending order of the input coordinate: entry n reads input + n * step.
 struct TapRun {
   int64_t input, step, count;

@@ -59,7 +59,7 @@ def test_units(case):
     low, high, units = case
     graph = Graph()
     x = graph.add_input((1, 1))
-    graph.outputs += graph.add_step("clip", [x], [(1, 1)], {"low": low, "high": high})
+    graph.outputs.append(graph.add_step("clip", [x], (1, 1), {"low": low, "high": high}))
     nodes = to_relu(graph, torch.float32).nodes
     assert [node.kind for node in nodes if hasattr(node, "kind")] == ["relu"] * units
 

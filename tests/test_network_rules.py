@@ -319,7 +319,7 @@ KEPT = {
         X,
     ),
     "clamp-infinite": ("clamp", lambda x: x.clamp(min=torch.inf), X),
-    "leaky-relu-infinite": ("aten::leaky_relu", lambda x: F.leaky_relu(x, torch.inf), X),
+    "leaky-relu-infinite": ("leaky_relu", lambda x: F.leaky_relu(x, torch.inf), X),
     "argmax": ("argmax", lambda x: x.flatten(1).argmax(1), X),
     "singular-values": ("_linalg_svd", lambda x: torch.linalg.svd(x)[1], X),
     "fourier": ("_fft_r2c", lambda x: torch.fft.rfft(x).abs(), X),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from conv2affine.network.torch.rounding import WIDE, WIDER
 
-__all__ = ["EPS", "EXACT", "INFINITIES", "RUNS", "difference", "distance", "scale", "tolerance_of"]
+__all__ = ["COARSE", "EPS", "EXACT", "INFINITIES", "RUNS", "difference", "distance", "scale", "tolerance_of"]
 
 # Runs with noise. An element's own scale is the most by which it moves: it must not be small by chance.
 RUNS = 4
@@ -19,6 +19,8 @@ ROUNDINGS = 1000
 # One rounding in float64, and some more: noise of 2e-16 would be rounded itself. The affine pieces are computed so.
 EPS = 1e-12
 EXACT = ROUNDINGS * EPS
+# Noise in the dtype that rounds: less would be rounded off.
+COARSE = 8
 # And by this part at most, however rough the dtype is: else anything would pass in half precision.
 ROUGHEST = 0.1
 INFINITIES = "infinities or NaN"

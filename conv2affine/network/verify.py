@@ -10,7 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from conv2affine.network.comparison import EPS, EXACT, INFINITIES, RUNS, difference, distance, scale, tolerance_of
+from conv2affine.network.comparison import (
+    COARSE,
+    EPS,
+    EXACT,
+    INFINITIES,
+    RUNS,
+    difference,
+    distance,
+    scale,
+    tolerance_of,
+)
 from conv2affine.network.mixing import first_mixing, is_close
 from conv2affine.network.torch.exporter import export_torch
 from conv2affine.network.torch.importer import TorchNetwork
@@ -65,12 +75,13 @@ def verify(
         pieces = _pieces(network, inputs, got, flat)
         outputs = zip(expected, got, exact, pieces, scales, own_scales, strict=True)
         for number, (a, b, c, d, size, own_size) in enumerate(outputs):
-            drift = distance(a, c) if isinstance(a, Tensor) and a.shape == c.shape else 0
-            problem = difference(a, b, tolerance * (size + own_size) + drift)
+            is_compared = isinstance(a, Tensor) and a.shape == b.shape
+            drift = distance(a, c) if is_compared else 0
+            problem = difference(a, b, tolerance * (size + own_size) + drift if is_compared else 0)
             wanted = dtypes.get(a.dtype, a.dtype) if isinstance(a, Tensor) else None
             if not problem and wanted is not getattr(b, "dtype", None):
                 problem = f"{b.dtype} for {wanted}"
-            if not problem and isinstance(a, Tensor) and d is not None:
+            if not problem and is_compared and d is not None:
                 # Some models give something else in float64: those that ask for the limits of a dtype, say.
                 allowed = (EXACT if is_double else tolerance) * size
                 problem = difference(torch.where(drift <= tolerance * size, c, d), d, allowed)
@@ -111,22 +122,26 @@ def _result(
 ) -> tuple[list[Any], list[Tensor | float]]:
     """The outputs of the result, and the scale of each of their elements: what it computes may be larger inside."""
     got = _leaves(result(*inputs), flat)
-    with Noise(eps):
+    with Noise(COARSE * eps):
         moved = _leaves(result(*(x.repeat(RUNS, *[1] * (x.dim() - 1)) for x in inputs)), flat)
     scales: list[Tensor | float] = []
     for a, b in zip(got, moved, strict=True):
         has_rows = isinstance(a, Tensor) and b.shape == (RUNS * len(inputs[0]), *a.shape[1:])
-        scales.append(scale(a, list(b.unflatten(0, (RUNS, -1))), eps) if has_rows else 0)
+        scales.append(scale(a, list(b.unflatten(0, (RUNS, -1))), COARSE * eps) if has_rows else 0)
     return got, scales
 
 
 def _pieces(network: TorchNetwork, inputs: Sequence[Tensor], got: list[Any], flat: bool) -> list[Any]:
-    """The outputs of the affine pieces and steps in float64; None for each if a step cannot run so."""
+    """The outputs of the affine pieces and steps in float64; None where a step cannot run so: it reads bytes, say."""
     module = export_torch(network, wider, lambda _, matrix, bias: Affine(matrix, bias))
     try:
-        return _leaves(module(*map(wider, inputs)), flat)
-    except RuntimeError:  # it reads the bytes of another dtype, say
+        outputs = _leaves(module(*map(wider, inputs)), flat)
+    except RuntimeError:
         return [None] * len(got)
+    return [
+        d if isinstance(d, Tensor) and isinstance(b, Tensor) and d.shape == b.shape else None
+        for b, d in zip(got, outputs, strict=True)
+    ]
 
 
 def _exact(
@@ -136,17 +151,19 @@ def _exact(
 
     The scale is how far an element moves, for one unit of noise.
     """
-    noise, is_double = Noise(eps), True
+    is_double = True
     copies = [x.clone() for x in inputs]
     try:
-        with InDouble(copies, noise, RUNS) as double, users_device(inputs):
+        with InDouble(copies, Noise(eps), RUNS) as double, users_device(inputs):
             outputs = model(*copies)
         exact, *moved = (
             _leaves(pytree.tree_map(partial(double.exact, run=run), outputs), flat) for run in range(RUNS + 1)
         )
+        if any(isinstance(a, Tensor) and a.shape != b.shape for a, b in zip(expected, exact, strict=True)):
+            raise TypeError("the bytes of float64 are not those of the model's dtype")
     except Exception:  # an operator has no float64, or writes to constants of another dtype
-        exact, is_double = expected, False
-        with noise:
+        exact, is_double, eps = expected, False, COARSE * eps
+        with Noise(eps):
             moved = [_run(model, inputs, flat) for _ in range(RUNS)]
     scales = [scale(a, runs, eps) if isinstance(a, Tensor) else 0 for a, *runs in zip(exact, *moved, strict=True)]
     return exact, scales, is_double

@@ -15,7 +15,7 @@ from onnx import ModelProto, helper
 from onnx.reference import ReferenceEvaluator
 from onnx.shape_inference import InferenceError
 
-from conv2affine.network.comparison import EPS, RUNS, difference, scale, tolerance_of
+from conv2affine.network.comparison import COARSE, EPS, RUNS, difference, scale, tolerance_of
 from conv2affine.onnx.model import TensorInfo
 from conv2affine.onnx.noise import with_noise
 
@@ -137,7 +137,7 @@ def compare(
     """
     eps = max(EPS, eps)
     try:
-        wanted, moved = expected(inputs), _moved(expected, inputs, eps)
+        wanted, moved = expected(inputs), _moved(expected, inputs, COARSE * eps)
     except RunError as error:
         raise ValueError(f"the model must run on random inputs, to be compared with the result: {error}") from error
     given = {name: _reshaped(x.astype(dtypes.get(name, x.dtype)), flat) for name, x in inputs.items()}
@@ -148,7 +148,7 @@ def compare(
         if a.shape != b.shape:
             shapes = f"shape {tuple(b.shape)}, and that of the original is {tuple(a.shape)}"
             raise RuntimeError(f"output {number} has {shapes}")
-        problem = difference(a, b, tolerance_of(eps) * scale(a, [x.reshape(a.shape) for x in others], eps))
+        problem = difference(a, b, tolerance_of(eps) * scale(a, [x.reshape(a.shape) for x in others], COARSE * eps))
         if problem:
             raise RuntimeError(
                 f"the result does not equal the original, {problem} in output {number}; please report this"

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CSRC, HEADERS, TORCH = ROOT / "csrc", ROOT / "tests" / "emulation", Path(torch.__file__).parent
 SOURCES = [
     *sorted(CSRC.glob("cuda/*.c*")),
-    *(CSRC / name for name in ("convolution.cpp", "rows.cpp", "storage.cpp", "sums.cpp", "taps.cpp")),
+    *(CSRC / name for name in ("convolution.cpp", "regions.cpp", "rows.cpp", "storage.cpp", "sums.cpp", "taps.cpp")),
 ]
 INCLUDES = [f"-I{HEADERS}", f"-I{CSRC}", f"-isystem{TORCH}/include", f"-isystem{TORCH}/include/torch/csrc/api/include"]
 # -Wconversion: an index that is cut to 32 bits must say so. More flags, a sanitizer's, come from the environment.
