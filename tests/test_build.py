@@ -59,6 +59,11 @@ def test_is_typed_and_versioned():
     assert conv2affine.__version__ == "0.2.0"
 
 
+def test_dir_shows_what_users_call():
+    assert dir(conv2affine) == sorted([*conv2affine.__all__, "__version__", "distributed", "files", "onnx"])
+    assert {"to_linear_network", "to_mlp"} <= {*conv2affine.__all__}
+
+
 PUBLIC = [getattr(conv2affine, name) for name in conv2affine.__all__]
 FUNCTIONS = [public for public in PUBLIC if inspect.isfunction(public)]
 

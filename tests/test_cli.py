@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -108,6 +110,22 @@ def test_an_empty_file_is_named(tmp_path):
 
 def test_version():
     assert run("--version").stdout == f"conv2affine {conv2affine.__version__}\n"
+
+
+def test_as_a_module():
+    result = subprocess.run([sys.executable, "-m", "conv2affine", "--version"], capture_output=True, text=True)
+    assert result.stdout == f"conv2affine {conv2affine.__version__}\n"
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".pt2"])
+def test_a_pytorch_file_is_to_be_exported(tmp_path, suffix):
+    path = tmp_path / f"model{suffix}"
+    path.touch()
+    for arguments in ("plan", path), ("convert", path, tmp_path / "out.onnx"):
+        result = run(*arguments)
+        assert result.exit_code == 1
+        assert result.stderr.startswith(f"error: {path} must be an ONNX file, and has the name of a PyTorch file;")
+        assert "torch.onnx.export(model, (x,), 'model.onnx')" in result.stderr
 
 
 def test_missing_file(tmp_path):
