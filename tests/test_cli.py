@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import typer
 from onnx_models import model, operators, random
 from typer.testing import CliRunner
 
@@ -148,6 +151,20 @@ def test_usage_errors(file):
 @pytest.mark.parametrize("command", ["plan", "convert"])
 def test_help_teaches_by_example(command):
     assert f"conv2affine {command} lenet.onnx" in run(command, "--help").stdout
+
+
+def test_every_option_is_in_the_api_reference():
+    page = (Path(__file__).parents[1] / "docs/api/command-line.md").read_text()
+    documented = {
+        (option, of) for option, of in re.findall(r"^\| `(--[\w-]+).*?\| (both|convert) \|", page, re.MULTILINE)
+    }
+    options = {
+        name: {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
+        for name, command in typer.main.get_command(app).commands.items()
+    }
+    both = options["plan"] & options["convert"]
+    assert options["plan"] == both
+    assert documented == {(option, "both" if option in both else "convert") for option in options["convert"]}
 
 
 def test_plan_of_random_bytes(tmp_path):
