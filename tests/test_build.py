@@ -92,7 +92,7 @@ def test_no_compiled_part_for_this_torch(before, version, others):
     package = Path(conv2affine.__file__).parent
     assert error.startswith(f"ImportError: {package} has no compiled part that loads with torch {version} (")
     assert f"it has one for torch {others};" in error
-    assert "pip install --no-build-isolation ." in error
+    assert "build it in the source tree with: pip install . (" in error
 
 
 def test_gil_is_released_while_it_works():

@@ -24,8 +24,8 @@ except ImportError as error:
     others = sorted({path.name.split(".")[0][3:].replace("_", ".") for path in PACKAGE.glob("_C_*.so")})
     raise ImportError(
         f"{PACKAGE} has no compiled part that loads with torch {torch.__version__} ({error}); it has one for torch "
-        f"{', '.join(others) or '-'}; build it in the source tree with: pip install --no-build-isolation . "
-        "(or install that torch, or run in a folder without the source, if conv2affine is installed)"
+        f"{', '.join(others) or '-'}; build it in the source tree with: pip install . "
+        "(or install such a torch, or run in a folder without the source, if conv2affine is installed)"
     ) from error
 
 
