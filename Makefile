@@ -3,11 +3,11 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH ?= 2.13.0
-SOURCES := $(shell git ls-files csrc) CMakeLists.txt setup.py pyproject.toml
+SOURCES := $(shell git ls-files csrc) CMakeLists.txt build_backend.py setup.py pyproject.toml
 CXX_FILES := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'tests/*.h')
-PYTHON_FILES := conv2affine tests examples benchmarks docs setup.py
+PYTHON_FILES := conv2affine tests examples benchmarks docs build_backend.py setup.py
 
-.PHONY: test test-all coverage demo bench docs lint format wheel fuzz sanitize sanitize-threads clean cuda-compile cuda-sanitize cuda-check petsc-check
+.PHONY: test test-all coverage demo bench docs lint format wheel wheel-check sdist release-check fuzz sanitize sanitize-threads clean cuda-compile cuda-sanitize cuda-check petsc-check
 .DELETE_ON_ERROR:
 
 # In minutes, before a commit: without the long products of cases. One thread a process, as there is one for each core.
@@ -38,18 +38,41 @@ docs: $(VENV)/installed
 	  docs build/docs
 	$(BIN)/python docs/check_links.py build/docs
 
-# dist/: the sdist and, made from it, the wheel, which then runs the start page's example where the source is not.
-# torch brings its own libraries, libgomp among them.
-wheel: $(VENV)/tools
+# dist/: the sdist and, made from it, the wheel, which holds the compiled part for each of these. It then runs the start
+# page's example where the source is not. torch brings its own libraries, libgomp among them.
+WHEEL_TORCHES ?= 2.13.0 2.14.1
+WHEEL_FOLDERS := $(WHEEL_TORCHES:%=$(CURDIR)/build/torch/%/torch)
+wheel: $(VENV)/tools $(WHEEL_FOLDERS:=/version.py)
 	rm -rf dist build/wheel
-	$(BIN)/python -m build --no-isolation --outdir build/wheel .
+	CONV2AFFINE_TORCH=$$(echo $(WHEEL_FOLDERS) | tr ' ' :) CONV2AFFINE_CUDA=OFF \
+	  $(BIN)/python -m build --no-isolation --outdir build/wheel .
 	PATH=$(CURDIR)/$(BIN):$$PATH auditwheel repair --exclude 'libc10*.so' --exclude 'libtorch*.so' \
 	  --exclude libgomp.so.1 --wheel-dir dist build/wheel/*.whl
 	mv build/wheel/*.tar.gz dist
+	$(MAKE) wheel-check
+
+sdist:
+	$(PYTHON) -m venv build/sdist && build/sdist/bin/pip install --quiet build
+	build/sdist/bin/python -m build --sdist --outdir dist .
+
+# Whether the tag fits the version: make release-check TAG=v0.2.0
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+release-check:
+	@test "$(TAG)" = "v$(VERSION)" || { echo "the tag ($(TAG)) must be v$(VERSION), as in pyproject.toml"; exit 1; }
+	@grep -q '^## \[$(VERSION)\] - 2' CHANGELOG.md || { echo "CHANGELOG.md must have a section [$(VERSION)] with a date"; exit 1; }
+
+# The wheel in dist/ for this Python, in a new environment that has this torch already, and keeps it.
+wheel-check:
 	fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(PYTHON) -m venv $$fresh/venv && \
-	$$fresh/venv/bin/pip install --quiet torch==$(TORCH) dist/*.whl && cd $$fresh && \
+	$$fresh/venv/bin/pip install --quiet torch==$(TORCH) && \
+	$$fresh/venv/bin/pip install --quiet --no-deps --no-index --find-links dist conv2affine && \
+	$$fresh/venv/bin/pip install --quiet torch==$(TORCH) conv2affine && $$fresh/venv/bin/pip check && cd $$fresh && \
 	venv/bin/python -m doctest $(CURDIR)/docs/index.md && \
-	venv/bin/python -c "import conv2affine; print('the wheel works:', conv2affine.__file__)"
+	venv/bin/python -c "import conv2affine; print('the wheel works with torch $(TORCH):', conv2affine.__file__)"
+
+# A torch to build for: its headers and libraries, without what it requires.
+$(CURDIR)/build/torch/%/torch/version.py:
+	$(BIN)/pip install --quiet --no-deps --target build/torch/$* torch==$*
 
 # Fuzzing and fault injection: an hour, or two minutes with FUZZ=short. docs/testing.md has the findings.
 FUZZ ?= long

@@ -1,4 +1,4 @@
-"""Builds the extension with CMake, and pins the torch that it was built for."""
+"""Builds the compiled part with CMake, once for each torch, and requires one of these."""
 
 import importlib.metadata
 import os
@@ -11,7 +11,11 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))  # not there in every build
+from build_backend import torch_folders  # noqa: E402
+
 TESTED_WITH = "torch>=2.13,<2.15"
+TORCHES = {f"conv2affine._C_{minor.replace('.', '_')}": (minor, folder) for minor, folder in torch_folders().items()}
 
 
 def tool(name: str) -> str | None:
@@ -29,16 +33,22 @@ def tool(name: str) -> str | None:
 class CMakeBuild(build_ext):
     """Configure, build, and install to where setuptools expects the extension."""
 
+    def run(self) -> None:
+        if not TORCHES:
+            raise SystemExit("conv2affine is built for the torch that is there, and there is none: install torch first")
+        super().run()
+
     def build_extension(self, ext: Extension) -> None:
         cmake = tool("cmake")
         if cmake is None:
             raise SystemExit("conv2affine is built with CMake: run `pip install cmake ninja`")
-        build = Path(self.build_temp).resolve()
+        minor, torch = TORCHES[ext.name]
+        build = Path(self.build_temp).resolve() / f"torch-{minor}"
         package = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if (ninja := tool("ninja")) else []
         jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", "2")
         # --fresh: an isolated build runs in a new environment each time, and a cache would point into the old one.
-        configure = ["--fresh", "-S", str(ROOT), "-B", str(build), *generator]
+        configure = ["--fresh", "-S", str(ROOT), "-B", str(build), *generator, f"-DTORCH_ROOT={torch}"]
         configure += [f"-DPython_EXECUTABLE={sys.executable}", "-DCMAKE_BUILD_TYPE=Release"]
         configure += [f"-DCONV2AFFINE_CUDA={os.environ.get('CONV2AFFINE_CUDA', 'AUTO')}"]
         subprocess.run([cmake, *configure], check=True)
@@ -49,16 +59,18 @@ class CMakeBuild(build_ext):
 
 
 def torch_requirement() -> str:
-    """ATen has no stable ABI: a binary serves one minor version of torch, the one it was built for."""
-    try:
-        major, minor, *_ = importlib.metadata.version("torch").split(".")
-    except importlib.metadata.PackageNotFoundError:  # an sdist can be made without torch
+    """The minor versions of torch that there is a compiled part for; they must follow one another."""
+    minors = sorted(tuple(map(int, minor.split("."))) for minor, _ in TORCHES.values())
+    if not minors:  # an sdist can be made without torch
         return TESTED_WITH
-    return f"torch=={major}.{minor}.*"
+    (major, first), (_, last) = minors[0], minors[-1]
+    if minors != [(major, minor) for minor in range(first, last + 1)]:
+        raise SystemExit(f"the torches to build for ({minors}) must be minor versions that follow one another")
+    return f"torch>={major}.{first},<{major}.{last + 1}"
 
 
 setup(
-    ext_modules=[Extension("conv2affine._C", sources=[])],
+    ext_modules=[Extension(name, sources=[]) for name in TORCHES],
     cmdclass={"build_ext": CMakeBuild},
     # SciPy 1.12 is the first whose csr_array keeps the index type that it is given.
     install_requires=[torch_requirement(), "numpy", "psutil", "scipy>=1.12"],

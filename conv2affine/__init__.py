@@ -43,12 +43,20 @@ __all__ = [
 ]
 
 
+_MODULES = ("distributed", "files", "onnx")
+
+
 def __getattr__(name: str) -> Any:
     """Import on first use what takes time to import, or needs more than is always installed."""
     if name in ("to_linear_network", "to_mlp"):
         from conv2affine.network import convert
 
         return getattr(convert, name)
-    if name in ("distributed", "files", "onnx"):
+    if name in _MODULES:
         return import_module(f"conv2affine.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What users call, for completion: none of the modules that it is made of."""
+    return sorted({*__all__, *_MODULES, "__version__"})

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
+TORCH_SUFFIXES = (".pt", ".pt2", ".pth", ".ckpt", ".safetensors")
+
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -108,6 +110,7 @@ def plan(
     Example: `conv2affine plan lenet.onnx --form mlp`
     """
     with _errors(debug):
+        _refuse_torch_file(file)
         from conv2affine import onnx
 
         table = onnx.plan(
@@ -144,6 +147,7 @@ def convert(
     Example: `conv2affine convert lenet.onnx lenet_mlp.onnx --form mlp`
     """
     with _errors(debug):
+        _refuse_torch_file(source)
         from conv2affine import onnx
 
         result = onnx.convert(
@@ -190,6 +194,14 @@ def _errors(debug: bool) -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
+def _refuse_torch_file(path: Path) -> None:
+    if path.suffix in TORCH_SUFFIXES:
+        raise ValueError(
+            f"{path} must be an ONNX file, and has the name of a PyTorch file; load the model in Python, and write it "
+            f"with torch.onnx.export(model, (x,), '{path.stem}.onnx'), where x is an example input"
+        )
+
+
 def _dtype(dtype: DType | None) -> Any:
     import torch
 
@@ -211,7 +223,3 @@ def _plan(table: NetworkPlan) -> dict[str, Any]:
     """A plan, for JSON."""
     rows = [{**asdict(row), "bytes": dict(row.bytes)} for row in table.rows]
     return {"rows": rows, "nnz": table.nnz, "bytes": table.bytes}
-
-
-if __name__ == "__main__":
-    app()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from conv2affine.convolution.arguments import Conv, InputSize
 from conv2affine.convolution.build import expand
 from conv2affine.convolution.geometry import Geometry
+from conv2affine.convolution.layouts import Layout, named_layout
 from conv2affine.convolution.parameters import weight_and_bias
 from conv2affine.dispatch import is_network
 from conv2affine.matrix import to_matrix
@@ -30,7 +31,7 @@ def to_linear(
     conv: Conv,
     input_size: InputSize,
     *,
-    layout: torch.layout = ...,
+    layout: Layout = ...,
     index_dtype: torch.dtype | None = ...,
     drop_zeros: bool = ...,
     device_mesh: None = ...,
@@ -40,18 +41,18 @@ def to_linear(
     conv: Conv,
     input_size: InputSize,
     *,
-    layout: torch.layout = ...,
+    layout: Layout = ...,
     index_dtype: torch.dtype | None = ...,
     drop_zeros: bool = ...,
     device_mesh: DeviceMesh,
 ) -> nn.Linear | ShardedSparseLinear: ...
 @overload
-def to_linear(conv: nn.Module, input_size: Tensor, *, layout: torch.layout = ...) -> nn.Linear: ...
+def to_linear(conv: nn.Module, input_size: Tensor, *, layout: Layout = ...) -> nn.Linear: ...
 def to_linear(
     conv: Any,
     input_size: InputSize,
     *,
-    layout: torch.layout = torch.strided,
+    layout: Layout = torch.strided,
     index_dtype: torch.dtype | None = None,
     drop_zeros: bool = False,
     device_mesh: DeviceMesh | None = None,
@@ -67,7 +68,8 @@ def to_linear(
         input_size: (I_1, ..., I_D), as in `x.shape[-D:]`, or one int for all axes, or an example input, batch first, of
             which only the shape is read. For a module, an example input.
         layout: Layout of the weight. With `torch.sparse_csr`, `forward` takes the same inputs, and only the elements
-            that a weight of the convolution goes to take memory. Default: `torch.strided`.
+            that a weight of the convolution goes to take memory. Or "dense" or "sparse", for these two. Default:
+            `torch.strided`.
         index_dtype: As in `to_matrix`.
         drop_zeros: As in `to_matrix`.
         device_mesh: The ranks that share the layer, in one dimension; each builds its own rows. Default: None, the
@@ -97,8 +99,11 @@ def to_linear(
         >>> torch.allclose(fc(x.flatten(1)), conv(x).flatten(1), atol=1e-6)
         True
     """
+    layout = named_layout(layout)
     if layout not in LINEAR_LAYOUTS:
-        raise ValueError(f"layout ({layout}) must be torch.strided or torch.sparse_csr in a linear layer")
+        raise ValueError(
+            f'layout ({layout}) must be torch.strided or torch.sparse_csr in a linear layer, or "dense" or "sparse"'
+        )
     if is_network(conv, input_size):
         from conv2affine.network.convert import module_to_linear
 

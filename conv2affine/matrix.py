@@ -8,7 +8,7 @@ from torch import Tensor
 from conv2affine.convolution.arguments import Conv, InputSize, Padding, Sizes, check_groups, check_weight
 from conv2affine.convolution.build import checked_request, expand
 from conv2affine.convolution.geometry import Geometry
-from conv2affine.convolution.layouts import BUILDERS
+from conv2affine.convolution.layouts import BUILDERS, Layout, named_layout
 from conv2affine.convolution.parameters import read, weight_and_bias
 
 __all__ = ["conv_matrix", "conv_transpose_matrix", "to_bias", "to_matrix"]
@@ -18,7 +18,7 @@ def to_matrix(
     conv: Conv | Tensor,
     input_size: InputSize | Geometry,
     *,
-    layout: torch.layout = torch.strided,
+    layout: Layout = torch.strided,
     rows: range | None = None,
     index_dtype: torch.dtype | None = None,
     drop_zeros: bool = False,
@@ -36,8 +36,8 @@ def to_matrix(
         input_size: (I_1, ..., I_D), as in `x.shape[-D:]`, or one int for all axes, or an example input, batch first, of
             which only the shape is read. With a weight, the `Geometry`.
         layout: `torch.strided`, or `torch.sparse_csr`, `torch.sparse_csc` or `torch.sparse_coo`, which hold only the
-            entries: the elements that a weight goes to, even where the weight is 0; sorted, each once. Default:
-            `torch.strided`.
+            entries: the elements that a weight goes to, even where the weight is 0; sorted, each once. Or "dense" or
+            "sparse", the first two. Default: `torch.strided`.
         rows: A block of output rows, `range(start, stop)`; not with `torch.sparse_csc`. Default: all of them.
         index_dtype: Dtype of the indices of a CSR or CSC matrix, `torch.int32` or `torch.int64`. Default: int32 where
             it can count the entries, otherwise int64.
@@ -64,6 +64,7 @@ def to_matrix(
                 [0., 1., 2., 0.],
                 [0., 0., 1., 2.]])
     """
+    layout = named_layout(layout)
     weight, _, geometry = read(conv, input_size)
     request = checked_request(weight, geometry, layout, rows, index_dtype, drop_zeros)
     return BUILDERS[layout](weight, geometry, request)
@@ -108,7 +109,7 @@ def conv_matrix(
     groups: int = 1,
     *,
     padding_mode: str = "zeros",
-    layout: torch.layout = torch.strided,
+    layout: Layout = torch.strided,
     rows: range | None = None,
     index_dtype: torch.dtype | None = None,
     drop_zeros: bool = False,
@@ -172,7 +173,7 @@ def conv_transpose_matrix(
     groups: int = 1,
     dilation: Sizes = 1,
     *,
-    layout: torch.layout = torch.strided,
+    layout: Layout = torch.strided,
     rows: range | None = None,
     index_dtype: torch.dtype | None = None,
     drop_zeros: bool = False,

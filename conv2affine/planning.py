@@ -14,6 +14,7 @@ from conv2affine.convolution.geometry import Geometry
 from conv2affine.convolution.parameters import read
 from conv2affine.convolution.sizes import layout_sizes, readable_bytes
 from conv2affine.dispatch import is_network
+from conv2affine.display import html_table
 from conv2affine.operators import ops
 
 if TYPE_CHECKING:
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["Plan", "plan"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
-    """Sizes of one conversion; `print` shows them as a table.
+    """Sizes of one conversion; `print` shows them as a table, and so does a notebook.
 
     Args:
         geometry: The conversion.
@@ -58,11 +59,22 @@ class Plan:
         strided = self.bytes["strided"]
         return "strided" if strided <= 2**20 or strided <= 2 * self.bytes[csr] else csr
 
+    def __repr__(self) -> str:
+        return f"Plan({self.rows:,} x {self.cols:,}, {self.nnz:,} non-zeros, {self.dtype})"
+
     def __str__(self) -> str:
+        lines = self._lines()
+        width = max(len(name) for name, _ in lines)
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+
+    def _repr_html_(self) -> str:
+        return html_table((), self._lines(), left=(0, 1))
+
+    def _lines(self) -> list[tuple[str, str]]:
         geometry = self.geometry
         kind = "transposed convolution" if geometry.transposed else "convolution"
         recommended = self.recommended
-        lines = [
+        return [
             ("layer", f"{len(geometry.kernel_size)}-D {kind}"),
             (
                 "channels",
@@ -76,8 +88,6 @@ class Plan:
                 for layout, size in self.bytes.items()
             ),
         ]
-        width = max(len(name) for name, _ in lines)
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
 
 
 @overload

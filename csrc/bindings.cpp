@@ -133,7 +133,7 @@ void def_operator(py::module_& m, const char* name, std::type_identity<Result(Ar
 
 }  // namespace
 
-PYBIND11_MODULE(_C, m) {
+PYBIND11_MODULE(CONV2AFFINE_MODULE, m) {
   main_thread = py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
   check_interrupt = &check_signals;
   m.doc() = "Compiled part of conv2affine; importing it registers torch.ops.conv2affine.";

@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("build/demo"), help="for sparsity.png")
     output = parser.parse_args().output
     # A pipe has no width, and the default of 80 columns would wrap the table.
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
 
     train_images, test_images, train_labels, test_labels = digits()
     start = time.perf_counter()
@@ -68,7 +68,6 @@ def compare_networks(cnn: nn.Sequential, images: Tensor, console: Console) -> No
     """Convert the whole network in one call, in both ways, and compare every prediction."""
     net = conv2affine.to_linear_network(cnn, images[:1])
     mlp = conv2affine.to_mlp(cnn, images[:1])
-    console.print(f"\nThe whole network, [bold]to_linear_network[/]:\n\n{net.plan}\n", highlight=False)
     with torch.no_grad():
         expected = cnn(images).argmax(1)
         for name, converted in ("to_linear_network", net), ("to_mlp", mlp):
@@ -77,8 +76,9 @@ def compare_networks(cnn: nn.Sequential, images: Tensor, console: Console) -> No
                 sys.exit(f"{name}: {differing} of {len(images)} predictions differ")
     widths = [layer.out_features for layer in mlp if isinstance(layer, nn.Linear)]
     console.print(
-        f"[bold]to_mlp[/]: Linear and ReLU only, {' - '.join(map(str, widths))} units. Both networks make the same "
-        "prediction on every test image."
+        f"The whole network in one call: [bold]to_linear_network[/], {len(net.plan.layers)} linear layers with "
+        f"{net.plan.nnz:,} entries;\n[bold]to_mlp[/], Linear and ReLU only, {' - '.join(map(str, widths))} units. Both "
+        "make the same predictions too."
     )
 
 
@@ -187,16 +187,14 @@ def times(sizes: Iterable[int]) -> str:
 def table(conversions: list[Conversion]) -> Table:
     """One line per layer."""
     result = Table("layer", "geometry", title="Every convolution as one matrix", box=SIMPLE_HEAD)
-    for heading in ("matrix", "non-zeros", "density", "bytes", "ms", "worst error"):
+    for heading in ("matrix", "density", "ms", "worst error"):
         result.add_column(heading, justify="right")
     for c in conversions:
         result.add_row(
             name(c.conv),
             f"{geometry(c.conv)} @ {times(c.plan.geometry.input_size)}",
             times(c.fc.weight.shape),
-            f"{c.plan.nnz:,}",
             f"{c.plan.density:.1%}",
-            f"{c.plan.bytes['strided']:,}",
             f"{c.milliseconds:.3f}",
             f"{c.worst_error:.1e}",
         )

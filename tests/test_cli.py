@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import typer
 from onnx_models import model, operators, random
 from typer.testing import CliRunner
 
@@ -110,6 +115,22 @@ def test_version():
     assert run("--version").stdout == f"conv2affine {conv2affine.__version__}\n"
 
 
+def test_as_a_module():
+    result = subprocess.run([sys.executable, "-m", "conv2affine", "--version"], capture_output=True, text=True)
+    assert result.stdout == f"conv2affine {conv2affine.__version__}\n"
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".pt2"])
+def test_a_pytorch_file_is_to_be_exported(tmp_path, suffix):
+    path = tmp_path / f"model{suffix}"
+    path.touch()
+    for arguments in ("plan", path), ("convert", path, tmp_path / "out.onnx"):
+        result = run(*arguments)
+        assert result.exit_code == 1
+        assert result.stderr.startswith(f"error: {path} must be an ONNX file, and has the name of a PyTorch file;")
+        assert "torch.onnx.export(model, (x,), 'model.onnx')" in result.stderr
+
+
 def test_missing_file(tmp_path):
     result = run("plan", tmp_path / "no.onnx")
     assert result.exit_code == 1
@@ -130,6 +151,20 @@ def test_usage_errors(file):
 @pytest.mark.parametrize("command", ["plan", "convert"])
 def test_help_teaches_by_example(command):
     assert f"conv2affine {command} lenet.onnx" in run(command, "--help").stdout
+
+
+def test_every_option_is_in_the_api_reference():
+    page = (Path(__file__).parents[1] / "docs/api/command-line.md").read_text()
+    documented = {
+        (option, of) for option, of in re.findall(r"^\| `(--[\w-]+).*?\| (both|convert) \|", page, re.MULTILINE)
+    }
+    options = {
+        name: {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
+        for name, command in typer.main.get_command(app).commands.items()
+    }
+    both = options["plan"] & options["convert"]
+    assert options["plan"] == both
+    assert documented == {(option, "both" if option in both else "convert") for option in options["convert"]}
 
 
 def test_plan_of_random_bytes(tmp_path):

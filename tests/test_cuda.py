@@ -5,7 +5,8 @@ import torch
 from cases import CASES
 from operators import DTYPES, OPS, arguments_of, assert_same, calls
 
-from conv2affine import _C, Geometry
+from conv2affine import Geometry
+from conv2affine.operators.extension import _C
 
 pytestmark = [
     pytest.mark.skipif(

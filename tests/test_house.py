@@ -25,7 +25,11 @@ def test_pre_commit_has_the_pins_of_make_lint():
 
 def test_citation_has_the_version():
     version = re.search(r'^version = "(.+)"', PYPROJECT, re.MULTILINE)[1]
-    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {version}\n" in citation
+    bibtex = (ROOT / "docs/faq.md").read_text()
+    assert f"version = {{{version}}}" in bibtex
+    assert f"date    = {{{re.search('date-released: (.+)', citation)[1]}}}" in bibtex
 
 
 def test_readme_runs():

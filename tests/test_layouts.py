@@ -7,7 +7,7 @@ from cases import CASES
 from conftest import assert_same_bits
 from torch import nn
 
-from conv2affine import Geometry, conv_matrix, plan, to_linear, to_matrix
+from conv2affine import Geometry, conv_matrix, conv_transpose_matrix, plan, to_linear, to_matrix
 from conv2affine.convolution.sizes import layout_name
 
 LAYOUTS = [torch.sparse_csr, torch.sparse_csc, torch.sparse_coo]
@@ -48,6 +48,18 @@ def test_equals_dense(case, layout):
     assert (matrix.layout, matrix.dtype, matrix.shape) == (layout, dense.dtype, dense.shape)
     assert torch.equal(checked(matrix).to_dense(), dense)
     assert matrix.values().numel() == plan(conv, case.input_size).nnz
+
+
+@pytest.mark.parametrize(("name", "layout"), [("dense", torch.strided), ("sparse", torch.sparse_csr)])
+def test_names_of_layouts(name, layout):
+    """Those of the functions for whole networks."""
+    conv = nn.Conv2d(3, 3, 3, padding=1)
+    weight = conv.weight.detach()
+    assert to_matrix(conv, 4, layout=name).layout is layout
+    assert conv_matrix(weight, 4, layout=name).layout is layout
+    assert conv_transpose_matrix(weight, 4, layout=name).layout is layout
+    assert to_linear(conv, 4, layout=name).weight.layout is layout
+    assert to_linear(nn.Sequential(conv), torch.rand(1, 3, 4, 4), layout=name).weight.layout is layout
 
 
 @pytest.mark.parametrize("index_dtype", INDEX_DTYPES, ids=str)
@@ -160,6 +172,8 @@ def test_entries_across_threads_and_runs():
     ("options", "message"),
     [
         ({"layout": "csr"}, r"layout \('csr'\) must be one of torch.strided, torch.sparse_csr"),
+        ({"layout": "auto"}, r"must be one of .*, \"dense\" or \"sparse\"$"),
+        ({"layout": ["dense"]}, r"layout \(.*\) must be one of torch.strided"),
         ({"layout": torch.sparse_bsr}, "few convolutions have entries in dense blocks, see docs/sparse.md"),
         ({"layout": torch.sparse_csr, "index_dtype": torch.int16}, r"index_dtype \(torch.int16\) must be torch.int32"),
         ({"layout": torch.sparse_coo, "index_dtype": torch.int32}, "must be torch.int64 with layout torch.sparse_coo"),

@@ -67,3 +67,20 @@ def test_table_names_every_layout():
     text = str(plan(nn.ConvTranspose1d(2, 2, 3), 10))
     assert "1-D transposed convolution" in text
     assert all(word in text for word in ("strided", "sparse_csr, int32", "sparse_csr, int64", "%"))
+
+
+def test_in_a_notebook():
+    planned = plan(nn.Conv2d(1, 1, 3), 4)
+    assert repr(planned) == "Plan(4 x 16, 36 non-zeros, torch.float32)"
+    html = planned._repr_html_()
+    assert '<td style="text-align: left">input size</td><td style="text-align: left">(4, 4) -&gt; (2, 2)</td>' in html
+    assert html.count("<tr>") == str(planned).count("\n") + 1
+
+
+def test_a_network_in_a_notebook():
+    planned = plan(nn.Sequential(nn.Conv2d(1, 1, 3), nn.ReLU()), torch.rand(1, 1, 4, 4))
+    assert repr(planned) == "NetworkPlan(1 layers, 1 steps, 36 entries, torch.float32)"
+    html = planned._repr_html_()
+    assert '<th style="text-align: left">from</th>' in html
+    assert '<td style="text-align: right">4 x 16</td>' in html
+    assert html.count("<tr>") == str(planned).count("\n") + 1

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from importlib.metadata import PathDistribution, distribution
 from pathlib import Path
 
@@ -21,9 +22,19 @@ COMMANDS = [
     line.partition("  #")[0].strip() for line in "".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL)).splitlines()
 ]
 INSTALL = "pip install ."
-# What pip would download to build with. Here it downloads nothing.
 BUILD_REQUIREMENTS = ["setuptools", "cmake", "ninja", "pybind11"]
 pytestmark = [pytest.mark.long, pytest.mark.serial]
+
+
+def pack(installed, folder):
+    """Make a wheel of an installed distribution: what pip would download to build with. Here it downloads nothing."""
+    entry_points = {point.name for point in installed.entry_points}  # pip makes their scripts
+    with zipfile.ZipFile(folder / f"{installed.name}-{installed.version}-py3-none-any.whl", "w") as wheel:
+        for file in installed.files:
+            if file.parts[0] != "..":
+                wheel.write(file.locate(), file)
+            elif file.name not in entry_points:
+                wheel.write(file.locate(), f"{installed.name}-{installed.version}.data/scripts/{file.name}")
 
 
 class Newcomer:
@@ -37,11 +48,13 @@ class Newcomer:
             (self.clone / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / file, self.clone / file)
         subprocess.run([sys.executable, "-m", "venv", self.environment], check=True)
-        self.run("pip uninstall --yes setuptools")  # the old one of some versions of venv
         self.site = next(self.environment.glob("lib/python*/site-packages"))
-        self.link(BUILD_REQUIREMENTS)
-        hook = "from setuptools import build_meta; build_meta.prepare_metadata_for_build_wheel('..')"
-        self.run(f'python -W default -c "{hook}"')
+        self.wheels = folder / "wheels"
+        self.wheels.mkdir()
+        for name in BUILD_REQUIREMENTS:
+            pack(distribution(name), self.wheels)
+        hook = f"import build_backend as b; b.prepare_metadata_for_build_wheel({str(folder)!r})"
+        subprocess.run([sys.executable, "-c", hook], cwd=self.clone, check=True)
         self.requirements = PathDistribution(next(folder.glob("*.dist-info"))).requires
 
     def link(self, requirements, extra=""):
@@ -61,7 +74,7 @@ class Newcomer:
     def run(self, command, folder=None):
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         environment["PATH"] = f"{self.environment / 'bin'}:{environment['PATH']}"
-        environment |= {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0"}  # 0: pip reads it as "build isolation"
+        environment |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.wheels)}
         if not command.startswith("pip"):
             environment["PYTHONWARNINGS"] = "error"
         result = subprocess.run(

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conv2affine import _C
+from conv2affine.operators.extension import _C
 
 MODES = [("zeros", False), ("circular", False), ("reflect", False), ("replicate", False), ("zeros", True)]
 

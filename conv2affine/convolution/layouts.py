@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from conv2affine.convolution.sizes import INDICES, INT32_MAX, index_dtypes
 from conv2affine.operators import ops
 from conv2affine.operators.derivatives import is_transformed
 
-__all__ = ["BUILDERS", "Request", "assemble", "check_request", "csr_arrays"]
+__all__ = ["BUILDERS", "Layout", "Request", "assemble", "check_request", "csr_arrays", "named_layout"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,18 @@ BUILDERS: dict[torch.layout, Callable[[Tensor, Geometry, Request], Tensor]] = {
     torch.sparse_csc: sparse_csc,
     torch.sparse_coo: sparse_coo,
 }
+
+
+# A layout, or its name as in the functions for whole networks.
+Layout: TypeAlias = torch.layout | Literal["dense", "sparse"]
+
+
+NAMES = {"dense": torch.strided, "sparse": torch.sparse_csr}
+
+
+def named_layout(layout: Layout) -> torch.layout:
+    """The layout that a name stands for; what is neither a layout nor a name, `check_request` refuses."""
+    return NAMES[layout] if isinstance(layout, str) and layout in NAMES else cast(torch.layout, layout)
 
 
 # PyTorch says once in a process that these are in beta. Here, and not where they are made: filters are of all threads.
@@ -152,7 +164,7 @@ def check_request(
         reason = ""
         if layout is torch.sparse_bsr or layout is torch.sparse_bsc:
             reason = ": few convolutions have entries in dense blocks, see docs/sparse.md"
-        raise ValueError(f"layout ({shown(layout)}) must be one of {names}{reason}")
+        raise ValueError(f'layout ({shown(layout)}) must be one of {names}, "dense" or "sparse"{reason}')
     if not INDICES[layout].dtypes and (index_dtype is not None or drop_zeros):
         raise ValueError(
             f"index_dtype ({shown(index_dtype)}) and drop_zeros ({shown(drop_zeros)}) must be left out with layout "

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from conv2affine.convolution.sizes import readable_bytes
+from conv2affine.display import html_table
 from conv2affine.network.graph import Graph, Kept, Piece
 from conv2affine.network.matrices.matrix import Selection
 from conv2affine.network.passes.chain import Layer
@@ -44,9 +45,9 @@ class Row:
     layout: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NetworkPlan:
-    """The layers and steps of a network; printed, a table.
+    """The layers and steps of a network; printed or in a notebook, a table.
 
     Args:
         rows: In the order of computation.
@@ -86,6 +87,14 @@ class NetworkPlan:
         totals = (readable_bytes(sum(dict(row.bytes)[layout] for row in self.layers)) for layout in ("dense", "sparse"))
         last = ("total", "", "", f"{self.nnz:,}", *totals, readable_bytes(self.bytes))
         return [HEADING, *(_cells(row) for row in self.rows), last]
+
+    def __repr__(self) -> str:
+        steps = len(self.rows) - len(self.layers)
+        return f"NetworkPlan({len(self.layers)} layers, {steps} steps, {self.nnz:,} entries, {self.dtype})"
+
+    def _repr_html_(self) -> str:
+        heading, *lines = self._lines()
+        return html_table(heading, lines, LEFT)
 
     def __str__(self) -> str:
         lines = self._lines()

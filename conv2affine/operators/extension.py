@@ -1,47 +1,32 @@
-"""Loading of the compiled part, and the refusal of one that was built for another torch."""
+"""Loading of the compiled part: the one that was built for the torch that is imported."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import re
+from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 
+if TYPE_CHECKING:
+    from conv2affine import _C
+
 __all__ = ["_C"]
 
+PACKAGE = Path(__file__).parents[1]
+# PyTorch's C++ interface may change with its minor version, and a binary for another one may load and misbehave: so
+# each has its own, with the version in its name.
+MINOR = "_".join(torch.__version__.split(".")[:2])
 
-def _check_torch(built_for: str) -> None:
-    """Refuse a binary that was built for another minor version of torch: ATen has no stable ABI."""
-    if torch.__version__.split(".")[:2] != built_for.split(".")[:2]:
-        raise ImportError(
-            f"conv2affine was built for torch {built_for} and this is torch {torch.__version__}; "
-            "rebuild it with: pip install --force-reinstall --no-deps --no-build-isolation "
-            "--no-cache-dir conv2affine (or the path of its source), or install that torch"
-        )
-
-
-def _check_installation() -> None:
-    """The same from the package's metadata, before a binary that may not even load is touched."""
-    try:
-        requirements = importlib.metadata.requires("conv2affine") or []
-    except importlib.metadata.PackageNotFoundError:
-        return  # built in place by CMake, without an installation
-    for requirement in requirements:
-        if pin := re.match(r"torch==(\d+\.\d+)", requirement):
-            _check_torch(pin[1])
-
-
-_check_installation()
 try:
-    from conv2affine import _C
+    _C = import_module(f"conv2affine._C_{MINOR}")
 except ImportError as error:
+    others = sorted({path.name.split(".")[0][3:].replace("_", ".") for path in PACKAGE.glob("_C_*.so")})
     raise ImportError(
-        f"{Path(__file__).parents[1]} has no compiled part that loads ({error}); build it in the source tree with: "
-        "pip install --no-build-isolation . (or run in a folder without the source, if conv2affine is installed)"
+        f"{PACKAGE} has no compiled part that loads with torch {torch.__version__} ({error}); it has one for torch "
+        f"{', '.join(others) or '-'}; build it in the source tree with: pip install . "
+        "(or install such a torch, or run in a folder without the source, if conv2affine is installed)"
     ) from error
-_check_torch(_C.build_info()["torch"])
 
 
 def _no_cuda(*_: object) -> NoReturn:
@@ -57,6 +42,6 @@ def _refuse_cuda() -> None:
 
 
 if _C.build_info()["cuda"] and torch.version.cuda:
-    torch.ops.load_library(Path(_C.__file__).with_name("libconv2affine_cuda.so"))  # type: ignore[no-untyped-call]
+    torch.ops.load_library(PACKAGE / f"libconv2affine_cuda_{MINOR}.so")  # type: ignore[no-untyped-call]
 elif torch.version.cuda:
     _refuse_cuda()
