@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from onnx import defs, helper
-from torch import Tensor as TorchTensor
-from torch import nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from conv2affine.network.graph import Node, Step
@@ -24,8 +23,7 @@ from conv2affine.network.torch.importer import import_torch
 from conv2affine.network.torch.program import tensors
 from conv2affine.network.torch.unchanged import unchanged, users_device
 from conv2affine.onnx.call import OnnxCall
-from conv2affine.onnx.importer import OnnxNetwork
-from conv2affine.onnx.reader import Tensor
+from conv2affine.onnx.model import OnnxNetwork, TensorInfo
 from conv2affine.onnx.runner import Run
 
 __all__ = ["import_module", "module_runner"]
@@ -68,12 +66,12 @@ def import_module(model: nn.Module, example_inputs: Any, wanted: int | None = No
         raise TypeError("example_inputs must be tensors of float32 or float64; call model.float()")
     elem_types = [helper.np_dtype_to_tensor_dtype(x[:0].cpu().numpy().dtype) for x in tensors(example_inputs)]
     inputs = tuple(
-        Tensor(value.name, elem_type, ("batch", *value.shape[1:]), value.shape)
+        TensorInfo(value.name, elem_type, ("batch", *value.shape[1:]), value.shape)
         for value, elem_type in zip(graph.inputs, elem_types, strict=True)
     )
     eps = max(torch.finfo(dtype).eps for dtype in network.dtypes)
     names = ["output"] if len(graph.outputs) == 1 else [f"output_{number}" for number in range(len(graph.outputs))]
-    outputs = tuple(Tensor(name, elem_types[0]) for name in names)
+    outputs = tuple(TensorInfo(name, elem_types[0]) for name in names)
     return OnnxNetwork(graph, inputs, outputs, True, opset, network.dtype is torch.float64, eps)
 
 
@@ -85,7 +83,7 @@ def module_runner(model: nn.Module, network: OnnxNetwork) -> Run:
         batch = [torch.from_numpy(inputs[tensor.name]).to(device) for tensor in network.inputs]
         with unchanged(model), torch.no_grad(), users_device(batch):
             result = model(*batch)
-        return [leaf.cpu().numpy() for leaf in pytree.tree_leaves(result) if isinstance(leaf, TorchTensor)]
+        return [leaf.cpu().numpy() for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
 
     return Run(run)
 
@@ -105,7 +103,7 @@ def _node(node: Node, opset: int) -> Node:
     elif (
         name in POINTWISE
         and not kwargs
-        and all(isinstance(arg, Slot | TorchTensor | float | int) for arg in args)
+        and all(isinstance(arg, Slot | Tensor | float | int) for arg in args)
         and len(args) <= defs.get_schema(*POINTWISE[name]).max_input
     ):
         operator = OnnxCall(POINTWISE[name][0], opset, tuple(map(_argument, args)), (), reason="it is not affine")
@@ -119,6 +117,6 @@ def _node(node: Node, opset: int) -> Node:
 def _argument(argument: Any) -> Any:
     if isinstance(argument, Slot):
         return argument
-    if isinstance(argument, TorchTensor):
+    if isinstance(argument, Tensor):
         return argument.detach().cpu().numpy()
     return np.array(argument, np.float64)

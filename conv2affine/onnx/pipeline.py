@@ -25,11 +25,11 @@ from conv2affine.network.passes.simplify import simplify
 from conv2affine.network.passes.to_relu import to_relu
 from conv2affine.network.progress import progress
 from conv2affine.network.report import NetworkPlan, describe, describe_layers
-from conv2affine.onnx.batches import first_mixing
 from conv2affine.onnx.exporter import Exporter, gathers
-from conv2affine.onnx.importer import FLOATS, OnnxNetwork
+from conv2affine.onnx.model import FLOATS, OnnxNetwork
 from conv2affine.onnx.runner import Run, compare, runner, sample
 from conv2affine.onnx.storage import publish, save
+from conv2affine.onnx.trials import first_mixing
 
 __all__ = ["MAX_BYTES", "Conversion", "Form", "MaxPool", "Options", "prepare", "run"]
 

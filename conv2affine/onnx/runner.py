@@ -14,7 +14,7 @@ from onnx import ModelProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from conv2affine.network.verify import ROUGHEST, ROUNDINGS, difference
-from conv2affine.onnx.reader import Tensor
+from conv2affine.onnx.model import TensorInfo
 
 __all__ = ["Run", "RunError", "compare", "runner", "sample"]
 
@@ -83,7 +83,7 @@ def _reference(model: ModelProto | Path) -> Run:
     return Run(run)
 
 
-def sample(tensors: Sequence[Tensor], batch: int, is_batched: bool) -> dict[str, Any]:
+def sample(tensors: Sequence[TensorInfo], batch: int, is_batched: bool) -> dict[str, Any]:
     """Random inputs; of so many samples each, if they may hold any number of them."""
     random = np.random.default_rng(batch)
     inputs = {}
