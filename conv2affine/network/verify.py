@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -53,7 +54,7 @@ def verify(
         inputs: Example inputs.
         network: Of `model`, its graph as it is in the result.
         dtype: In which the result computes what the model computes in the first of its dtypes.
-        flat: Whether the result gives one vector per sample, whatever the shape of the model's only output.
+        flat: Whether the result takes and gives one vector per sample, of all inputs and outputs of the model.
 
     Raises:
         ValueError: If the model does not take any batch, mixes its samples, gives something else than one row per
@@ -67,9 +68,9 @@ def verify(
     dtypes = {network.dtype: dtype}
     with unchanged(model), torch.no_grad():
         expected = _expected(model, inputs, tolerance, flat)
-        got = _leaves(result(*(x.to(dtypes.get(x.dtype, x.dtype)) for x in inputs)), flat)
+        got = _results(result, [x.to(dtypes.get(x.dtype, x.dtype)) for x in inputs], expected, flat)
         pieces = export_torch(network, wider, lambda _, matrix, bias: Affine(matrix, bias))
-        got_exact = _leaves(pieces(*map(wider, inputs)), flat)
+        got_exact = _results(pieces, list(map(wider, inputs)), expected, flat)
         exact, scales, is_double = _exact(model, inputs, expected, eps, flat)
         outputs = zip(expected, got, exact, got_exact, scales, strict=True)
         for number, (a, b, c, d, scale) in enumerate(outputs):
@@ -226,6 +227,19 @@ def _run_in_double(model: nn.Module, inputs: Sequence[Tensor], flat: bool) -> li
     with InDouble(copies) as double, users_device(inputs):
         outputs = model(*copies)
     return _leaves(pytree.tree_map(double.exact, outputs), flat)
+
+
+def _results(result: nn.Module, inputs: Sequence[Tensor], expected: Sequence[Any], flat: bool) -> list[Any]:
+    """The outputs of a result; `flat` gives those of the model, of which the result has one vector."""
+    joined = [torch.cat([x.reshape(len(x), -1) for x in inputs], 1)] if flat and len(inputs) > 1 else inputs
+    outputs = _leaves(result(*joined), flat)
+    if not flat:
+        return outputs
+    [vector] = outputs
+    sizes = [math.prod(x.shape[1:]) for x in expected]
+    if sum(sizes) != vector.shape[1]:  # the model mixes samples: for each output, this is the wrong shape
+        return [vector] * len(sizes)
+    return list(vector.split(sizes, 1))
 
 
 def _leaves(outputs: Any, flat: bool) -> list[Any]:
