@@ -10,7 +10,7 @@ import numpy as np
 from onnx import AttributeProto, NodeProto, ValueInfoProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from conv2affine.network.graph import Step, Value
+from conv2affine.network.graph import Kept, Step, Value
 from conv2affine.network.torch.call import Slot
 
 __all__ = ["OnnxCall", "runs_on_vectors"]
@@ -98,9 +98,9 @@ class OnnxCall:
         return list(evaluator.run(wanted, feeds))
 
 
-def runs_on_vectors(step: Step) -> bool:
+def runs_on_vectors(step: Step | Kept) -> bool:
     """Whether a step does the same on flat vectors: its values have one shape, and its constants one element."""
-    operator: OnnxCall = step.operator
+    call: OnnxCall = step.call
     shapes = {*step.shapes, *(value.shape for value in step.outputs)}
-    constants = (arg for arg in operator.args if isinstance(arg, np.ndarray))
-    return operator.op_type in POINTWISE and len(shapes) == 1 and all(array.size == 1 for array in constants)
+    constants = (arg for arg in call.args if isinstance(arg, np.ndarray))
+    return call.op_type in POINTWISE and len(shapes) == 1 and all(array.size == 1 for array in constants)
