@@ -142,7 +142,7 @@ REFUSED = {
     ),
     "written-where-a-value-is": (
         to_linear_network,
-        nn.Sequential(Function(lambda x: x.index_put((x < 0,), torch.zeros((), dtype=x.dtype)))),
+        nn.Sequential(Function(lambda x: x.index_put((x[:, :, 0, 0] < 0,), torch.zeros((), dtype=x.dtype)))),
         X,
         NotImplementedError,
         r"^0 \(index_put\) must not select elements by values of the inputs, .* use torch.where",

@@ -24,6 +24,7 @@ from conv2affine.network.passes.simplify import simplify
 from conv2affine.network.passes.to_relu import to_relu
 from conv2affine.network.progress import progress
 from conv2affine.network.report import NetworkPlan, describe, describe_layers
+from conv2affine.network.rules.bends import MASKS
 from conv2affine.network.torch.exporter import export_torch
 from conv2affine.network.torch.importer import TorchNetwork, import_torch
 from conv2affine.network.torch.layers import LAYOUTS, Layout, layer
@@ -281,12 +282,12 @@ def _import(
 def to_layers(graph: Graph, dtype: torch.dtype) -> list[Layer]:
     """The chain of a graph whose steps are piecewise linear, computed in `dtype`; see `join_ends`."""
     graph = simplify(to_relu(graph, dtype))
-    for node in graph.nodes:
-        if isinstance(node, Kept):
-            raise NotImplementedError(
-                f"{', '.join(node.origin)}: {node.kind} must be affine or piecewise linear to become linear layers and "
-                f"ReLUs, and is not{_reason(node)}; to_linear_network, or form graph, keeps it as it is"
-            )
+    kept = [node for node in graph.nodes if isinstance(node, Kept)]
+    for node in sorted(kept, key=lambda node: node.kind in MASKS):  # what becomes of a comparison says more than that
+        raise NotImplementedError(
+            f"{', '.join(node.origin)}: {node.kind} must be affine or piecewise linear to become linear layers and "
+            f"ReLUs, and is not{_reason(node)}; to_linear_network, or form graph, keeps it as it is"
+        )
     return chain(simplify(merge_pieces(graph)))
 
 

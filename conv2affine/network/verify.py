@@ -74,7 +74,7 @@ def verify(
                 problem = f"{b.dtype} for {wanted}"
             if not problem and isinstance(a, Tensor) and d is not None:
                 # Some models give something else in float64: those that ask for the limits of a dtype, say.
-                allowed = (EXACT if is_double else tolerance) * size
+                allowed = (EXACT if is_double else tolerance) * (size + own_size)
                 problem = difference(torch.where(drift <= tolerance * size, c, d), d, allowed)
                 problem = problem and f"{problem} in float64"
             if problem:
