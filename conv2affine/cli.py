@@ -165,7 +165,9 @@ def convert(
         )
         opset = result.model.opset_import[0].version
         if as_json:
-            report = {"difference": result.difference, "opset": opset, "any_batch": result.is_batched}
+            report: dict[str, Any] = {"difference": result.difference, "opset": opset, "any_batch": result.is_batched}
+            for name, slices in (("inputs", result.input_slices), ("outputs", result.output_slices)):
+                report[name] = {key: [part.start, part.stop] for key, part in slices.items()}
             print(json.dumps({**report, "kept": dict(result.kept), **_plan(result.plan)}, indent=2))
             return
         print(result.plan, file=sys.stderr)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
+from torch.utils import _pytree as pytree
 
 from conv2affine.convolution.guard import memory_left
 from conv2affine.convolution.sizes import readable_bytes
@@ -16,12 +17,14 @@ from conv2affine.network.graph import Graph, Kept, Piece, Step, Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.matrix import Array, Matrix, Selection
 from conv2affine.network.passes.chain import Layer, chain, to_graph, write_out
+from conv2affine.network.passes.ends import join_ends, slices
 from conv2affine.network.passes.merge import MERGE, Merge
 from conv2affine.network.passes.merge import merge as merge_pieces
 from conv2affine.network.passes.simplify import simplify
 from conv2affine.network.passes.to_relu import to_relu
 from conv2affine.network.progress import progress
 from conv2affine.network.report import NetworkPlan, describe, describe_layers
+from conv2affine.network.rules.bends import MASKS
 from conv2affine.network.torch.exporter import export_torch
 from conv2affine.network.torch.importer import TorchNetwork, import_torch
 from conv2affine.network.torch.layers import LAYOUTS, Layout, layer
@@ -115,19 +118,24 @@ def to_mlp(
 
         mlp(x) == model(x).flatten(1)
 
+    Several inputs are one vector, in their order, and so are several outputs: for inputs a, b and outputs c, d
+
+        mlp(cat([a.flatten(1), b.flatten(1)], 1)) == cat([c.flatten(1), d.flatten(1)], 1)
+
     Args:
-        model: A module of one input and one output whose steps are affine or piecewise linear, in evaluation mode.
-        example_inputs: A tensor or a tuple of one, batch first.
+        model: A module whose steps are affine or piecewise linear, in evaluation mode.
+        example_inputs: A tensor or a tuple of tensors, batch first, as `model` takes them.
         layout: As in `to_linear_network`.
         dtype: As in `to_linear_network`.
 
     Returns:
         An `nn.Sequential` of one `nn.Flatten`, then `nn.Linear` or `SparseLinear` and `nn.ReLU` by turns, the last a
-        linear layer.
+        linear layer. Its attributes `input_slices` and `output_slices` are tuples of a slice for each input and
+        output: `mlp(x)[:, mlp.output_slices[1]]` is the second output. `plan` is a table of its layers.
 
     Raises:
         NotImplementedError: If a step is neither affine nor piecewise linear; the message names it and its module.
-        ValueError: As `to_linear_network`; or if there are several inputs or outputs.
+        ValueError: As `to_linear_network`.
         MemoryError: As `to_linear_network`.
         RuntimeError: As `to_linear_network`.
 
@@ -147,8 +155,8 @@ def to_mlp(
     """
     _one_of("layout", layout, LAYOUTS)
     _one_of("dtype", dtype, DTYPES)
-    network = import_torch(model, example_inputs)
-    _check_vector(network, "a chain")
+    original = import_torch(model, example_inputs)
+    network = _with_vectors(original, "a chain")
     dtype = dtype or network.dtype
     layers = to_layers(simplify(network.graph), dtype)
     plan = describe_layers(layers, dtype, layout)
@@ -162,7 +170,7 @@ def to_mlp(
     mlp.plan = plan  # type: ignore[assignment]
     network = dataclasses.replace(network, graph=to_graph(layers))
     verify(model, mlp, tensors(example_inputs), network, dtype, flat=True)
-    return _finish(model, mlp)
+    return _finish(model, _with_slices(mlp, original.graph))
 
 
 @alone
@@ -175,14 +183,15 @@ def module_to_linear(
         fc(x.flatten(1)) == module(x).flatten(1)
 
     Args:
-        module: A module of one input and one output: padding and convolution, convolution and batch norm, pooling, ...
-        example_input: A tensor, batch first.
+        module: Any module that is affine: padding and convolution, convolution and batch norm, pooling, ...
+        example_input: A tensor, batch first; or a tuple of them, which the layer takes as one vector, as in `to_mlp`.
         layout: "dense", "sparse", or "auto", as in `to_linear_network`. Default: "dense".
         dtype: As in `to_linear_network`.
 
     Returns:
         An `nn.Linear` or `SparseLinear`. `weight[r, c]` is what input element c contributes to output element r, both
-        counted in C order over all axes but the batch's.
+        counted in C order over all axes but the batch's. Of several inputs or outputs, one comes after the other: the
+        attributes `input_slices` and `output_slices` say where each is.
 
     Raises:
         TypeError: If the module is not affine; the message names its first nonlinear step.
@@ -197,9 +206,8 @@ def module_to_linear(
     """
     _one_of("layout", layout, LAYOUTS)
     _one_of("dtype", dtype, DTYPES)
-    network = import_torch(module, example_input)
-    _check_vector(network, "a linear layer")
-    _check_ends(network.graph, "a linear layer")
+    original = import_torch(module, example_input)
+    network = _with_vectors(original, "a linear layer")
     graph = merge_pieces(simplify(network.graph), "always")
     map: AffineMap[Value] = AffineMap.identity(graph.inputs[0], graph.inputs[0].size)
     for node in graph.nodes:
@@ -216,7 +224,7 @@ def module_to_linear(
     fc = layer(matrix, map.bias if map.bias.any() else None, dtype, layout).to(network.device)
     network = dataclasses.replace(network, graph=graph)
     verify(module, nn.Sequential(nn.Flatten(), fc), tensors(example_input), network, dtype, flat=True)
-    return _finish(module, fc)
+    return _finish(module, _with_slices(fc, original.graph))
 
 
 @alone
@@ -272,15 +280,14 @@ def _import(
 
 
 def to_layers(graph: Graph, dtype: torch.dtype) -> list[Layer]:
-    """The chain of a graph of one input and one output whose steps are piecewise linear, computed in `dtype`."""
-    _check_ends(graph, "a chain")
+    """The chain of a graph whose steps are piecewise linear, computed in `dtype`; see `join_ends`."""
     graph = simplify(to_relu(graph, dtype))
-    for node in graph.nodes:
-        if isinstance(node, Kept):
-            raise NotImplementedError(
-                f"{', '.join(node.origin)}: {node.kind} must be affine or piecewise linear to become linear layers and "
-                f"ReLUs, and is not{_reason(node)}; to_linear_network, or form graph, keeps it as it is"
-            )
+    kept = [node for node in graph.nodes if isinstance(node, Kept)]
+    for node in sorted(kept, key=lambda node: node.kind in MASKS):  # what becomes of a comparison says more than that
+        raise NotImplementedError(
+            f"{', '.join(node.origin)}: {node.kind} must be affine or piecewise linear to become linear layers and "
+            f"ReLUs, and is not{_reason(node)}; to_linear_network, or form graph, keeps it as it is"
+        )
     return chain(simplify(merge_pieces(graph)))
 
 
@@ -306,25 +313,26 @@ def _finish(model: nn.Module, result: Module) -> Module:
     return result.train(model.training).requires_grad_(requires_grad)
 
 
-def _check_ends(graph: Graph, result: str) -> None:
-    """Refuse several inputs or outputs."""
-    for what, values in (("input", graph.inputs), ("output", graph.outputs)):
-        if len(values) != 1:
-            raise ValueError(
-                f"{result} has one {what}, and the model has {len(values)}; to_linear_network, or form graph, "
-                "takes more"
-            )
-
-
-def _check_vector(network: TorchNetwork, result: str) -> None:
-    """Refuse an input of one number per sample, which cannot be flattened; and outputs of other dtypes."""
+def _with_vectors(network: TorchNetwork, result: str) -> TorchNetwork:
+    """The network of one vector each as input and output; refuses what cannot be a part of them."""
     for constant in network.constants:
         raise ValueError(
-            f"{result} has one output, computed in {network.dtype}, and the model has a constant one of "
+            f"{result} has outputs of one dtype, {network.dtype}, and the model has a constant one of "
             f"{constant.dtype}; to_linear_network keeps it"
         )
-    if len(network.graph.inputs[0].shape) == 1:
+    inputs = network.graph.inputs
+    if len(inputs) == 1 and len(inputs[0].shape) == 1:
         raise ValueError(f"{result} takes vectors, and the model takes numbers; let it take x of shape (batch, 1)")
+    graph = join_ends(network.graph)
+    leaf = graph.outputs[0]
+    return dataclasses.replace(network, graph=graph, leaves=[leaf], structure=pytree.tree_structure(leaf))
+
+
+def _with_slices(result: Module, graph: Graph) -> Module:
+    """The result, which knows where the inputs and outputs of the model are in its vectors."""
+    result.input_slices = slices(graph.inputs)  # type: ignore[assignment]
+    result.output_slices = slices(graph.outputs)  # type: ignore[assignment]
+    return result
 
 
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NoReturn
@@ -55,7 +56,7 @@ def verify(
         inputs: Example inputs.
         network: Of `model`, its graph as it is in the result.
         dtype: In which the result computes what the model computes in the first of its dtypes.
-        flat: Whether the result gives one vector per sample, whatever the shape of the model's only output.
+        flat: Whether the result takes and gives one vector per sample, of all inputs and outputs of the model.
 
     Raises:
         ValueError: If the model does not take any batch, mixes its samples, gives something else than one row per
@@ -70,9 +71,9 @@ def verify(
     with unchanged(model), torch.no_grad():
         expected = _expected(model, inputs, tolerance, flat)
         own = [x.to(dtypes.get(x.dtype, x.dtype)) for x in inputs]
-        got, own_scales = _result(result, own, eps, flat)
+        got, own_scales = _result(_Apart(result, expected) if flat else result, own, eps, flat)
         exact, scales, is_double = _exact(model, inputs, expected, eps, flat)
-        pieces = _pieces(network, inputs, got, flat)
+        pieces = _pieces(network, inputs, expected, flat)
         outputs = zip(expected, got, exact, pieces, scales, own_scales, strict=True)
         for number, (a, b, c, d, size, own_size) in enumerate(outputs):
             is_compared = isinstance(a, Tensor) and a.shape == b.shape
@@ -83,7 +84,7 @@ def verify(
                 problem = f"{b.dtype} for {wanted}"
             if not problem and is_compared and d is not None:
                 # Some models give something else in float64: those that ask for the limits of a dtype, say.
-                allowed = (EXACT if is_double else tolerance) * size
+                allowed = (EXACT if is_double else tolerance) * (size + own_size)
                 problem = difference(torch.where(drift <= tolerance * size, c, d), d, allowed)
                 problem = problem and f"{problem} in float64"
             if problem:
@@ -117,6 +118,22 @@ def _expected(model: nn.Module, inputs: Sequence[Tensor], noise: float, flat: bo
     return expected
 
 
+class _Apart(nn.Module):
+    """A module of one vector of all inputs and one of all outputs, called with each, and giving each by itself."""
+
+    def __init__(self, module: nn.Module, outputs: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.module, self.sizes = module, [math.prod(x.shape[1:]) for x in outputs]
+
+    def forward(self, *inputs: Tensor) -> list[Tensor]:
+        """Join, run and split."""
+        joined = inputs if len(inputs) == 1 else [torch.cat([x.reshape(len(x), -1) for x in inputs], 1)]
+        vector: Tensor = self.module(*joined).flatten(1)
+        if vector.shape[1] != sum(self.sizes):  # the model mixes samples: this is the wrong shape for each output
+            return [vector] * len(self.sizes)
+        return list(torch.split(vector, self.sizes, 1))
+
+
 def _result(
     result: nn.Module, inputs: Sequence[Tensor], eps: float, flat: bool
 ) -> tuple[list[Any], list[Tensor | float]]:
@@ -131,16 +148,17 @@ def _result(
     return got, scales
 
 
-def _pieces(network: TorchNetwork, inputs: Sequence[Tensor], got: list[Any], flat: bool) -> list[Any]:
+def _pieces(network: TorchNetwork, inputs: Sequence[Tensor], expected: list[Any], flat: bool) -> list[Any]:
     """The outputs of the affine pieces and steps in float64; None where a step cannot run so: it reads bytes, say."""
-    module = export_torch(network, wider, lambda _, matrix, bias: Affine(matrix, bias))
+    module: nn.Module = export_torch(network, wider, lambda _, matrix, bias: Affine(matrix, bias))
+    module = _Apart(module, expected) if flat else module
     try:
         outputs = _leaves(module(*map(wider, inputs)), flat)
     except RuntimeError:
-        return [None] * len(got)
+        return [None] * len(expected)
     return [
-        d if isinstance(d, Tensor) and isinstance(b, Tensor) and d.shape == b.shape else None
-        for b, d in zip(got, outputs, strict=True)
+        d if isinstance(d, Tensor) and isinstance(a, Tensor) and d.shape == a.shape else None
+        for a, d in zip(expected, outputs, strict=True)
     ]
 
 

@@ -55,13 +55,15 @@ def convert(
             Default: float64 if an input or output of the model is, otherwise float32.
         shapes: Shapes of inputs, by name, where sizes after the first are not fixed.
         max_bytes: Bytes that the layers may have. Default: 1 GiB.
-        flat: Whether inputs and outputs are vectors (batch, elements), so that an mlp is Gemm and Relu alone. Default:
-            False: they have the shapes that they had.
+        flat: Whether inputs and outputs are vectors (batch, elements), so that an mlp is Gemm and Relu alone; an mlp of
+            several inputs or outputs takes one vector, `inputs`, or gives one, `outputs`, that has their elements in
+            order. Default: False: they have the names and shapes that they had.
         overwrite: Whether a file at `path` may be replaced. Default: False.
 
     Returns:
         The `Conversion`: its `model` takes and gives what the source does, under the same names. It was compared with
-        the source on random inputs before anything was written.
+        the source on random inputs before anything was written. Its `input_slices` and `output_slices` say where each
+        input and output is in the vector of all.
 
     Raises:
         TypeError: If `source` is neither a model nor a path, or `shapes` are not integers by name.

@@ -83,9 +83,10 @@ class Exporter:
 
     def mlp(self, layers: Sequence[Layer]) -> ModelProto:
         """The model of form "mlp"."""
-        [value], [tensor], [output] = self.network.graph.inputs, self.network.inputs, self.network.graph.outputs
-        self.enter(value, tensor)
-        x = self.vector(value)
+        for value, tensor in zip(self.network.graph.inputs, self.network.inputs, strict=True):
+            self.enter(value, tensor)
+        vectors = [self.vector(value) for value in self.network.graph.inputs]
+        x = vectors[0] if len(vectors) == 1 else self.writer.call("Concat", vectors, "inputs", axis=1)
         made = []
         for item, matrix, bias in write_out(layers):
             origin = item.origin[0] if item.origin else "carried"
@@ -97,8 +98,18 @@ class Exporter:
             if made:
                 x = self.writer.call("Relu", [self.writer.linear(x, weight, bias, origin)], origin)
             else:
-                self.flat[output] = self.writer.linear(x, weight, bias, origin, self.wishes.get(output))
+                self.last(x, weight, bias, origin)
         return self.finish("mlp")
+
+    def last(self, x: str, weight: Any, bias: Any, origin: str) -> None:
+        """The last layer of a chain, and its results for each output."""
+        outputs = self.network.graph.outputs
+        if len(outputs) == 1:
+            self.flat[outputs[0]] = self.writer.linear(x, weight, bias, origin, self.wishes.get(outputs[0]))
+            return
+        joined = self.writer.linear(x, weight, bias, origin)
+        names = self.writer.split(joined, [value.size for value in outputs], [self.wishes.get(v) for v in outputs])
+        self.flat.update(zip(outputs, names, strict=True))
 
     def enter(self, value: Value, tensor: TensorInfo) -> None:
         """Enter the name of an input."""

@@ -201,6 +201,8 @@ class _Importer:
                     f"{node.op_type} node {context.origin}: its result must have the shape that onnx infers, "
                     f"{context.shapes[0]}, and what runs the model gives {made[0]}; change its attributes"
                 )
+        if node.op_type == "Where" and isinstance(args[0], Value) and node.input[0] not in node.input[1:]:
+            moved.remove(node.input[0])  # a mask
         others = [name for name in moved if self.types[name].tensor_type.elem_type not in FLOATS]
         if others:
             type = TensorProto.DataType.Name(self.types[others[0]].tensor_type.elem_type)

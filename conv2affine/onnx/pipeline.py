@@ -5,20 +5,21 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
 import torch
-from onnx import ModelProto, defs
+from onnx import ModelProto, TensorProto, defs
 from onnx.shape_inference import InferenceError
 
 from conv2affine.convolution.sizes import readable_bytes
 from conv2affine.network.convert import check_memory, to_layers
-from conv2affine.network.graph import Kept, Step
+from conv2affine.network.graph import Kept, Step, Value
 from conv2affine.network.passes.chain import Layer
+from conv2affine.network.passes.ends import join_ends, slices
 from conv2affine.network.passes.merge import MERGE, Merge
 from conv2affine.network.passes.merge import merge as merge_pieces
 from conv2affine.network.passes.simplify import simplify
@@ -26,7 +27,7 @@ from conv2affine.network.passes.to_relu import to_relu
 from conv2affine.network.progress import progress
 from conv2affine.network.report import NetworkPlan, describe, describe_layers
 from conv2affine.onnx.exporter import Exporter, gathers
-from conv2affine.onnx.model import FLOATS, OnnxNetwork
+from conv2affine.onnx.model import FLOATS, OnnxNetwork, TensorInfo
 from conv2affine.onnx.runner import Run, compare, runner, sample
 from conv2affine.onnx.storage import publish, save
 from conv2affine.onnx.trials import first_mixing
@@ -54,6 +55,8 @@ class Conversion:
         difference: The largest found between both models, relative to the largest element of the output.
         is_batched: Whether it takes any number of samples.
         static: Why it does not; "" if it does.
+        input_slices: Where the elements of each input are in the vector of all, by name.
+        output_slices: Likewise.
     """
 
     model: ModelProto
@@ -62,6 +65,8 @@ class Conversion:
     difference: float
     is_batched: bool
     static: str = ""
+    input_slices: Mapping[str, slice] = field(default_factory=dict)
+    output_slices: Mapping[str, slice] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,10 +108,11 @@ class Prepared:
 def prepare(network: OnnxNetwork, options: Options) -> Prepared:
     """Run the passes, and make the plan."""
     dtype = options.dtype or (torch.float64 if network.is_double else torch.float32)
-    graph = simplify(network.graph)
     if options.form == "mlp":
-        layers = to_layers(graph, dtype)
+        graph = _join(network).graph
+        layers = to_layers(simplify(graph), dtype)
         return Prepared(network, layers, describe_layers(layers, dtype, "dense"), dtype)
+    graph = simplify(network.graph)
     if options.max_pool == "relu":
         graph = simplify(to_relu(graph, dtype, ("window_max",)))
     graph = simplify(merge_pieces(graph, options.merge))
@@ -143,7 +149,8 @@ def run(
         if path is not None:
             publish(file, path, overwrite)
     kept = {name: step.call.reason for step in steps for name in step.origin if step.call.reason}
-    return Conversion(model, prepared.plan, kept, difference, not static, static)
+    ends = _slices(network.inputs, network.graph.inputs), _slices(network.outputs, network.graph.outputs)
+    return Conversion(model, prepared.plan, kept, difference, not static, static, *ends)
 
 
 def _write(
@@ -151,8 +158,9 @@ def _write(
 ) -> tuple[ModelProto, float]:
     """Write the model to a file, and compare it with the original."""
     network, layers = prepared.network, prepared.layers
+    result = _join(network) if layers is not None and flat else network
     with progress(len(prepared.plan.layers)) as each:
-        exporter = Exporter(network, prepared.dtype, opset, is_batched, flat, each)
+        exporter = Exporter(result, prepared.dtype, opset, is_batched, flat, each)
         model = exporter.graph() if layers is None else exporter.mlp(layers)
     save(model, file)
     wanted, other = f"the result in {prepared.dtype} and opset {opset}", "choose another dtype or opset"
@@ -166,6 +174,7 @@ def _write(
     got = runner(file)
     if got.refusal and not original.refusal:
         raise NotImplementedError(f"onnxruntime must run {wanted}, and does not: {got.refusal}; {other}")
+    got = got if result is network else _apart(got, network)
     eps = max(network.eps, torch.finfo(prepared.dtype).eps)
     floats = {tensor.name: exporter.writer.dtype for tensor in network.inputs if tensor.elem_type in FLOATS}
     differences = [
@@ -173,6 +182,43 @@ def _write(
         for batch in (BATCHES if is_batched else BATCHES[:1])
     ]
     return model, max(differences)
+
+
+def _join(network: OnnxNetwork) -> OnnxNetwork:
+    """The network of one vector of all inputs, and of one of all outputs, where there are several."""
+    graph = join_ends(network.graph)
+    inputs, outputs = network.inputs, network.outputs
+    if len(inputs) > 1:
+        for tensor in inputs:
+            if tensor.elem_type not in FLOATS:
+                name = TensorProto.DataType.Name(tensor.elem_type).lower()
+                raise NotImplementedError(
+                    f"inputs of a chain must be of type float or double, and {tensor.name} is of {name}; form graph "
+                    "takes it"
+                )
+        [value] = graph.inputs
+        inputs = (
+            dataclasses.replace(inputs[0], name=value.name, dims=(inputs[0].dims[0], value.size), shape=value.shape),
+        )
+    if len(outputs) > 1:
+        outputs = (dataclasses.replace(outputs[0], name=graph.outputs[0].name),)
+    return dataclasses.replace(network, graph=graph, inputs=inputs, outputs=outputs)
+
+
+def _apart(got: Run, network: OnnxNetwork) -> Run:
+    """What takes and gives a vector for each tensor of a network, by a result that takes and gives one for all."""
+    starts = [part.start for part in slices(network.graph.outputs)]
+    [joined] = _join(network).inputs
+
+    def run(inputs: Mapping[str, Any]) -> list[Any]:
+        vector = np.concatenate([inputs[tensor.name] for tensor in network.inputs], axis=1)
+        return np.split(got({joined.name: vector})[0], starts[1:], axis=1)
+
+    return dataclasses.replace(got, function=run)
+
+
+def _slices(tensors: Sequence[TensorInfo], values: Sequence[Value]) -> dict[str, slice]:
+    return dict(zip((tensor.name for tensor in tensors), slices(values), strict=True))
 
 
 def _choose_opset(steps: Sequence[Step | Kept], wanted: int | None) -> int:

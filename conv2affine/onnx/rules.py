@@ -37,6 +37,10 @@ def clip(context: Context, x: Any, low: Any = None, high: Any = None, *, min: An
     return activations.clip(context, x, min if low is None else low, max if high is None else high)
 
 
+def thresholded_relu(context: Context, x: Any, *, alpha: float = 1.0) -> Any:
+    return activations.threshold(context, x, alpha, 0.0)
+
+
 def pad(
     context: Context,
     x: Any,
@@ -133,6 +137,8 @@ RULES: dict[str, Rule | tuple[Rule, dict[str, str | None]]] = {
     "LeakyRelu": (activations.leaky_relu, {"alpha": "slope"}),
     "PRelu": activations.leaky_relu,
     "Clip": clip,
+    "Shrink": activations.shrink,
+    "ThresholdedRelu": thresholded_relu,
     "HardSigmoid": (activations.hard_sigmoid, {"alpha": "slope", "beta": "offset"}),
 }
 

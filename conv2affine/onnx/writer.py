@@ -17,6 +17,7 @@ from conv2affine.onnx.model import FLOATS
 __all__ = ["Writer", "write_kept", "write_kind"]
 
 MIN_INTEGER_CONSTANT = 9  # before, a Constant is of floating type
+MIN_SPLIT_INPUT = 13  # before, the sizes of Split are an attribute
 SIMPLE = {"relu": "Relu", "abs": "Abs", "maximum": "Max", "minimum": "Min"}
 WINDOWS = {"window_max": "ReduceMax", "window_min": "ReduceMin"}
 
@@ -66,6 +67,17 @@ class Writer:
         """The product x @ weight.T + bias; what is not needed is written nevertheless: some readers ask for it."""
         names = [x, self.constant(f"{origin}.weight", weight), self.constant(f"{origin}.bias", bias)]
         return self.call("Gemm", names, origin, output, alpha=1.0, beta=1.0, transA=0, transB=1)
+
+    def split(self, x: str, sizes: Sequence[int], outputs: Sequence[str | None]) -> list[str]:
+        """The parts of vectors, of these sizes."""
+        names = [output or self.name(f"{x}/part") for output in outputs]
+        node = helper.make_node("Split", [x], names, self.name(f"{x}/Split"), axis=1)
+        if self.opset < MIN_SPLIT_INPUT:
+            node.attribute.append(helper.make_attribute("split", sizes))
+        else:
+            node.input.append(self.constant(f"{x}.sizes", np.array(sizes)))
+        self.nodes.append(node)
+        return names
 
     def reshape(self, x: str, shape: Sequence[int], origin: str, output: str | None = None) -> str:
         """The same elements as a tensor of another shape, which OMLT wants to come from a node."""

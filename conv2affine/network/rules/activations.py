@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 
 from conv2affine.network.graph import Value
+from conv2affine.network.matrices.affine import AffineMap
+from conv2affine.network.rules.bends import write
 from conv2affine.network.rules.formulas import diagonal
 from conv2affine.network.rules.operands import (
     Context,
+    Map,
     NoRuleError,
     Rule,
     as_shape,
@@ -19,8 +22,9 @@ from conv2affine.network.rules.operands import (
     through,
     value,
 )
+from conv2affine.network.rules.piecewise import Piecewise
 
-__all__ = ["clip", "extremum", "hard_sigmoid", "leaky_relu", "plain", "threshold"]
+__all__ = ["clip", "extremum", "hard_sigmoid", "leaky_relu", "plain", "shrink", "threshold"]
 
 
 def plain(kind: str) -> Rule:
@@ -47,8 +51,18 @@ def clip(context: Context, x: Any, low: Any = None, high: Any = None) -> Value:
 def threshold(context: Context, x: Any, low: Any, below: Any) -> Value:
     """The value where it is larger than low, else `below`."""
     if low != below:
-        raise NoRuleError("it jumps")
+        raise NoRuleError(f"it jumps by {abs(low - below):.3g} at {low:.3g}")
     return clip(context, x, low)
+
+
+def shrink(context: Context, x: Any, *, bias: float = 0.0, lambd: float = 0.5) -> Map:
+    """The value - bias where it is larger than lambd, + bias where it is smaller than -lambd, else 0."""
+    if lambd < 0:
+        raise NoRuleError(f"lambd = {lambd}")
+    source = value(x)
+    columns = ([-lambd, lambd], [1, 0, 1], [bias, 0, -bias], [0, 0])
+    parts = [np.repeat(np.array(column, np.float64)[:, None], source.size, axis=1) for column in columns]
+    return write(context, AffineMap.identity(source, source.size), Piecewise(*parts).simpler())
 
 
 def hard_sigmoid(context: Context, x: Any, slope: float = 0.2, offset: float = 0.5) -> Value:

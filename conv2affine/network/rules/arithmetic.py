@@ -16,7 +16,7 @@ from scipy.sparse import csr_array
 from conv2affine.network.graph import Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.matrix import Sparse
-from conv2affine.network.rules import formulas, windows
+from conv2affine.network.rules import formulas, masks, windows
 from conv2affine.network.rules.moves import follow
 from conv2affine.network.rules.operands import (
     Context,
@@ -72,7 +72,9 @@ def negate(context: Context, x: Any) -> Map:
 
 
 def multiply(context: Context, x: Any, other: Any) -> Map:
-    """The product of a value and a constant."""
+    """The product of a value and a constant, or of a value and a mask."""
+    if isinstance(x, Value) and isinstance(other, Value):
+        return masks.multiply(context, x, other)
     if not isinstance(x, Value):
         x, other = other, x
     return scaled(broadcast(value(x), context.shape), constant(other), context.shape)
@@ -91,7 +93,9 @@ def power(context: Context, x: Any, exponent: Any) -> Map:
 
 
 def where(context: Context, condition: Any, x: Any, other: Any) -> Map:
-    """Elements of x where the condition, a constant, holds; else those of the other."""
+    """Elements of x where the condition holds; else those of the other."""
+    if isinstance(condition, Value):
+        return masks.where(context, condition, x, other)
     mask, shape = constant(condition), context.shape
     return masked(x, mask, shape) + masked(other, 1 - mask, shape)
 

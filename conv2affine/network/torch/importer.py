@@ -23,7 +23,7 @@ from conv2affine.network.torch.call import AtenCall
 from conv2affine.network.torch.constants import is_random
 from conv2affine.network.torch.program import export, floating_dtypes, tensors, unwrap
 from conv2affine.network.torch.rounding import wider
-from conv2affine.network.torch.rules import find_rule
+from conv2affine.network.torch.rules import find_rule, masks
 from conv2affine.network.torch.unchanged import unchanged, warm_up
 
 __all__ = ["TorchNetwork", "import_torch", "operator_name", "origin"]
@@ -226,7 +226,11 @@ class _Importer:
         shapes = tuple(tuple(fakes[number].shape) for number in used)
         context = Context(self.graph, call, inputs, shapes, self.parameters, origin(node))
         # What is computed in another dtype is rounded there, or is no number.
-        dtypes = {arg.meta["val"].dtype for arg in node.all_input_nodes if isinstance(self.results[arg], Value)}
+        reached = [arg for arg in node.all_input_nodes if isinstance(self.results[arg], Value)]
+        may_be_masks = masks(name, node.args) if len(reached) > 1 else ()
+        dtypes = {arg.meta["val"].dtype for arg in reached}
+        if all(arg in may_be_masks for arg in reached if arg.meta["val"].dtype is torch.bool):
+            dtypes.discard(torch.bool)
         others = sorted(map(str, dtypes.union(fakes[number].dtype for number in used) - {self.dtypes[0]}))
         rule = find_rule(target)
         reason = f"it is computed in {', '.join(others)}, and most in {self.dtypes[0]}" if rule else ""

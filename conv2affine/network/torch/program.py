@@ -59,7 +59,16 @@ def _decompositions() -> Any:
         packet = getattr(aten, name)
         for overload in packet.overloads():
             table.pop(getattr(packet, overload), None)  # type: ignore[no-untyped-call]
+    table[aten.index_put.default] = _index_put
     return table
+
+
+def _index_put(x: Tensor, indices: Any, values: Tensor, accumulate: bool = False) -> Any:
+    """One number, written where a mask holds: a choice, which does not ask where that is."""
+    first = indices[0]
+    if accumulate or values.numel() != 1 or len(indices) > 1 or first.dtype is not torch.bool or first.shape != x.shape:
+        return NotImplemented
+    return torch.where(first, values.to(x.dtype), x)
 
 
 def floating_dtypes(program: ExportedProgram) -> tuple[torch.dtype, ...]:

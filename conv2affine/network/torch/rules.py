@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from conv2affine.network.graph import Value
 from conv2affine.network.rules import activations, arithmetic, positions, shapes
 from conv2affine.network.rules.operands import Context, NoRuleError, Rule, constant, value
 from conv2affine.network.torch import windows
 
-__all__ = ["RULES", "find_rule"]
+__all__ = ["RULES", "find_rule", "masks"]
 
 # Arguments of schemas that have other names in the rules; None for those whose value does not matter.
 NAMES: dict[str, str | None] = {
@@ -83,6 +83,10 @@ def hardtanh(context: Context, x: Any, low: Any = -1, high: Any = 1) -> Any:
 
 def hardsigmoid(context: Context, x: Any) -> Any:
     return activations.hard_sigmoid(context, x, 1 / 6, 0.5)
+
+
+def rrelu(context: Context, x: Any, noise: Any, lower: Any = 1 / 8, upper: Any = 1 / 3, training: bool = False) -> Any:
+    return activations.leaky_relu(context, x, (lower + upper) / 2)
 
 
 def threshold(context: Context, x: Any, threshold: Any, value: Any) -> Any:
@@ -160,11 +164,19 @@ RULES: dict[str, Rule] = {
     **{kind: extremum(kind) for kind in ("maximum", "minimum")},
     "leaky_relu": activations.leaky_relu,
     "prelu": prelu,
+    "rrelu_with_noise_functional": rrelu,
     "clamp": activations.clip,
     "hardtanh": hardtanh,
     "hardsigmoid": hardsigmoid,
     "threshold": threshold,
 }
+
+
+def masks(name: str, args: Sequence[Any]) -> Sequence[Any]:
+    """Which arguments of an operator may be of type bool, though it gives numbers."""
+    if name == "mul":
+        return args if all(isinstance(arg, fx.Node) for arg in args) else ()
+    return args[:1] if name == "where" else ()
 
 
 def find_rule(target: Any) -> Rule | None:

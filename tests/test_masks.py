@@ -1,0 +1,168 @@
+"""ReLUs written by hand, with comparisons, signs and masks, on both sides; what jumps is kept."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from network_models import Function, samples
+from onnx_models import difference, inputs, model, operators, random
+from torch import nn
+
+from conv2affine import to_linear, to_linear_network, to_mlp
+from conv2affine.network.rules.piecewise import Piecewise
+from conv2affine.onnx import convert
+
+THETA = torch.tensor([[0.1], [0.2], [0.0]], dtype=torch.float64)  # for each channel
+
+
+def written(h, value):
+    h = h.clone()
+    h[h < 0] = value
+    return h
+
+
+# The function, and how many ReLUs an element becomes.
+CONTINUOUS = {
+    "times-mask": (lambda h: h * (h > 0), 1),
+    "times-mask-with-0": (lambda h: (h >= 0) * h, 1),
+    "times-mask-as-number": (lambda h: h * (h > 0).to(h), 1),
+    "times-scaled-mask": (lambda h: h * (0.5 * (h > 0).to(h)), 1),
+    "times-opposite-mask": (lambda h: h * ~(h < 0), 1),
+    "times-1-minus-mask": (lambda h: h * (1 - (h < 0).to(h)), 1),
+    "times-both-masks": (lambda h: (h > 0) * h + (h <= 0) * h * 0.1, 2),
+    "plus-times-mask": (lambda h: torch.addcmul(h, h, (h > 0).to(h)), 3),
+    "times-heaviside": (lambda h: h * torch.heaviside(h, torch.tensor(0.5, dtype=h.dtype)), 1),
+    "where": (lambda h: torch.where(h > 0, h, 0.1 * h), 2),
+    "where-zero": (lambda h: torch.where(h > 0, h, 0.0), 1),
+    "where-channels": (lambda h: torch.where(h > 0, h, THETA * h), 2),
+    "where-threshold": (lambda h: torch.where(h < 0.7, 0.7, h), 1),
+    "where-affine": (lambda h: torch.where(2 * h - 1 > 0.4, 3 * h, h + 1.4), 2),
+    "where-steps": (lambda h: torch.where(h > 0, h.clamp(max=2), F.leaky_relu(h, 0.3)), 3),
+    "where-nested": (lambda h: torch.where(h > 1, h - 1, torch.where(h < -1, h + 1, 0.0)), 2),
+    "where-both": (lambda h: torch.where((h > -1) & (h < 2), h, h.clamp(-1, 2)), 2),
+    "where-either": (lambda h: torch.where((h < -1) | (h > 1), h.sign(), h), 2),
+    "where-not": (lambda h: torch.where(torch.logical_not(h > 0), -h, h), 2),
+    "where-xor": (lambda h: torch.where((h > -1) ^ (h > 1), 1 - h.abs(), 0.0), 4),
+    "where-tent": (lambda h: torch.where(h.abs() < 1, 1 - h.abs(), 0.0), 4),
+    "larger-of-two": (lambda h: torch.where(h > h.flip(1), h, h.flip(1)), 3),
+    "larger-after-a-step": (lambda h: (lambda r: torch.where(r > h.flip(1), r, h.flip(1)))(F.relu(h)), None),
+    "beside-a-sum": (lambda h: h.flip(2) + torch.where(h > 0, h, 0.0), 3),
+    "moved-mask": (lambda h: h * (h.flip(1) > 0).to(h).flip(1), 1),
+    "masked-fill": (lambda h: h.masked_fill(h < 0, 0), 1),
+    "written": (lambda h: written(h, 0), 1),
+    "sign-times-absolute-value": (lambda h: h.sign() * h.abs(), 0),
+    "sign-times-value": (lambda h: h.sign() * h, 2),
+    "soft-threshold": (lambda h: h.sign() * F.relu(h.abs() - THETA), 3),
+    "softshrink": (lambda h: F.softshrink(h, 0.3), 2),
+    "rrelu": (nn.RReLU(), 2),
+    "threshold": (lambda h: F.threshold(h, 0.2, 0.2), 1),
+    "lp-pool": (nn.LPPool1d(1, 2), 0),
+    "clamp-minimum": (lambda h: h.clamp(min=0), 1),
+}
+
+
+@pytest.mark.parametrize(("function", "relus"), CONTINUOUS.values(), ids=CONTINUOUS)
+def test_continuous(function, relus):
+    made, x = nn.Sequential(nn.Conv1d(2, 3, 3), Function(function)).double().eval(), 2 * samples(5, 2, 10)
+    x[0] = 0.0
+    net, mlp = to_linear_network(made, x), to_mlp(made, x)
+    assert not net.plan.kept
+    torch.testing.assert_close(net(x), made(x), atol=1e-12, rtol=0)
+    torch.testing.assert_close(mlp(x), made(x).flatten(1), atol=1e-12, rtol=0)
+    if relus is not None:
+        assert sum(layer.out_features for layer in mlp[1:-1] if isinstance(layer, nn.Linear)) == relus * 24
+
+
+@pytest.mark.parametrize("function", [lambda h: h.sign() * h.abs(), nn.LPPool1d(1, 2)], ids=["sign", "lp-pool"])
+def test_what_is_affine_after_all_is_one_layer(function):
+    x = samples(5, 2, 10)
+    made = Function(function)
+    torch.testing.assert_close(to_linear(made, x)(x.flatten(1)), made(x).flatten(1), atol=1e-12, rtol=0)
+
+
+JUMPS = {
+    "times-mask": (lambda h: h * (h > 0.5), "mul must be .* it jumps by 0.5 at 0.5"),
+    "where": (lambda h: torch.where(h > 0, h + 1, h), "where must be .* it jumps by 1 at 0"),
+    "on-the-threshold": (lambda h: torch.where(h == 0, 5.0, h), "where must be .* it jumps by 5 at 0"),
+    "one-channel": (lambda h: torch.where(h > THETA, h - THETA.flip(0), 0.0), "it jumps by 0.1 at 0"),
+    "hardshrink": (F.hardshrink, "where must be .* it jumps by 0.5 at -0.5"),
+    "threshold": (lambda h: F.threshold(h, 0.2, 0.0), "threshold must be .* it jumps by 0.2 at 0.2"),
+    "written": (lambda h: written(h, 3), "where must be .* it jumps by 3 at 0"),
+    "of-another-value": (lambda h: h * (h.flip(1) > 0), "mul must be .* it multiplies values"),
+    "square": (lambda h: h * h * (h > 0), "mul must be .* it multiplies values"),
+}
+
+
+@pytest.mark.parametrize(("function", "message"), JUMPS.values(), ids=JUMPS)
+def test_jumps(function, message):
+    made, x = Function(function), samples(5, 3, 4)
+    net = to_linear_network(made, x)
+    assert net.plan.kept
+    torch.testing.assert_close(net(x), made(x), atol=1e-12, rtol=0)
+    with pytest.raises(NotImplementedError, match=message):
+        to_mlp(made, x)
+
+
+FILES = {
+    "where": ("m = Greater(h, z)\ns = Mul(h, n)\ny = Where(m, h, s)", 13),
+    "mask-as-number": ("l = Less(h, z)\nm = Not(l)\nf = Cast<to = 1>(m)\ny = Mul(h, f)", 13),
+    "greater-or-equal": ("m = GreaterOrEqual(h, z)\ny = Where(m, h, z)", 16),
+    "both": ("a = Greater(h, z)\nb = Less(h, six)\nm = And(a, b)\nc = Clip(h, z, six)\ny = Where(m, h, c)", 13),
+    "soft-threshold": ("s = Sign(h)\na = Abs(h)\nb = Sub(a, t)\nr = Relu(b)\ny = Mul(s, r)", 13),
+    "larger-of-two": ("g = Neg(h)\nm = Greater(h, g)\ny = Where(m, h, g)", 13),
+    "shrink": ("y = Shrink<lambd = 0.3, bias = 0.3>(h)", 13),
+    "thresholded-relu": ("y = ThresholdedRelu<alpha = 0.0>(h)", 13),
+}
+NUMBERS = {"w": random(3, 4), "z": np.float32(0), "t": np.float32(0.3), "n": np.float32(0.1), "six": np.float32(6)}
+
+
+def file(nodes, opset=13):
+    return model(f"h = MatMul(x, w)\n{nodes}", {"x": ("N", 3)}, NUMBERS, opset=opset)
+
+
+@pytest.mark.parametrize(("nodes", "opset"), FILES.values(), ids=FILES)
+def test_file(nodes, opset):
+    original = file(nodes, opset)
+    for form in ("graph", "mlp"):
+        result = convert(original, form=form)
+        assert not result.kept
+        assert difference(original, result.model, inputs(result.model, 4)) <= 1e-6
+    assert operators(result.model) == ["Gemm", "Relu", "Gemm"]
+
+
+FILE_JUMPS = {
+    "where": ("m = Greater(h, t)\ny = Where(m, h, z)", "y: Where must be .* it jumps by 0.3 at 0.3"),
+    "shrink": ("y = Shrink<lambd = 0.3, bias = 0.1>(h)", "y: Shrink must be .* it jumps by 0.2 at -0.3"),
+    "thresholded-relu": ("y = ThresholdedRelu(h)", "y: ThresholdedRelu must be .* it jumps by 1 at 1"),
+}
+
+
+@pytest.mark.parametrize(("nodes", "message"), FILE_JUMPS.values(), ids=FILE_JUMPS)
+def test_file_jumps(nodes, message):
+    original = file(nodes)
+    result = convert(original)
+    assert "y" in result.kept
+    assert difference(original, result.model, inputs(result.model, 4)) <= 1e-6
+    with pytest.raises(NotImplementedError, match=message):
+        convert(original, form="mlp")
+
+
+def evaluate(function, x):
+    """The values of a function of one element."""
+    numbers = (function.knots[:, 0, None] < x).sum(0)
+    return function.slopes[numbers, 0] * x + function.offsets[numbers, 0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_functions(seed):
+    """Sums, products with signs and absolute values, against NumPy, between and beyond the knots."""
+    slopes, offsets = np.random.default_rng(seed).normal(size=(2, 4))
+    x = np.linspace(-5, 5, 201)
+    lines = [Piecewise.line(a, b) for a, b in zip(slopes, offsets, strict=True)]
+    numbers = [a * x + b for a, b in zip(slopes, offsets, strict=True)]
+    function, expected = lines[0], numbers[0]
+    for line, number in zip(lines[1:], numbers[1:], strict=True):
+        function, expected = function * function.signs() + line, abs(expected) + number
+    np.testing.assert_allclose(evaluate(function, x), expected, atol=1e-12)
+    assert not function.jumps().any()
+    np.testing.assert_allclose(evaluate(function.signs(), x), np.sign(expected))
