@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import ModelProto, TensorProto, helper
+from torch import Tensor
 
 from conv2affine.network.graph import Graph, Piece, Step, Value
 from conv2affine.network.kinds import KINDS
@@ -16,7 +17,7 @@ from conv2affine.network.matrices.matrix import Matrix, Selection
 from conv2affine.network.passes.chain import Layer, write_out
 from conv2affine.network.torch.layers import layer
 from conv2affine.onnx.call import runs_on_vectors
-from conv2affine.onnx.model import FLOATS, OnnxNetwork, TensorInfo
+from conv2affine.onnx.model import DTYPES, FLOATS, OnnxNetwork, TensorInfo
 from conv2affine.onnx.writer import Writer, write_kept, write_kind
 
 __all__ = ["Exporter", "gathers"]
@@ -37,7 +38,7 @@ class Exporter:
 
     Args:
         network: What was imported, its graph after any passes.
-        dtype: Of the layers, float32 or float64.
+        dtype: Of the layers.
         opset: Of the result.
         is_batched: Whether it takes any number of samples, else one.
         flat: Whether its inputs and outputs are vectors.
@@ -55,10 +56,10 @@ class Exporter:
     ) -> None:
         self.network, self.opset, self.is_batched, self.each = network, opset, is_batched, each
         self.dtype = dtype
-        self.elem_type = TensorProto.DOUBLE if dtype is torch.float64 else TensorProto.FLOAT
+        self.elem_type = next(elem_type for elem_type, other in DTYPES.items() if other is dtype)
         tensors = (*network.inputs, *network.outputs)
         names = [tensor.name for tensor in tensors]
-        self.writer = Writer(np.float64 if dtype is torch.float64 else np.float32, opset, names)
+        self.writer = Writer(helper.tensor_dtype_to_np_dtype(self.elem_type), opset, names)
         self.flat: dict[Value, str] = {}  # names of values as vectors
         self.shaped: dict[tuple[Value, tuple[int, ...]], str] = {}  # names of values as tensors
         graph, self.is_vector = network.graph, flat
@@ -111,12 +112,12 @@ class Exporter:
     def arrays(self, matrix: Matrix, bias: Any, origin: str) -> tuple[Any, Any]:
         """Weight and bias of a layer."""
         fc = layer(matrix, bias, self.dtype, "dense")
-        weight = fc.weight.numpy()
+        weight = _array(fc.weight)
         if weight.size and not np.isfinite([weight.min(), weight.max()]).all():
             raise ValueError(
                 f"{origin}: numbers of its layer must be finite in {self.dtype}; dtype=float64 may hold them"
             )
-        return weight, fc.bias.numpy()
+        return weight, _array(fc.bias)
 
     def piece(self, piece: Piece) -> None:
         """The sum of a layer for each source; a source that is only added needs none."""
@@ -249,3 +250,10 @@ class Exporter:
     def sizes(self, shape: Sequence[int]) -> list[int]:
         """What reshapes to a shape."""
         return [-1, *shape[1:]] if self.is_batched and shape else list(shape)
+
+
+def _array(tensor: Tensor) -> Any:
+    """The array that shares the memory of a tensor."""
+    if tensor.dtype is torch.bfloat16:  # torch gives NumPy's own types only
+        return tensor.view(torch.int16).numpy().view(helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16))
+    return tensor.numpy()

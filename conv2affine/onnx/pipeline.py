@@ -12,21 +12,21 @@ from typing import Literal
 import numpy as np
 import onnx
 import torch
-from onnx import ModelProto, defs
+from onnx import ModelProto, TensorProto, defs
 from onnx.shape_inference import InferenceError
 
 from conv2affine.convolution.sizes import readable_bytes
 from conv2affine.network.convert import check_memory, to_layers
-from conv2affine.network.graph import Step
+from conv2affine.network.graph import Node, Step, Value
 from conv2affine.network.passes.chain import Layer
 from conv2affine.network.passes.merge import MERGE, Merge
 from conv2affine.network.passes.merge import merge as merge_pieces
-from conv2affine.network.passes.simplify import simplify
+from conv2affine.network.passes.simplify import replace_inputs, simplify
 from conv2affine.network.passes.to_relu import to_relu
 from conv2affine.network.progress import progress
 from conv2affine.network.report import NetworkPlan, describe, describe_layers
 from conv2affine.onnx.exporter import Exporter, gathers
-from conv2affine.onnx.model import FLOATS, OnnxNetwork
+from conv2affine.onnx.model import FLOATS, OnnxNetwork, TensorInfo
 from conv2affine.onnx.runner import Run, compare, runner, sample
 from conv2affine.onnx.storage import publish, save
 from conv2affine.onnx.trials import first_mixing
@@ -102,9 +102,11 @@ class Prepared:
 @np.errstate(all="ignore")
 def prepare(network: OnnxNetwork, options: Options) -> Prepared:
     """Run the passes, and make the plan."""
-    dtype = options.dtype or (torch.float64 if network.is_double else torch.float32)
+    dtype = options.dtype or network.dtype
     graph = simplify(network.graph)
     if options.form == "mlp":
+        network = _without_casts(dataclasses.replace(network, graph=graph))
+        graph = network.graph
         layers = to_layers(graph, dtype)
         return Prepared(network, layers, describe_layers(layers, dtype, "dense"), dtype)
     if options.max_pool == "relu":
@@ -139,15 +141,43 @@ def run(
     folder = None if path is None else path.parent
     with tempfile.TemporaryDirectory(prefix=".conv2affine-", dir=folder) as temporary:
         file = Path(temporary) / (path.name if path else "model.onnx")
-        model, difference = _write(prepared, opset, not static, options.flat, original(()), file)
+        model, difference = _write(prepared, network.inputs, opset, not static, options.flat, original(()), file)
         if path is not None:
             publish(file, path, overwrite)
     kept = {name: step.operator.reason for step in steps for name in step.origin if step.operator.reason}
     return Conversion(model, prepared.plan, kept, difference, not static, static)
 
 
+def _without_casts(network: OnnxNetwork) -> OnnxNetwork:
+    """A network that begins with what it casts its integers to, as pixels: a chain takes floats."""
+    graph, users = network.graph, network.graph.users
+    names: dict[Value, Value] = {}
+    inputs = []
+    for value, tensor in zip(graph.inputs, network.inputs, strict=True):
+        if tensor.elem_type not in FLOATS and value not in graph.outputs and all(map(_is_cast, users[value])):
+            names.update({cast.outputs[0]: value for cast in users[value]})
+            tensor = dataclasses.replace(tensor, elem_type=TensorProto.FLOAT)
+        inputs.append(tensor)
+    nodes = [replace_inputs(node, names) for node in graph.nodes if node.outputs[0] not in names]
+    graph = dataclasses.replace(graph, nodes=nodes, outputs=[names.get(value, value) for value in graph.outputs])
+    return dataclasses.replace(network, graph=graph, inputs=tuple(inputs))
+
+
+def _is_cast(node: Node) -> bool:
+    """Whether a node casts to floats."""
+    if not isinstance(node, Step) or node.kind != "Cast":
+        return False
+    return any(attribute.name == "to" and attribute.i in FLOATS for attribute in node.operator.attributes)
+
+
 def _write(
-    prepared: Prepared, opset: int, is_batched: bool, flat: bool, original: Run, file: Path
+    prepared: Prepared,
+    inputs: Sequence[TensorInfo],
+    opset: int,
+    is_batched: bool,
+    flat: bool,
+    original: Run,
+    file: Path,
 ) -> tuple[ModelProto, float]:
     """Write the model to a file, and compare it with the original."""
     network, layers = prepared.network, prepared.layers
@@ -164,14 +194,14 @@ def _write(
             raise NotImplementedError(f"{wanted} must be valid ONNX, and is not: {reason}; {other}") from error
         raise RuntimeError(f"{wanted} must be valid ONNX, and is not: {reason}; please report this") from error
     got = runner(file)
-    if got.refusal and not original.refusal:
-        raise NotImplementedError(f"onnxruntime must run {wanted}, and does not: {got.refusal}; {other}")
     eps = max(network.eps, torch.finfo(prepared.dtype).eps)
     floats = {tensor.name: exporter.writer.dtype for tensor in network.inputs if tensor.elem_type in FLOATS}
     differences = [
-        compare(original, got, sample(network.inputs, batch, is_batched), floats, eps, batch if flat else None)
+        compare(original, got, sample(inputs, batch, is_batched), floats, eps, batch if flat else None)
         for batch in (BATCHES if is_batched else BATCHES[:1])
     ]
+    if got.refusal and not original.refusal:
+        raise NotImplementedError(f"onnxruntime must run {wanted}, and does not: {got.refusal}; {other}")
     return model, max(differences)
 
 

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
-from onnx import ModelProto, helper
-from onnx.reference import ReferenceEvaluator
+from onnx import ModelProto, TensorProto, helper
 
 from conv2affine.network.verify import ROUGHEST, ROUNDINGS, difference
-from conv2affine.onnx.model import TensorInfo
+from conv2affine.onnx.call import evaluator
+from conv2affine.onnx.model import HALVES, TensorInfo
+from conv2affine.onnx.upgrade import widened
 
 __all__ = ["Run", "RunError", "compare", "runner", "sample"]
 
+HALF_DTYPES = [helper.tensor_dtype_to_np_dtype(elem_type) for elem_type in HALVES]
 
-@dataclass(frozen=True)
+
+@dataclass
 class Run:
     """Runs a model: called with inputs by name, gives the outputs in order.
 
     Args:
         function: What runs it.
-        refusal: Why onnxruntime does not take the model; "" if it does, or is not installed.
+        refusal: Why onnxruntime does not take the model, or did not run it; "" if it does, or is not installed.
     """
 
     function: Callable[[Mapping[str, Any]], list[Any]]
@@ -40,7 +43,7 @@ class RunError(RuntimeError):
 
 
 def runner(model: ModelProto | Path) -> Run:
-    """What runs a model: onnxruntime where that is installed and takes the model, else onnx.reference.
+    """What runs a model: onnxruntime where that is installed and takes and runs the model, else onnx.reference.
 
     Args:
         model: The model, or its file.
@@ -48,7 +51,7 @@ def runner(model: ModelProto | Path) -> Run:
     try:
         import onnxruntime
     except ModuleNotFoundError:
-        return _reference(model)
+        return Run(_reference(model))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # runs once
@@ -56,31 +59,44 @@ def runner(model: ModelProto | Path) -> Run:
         source = str(model) if isinstance(model, Path) else model.SerializeToString()
         session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no class of their own: an operator that it lacks, say
-        return dataclasses.replace(_reference(model), refusal=" ".join(str(error).split()))
+        return Run(_reference(model), " ".join(str(error).split()))
 
     def run(inputs: Mapping[str, Any]) -> list[Any]:
         try:
             return list(session.run(None, dict(inputs)))
-        except Exception as error:
-            raise RunError(f"onnxruntime cannot run the model: {error}") from error
+        except Exception as error:  # it takes models that it cannot run, and not all types of inputs
+            reason = " ".join(str(error).split())
+            try:
+                outputs = _reference(model)(inputs)
+            except RunError:
+                raise RunError(f"onnxruntime cannot run the model: {reason}") from error
+            result.refusal = reason
+            return outputs
 
-    return Run(run)
+    result = Run(run)
+    return result
 
 
-def _reference(model: ModelProto | Path) -> Run:
+def _reference(model: ModelProto | Path) -> Callable[[Mapping[str, Any]], list[Any]]:
+    """What runs a model by onnx.reference, types of half the size as float32."""
     try:
-        evaluator = ReferenceEvaluator(str(model) if isinstance(model, Path) else model)
+        proto = onnx.load_model(model) if isinstance(model, Path) else model
+        run_wide = evaluator(widened(proto)[0]).run
     except Exception as error:
         raise RunError(f"neither onnxruntime nor onnx.reference take the model: {error}") from error
+    halves = {info.name for info in proto.graph.output if info.type.tensor_type.elem_type == TensorProto.FLOAT16}
 
     def run(inputs: Mapping[str, Any]) -> list[Any]:
+        wide = {name: x.astype(np.float32) if x.dtype in HALF_DTYPES else x for name, x in inputs.items()}
         try:
             with np.errstate(all="ignore"):
-                return list(evaluator.run(None, dict(inputs)))
+                outputs = run_wide(None, wide)
+                named = zip(proto.graph.output, outputs, strict=True)
+                return [x.astype(np.float16) if info.name in halves else x for info, x in named]
         except Exception as error:  # whatever the reference trips over
             raise RunError(f"onnx.reference cannot run the model: {error}") from error
 
-    return Run(run)
+    return run
 
 
 def sample(tensors: Sequence[TensorInfo], batch: int, is_batched: bool) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from onnx import ModelProto, NodeProto, TypeProto, ValueInfoProto, helper, numpy
 
 from conv2affine.network.graph import Node, Piece, Step, Value
 from conv2affine.network.kinds import KINDS
-from conv2affine.onnx.call import runs_on_vectors
+from conv2affine.onnx.call import one_node, runs_on_vectors
 from conv2affine.onnx.model import OnnxNetwork
 from conv2affine.onnx.runner import Run, RunError, runner, sample
 
@@ -108,13 +108,10 @@ def run_alone(node: NodeProto, opset: int, results: Mapping[str, Any], types: Ma
     [name] = values
     infos = [ValueInfoProto(name=name, type=types[name])]
     outputs = [ValueInfoProto(name=output) for output in node.output if output]
-    opsets = [helper.make_opsetid("", opset)]
-    graph = helper.make_graph([node], "node", infos, outputs, constants)
-    version = max(4, helper.find_min_ir_version_for(opsets))
     dtype = helper.tensor_dtype_to_np_dtype(types[name].tensor_type.elem_type)
     x = np.array(np.random.default_rng(0).standard_normal(results[name].shape), dtype)
     try:
-        return x, runner(helper.make_model(graph, opset_imports=opsets, ir_version=version))({name: x})
+        return x, runner(one_node(node, opset, infos, outputs, constants))({name: x})
     except RunError:
         return None
 
