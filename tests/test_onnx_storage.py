@@ -151,7 +151,7 @@ def test_tensors_that_share_a_file_are_counted_each(tmp_path):
         tensor.external_data.add(key="length", value=str(2**40))
     (tmp_path / "x.onnx").write_bytes(proto.SerializeToString())
     with pytest.raises(
-        ValueError, match=r"external data of tensor t0 .* must not make that of the model larger than 335544320"
+        ValueError, match=r"external data of tensor t0 .* must not make that of the model larger than 134217728"
     ):
         convert(tmp_path / "x.onnx")
 

@@ -14,7 +14,7 @@ from onnx.reference.op_run import OpRun
 from conv2affine.network.graph import Step, Value
 from conv2affine.network.torch.call import Slot
 
-__all__ = ["OnnxCall", "evaluator", "one_node", "runs_on_vectors"]
+__all__ = ["OnnxCall", "evaluator", "make_info", "one_node", "runs_on_vectors"]
 
 # Operators that treat every element alike: they run on flat vectors.
 POINTWISE = frozenset(
@@ -115,10 +115,14 @@ class OnnxCall:
         """A model of it alone: of a node alone, onnx.reference takes the newest meaning."""
         names = [f"x{number}" if f"x{number}" in feeds else "" for number in range(len(self.args))]
         node = self.node(names, [output and f"y{number}" for number, output in enumerate(self.outputs)])
-        types = {name: helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in feeds.items()}
-        read = [helper.make_tensor_value_info(name, types[name], array.shape) for name, array in feeds.items()]
+        read = [make_info(name, array) for name, array in feeds.items()]
         written = [ValueInfoProto(name=f"y{number}") for number in self.results]
         return one_node(node, self.opset, read, written)
+
+
+def make_info(name: str, array: Any) -> ValueInfoProto:
+    """The type of an array, under a name."""
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
 
 
 def one_node(

@@ -15,7 +15,7 @@ from conv2affine.network.graph import Graph, Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.rules.operands import Context, NoRuleError, values
 from conv2affine.onnx.call import OnnxCall
-from conv2affine.onnx.inference import Budget, check_size, infer, inferred_shape
+from conv2affine.onnx.inference import Budget, check_size, check_work, infer, inferred_shape
 from conv2affine.onnx.model import DTYPES, EPS, FLOATS, HALVES, Model, OnnxNetwork, TensorInfo, location
 from conv2affine.onnx.rules import find_rule
 from conv2affine.onnx.runner import runner
@@ -59,7 +59,7 @@ class _Importer:
     def run(self) -> OnnxNetwork:
         """Go through the nodes."""
         for tensor in self.model.inputs:
-            check_size(tensor.shape, f"input {tensor.name}")
+            self.budget.count(tensor.shape, f"input {tensor.name}")
             _check_type(tensor.elem_type, f"input {tensor.name}")
             self.results[tensor.name] = self.graph.add_input(tensor.shape, tensor.name)
             elem_type = TensorProto.FLOAT if tensor.elem_type in HALVES else tensor.elem_type
@@ -145,6 +145,7 @@ class _Importer:
         for name in (name for name in node.output if name in self.used):
             shapes.append(inferred_shape(node, name, inferred, args, where))
             self.budget.count(shapes[-1], f"{where}: {name}")
+            check_work(node, shapes[-1], where)
         return tuple(shapes)
 
     def values(self, context: Context, node: NodeProto, args: list[Any]) -> list[Value]:

@@ -12,9 +12,11 @@ from onnx import NodeProto, TypeProto, helper, numpy_helper, shape_inference
 from onnx.shape_inference import InferenceError
 
 from conv2affine.convolution.sizes import readable_bytes
+from conv2affine.onnx.model import Model, location
 from conv2affine.onnx.reader import BASE_BYTES, MAX_BYTES
+from conv2affine.onnx.rules import find_rule
 
-__all__ = ["Budget", "check_size", "infer", "inferred_shape"]
+__all__ = ["Budget", "check_rules", "check_size", "check_work", "infer", "inferred_shape"]
 
 # Constants of the file that say sizes and axes have fewer elements, and shape inference looks only at those.
 SMALL = 1024
@@ -23,6 +25,10 @@ MAX_ELEMENTS = 2**27
 ITEM_BYTES = 8
 # What each byte of a file may ask for. Other people's networks ask for up to 10 times their size.
 BYTES_PER_BYTE = 32
+# A model is run several times. So many operations take seconds: of a pool, one for each element that it reads; of a
+# cubic Resize in onnxruntime, many for each element that it makes.
+MAX_WORK, CUBIC = 2**30, 2**10
+POOLS = ("AveragePool", "LpPool", "MaxPool")
 # Operators that give at most so many numbers for each element of their first input, whatever these are.
 BOUNDED = {"NonZero": 8, "Compress": 1, "Unique": 4}
 
@@ -53,6 +59,38 @@ def check_size(shape: Sequence[int], where: str) -> None:
     """Raise ValueError for a shape that no tensor of a network has."""
     if any(size < 0 for size in shape) or prod(shape) > MAX_ELEMENTS:
         raise ValueError(f"{where} (shape {tuple(shape)}) must have at most {MAX_ELEMENTS} elements")
+
+
+def check_work(node: NodeProto, shape: Sequence[int], where: str) -> None:
+    """Raise ValueError for a node that takes long for each element of its result, as pools of large windows do."""
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    if node.op_type in POOLS:
+        work = prod(shape) * prod(attributes.get("kernel_shape", ()))
+    else:
+        work = prod(shape) * CUBIC if node.op_type == "Resize" and attributes.get("mode") == b"cubic" else 0
+    if work > MAX_WORK:
+        raise ValueError(
+            f"{where} of shape {tuple(shape)} must take at most {MAX_WORK} operations, and takes {work}; choose a "
+            "smaller input"
+        )
+
+
+def check_rules(model: Model) -> None:
+    """Raise NotImplementedError if an operator between inputs and outputs has no rule; it costs nothing to know."""
+    live = set(model.outputs)
+    for node in reversed(model.wide.graph.node):
+        if not live.isdisjoint(node.output):
+            live.update(node.input)
+    reached = {tensor.name for tensor in model.inputs}
+    for node in model.wide.graph.node:
+        if live.isdisjoint(node.output) or reached.isdisjoint(node.input) or node.op_type in ("Shape", "Size"):
+            continue
+        if find_rule(node.op_type) is None:
+            raise NotImplementedError(
+                f"{location(node)}: {node.op_type} must be affine or piecewise linear to become linear layers and "
+                "ReLUs, and is not: no rule knows the operator; form graph keeps it as it is"
+            )
+        reached.update(filter(None, node.output))
 
 
 def infer(

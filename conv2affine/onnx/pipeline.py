@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import onnx
 import torch
-from onnx import ModelProto, TensorProto, defs
+from onnx import ModelProto, TensorProto, defs, external_data_helper
 from onnx.shape_inference import InferenceError
 
 from conv2affine.convolution.sizes import readable_bytes
@@ -28,8 +29,8 @@ from conv2affine.network.report import NetworkPlan, describe, describe_layers
 from conv2affine.onnx.exporter import Exporter, gathers
 from conv2affine.onnx.model import FLOATS, OnnxNetwork, TensorInfo
 from conv2affine.onnx.runner import Run, compare, runner, sample
-from conv2affine.onnx.storage import publish, save
-from conv2affine.onnx.trials import first_mixing
+from conv2affine.onnx.storage import data_of, publish, save
+from conv2affine.onnx.trials import first_mixing, layer_runner
 
 __all__ = ["MAX_BYTES", "Conversion", "Form", "MaxPool", "Options", "prepare", "run"]
 
@@ -48,7 +49,7 @@ class Conversion:
     """What became of a network.
 
     Args:
-        model: The new model.
+        load: Gives the new model.
         plan: Its layers and steps.
         kept: For each node that stays as it is, why.
         difference: The largest found between both models, relative to the largest element of the output.
@@ -56,12 +57,17 @@ class Conversion:
         static: Why it does not; "" if it does.
     """
 
-    model: ModelProto
+    load: Callable[[], ModelProto] = field(repr=False)
     plan: NetworkPlan
     kept: Mapping[str, str]
     difference: float
     is_batched: bool
     static: str = ""
+
+    @cached_property
+    def model(self) -> ModelProto:
+        """The new model; one that has its data in a file of its own is loaded when it is asked for."""
+        return self.load()
 
 
 @dataclass(frozen=True)
@@ -130,11 +136,13 @@ def run(
     steps = [] if prepared.layers else steps
     opset = _choose_opset(steps, options.opset)
     if prepared.plan.bytes > options.max_bytes:
+        sparse = sum(dict(row.bytes)["sparse"] for row in prepared.plan.layers)
         largest = max(prepared.plan.layers, key=lambda row: dict(row.bytes)[row.layout])
         raise MemoryError(
             f"the layers need {readable_bytes(prepared.plan.bytes)}, more than max_bytes "
             f"({readable_bytes(options.max_bytes)}); the largest is that of {largest.name} ({largest.rows} x "
-            f"{largest.cols}); choose a smaller input, or raise max_bytes (--max-gib)\n{prepared.plan}"
+            f"{largest.cols}); choose a smaller input, or raise max_bytes (--max-gib). ONNX has no sparse layers: as "
+            f"CSR they need {readable_bytes(sparse)}, and to_linear_network has that\n{prepared.plan}"
         )
     check_memory(prepared.plan)
     static = first_mixing(network, steps, original)
@@ -142,10 +150,14 @@ def run(
     with tempfile.TemporaryDirectory(prefix=".conv2affine-", dir=folder) as temporary:
         file = Path(temporary) / (path.name if path else "model.onnx")
         model, difference = _write(prepared, network.inputs, opset, not static, options.flat, original(()), file)
+        is_large = any(map(external_data_helper.uses_external_data, model.graph.initializer))
+        load = partial(onnx.load_model, path) if path and is_large else lambda: model
         if path is not None:
             publish(file, path, overwrite)
+        elif is_large:
+            external_data_helper.load_external_data_for_model(model, temporary)
     kept = {name: step.operator.reason for step in steps for name in step.origin if step.operator.reason}
-    return Conversion(model, prepared.plan, kept, difference, not static, static)
+    return Conversion(load, prepared.plan, kept, difference, not static, static)
 
 
 def _without_casts(network: OnnxNetwork) -> OnnxNetwork:
@@ -181,8 +193,8 @@ def _write(
 ) -> tuple[ModelProto, float]:
     """Write the model to a file, and compare it with the original."""
     network, layers = prepared.network, prepared.layers
-    with progress(len(prepared.plan.layers)) as each:
-        exporter = Exporter(network, prepared.dtype, opset, is_batched, flat, each)
+    with progress(len(prepared.plan.layers)) as each, data_of(file, prepared.plan.bytes) as data:
+        exporter = Exporter(network, prepared.dtype, opset, is_batched, flat, each, data)
         model = exporter.graph() if layers is None else exporter.mlp(layers)
     save(model, file)
     wanted, other = f"the result in {prepared.dtype} and opset {opset}", "choose another dtype or opset"
@@ -193,7 +205,7 @@ def _write(
         if "unsupported type" in reason:
             raise NotImplementedError(f"{wanted} must be valid ONNX, and is not: {reason}; {other}") from error
         raise RuntimeError(f"{wanted} must be valid ONNX, and is not: {reason}; please report this") from error
-    got = runner(file)
+    got = runner(file) if data is None else layer_runner(file)
     eps = max(network.eps, torch.finfo(prepared.dtype).eps)
     floats = {tensor.name: exporter.writer.dtype for tensor in network.inputs if tensor.elem_type in FLOATS}
     differences = [

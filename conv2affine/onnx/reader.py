@@ -23,7 +23,7 @@ MAX_BYTES = 2**31 - 1  # of one protobuf message, of external data, and of all c
 GZIP = b"\x1f\x8b"
 # What a file of gzip may be when unpacked: numbers do not shrink by more.
 SMALL_FILE, MAX_RATIO = 2**27, 20
-BASE_BYTES = 2**28  # that any model may ask for, however small its files are
+BASE_BYTES = 2**26  # that any model may ask for, however small its files are
 
 
 def read(source: ModelProto | str | Path, shapes: Mapping[str, Sequence[int]] | None = None) -> Model:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from conv2affine.onnx.upgrade import widened
 
 __all__ = ["Run", "RunError", "compare", "runner", "sample"]
 
+# Operators that onnx.reference computes in loops, and how many elements it does in seconds.
+LOOPS = ("AveragePool", "GridSample", "LpPool", "MaxPool", "MaxRoiPool", "MaxUnpool", "Resize", "RoiAlign", "Upsample")
+MAX_LOOPED = 2**16
 HALF_DTYPES = [helper.tensor_dtype_to_np_dtype(elem_type) for elem_type in HALVES]
 
 
@@ -28,14 +32,19 @@ class Run:
 
     Args:
         function: What runs it.
-        refusal: Why onnxruntime does not take the model, or did not run it; "" if it does, or is not installed.
+        refusals: Why onnxruntime does not take the model, or did not run it; none if it does, or is not installed.
     """
 
     function: Callable[[Mapping[str, Any]], list[Any]]
-    refusal: str = ""
+    refusals: list[str] = field(default_factory=list)
 
     def __call__(self, inputs: Mapping[str, Any]) -> list[Any]:
         return self.function(inputs)
+
+    @property
+    def refusal(self) -> str:
+        """The first refusal of onnxruntime; "" if there is none."""
+        return next(iter(self.refusals), "")
 
 
 class RunError(RuntimeError):
@@ -54,12 +63,15 @@ def runner(model: ModelProto | Path) -> Run:
         return Run(_reference(model))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    options.add_session_config_entry("session.disable_prepacking", "1")  # it copies the layers
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # runs once
     try:
         source = str(model) if isinstance(model, Path) else model.SerializeToString()
         session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no class of their own: an operator that it lacks, say
-        return Run(_reference(model), " ".join(str(error).split()))
+        return Run(_reference(model, MAX_LOOPED), [" ".join(str(error).split())])
+
+    refusals: list[str] = []
 
     def run(inputs: Mapping[str, Any]) -> list[Any]:
         try:
@@ -67,23 +79,32 @@ def runner(model: ModelProto | Path) -> Run:
         except Exception as error:  # it takes models that it cannot run, and not all types of inputs
             reason = " ".join(str(error).split())
             try:
-                outputs = _reference(model)(inputs)
+                outputs = _reference(model, MAX_LOOPED)(inputs)
             except RunError:
                 raise RunError(f"onnxruntime cannot run the model: {reason}") from error
-            result.refusal = reason
+            refusals.append(reason)
             return outputs
 
-    result = Run(run)
-    return result
+    return Run(run, refusals)
 
 
-def _reference(model: ModelProto | Path) -> Callable[[Mapping[str, Any]], list[Any]]:
-    """What runs a model by onnx.reference, types of half the size as float32."""
+def _reference(model: ModelProto | Path, max_looped: int | None = None) -> Callable[[Mapping[str, Any]], list[Any]]:
+    """What runs a model by onnx.reference, types of half the size as float32.
+
+    Args:
+        model: The model, or its file.
+        max_looped: Of how many elements a result may be that it computes one by one.
+    """
     try:
         proto = onnx.load_model(model) if isinstance(model, Path) else model
         run_wide = evaluator(widened(proto)[0]).run
+        looped = 0 if max_looped is None else _looped(proto)
     except Exception as error:
         raise RunError(f"neither onnxruntime nor onnx.reference take the model: {error}") from error
+    if max_looped is not None and looped > max_looped:
+        raise RunError(
+            f"onnxruntime does not run the model, and onnx.reference is slow at results of {looped} elements"
+        )
     halves = {info.name for info in proto.graph.output if info.type.tensor_type.elem_type == TensorProto.FLOAT16}
 
     def run(inputs: Mapping[str, Any]) -> list[Any]:
@@ -97,6 +118,14 @@ def _reference(model: ModelProto | Path) -> Callable[[Mapping[str, Any]], list[A
             raise RunError(f"onnx.reference cannot run the model: {error}") from error
 
     return run
+
+
+def _looped(proto: ModelProto) -> int:
+    """Elements of the largest result that onnx.reference computes one by one, for one sample."""
+    graph = onnx.shape_inference.infer_shapes(proto).graph
+    names = {name for node in graph.node if node.op_type in LOOPS for name in node.output}
+    shapes = (info.type.tensor_type.shape.dim for info in (*graph.output, *graph.value_info) if info.name in names)
+    return max((prod(dim.dim_value or 1 for dim in shape) for shape in shapes), default=0)
 
 
 def sample(tensors: Sequence[TensorInfo], batch: int, is_batched: bool) -> dict[str, Any]:
