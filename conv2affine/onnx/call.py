@@ -11,7 +11,7 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoPr
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from conv2affine.network.graph import Step, Value
+from conv2affine.network.graph import Kept, Step, Value
 from conv2affine.network.torch.call import Slot
 
 __all__ = ["OnnxCall", "evaluator", "make_info", "one_node", "runs_on_vectors"]
@@ -138,9 +138,9 @@ def one_node(
     return helper.make_model(graph, opset_imports=opsets, ir_version=max(4, helper.find_min_ir_version_for(opsets)))
 
 
-def runs_on_vectors(step: Step) -> bool:
+def runs_on_vectors(step: Step | Kept) -> bool:
     """Whether a step does the same on flat vectors: its values have one shape, and its constants one element."""
-    operator: OnnxCall = step.operator
+    call: OnnxCall = step.call
     shapes = {*step.shapes, *(value.shape for value in step.outputs)}
-    constants = (arg for arg in operator.args if isinstance(arg, np.ndarray))
-    return operator.op_type in POINTWISE and len(shapes) == 1 and all(array.size == 1 for array in constants)
+    constants = (arg for arg in call.args if isinstance(arg, np.ndarray))
+    return call.op_type in POINTWISE and len(shapes) == 1 and all(array.size == 1 for array in constants)

@@ -11,8 +11,7 @@ import torch
 from onnx import ModelProto, helper
 from torch import Tensor
 
-from conv2affine.network.graph import Graph, Piece, Step, Value
-from conv2affine.network.kinds import KINDS
+from conv2affine.network.graph import Graph, Kept, Piece, Step, Value
 from conv2affine.network.matrices.matrix import Matrix, Selection
 from conv2affine.network.passes.chain import Layer, write_out
 from conv2affine.network.torch.layers import layer, row_chunks
@@ -31,7 +30,7 @@ def gathers(graph: Graph) -> bool:
 
     Its values may be infinite, and 0 times infinity is not 0; and its readers know more than Gemm and Relu anyhow.
     """
-    return any(isinstance(node, Step) and node.kind not in KINDS for node in graph.nodes)
+    return any(isinstance(node, Kept) for node in graph.nodes)
 
 
 class Exporter:
@@ -164,10 +163,10 @@ class Exporter:
             total = self.writer.call("Add", [total, other], piece.origin[0], wish if other is others[-1] else None)
         self.flat[piece.output] = total
 
-    def step(self, step: Step) -> None:
+    def step(self, step: Step | Kept) -> None:
         """A nonlinear step on vectors, or on tensors of its own shape."""
         origin = (*step.origin, step.kind)[0]
-        if step.operator is None:
+        if isinstance(step, Step) and step.call is None:
             [output] = step.outputs
             x = [self.vector(value) for value in step.inputs]
             self.flat[output] = write_kind(self.writer, step, x, origin, self.wishes.get(output))

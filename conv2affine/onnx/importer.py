@@ -172,7 +172,7 @@ class _Importer:
             attributes = {a.name: _shown(helper.get_attribute_value(a)) for a in node.attribute}
             try:
                 results = values(context, rule, args, attributes)
-                if trial is None or agrees(self.graph.nodes[-1], trial):
+                if trial is None or agrees(self.graph.nodes[-1], trial):  # type: ignore[arg-type]  # no rule keeps
                     return results
                 self.graph.nodes.pop()
                 reason = "what runs the model computes it otherwise"
@@ -187,9 +187,7 @@ class _Importer:
                 f"{node.op_type} node {context.origin}: its result must have elements, got shape {shapes}"
             )
         call = dataclasses.replace(context.call, reason=reason)
-        return list(
-            self.graph.add_step(node.op_type, context.inputs, context.shapes, operator=call, origin=context.origin)
-        )
+        return list(self.graph.add_kept(node.op_type, context.inputs, context.shapes, call, context.origin))
 
 
 def _fold(call: OnnxCall, blanks: Sequence[Any], size: int) -> list[Any]:

@@ -18,7 +18,7 @@ from onnx.shape_inference import InferenceError
 
 from conv2affine.convolution.sizes import readable_bytes
 from conv2affine.network.convert import check_memory, to_layers
-from conv2affine.network.graph import Node, Step, Value
+from conv2affine.network.graph import Kept, Node, Step, Value
 from conv2affine.network.passes.chain import Layer
 from conv2affine.network.passes.merge import MERGE, Merge
 from conv2affine.network.passes.merge import merge as merge_pieces
@@ -132,7 +132,7 @@ def run(
 ) -> Conversion:
     """Convert a network; `original` gives what the result is compared with, as in `first_mixing`."""
     prepared = prepare(network, options)
-    steps = [node for node in prepared.network.graph.nodes if isinstance(node, Step) and node.operator is not None]
+    steps = [node for node in prepared.network.graph.nodes if isinstance(node, Step | Kept) and node.call is not None]
     steps = [] if prepared.layers else steps
     opset = _choose_opset(steps, options.opset)
     if prepared.plan.bytes > options.max_bytes:
@@ -156,7 +156,7 @@ def run(
             publish(file, path, overwrite)
         elif is_large:
             external_data_helper.load_external_data_for_model(model, temporary)
-    kept = {name: step.operator.reason for step in steps for name in step.origin if step.operator.reason}
+    kept = {name: step.call.reason for step in steps for name in step.origin if step.call.reason}
     return Conversion(load, prepared.plan, kept, difference, not static, static)
 
 
@@ -177,9 +177,9 @@ def _without_casts(network: OnnxNetwork) -> OnnxNetwork:
 
 def _is_cast(node: Node) -> bool:
     """Whether a node casts to floats."""
-    if not isinstance(node, Step) or node.kind != "Cast":
+    if not isinstance(node, Kept) or node.kind != "Cast":
         return False
-    return any(attribute.name == "to" and attribute.i in FLOATS for attribute in node.operator.attributes)
+    return any(attribute.name == "to" and attribute.i in FLOATS for attribute in node.call.attributes)
 
 
 def _write(
@@ -217,23 +217,23 @@ def _write(
     return model, max(differences)
 
 
-def _choose_opset(steps: Sequence[Step], wanted: int | None) -> int:
+def _choose_opset(steps: Sequence[Step | Kept], wanted: int | None) -> int:
     """The opset of the result: one by which all steps that are kept mean what they meant."""
-    sources = sorted({step.operator.opset for step in steps}, reverse=True)
+    sources = sorted({step.call.opset for step in steps}, reverse=True)
     for opset in [OPSET, *sources, *range(OPSET - 1, MIN_OPSET - 1, -1)] if wanted is None else [wanted]:
-        changed = [step for step in steps if _since(step, opset) != _since(step, step.operator.opset)]
+        changed = [step for step in steps if _since(step, opset) != _since(step, step.call.opset)]
         if not changed:
             return opset
     step = changed[0]
     raise ValueError(
         f"opset ({wanted or OPSET}) must not change the meaning of node {', '.join(step.origin)} "
-        f"({step.operator.op_type}), which is kept; use opset {step.operator.opset}"
+        f"({step.call.op_type}), which is kept; use opset {step.call.opset}"
     )
 
 
-def _since(step: Step, opset: int) -> int:
+def _since(step: Step | Kept, opset: int) -> int:
     """The opset that last changed an operator."""
     try:
-        return int(defs.get_schema(step.operator.op_type, opset, "").since_version)
+        return int(defs.get_schema(step.call.op_type, opset, "").since_version)
     except defs.SchemaError:
         return 0

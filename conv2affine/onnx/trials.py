@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TypeProto, ValueInfoProto, external_data_helper, helper, numpy_helper
 
-from conv2affine.network.graph import Node, Piece, Step, Value
+from conv2affine.network.graph import Kept, Piece, Step, Value
 from conv2affine.network.kinds import KINDS
 from conv2affine.onnx.call import make_info, one_node, runs_on_vectors
 from conv2affine.onnx.model import OnnxNetwork
@@ -83,7 +83,7 @@ def with_outputs(proto: ModelProto, names: Sequence[str]) -> ModelProto:
     return model
 
 
-def first_mixing(network: OnnxNetwork, steps: Sequence[Step], original: Callable[[Sequence[str]], Run]) -> str:
+def first_mixing(network: OnnxNetwork, steps: Sequence[Step | Kept], original: Callable[[Sequence[str]], Run]) -> str:
     """Why the result cannot take any number of samples; "" if it can.
 
     Every output, and what a kept step takes and gives on tensors of its own, has to be for a batch what it is for each
@@ -100,11 +100,11 @@ def first_mixing(network: OnnxNetwork, steps: Sequence[Step], original: Callable
     for step in on_tensors:
         # Where the values of a step cannot be looked at, their shapes have to do.
         shapes = (*step.shapes, *(value.shape for value in step.outputs))
-        if not step.operator.inputs and any(shape[:1] != (1,) for shape in shapes):
+        if not step.call.inputs and any(shape[:1] != (1,) for shape in shapes):
             return f"{', '.join(step.origin)} ({step.kind}) does not have the batch along its first axis"
     outputs = [tensor.name for tensor in network.outputs]
     known = {tensor.name for tensor in (*network.inputs, *network.outputs)}
-    names = [name for step in on_tensors for name in step.operator.tensors if name not in known]
+    names = [name for step in on_tensors for name in step.call.tensors if name not in known]
     names = list(dict.fromkeys(names))
     run = original(names)
     batch = sample(network.inputs, SAMPLES, True)
@@ -157,7 +157,7 @@ def run_alone(node: NodeProto, opset: int, results: Mapping[str, Any], types: Ma
         return None
 
 
-def agrees(node: Node, trial: Trial) -> bool:
+def agrees(node: Piece | Step, trial: Trial) -> bool:
     """Whether a piece or step makes of the input what the operator that it stands for makes of it."""
     x, (expected, *_) = trial
     if node.outputs[0].shape != expected.shape:

@@ -11,7 +11,7 @@ import torch
 from onnx import NodeProto, TensorProto, defs, helper, numpy_helper
 from torch import Tensor
 
-from conv2affine.network.graph import Step
+from conv2affine.network.graph import Kept, Step
 from conv2affine.network.matrices.matrix import Selection
 from conv2affine.network.torch.call import Slot
 from conv2affine.onnx.call import OnnxCall, runs_on_vectors
@@ -129,22 +129,22 @@ def write_kind(writer: Writer, step: Step, x: list[str], origin: str, output: st
     raise NotImplementedError(f"a step of kind {step.kind} from {step.origin} has no operator to run it")
 
 
-def write_kept(writer: Writer, step: Step, inputs: Sequence[str], results: Sequence[str], origin: str) -> None:
+def write_kept(writer: Writer, step: Step | Kept, inputs: Sequence[str], results: Sequence[str], origin: str) -> None:
     """Write a kept step.
 
     Args:
         writer: Of the model.
-        step: With an operator.
+        step: With a call.
         inputs: Names of its inputs; all are vectors where it runs on those.
         results: Names for its outputs.
         origin: What to name the node after.
     """
-    operator: OnnxCall = step.operator
-    formal = defs.get_schema(operator.op_type, writer.opset).inputs
+    call: OnnxCall = step.call
+    formal = defs.get_schema(call.op_type, writer.opset).inputs
     elem_type = helper.np_dtype_to_tensor_dtype(writer.dtype)
     on_vectors = runs_on_vectors(step)
     args = []
-    for number, arg in enumerate(operator.args):
+    for number, arg in enumerate(call.args):
         if isinstance(arg, Slot):
             args.append(inputs[arg.number])
         elif arg is None:
@@ -154,12 +154,12 @@ def write_kept(writer: Writer, step: Step, inputs: Sequence[str], results: Seque
             keeps_type = _type_name(elem_type) not in formal[min(number, len(formal) - 1)].types
             array = arg.reshape(()) if on_vectors else arg
             args.append(writer.constant(f"{origin}.{number}", array, keeps_type=keeps_type))
-    wanted = dict(zip(operator.results, results, strict=True))
+    wanted = dict(zip(call.results, results, strict=True))
     outputs = [
-        wanted.get(number) or (name and writer.name(f"{origin}.unused")) for number, name in enumerate(operator.outputs)
+        wanted.get(number) or (name and writer.name(f"{origin}.unused")) for number, name in enumerate(call.outputs)
     ]
-    node = operator.node(args, outputs, writer.name(f"{origin}/{operator.op_type}"))
-    if operator.op_type == "Cast" and helper.get_node_attr_value(node, "to") in FLOATS:
+    node = call.node(args, outputs, writer.name(f"{origin}/{call.op_type}"))
+    if call.op_type == "Cast" and helper.get_node_attr_value(node, "to") in FLOATS:
         [to] = [attribute for attribute in node.attribute if attribute.name == "to"]
         to.i = elem_type
     writer.nodes.append(node)
