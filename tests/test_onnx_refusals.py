@@ -31,7 +31,8 @@ REFUSED = {
         "Unrecognized attribute: slope",
     ),
     "other-domain": (lambda m: setattr(m.graph.node[1], "domain", "com.mine"), ValueError, "com.mine"),
-    "opset": (lambda m: setattr(m.opset_import[0], "version", 6), ValueError, r"opset \(6\) must be 7 to"),
+    "opset": (lambda m: setattr(m.opset_import[0], "version", 999), ValueError, r"opset \(999\) must be 1 to"),
+    "no-opset": (lambda m: m.ClearField("opset_import"), ValueError, r"opset \(0\) must be 1 to"),
     "weight-of-wrong-shape": (
         lambda m: m.graph.initializer[2].CopyFrom(numpy_helper.from_array(random(17, 4), "v")),
         ValueError,
@@ -70,7 +71,7 @@ NODES_REFUSED = {
         "If node y: subgraphs",
     ),
     "shapes-do-not-fit": ("y = PRelu(x, p)", ValueError, "PRelu node y must follow the rules of its operator"),
-    "no-numpy-type": ("y = Cast<to = 16>(x)", NotImplementedError, "output y .* is of bfloat16; put a Cast"),
+    "no-numpy-type": ("y = Cast<to = 8>(x)", NotImplementedError, "output y .* is of string; put a Cast"),
     "empty-result": (
         "y = Sigmoid(z)\nz = Slice(x, o, o)",
         NotImplementedError,

@@ -74,7 +74,7 @@ def import_module(model: nn.Module, example_inputs: Any, wanted: int | None = No
     eps = max(torch.finfo(dtype).eps for dtype in network.dtypes)
     names = ["output"] if len(graph.outputs) == 1 else [f"output_{number}" for number in range(len(graph.outputs))]
     outputs = tuple(TensorInfo(name, elem_types[0]) for name in names)
-    return OnnxNetwork(graph, inputs, outputs, True, opset, network.dtype is torch.float64, eps)
+    return OnnxNetwork(graph, inputs, outputs, True, opset, network.dtype, eps)
 
 
 def module_runner(model: nn.Module, network: OnnxNetwork) -> Run:

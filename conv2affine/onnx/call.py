@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from onnx import AttributeProto, NodeProto, ValueInfoProto, helper
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 
 from conv2affine.network.graph import Kept, Step, Value
 from conv2affine.network.torch.call import Slot
 
-__all__ = ["OnnxCall", "runs_on_vectors"]
+__all__ = ["OnnxCall", "evaluator", "make_info", "one_node", "runs_on_vectors"]
 
 # Operators that treat every element alike: they run on flat vectors.
 POINTWISE = frozenset(
@@ -26,6 +27,21 @@ POINTWISE = frozenset(
         *("Sum", "Mean", "Max", "Min"),
     )
 )
+
+
+class BatchNormalization(OpRun):
+    """The operator in inference: below opset 14, that of onnx.reference mixes the samples of a batch."""
+
+    op_domain = ""
+
+    def _run(self, x: Any, scale: Any, bias: Any, mean: Any, var: Any, epsilon: float, **_: Any) -> tuple[Any]:
+        scale, bias, mean, var = (array.reshape(-1, *[1] * (x.ndim - 2)) for array in (scale, bias, mean, var))
+        return ((scale * (x - mean) / np.sqrt(var + epsilon) + bias).astype(x.dtype),)
+
+
+def evaluator(proto: ModelProto | NodeProto) -> ReferenceEvaluator:
+    """What runs a model or a node by `onnx.reference`, and as the standard wants."""
+    return ReferenceEvaluator(proto, new_ops=[BatchNormalization])
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,24 +94,48 @@ class OnnxCall:
 
     def run(self, inputs: Sequence[Any], *, double: bool = False) -> list[Any]:
         """Its results that are used, of arrays, by `onnx.reference`; with constants as float64 too if `double`."""
-        feeds = {}
-        for number, arg in enumerate(self.args):
-            if isinstance(arg, Slot):
-                feeds[f"x{number}"] = inputs[arg.number]
-            elif arg is not None:
-                feeds[f"x{number}"] = arg.astype(np.float64) if double and arg.dtype.kind == "f" else arg
+        feeds = self.feeds(inputs)
+        if double:
+            for number, arg in enumerate(self.args):
+                if isinstance(arg, np.ndarray) and arg.dtype.kind == "f":
+                    feeds[f"x{number}"] = arg.astype(np.float64)
+        model = self.model(feeds)
+        try:
+            run = evaluator(model).run
+        except RuntimeError:  # it has no older one: what changed since is an addition
+            run = evaluator(model.graph.node[0]).run
+        return list(run([info.name for info in model.graph.output], feeds))
+
+    def feeds(self, inputs: Sequence[Any]) -> dict[str, Any]:
+        """All arguments that it has, by the names that they have in its model."""
+        arrays = (inputs[arg.number] if isinstance(arg, Slot) else arg for arg in self.args)
+        return {f"x{number}": array for number, array in enumerate(arrays) if array is not None}
+
+    def model(self, feeds: Mapping[str, Any]) -> ModelProto:
+        """A model of it alone: of a node alone, onnx.reference takes the newest meaning."""
         names = [f"x{number}" if f"x{number}" in feeds else "" for number in range(len(self.args))]
         node = self.node(names, [output and f"y{number}" for number, output in enumerate(self.outputs)])
-        # As a model: of a node alone, onnx.reference takes the newest meaning.
-        wanted = [f"y{number}" for number in self.results]
-        read, written = ([ValueInfoProto(name=name) for name in side if name] for side in (names, wanted))
-        graph = helper.make_graph([node], "node", read, written)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)])
-        try:
-            evaluator = ReferenceEvaluator(model)
-        except RuntimeError:  # it has no older one: what changed since is an addition
-            evaluator = ReferenceEvaluator(node)
-        return list(evaluator.run(wanted, feeds))
+        read = [make_info(name, array) for name, array in feeds.items()]
+        written = [ValueInfoProto(name=f"y{number}") for number in self.results]
+        return one_node(node, self.opset, read, written)
+
+
+def make_info(name: str, array: Any) -> ValueInfoProto:
+    """The type of an array, under a name."""
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+
+
+def one_node(
+    node: NodeProto,
+    opset: int,
+    inputs: Sequence[ValueInfoProto],
+    outputs: Sequence[ValueInfoProto],
+    constants: Sequence[TensorProto] = (),
+) -> ModelProto:
+    """The model of one node."""
+    opsets = [helper.make_opsetid("", opset)]
+    graph = helper.make_graph([node], "node", inputs, outputs, constants)
+    return helper.make_model(graph, opset_imports=opsets, ir_version=max(4, helper.find_min_ir_version_for(opsets)))
 
 
 def runs_on_vectors(step: Step | Kept) -> bool:

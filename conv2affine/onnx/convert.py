@@ -15,6 +15,7 @@ from conv2affine.network.report import NetworkPlan
 from conv2affine.network.torch.unchanged import alone, on_cpu
 from conv2affine.onnx.aten import import_module, module_runner
 from conv2affine.onnx.importer import import_onnx
+from conv2affine.onnx.inference import check_rules
 from conv2affine.onnx.pipeline import MAX_BYTES, Conversion, Form, MaxPool, Options, prepare, run
 from conv2affine.onnx.reader import read
 from conv2affine.onnx.runner import runner
@@ -54,7 +55,8 @@ def convert(
         dtype: Of the layers, and of inputs and outputs that are float32 or float64; the layers are computed in float64.
             Default: float64 if an input or output of the model is, otherwise float32.
         shapes: Shapes of inputs, by name, where sizes after the first are not fixed.
-        max_bytes: Bytes that the layers may have. Default: 1 GiB.
+        max_bytes: Bytes that the layers may have. Default: 1 GiB. More than 128 MiB are written to a file of their own,
+            `path` with ".data" after it.
         flat: Whether inputs and outputs are vectors (batch, elements), so that an mlp is Gemm and Relu alone; an mlp of
             several inputs or outputs takes one vector, `inputs`, or gives one, `outputs`, that has their elements in
             order. Default: False: they have the names and shapes that they had.
@@ -92,6 +94,8 @@ def convert(
     if target is not None:
         check_target(target, overwrite, source)
     model = read(source, shapes)
+    if form == "mlp":
+        check_rules(model)
     return run(import_onnx(model), lambda names: runner(with_outputs(model.proto, names)), options, target, overwrite)
 
 

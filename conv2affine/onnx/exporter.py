@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
 import torch
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, helper
+from torch import Tensor
 
 from conv2affine.network.graph import Graph, Kept, Piece, Step, Value
 from conv2affine.network.matrices.matrix import Matrix, Selection
 from conv2affine.network.passes.chain import Layer, write_out
-from conv2affine.network.torch.layers import layer
+from conv2affine.network.torch.layers import layer, row_chunks
 from conv2affine.onnx.call import runs_on_vectors
-from conv2affine.onnx.model import FLOATS, OnnxNetwork, TensorInfo
-from conv2affine.onnx.writer import Writer, write_kept, write_kind
+from conv2affine.onnx.model import DTYPES, FLOATS, OnnxNetwork, TensorInfo
+from conv2affine.onnx.storage import external_tensor
+from conv2affine.onnx.writer import Writer, as_array, write_kept, write_kind, write_selection
 
 __all__ = ["Exporter", "gathers"]
 
-MIN_WHERE = 9  # the first opset that has Where
+CHUNK_BYTES = 2**24
 
 
 def gathers(graph: Graph) -> bool:
@@ -36,11 +38,12 @@ class Exporter:
 
     Args:
         network: What was imported, its graph after any passes.
-        dtype: Of the layers, float32 or float64.
+        dtype: Of the layers.
         opset: Of the result.
         is_batched: Whether it takes any number of samples, else one.
         flat: Whether its inputs and outputs are vectors.
         each: Called with the name of each layer before it is made.
+        data: As of the writer; layers go there a few rows at a time.
     """
 
     def __init__(
@@ -51,13 +54,12 @@ class Exporter:
         is_batched: bool,
         flat: bool,
         each: Callable[[str], None],
+        data: BinaryIO | None = None,
     ) -> None:
-        self.network, self.opset, self.is_batched, self.each = network, opset, is_batched, each
-        self.dtype = dtype
-        self.elem_type = TensorProto.DOUBLE if dtype is torch.float64 else TensorProto.FLOAT
-        tensors = (*network.inputs, *network.outputs)
-        names = [tensor.name for tensor in tensors]
-        self.writer = Writer(np.float64 if dtype is torch.float64 else np.float32, opset, names)
+        self.network, self.dtype, self.opset, self.is_batched, self.each = network, dtype, opset, is_batched, each
+        self.elem_type = next(elem_type for elem_type, other in DTYPES.items() if other is dtype)
+        names = [tensor.name for tensor in (*network.inputs, *network.outputs)]
+        self.writer = Writer(helper.tensor_dtype_to_np_dtype(self.elem_type), opset, names, data)
         self.flat: dict[Value, str] = {}  # names of values as vectors
         self.shaped: dict[tuple[Value, tuple[int, ...]], str] = {}  # names of values as tensors
         graph, self.is_vector = network.graph, flat
@@ -85,20 +87,17 @@ class Exporter:
         """The model of form "mlp"."""
         for value, tensor in zip(self.network.graph.inputs, self.network.inputs, strict=True):
             self.enter(value, tensor)
-        vectors = [self.vector(value) for value in self.network.graph.inputs]
-        x = vectors[0] if len(vectors) == 1 else self.writer.call("Concat", vectors, "inputs", axis=1)
         made = []
         for item, matrix, bias in write_out(layers):
             origin = item.origin[0] if item.origin else "carried"
-            self.each(origin)
-            made.append((origin, *self.arrays(matrix, bias, origin)))
-        made.reverse()
-        while made:
-            origin, weight, bias = made.pop(0)
-            if made:
-                x = self.writer.call("Relu", [self.writer.linear(x, weight, bias, origin)], origin)
-            else:
-                self.last(x, weight, bias, origin)
+            made.append((origin, *self.layer(matrix, bias, origin)))
+        self.writer.initializers.reverse()  # the last layer was the first
+        vectors = [self.vector(value) for value in self.network.graph.inputs]
+        x = vectors[0] if len(vectors) == 1 else self.writer.call("Concat", vectors, "inputs", axis=1)
+        for origin, weight, offset in reversed(made[1:]):
+            x = self.writer.call("Relu", [self.writer.linear(x, weight, offset, origin)], origin)
+        origin, weight, offset = made[0]
+        self.last(x, weight, offset, origin)
         return self.finish("mlp")
 
     def last(self, x: str, weight: Any, bias: Any, origin: str) -> None:
@@ -118,15 +117,31 @@ class Exporter:
         else:
             self.shaped[value, value.shape] = tensor.name
 
+    def layer(self, matrix: Matrix, bias: Any, origin: str) -> tuple[str, str]:
+        """Names of the weight and the bias of a layer."""
+        self.each(origin)
+        writer, (rows, cols) = self.writer, matrix.shape
+        if writer.data is None or rows * cols * self.dtype.itemsize <= CHUNK_BYTES:
+            weight, bias = self.arrays(matrix, bias, origin)
+            return writer.constant(f"{origin}.weight", weight), writer.constant(f"{origin}.bias", bias)
+        name = writer.name(f"{origin}.weight")
+        step = max(1, CHUNK_BYTES // (cols * self.dtype.itemsize))
+        chunks = (self.finite(chunk, origin) for chunk in row_chunks(matrix, self.dtype, step))
+        writer.initializers.append(external_tensor(writer.data, name, (rows, cols), writer.dtype, chunks))
+        return name, writer.constant(f"{origin}.bias", bias)
+
     def arrays(self, matrix: Matrix, bias: Any, origin: str) -> tuple[Any, Any]:
         """Weight and bias of a layer."""
         fc = layer(matrix, bias, self.dtype, "dense")
-        weight = fc.weight.numpy()
-        if weight.size and not np.isfinite([weight.min(), weight.max()]).all():
-            raise ValueError(
-                f"{origin}: numbers of its layer must be finite in {self.dtype}; dtype=float64 may hold them"
-            )
-        return weight, fc.bias.numpy()
+        return self.finite(fc.weight, origin), as_array(fc.bias)
+
+    def finite(self, weight: Tensor, origin: str) -> Any:
+        """The array of a weight, all of whose numbers must be finite."""
+        array = as_array(weight)
+        if array.size and not np.isfinite([array.min(), array.max()]).all():
+            advice = "dtype=float64 may hold them"
+            raise ValueError(f"{origin}: numbers of its layer must be finite in {self.dtype}; {advice}")
+        return array
 
     def piece(self, piece: Piece) -> None:
         """The sum of a layer for each source; a source that is only added needs none."""
@@ -146,10 +161,10 @@ class Exporter:
         for source, matrix in terms.items():
             x, origin = self.vector(source), (piece.origins.get(source) or piece.origin)[0]
             if source in selected:
-                x = self.select(x, selected[source], origin)
+                x = write_selection(self.writer, x, selected[source], origin)
             else:
-                self.each(origin)
-                x = self.writer.linear(x, *self.arrays(matrix, bias, origin), origin, wish if len(terms) == 1 else None)
+                names = self.layer(matrix, bias, origin)
+                x = self.writer.linear(x, *names, origin, wish if len(terms) == 1 else None)
                 bias = np.zeros_like(bias)
             operands.append(x)
         if bias.any():
@@ -158,22 +173,6 @@ class Exporter:
         for other in others:
             total = self.writer.call("Add", [total, other], piece.origin[0], wish if other is others[-1] else None)
         self.flat[piece.output] = total
-
-    def select(self, x: str, selection: Selection, origin: str) -> str:
-        """A selection without a matrix."""
-        selection = selection.split()
-        call, constant, index = self.writer.call, self.writer.constant, selection.index
-        read = None if index is None or (index >= 0).all() else index[None] >= 0
-        if index is not None and read is not None and self.opset < MIN_WHERE:  # zeros are read from one at the end
-            x, index, read = call("Pad", [x], origin, pads=[0, 0, 0, 1]), np.where(read[0], index, selection.cols), None
-        if index is not None:
-            x = call("Gather", [x, constant(f"{origin}.index", index.clip(0))], origin, axis=1)
-        if selection.scale is not None:
-            x = call("Mul", [x, constant(f"{origin}.scale", selection.scale)], origin)
-        if read is not None:
-            zero = constant(f"{origin}.zero", np.float64(0))
-            x = call("Where", [constant(f"{origin}.read", read), x, zero], origin)
-        return x
 
     def step(self, step: Step | Kept) -> None:
         """A nonlinear step on vectors, or on tensors of its own shape."""

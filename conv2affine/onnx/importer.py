@@ -8,29 +8,24 @@ from math import prod
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import AttributeProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper, shape_inference
-from onnx.shape_inference import InferenceError
+import torch
+from onnx import AttributeProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper
 
-from conv2affine.convolution.sizes import readable_bytes
 from conv2affine.network.graph import Graph, Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.rules.operands import Context, NoRuleError, values
 from conv2affine.onnx.call import OnnxCall
-from conv2affine.onnx.model import EPS, FLOATS, Model, OnnxNetwork, TensorInfo, location
-from conv2affine.onnx.reader import MAX_BYTES
+from conv2affine.onnx.inference import Budget, check_size, check_work, infer, inferred_shape
+from conv2affine.onnx.model import DTYPES, EPS, FLOATS, HALVES, Model, OnnxNetwork, TensorInfo, location
 from conv2affine.onnx.rules import find_rule
+from conv2affine.onnx.runner import runner
 from conv2affine.onnx.trials import DISPUTED, agrees, run_alone
 
 __all__ = ["import_onnx"]
 
 # Types of inputs and outputs, which have to be made up and compared: those that NumPy has.
 TYPES = frozenset(map(helper.np_dtype_to_tensor_dtype, map(np.dtype, "?bBhHiIqQefd")))
-# Constants of the file that say sizes and axes have fewer elements, and shape inference looks only at those.
-SMALL = 1024
-# No single value of a network for which matrices can be made has more elements.
-MAX_ELEMENTS = 2**27
-ITEM_BYTES = 8
+LARGE = 2**16  # elements of constants
 RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
 
 
@@ -58,23 +53,24 @@ class _Importer:
         self.results: dict[str, Any] = {"": None}  # names to values, or to arrays where no input reaches
         self.types: dict[str, TypeProto] = {}
         self.parameters: set[int] = set()  # addresses of the numbers of the file
-        self.elements = 0  # of all constants and values so far
+        self.budget = Budget(model.size)
         self.used = {*model.outputs, *(name for node in model.proto.graph.node for name in node.input if name)}
 
     def run(self) -> OnnxNetwork:
         """Go through the nodes."""
         for tensor in self.model.inputs:
-            _check_size(tensor.shape, f"input {tensor.name}")
+            self.budget.count(tensor.shape, f"input {tensor.name}")
             _check_type(tensor.elem_type, f"input {tensor.name}")
             self.results[tensor.name] = self.graph.add_input(tensor.shape, tensor.name)
-            self.types[tensor.name] = helper.make_tensor_type_proto(tensor.elem_type, tensor.shape)
-        for initializer in self.model.proto.graph.initializer:
-            self.count(initializer.dims, f"initializer {initializer.name}")
+            elem_type = TensorProto.FLOAT if tensor.elem_type in HALVES else tensor.elem_type
+            self.types[tensor.name] = helper.make_tensor_type_proto(elem_type, tensor.shape)
+        for initializer in self.model.wide.graph.initializer:
+            self.budget.count(initializer.dims, f"initializer {initializer.name}")
             self.constant(initializer.name, _array(initializer, f"initializer {initializer.name}"))
         self.parameters = {x.ctypes.data for x in self.results.values() if isinstance(x, np.ndarray)}
-        if self.model.proto.graph.sparse_initializer:
+        if self.model.wide.graph.sparse_initializer:
             raise NotImplementedError("sparse initializers must be written as dense ones")
-        for node in self.model.proto.graph.node:
+        for node in self.model.wide.graph.node:
             self.node(node)
         outputs = []
         for name in self.model.outputs:
@@ -98,8 +94,8 @@ class _Importer:
             tuple(outputs),
             all(tensor.is_batched for tensor in self.model.inputs),
             self.model.opset,
-            any(tensor.elem_type == TensorProto.DOUBLE for tensor in (*self.model.inputs, *outputs)),
-            max([EPS[type] for type in types if type in EPS], default=EPS[TensorProto.FLOAT]),
+            _dtype(self.model.inputs, outputs),
+            max([self.model.rounding, *(EPS[type] for type in types if type in EPS)]) or EPS[TensorProto.FLOAT],
         )
 
     def node(self, node: NodeProto) -> None:
@@ -122,7 +118,7 @@ class _Importer:
         if node.op_type == "Constant" or not inputs or node.op_type in ("Shape", "Size"):
             blanks = [np.broadcast_to(np.float32(0), value.shape) for value in inputs]
             try:
-                results = call.run(blanks)
+                results = _fold(call, blanks, sum(map(prod, shapes)))
             except Exception as error:  # whatever the reference trips over
                 raise ValueError(f"{where} must have a result: {error}") from error
             for name, result in zip(names, results, strict=True):
@@ -134,57 +130,22 @@ class _Importer:
         for name, value in zip(names, self.values(context, node, args), strict=True):
             self.results[name] = value
 
-    def count(self, shape: Sequence[int], where: str) -> None:
-        """Count a constant or value before it is made; raise ValueError if all of them are too much."""
-        _check_size(shape, where)
-        self.elements += prod(shape)
-        if self.elements * ITEM_BYTES > MAX_BYTES:
-            raise ValueError(
-                f"{where}: constants and values of the model, in float64, must be at most "
-                f"{readable_bytes(MAX_BYTES)} together; choose smaller inputs"
-            )
-
     def constant(self, name: str, array: Any) -> None:
         """Enter a constant."""
-        _check_size(array.shape, name)
+        check_size(array.shape, name)
         self.results[name] = array
         self.types[name] = helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
 
     def infer(self, node: NodeProto, where: str) -> tuple[tuple[int, ...], ...]:
-        """Enter the types of the results of a node; gives their shapes."""
-        names = [name for name in node.input if name]
-        data = {
-            name: numpy_helper.from_array(array, name)
-            for name in names
-            if isinstance(array := self.results[name], np.ndarray) and array.size <= SMALL
-        }
-        try:
-            schema = onnx.defs.get_schema(node.op_type, self.model.opset, "")
-            inferred = shape_inference.infer_node_outputs(
-                schema,
-                node,
-                {name: self.types[name] for name in names},
-                data,
-                opset_imports=[helper.make_opsetid("", self.model.opset)],
-                ir_version=self.model.proto.ir_version,
-            )
-        except (InferenceError, onnx.checker.ValidationError, onnx.defs.SchemaError, RuntimeError, ValueError) as error:
-            raise ValueError(
-                f"{where} must follow the rules of its operator: {' '.join(str(error).split())}"
-            ) from error
+        """Enter the types of the results of a node, and count them; gives the shapes of those that are used."""
+        args = [self.results[name] for name in node.input]
+        inferred = infer(node, self.model.opset, self.model.wide.ir_version, self.results, self.types, where)
         self.types.update(inferred)
         shapes = []
-        for name in node.output:
-            if name not in self.used:
-                continue
-            type = inferred.get(name)
-            if type is None or not type.HasField("tensor_type"):
-                raise NotImplementedError(f"{where}: its result {name} must be a tensor of a known type")
-            dims = type.tensor_type.shape.dim
-            if not type.tensor_type.HasField("shape") or not all(dim.HasField("dim_value") for dim in dims):
-                raise NotImplementedError(f"{where}: the shape of {name} must follow from those of the inputs")
-            shapes.append(tuple(dim.dim_value for dim in dims))
-            self.count(shapes[-1], f"{where}: {name}")
+        for name in (name for name in node.output if name in self.used):
+            shapes.append(inferred_shape(node, name, inferred, args, where))
+            self.budget.count(shapes[-1], f"{where}: {name}")
+            check_work(node, shapes[-1], where)
         return tuple(shapes)
 
     def values(self, context: Context, node: NodeProto, args: list[Any]) -> list[Value]:
@@ -231,24 +192,35 @@ class _Importer:
         return list(self.graph.add_kept(node.op_type, context.inputs, context.shapes, call, context.origin))
 
 
+def _fold(call: OnnxCall, blanks: Sequence[Any], size: int) -> list[Any]:
+    """The results, of so many elements, of a node that no input reaches; large ones by what runs models faster."""
+    if size + sum(arg.size for arg in call.args if isinstance(arg, np.ndarray)) <= LARGE or blanks:
+        return call.run(blanks)
+    feeds = call.feeds(())
+    return runner(call.model(feeds))(feeds)
+
+
 def _array(tensor: TensorProto, where: str) -> Any:
     """The array of a tensor."""
-    _check_size(tensor.dims, where)
+    check_size(tensor.dims, where)
     try:
         return numpy_helper.to_array(tensor)
     except Exception as error:  # what is broken in a tensor turns up as any exception
         raise ValueError(f"{where} must hold a tensor: {error}") from error
 
 
-def _check_size(shape: Any, where: str) -> None:
-    if any(size < 0 for size in shape) or prod(shape) > MAX_ELEMENTS:
-        raise ValueError(f"{where} (shape {tuple(shape)}) must have at most {MAX_ELEMENTS} elements")
-
-
 def _check_type(elem_type: int, where: str) -> None:
-    if elem_type not in TYPES:
+    if elem_type not in TYPES and elem_type not in HALVES:
         name = TensorProto.DataType.Name(elem_type).lower()
         raise NotImplementedError(f"{where} must be of a type that NumPy has, and is of {name}; put a Cast next to it")
+
+
+def _dtype(inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]) -> torch.dtype:
+    """In which the layers are computed, unless another dtype is asked for."""
+    if any(tensor.elem_type == TensorProto.DOUBLE for tensor in outputs):
+        return torch.float64
+    types = [tensor.elem_type for tensor in inputs if tensor.elem_type in FLOATS]
+    return DTYPES[max(types, key=list(DTYPES).index, default=TensorProto.FLOAT)]
 
 
 def _is_training(node: NodeProto, attributes: Mapping[str, AttributeProto], args: list[Any]) -> bool:

@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from onnx import ModelProto, NodeProto, TensorProto, TypeProto
 
 from conv2affine.network.graph import Graph
 
-__all__ = ["EPS", "FLOATS", "Model", "OnnxNetwork", "TensorInfo", "input_info", "location"]
+__all__ = ["DTYPES", "EPS", "FLOATS", "HALVES", "Model", "OnnxNetwork", "TensorInfo", "input_info", "location"]
 
-FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
+HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, *HALVES)
+# Of layers.
+DTYPES: Mapping[int, torch.dtype] = {
+    TensorProto.BFLOAT16: torch.bfloat16,
+    TensorProto.FLOAT16: torch.float16,
+    TensorProto.FLOAT: torch.float32,
+    TensorProto.DOUBLE: torch.float64,
+}
 EPS: Mapping[int, float] = {
     TensorProto.DOUBLE: 2.0**-52,
     TensorProto.FLOAT: 2.0**-23,
@@ -48,15 +57,21 @@ class Model:
 
     Args:
         proto: The model, its nodes in the order of computation, its functions written out, its data in it.
+        wide: The same with float32 for types of half the size.
+        rounding: Of the roughest of these; 0 if it has none.
         opset: Of the standard operators.
         inputs: Those that are not initializers.
         outputs: Their types are not looked at.
+        size: Bytes of its file, as it is on disk, with its external data.
     """
 
     proto: ModelProto
+    wide: ModelProto
+    rounding: float
     opset: int
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[str, ...]
+    size: int
 
 
 @dataclass(frozen=True)
@@ -69,7 +84,7 @@ class OnnxNetwork:
         outputs: Of the model, as those of the graph; they have no shapes.
         is_batched: Whether all inputs may hold any number of samples.
         opset: Of the model.
-        is_double: Whether it computes in float64.
+        dtype: In which it computes: float64 if an input or output has that, else the widest type of the inputs.
         eps: Rounding of the roughest type that it computes in.
     """
 
@@ -78,7 +93,7 @@ class OnnxNetwork:
     outputs: tuple[TensorInfo, ...]
     is_batched: bool
     opset: int
-    is_double: bool
+    dtype: torch.dtype
     eps: float = EPS[TensorProto.FLOAT]
 
 

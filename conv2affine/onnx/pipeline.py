@@ -6,31 +6,32 @@ import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import onnx
 import torch
-from onnx import ModelProto, TensorProto, defs
+from onnx import ModelProto, TensorProto, defs, external_data_helper
 from onnx.shape_inference import InferenceError
 
 from conv2affine.convolution.sizes import readable_bytes
 from conv2affine.network.convert import check_memory, to_layers
-from conv2affine.network.graph import Kept, Step, Value
+from conv2affine.network.graph import Kept, Node, Step, Value
 from conv2affine.network.passes.chain import Layer
 from conv2affine.network.passes.ends import join_ends, slices
 from conv2affine.network.passes.merge import MERGE, Merge
 from conv2affine.network.passes.merge import merge as merge_pieces
-from conv2affine.network.passes.simplify import simplify
+from conv2affine.network.passes.simplify import replace_inputs, simplify
 from conv2affine.network.passes.to_relu import to_relu
 from conv2affine.network.progress import progress
 from conv2affine.network.report import NetworkPlan, describe, describe_layers
 from conv2affine.onnx.exporter import Exporter, gathers
 from conv2affine.onnx.model import FLOATS, OnnxNetwork, TensorInfo
 from conv2affine.onnx.runner import Run, compare, runner, sample
-from conv2affine.onnx.storage import publish, save
-from conv2affine.onnx.trials import first_mixing
+from conv2affine.onnx.storage import data_of, publish, save
+from conv2affine.onnx.trials import first_mixing, layer_runner
 
 __all__ = ["MAX_BYTES", "Conversion", "Form", "MaxPool", "Options", "prepare", "run"]
 
@@ -49,7 +50,7 @@ class Conversion:
     """What became of a network.
 
     Args:
-        model: The new model.
+        load: Gives the new model.
         plan: Its layers and steps.
         kept: For each node that stays as it is, why.
         difference: The largest found between both models, relative to the largest element of the output.
@@ -59,7 +60,7 @@ class Conversion:
         output_slices: Likewise.
     """
 
-    model: ModelProto
+    load: Callable[[], ModelProto] = field(repr=False)
     plan: NetworkPlan
     kept: Mapping[str, str]
     difference: float
@@ -67,6 +68,11 @@ class Conversion:
     static: str = ""
     input_slices: Mapping[str, slice] = field(default_factory=dict)
     output_slices: Mapping[str, slice] = field(default_factory=dict)
+
+    @cached_property
+    def model(self) -> ModelProto:
+        """The new model; one that has its data in a file of its own is loaded when it is asked for."""
+        return self.load()
 
 
 @dataclass(frozen=True)
@@ -107,10 +113,11 @@ class Prepared:
 @np.errstate(all="ignore")
 def prepare(network: OnnxNetwork, options: Options) -> Prepared:
     """Run the passes, and make the plan."""
-    dtype = options.dtype or (torch.float64 if network.is_double else torch.float32)
+    dtype = options.dtype or network.dtype
+    graph = simplify(network.graph)
     if options.form == "mlp":
-        graph = _join(network).graph
-        layers = to_layers(simplify(graph), dtype)
+        network = _without_casts(dataclasses.replace(network, graph=graph))
+        layers = to_layers(simplify(_join(network).graph), dtype)
         return Prepared(network, layers, describe_layers(layers, dtype, "dense"), dtype)
     graph = simplify(network.graph)
     if options.max_pool == "relu":
@@ -134,33 +141,67 @@ def run(
     steps = [] if prepared.layers else steps
     opset = _choose_opset(steps, options.opset)
     if prepared.plan.bytes > options.max_bytes:
+        sparse = sum(dict(row.bytes)["sparse"] for row in prepared.plan.layers)
         largest = max(prepared.plan.layers, key=lambda row: dict(row.bytes)[row.layout])
         raise MemoryError(
             f"the layers need {readable_bytes(prepared.plan.bytes)}, more than max_bytes "
             f"({readable_bytes(options.max_bytes)}); the largest is that of {largest.name} ({largest.rows} x "
-            f"{largest.cols}); choose a smaller input, or raise max_bytes (--max-gib)\n{prepared.plan}"
+            f"{largest.cols}); choose a smaller input, or raise max_bytes (--max-gib). ONNX has no sparse layers: as "
+            f"CSR they need {readable_bytes(sparse)}, and to_linear_network has that\n{prepared.plan}"
         )
     check_memory(prepared.plan)
     static = first_mixing(network, steps, original)
     folder = None if path is None else path.parent
     with tempfile.TemporaryDirectory(prefix=".conv2affine-", dir=folder) as temporary:
         file = Path(temporary) / (path.name if path else "model.onnx")
-        model, difference = _write(prepared, opset, not static, options.flat, original(()), file)
+        model, difference = _write(prepared, network.inputs, opset, not static, options.flat, original(()), file)
+        is_large = any(map(external_data_helper.uses_external_data, model.graph.initializer))
+        load = partial(onnx.load_model, path) if path and is_large else lambda: model
         if path is not None:
             publish(file, path, overwrite)
+        elif is_large:
+            external_data_helper.load_external_data_for_model(model, temporary)
     kept = {name: step.call.reason for step in steps for name in step.origin if step.call.reason}
     ends = _slices(network.inputs, network.graph.inputs), _slices(network.outputs, network.graph.outputs)
-    return Conversion(model, prepared.plan, kept, difference, not static, static, *ends)
+    return Conversion(load, prepared.plan, kept, difference, not static, static, *ends)
+
+
+def _without_casts(network: OnnxNetwork) -> OnnxNetwork:
+    """A network that begins with what it casts its integers to, as pixels: a chain takes floats."""
+    graph, users = network.graph, network.graph.users
+    names: dict[Value, Value] = {}
+    inputs = []
+    for value, tensor in zip(graph.inputs, network.inputs, strict=True):
+        if tensor.elem_type not in FLOATS and value not in graph.outputs and all(map(_is_cast, users[value])):
+            names.update({cast.outputs[0]: value for cast in users[value]})
+            tensor = dataclasses.replace(tensor, elem_type=TensorProto.FLOAT)
+        inputs.append(tensor)
+    nodes = [replace_inputs(node, names) for node in graph.nodes if node.outputs[0] not in names]
+    graph = dataclasses.replace(graph, nodes=nodes, outputs=[names.get(value, value) for value in graph.outputs])
+    return dataclasses.replace(network, graph=graph, inputs=tuple(inputs))
+
+
+def _is_cast(node: Node) -> bool:
+    """Whether a node casts to floats."""
+    if not isinstance(node, Kept) or node.kind != "Cast":
+        return False
+    return any(attribute.name == "to" and attribute.i in FLOATS for attribute in node.call.attributes)
 
 
 def _write(
-    prepared: Prepared, opset: int, is_batched: bool, flat: bool, original: Run, file: Path
+    prepared: Prepared,
+    inputs: Sequence[TensorInfo],
+    opset: int,
+    is_batched: bool,
+    flat: bool,
+    original: Run,
+    file: Path,
 ) -> tuple[ModelProto, float]:
     """Write the model to a file, and compare it with the original."""
     network, layers = prepared.network, prepared.layers
     result = _join(network) if layers is not None and flat else network
-    with progress(len(prepared.plan.layers)) as each:
-        exporter = Exporter(result, prepared.dtype, opset, is_batched, flat, each)
+    with progress(len(prepared.plan.layers)) as each, data_of(file, prepared.plan.bytes) as data:
+        exporter = Exporter(result, prepared.dtype, opset, is_batched, flat, each, data)
         model = exporter.graph() if layers is None else exporter.mlp(layers)
     save(model, file)
     wanted, other = f"the result in {prepared.dtype} and opset {opset}", "choose another dtype or opset"
@@ -171,16 +212,16 @@ def _write(
         if "unsupported type" in reason:
             raise NotImplementedError(f"{wanted} must be valid ONNX, and is not: {reason}; {other}") from error
         raise RuntimeError(f"{wanted} must be valid ONNX, and is not: {reason}; please report this") from error
-    got = runner(file)
-    if got.refusal and not original.refusal:
-        raise NotImplementedError(f"onnxruntime must run {wanted}, and does not: {got.refusal}; {other}")
-    got = got if result is network else _apart(got, network)
+    got = runner(file) if data is None else layer_runner(file)
+    separate = got if result is network else _apart(got, network)
     eps = max(network.eps, torch.finfo(prepared.dtype).eps)
     floats = {tensor.name: exporter.writer.dtype for tensor in network.inputs if tensor.elem_type in FLOATS}
     differences = [
-        compare(original, got, sample(network.inputs, batch, is_batched), floats, eps, batch if flat else None)
+        compare(original, separate, sample(inputs, batch, is_batched), floats, eps, batch if flat else None)
         for batch in (BATCHES if is_batched else BATCHES[:1])
     ]
+    if got.refusal and not original.refusal:
+        raise NotImplementedError(f"onnxruntime must run {wanted}, and does not: {got.refusal}; {other}")
     return model, max(differences)
 
 

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import gzip
 import operator
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, external_data_helper, inliner
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, external_data_helper
 
 from conv2affine.onnx.model import Model, input_info, location
+from conv2affine.onnx.upgrade import inlined, open_sizes, upgraded, widened
 
-__all__ = ["MAX_BYTES", "read"]
+__all__ = ["BASE_BYTES", "MAX_BYTES", "read"]
 
 MAX_BYTES = 2**31 - 1  # of one protobuf message, of external data, and of all constants and values
-MAX_NODES = 1_000_000  # of a model with its functions written out
-MIN_OPSET = 7
+GZIP = b"\x1f\x8b"
+# What a file of gzip may be when unpacked: numbers do not shrink by more.
+SMALL_FILE, MAX_RATIO = 2**27, 20
+BASE_BYTES = 2**26  # that any model may ask for, however small its files are
 
 
 def read(source: ModelProto | str | Path, shapes: Mapping[str, Sequence[int]] | None = None) -> Model:
@@ -37,27 +41,18 @@ def read(source: ModelProto | str | Path, shapes: Mapping[str, Sequence[int]] | 
     if isinstance(source, ModelProto):
         proto = ModelProto()
         proto.CopyFrom(source)
+        size = proto.ByteSize()
     elif not isinstance(source, str | os.PathLike):
         raise TypeError(f"source must be an onnx.ModelProto or the path of a file, got {type(source).__name__}")
     else:
-        proto = _parse(Path(source))
+        proto, size = _parse(Path(source))
     if not proto.graph.output:
         name = "the model" if isinstance(source, ModelProto) else source
         raise ValueError(f"{name} must be an ONNX model with outputs, and has none")
     _check_text(proto.graph)
-    imports = [entry for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
-    opset = imports[0].version if imports else 0
-    if opset == MIN_OPSET:  # the next one only adds: broadcasting to Max, Min, Mean and Sum, attributes to MaxPool
-        opset = imports[0].version = MIN_OPSET + 1
-    elif not MIN_OPSET <= opset <= onnx.defs.onnx_opset_version():
-        raise ValueError(
-            f"the model's opset ({opset}) must be {MIN_OPSET} to {onnx.defs.onnx_opset_version()}; convert it with "
-            "onnx.version_converter, or install a newer onnx"
-        )
+    open_sizes(proto)
     try:
-        if proto.functions:
-            _check_functions(proto)
-            proto = inliner.inline_local_functions(proto)
+        proto = inlined(upgraded(proto))
         _sort(proto.graph)
         _check(proto)
     except UnicodeDecodeError as error:
@@ -70,10 +65,12 @@ def read(source: ModelProto | str | Path, shapes: Mapping[str, Sequence[int]] | 
     if not set(given).issubset(names):
         raise ValueError(f"shapes must be of inputs ({', '.join(names)}), got {', '.join(given)}")
     inputs = tuple(input_info(info.name, info.type, given.get(info.name)) for info in infos)
-    return Model(proto, opset, inputs, tuple(info.name for info in proto.graph.output))
+    opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+    return Model(proto, *widened(proto), opset, inputs, tuple(info.name for info in proto.graph.output), size)
 
 
-def _parse(path: Path) -> ModelProto:
+def _parse(path: Path) -> tuple[ModelProto, int]:
+    """The model of a file, with its external data; and the bytes of both."""
     try:
         size = path.stat().st_size
     except (FileNotFoundError, PermissionError):
@@ -82,32 +79,58 @@ def _parse(path: Path) -> ModelProto:
         raise ValueError(f"source ({str(path)!r}) must be a path that a file can have: {error}") from error
     if size > MAX_BYTES:
         raise ValueError(f"{path} ({size} bytes) must be at most {MAX_BYTES} bytes, without its external data")
+    data = _bytes(path, size)
     try:
-        proto: ModelProto = ModelProto.FromString(path.read_bytes())
+        proto: ModelProto = ModelProto.FromString(data)
     except DecodeError as error:
         raise ValueError(f"{path} must be an ONNX file, and is not, or is truncated") from error
-    folder, total = path.resolve().parent, size
-    for tensor in external_data_helper._get_all_tensors(proto):
-        if external_data_helper.uses_external_data(tensor):
-            total += _load_external(tensor, folder, MAX_BYTES - total)
-    return proto
+    folder, files = path.resolve().parent, dict[Path, int]()
+    tensors = [*filter(external_data_helper.uses_external_data, external_data_helper._get_all_tensors(proto))]
+    for tensor in tensors:
+        file = _external_file(tensor, folder)
+        files[file] = file.stat().st_size
+    max_bytes = left = min(MAX_BYTES - len(data), BASE_BYTES + sum(files.values()))
+    for tensor in tensors:
+        left -= _load_external(tensor, folder, left, max_bytes)
+    return proto, size + sum(files.values())
 
 
-def _load_external(tensor: TensorProto, folder: Path, max_bytes: int) -> int:
-    """Read the data of a tensor from a file in the folder of the model; gives the number of bytes."""
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    name = str(entries.get("location", ""))
+def _bytes(path: Path, size: int) -> bytes:
+    """What a file holds, unpacked if it is one of gzip, as those of VNN-COMP are."""
+    with path.open("rb") as file:
+        if file.read(len(GZIP)) != GZIP:
+            return path.read_bytes()
+    max_bytes = min(MAX_BYTES, max(SMALL_FILE, MAX_RATIO * size))
+    try:
+        with gzip.open(path) as unpacked:
+            data = unpacked.read(max_bytes + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} must be a file of gzip, and is broken: {error}") from error
+    if len(data) > max_bytes:
+        raise ValueError(f"{path} ({size} bytes) must be at most {max_bytes} bytes when unpacked")
+    return data
+
+
+def _external_file(tensor: TensorProto, folder: Path) -> Path:
+    """The file that has the data of a tensor, in the folder of the model."""
+    name = next((str(entry.value) for entry in tensor.external_data if entry.key == "location"), "")
     file = (folder / name).resolve()
     if not name or not file.is_relative_to(folder):
         raise ValueError(f"external data of tensor {tensor.name} ({name!r}) must lie in the folder of the model")
     if not file.is_file():
         raise ValueError(f"external data of tensor {tensor.name} ({name!r}) must be a file, and is not there")
-    length = str(entries.get("length", ""))
-    size = int(length) if length.isdecimal() else file.stat().st_size
-    if size > max_bytes:
+    return file
+
+
+def _load_external(tensor: TensorProto, folder: Path, left: int, max_bytes: int) -> int:
+    """Read the data of a tensor, of which so many bytes are left; gives their number."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    name, length = str(entries["location"]), str(entries.get("length", ""))
+    size = int(length) if length.isdecimal() else (folder / name).stat().st_size
+    if size > left:
         raise ValueError(
-            f"external data of tensor {tensor.name} ({name!r}, {size} bytes) must not make the model larger than "
-            f"{MAX_BYTES} bytes, however often tensors share a file"
+            f"external data of tensor {tensor.name} ({name!r}, {size} bytes) must not make that of the model larger "
+            f"than {max_bytes} bytes, however often tensors share a file"
         )
     try:
         external_data_helper.load_external_data_for_tensor(tensor, str(folder))
@@ -133,14 +156,18 @@ def _check_text(graph: GraphProto) -> None:
 
 
 def _check(proto: ModelProto) -> None:
-    """Check a model; inputs and outputs may lack shapes, which the checker asks for."""
+    """Check a model; inputs and outputs may lack shapes, and outputs types, which the checker asks for."""
     infos = [*proto.graph.input, *proto.graph.output]
-    bare = [info for info in infos if info.type.HasField("tensor_type") and not info.type.tensor_type.HasField("shape")]
-    for info in bare:
-        info.type.tensor_type.shape.SetInParent()
+    kept = [(info, TypeProto.FromString(info.type.SerializeToString())) for info in infos]
+    for info in proto.graph.output:
+        if info.type.WhichOneof("value") is None:
+            info.type.tensor_type.elem_type = TensorProto.FLOAT
+    for info in infos:
+        if info.type.HasField("tensor_type"):
+            info.type.tensor_type.shape.SetInParent()
     onnx.checker.check_model(proto)
-    for info in bare:
-        info.type.tensor_type.ClearField("shape")
+    for info, type in kept:
+        info.type.CopyFrom(type)
 
 
 def _shapes(shapes: object) -> dict[str, tuple[int, ...]]:
@@ -168,37 +195,6 @@ def _sort(graph: GraphProto) -> None:
     copies = [NodeProto.FromString(node.SerializeToString()) for node in ready]
     del graph.node[:]
     graph.node.extend(copies)
-
-
-def _check_functions(proto: ModelProto) -> None:
-    """Raise an error if the functions of a model call themselves, or are too many nodes when written out."""
-    functions = {(function.domain, function.name, function.overload): function for function in proto.functions}
-    called = {
-        key: Counter((node.domain, node.op_type, node.overload) for node in _all_nodes(function.node))
-        for key, function in functions.items()
-    }
-    counts: dict[tuple[str, str, str], int] = {}
-    try:
-        for key in TopologicalSorter(
-            {key: [*filter(functions.get, calls)] for key, calls in called.items()}
-        ).static_order():
-            counts[key] = sum(times * counts.get(callee, 1) for callee, times in called[key].items())
-    except CycleError as error:
-        names = ", ".join(name for _, name, _ in error.args[1][:3])
-        raise ValueError(f"functions of the model must not call themselves, and these do: {names}") from None
-    calls = ((node.domain, node.op_type, node.overload) for node in _all_nodes(proto.graph.node))
-    total = sum(counts.get(key, 1) for key in calls)
-    if total > MAX_NODES:
-        raise ValueError(f"the model must have at most {MAX_NODES} nodes, and its functions written out have {total}")
-
-
-def _all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    """Nodes, and those of their subgraphs."""
-    for node in nodes:
-        yield node
-        for attribute in node.attribute:
-            for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                yield from _all_nodes(graph.node)
 
 
 def _reads(node: NodeProto) -> set[str]:

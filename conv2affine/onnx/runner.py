@@ -5,39 +5,52 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
-from onnx import ModelProto, helper
-from onnx.reference import ReferenceEvaluator
+from onnx import ModelProto, TensorProto, helper
 from onnx.shape_inference import InferenceError
 
 from conv2affine.network.comparison import COARSE, EPS, RUNS, difference, scale, tolerance_of
-from conv2affine.onnx.model import TensorInfo
+from conv2affine.onnx.call import evaluator
+from conv2affine.onnx.model import HALVES, TensorInfo
 from conv2affine.onnx.noise import with_noise
+from conv2affine.onnx.upgrade import widened
 
 __all__ = ["Run", "RunError", "compare", "runner", "sample"]
 
+# Operators that onnx.reference computes in loops, and how many elements it does in seconds.
+LOOPS = ("AveragePool", "GridSample", "LpPool", "MaxPool", "MaxRoiPool", "MaxUnpool", "Resize", "RoiAlign", "Upsample")
+MAX_LOOPED = 2**16
+HALF_DTYPES = [helper.tensor_dtype_to_np_dtype(elem_type) for elem_type in HALVES]
 
-@dataclass(frozen=True)
+
+@dataclass
 class Run:
     """Runs a model: called with inputs by name, gives the outputs in order.
 
     Args:
         function: What runs it.
-        refusal: Why onnxruntime does not take the model; "" if it does, or is not installed.
+        refusals: Why onnxruntime does not take the model, or did not run it; none if it does, or is not installed.
         noisy: Gives what runs the model with noise of a size after each operator.
     """
 
     function: Callable[[Mapping[str, Any]], list[Any]]
-    refusal: str = ""
+    refusals: list[str] = field(default_factory=list)
     noisy: Callable[[float], Run] | None = None
 
     def __call__(self, inputs: Mapping[str, Any]) -> list[Any]:
         return self.function(inputs)
+
+    @property
+    def refusal(self) -> str:
+        """The first refusal of onnxruntime; "" if there is none."""
+        return next(iter(self.refusals), "")
 
 
 class RunError(RuntimeError):
@@ -45,7 +58,7 @@ class RunError(RuntimeError):
 
 
 def runner(model: ModelProto | Path) -> Run:
-    """What runs a model: onnxruntime where that is installed and takes the model, else onnx.reference.
+    """What runs a model: onnxruntime where that is installed and takes and runs the model, else onnx.reference.
 
     Args:
         model: The model, or its file.
@@ -62,39 +75,72 @@ def _onnxruntime(model: ModelProto | Path) -> Run:
     try:
         import onnxruntime
     except ModuleNotFoundError:
-        return _reference(model)
+        return Run(_reference(model))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    options.add_session_config_entry("session.disable_prepacking", "1")  # it copies the layers
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # runs once
     try:
         source = str(model) if isinstance(model, Path) else model.SerializeToString()
         session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no class of their own: an operator that it lacks, say
-        return dataclasses.replace(_reference(model), refusal=" ".join(str(error).split()))
+        return Run(_reference(model, MAX_LOOPED), [" ".join(str(error).split())])
+
+    refusals: list[str] = []
 
     def run(inputs: Mapping[str, Any]) -> list[Any]:
         try:
             return list(session.run(None, dict(inputs)))
-        except Exception as error:
-            raise RunError(f"onnxruntime cannot run the model: {error}") from error
+        except Exception as error:  # it takes models that it cannot run, and not all types of inputs
+            reason = " ".join(str(error).split())
+            try:
+                outputs = _reference(model, MAX_LOOPED)(inputs)
+            except RunError:
+                raise RunError(f"onnxruntime cannot run the model: {reason}") from error
+            refusals.append(reason)
+            return outputs
 
-    return Run(run)
+    return Run(run, refusals)
 
 
-def _reference(model: ModelProto | Path) -> Run:
+def _reference(model: ModelProto | Path, max_looped: int | None = None) -> Callable[[Mapping[str, Any]], list[Any]]:
+    """What runs a model by onnx.reference, types of half the size as float32.
+
+    Args:
+        model: The model, or its file.
+        max_looped: Of how many elements a result may be that it computes one by one.
+    """
     try:
-        evaluator = ReferenceEvaluator(str(model) if isinstance(model, Path) else model)
+        proto = onnx.load_model(model) if isinstance(model, Path) else model
+        run_wide = evaluator(widened(proto)[0]).run
+        looped = 0 if max_looped is None else _looped(proto)
     except Exception as error:
         raise RunError(f"neither onnxruntime nor onnx.reference take the model: {error}") from error
+    if max_looped is not None and looped > max_looped:
+        raise RunError(
+            f"onnxruntime does not run the model, and onnx.reference is slow at results of {looped} elements"
+        )
+    halves = {info.name for info in proto.graph.output if info.type.tensor_type.elem_type == TensorProto.FLOAT16}
 
     def run(inputs: Mapping[str, Any]) -> list[Any]:
+        wide = {name: x.astype(np.float32) if x.dtype in HALF_DTYPES else x for name, x in inputs.items()}
         try:
             with np.errstate(all="ignore"):
-                return list(evaluator.run(None, dict(inputs)))
+                outputs = run_wide(None, wide)
+                named = zip(proto.graph.output, outputs, strict=True)
+                return [x.astype(np.float16) if info.name in halves else x for info, x in named]
         except Exception as error:  # whatever the reference trips over
             raise RunError(f"onnx.reference cannot run the model: {error}") from error
 
-    return Run(run)
+    return run
+
+
+def _looped(proto: ModelProto) -> int:
+    """Elements of the largest result that onnx.reference computes one by one, for one sample."""
+    graph = onnx.shape_inference.infer_shapes(proto).graph
+    names = {name for node in graph.node if node.op_type in LOOPS for name in node.output}
+    shapes = (info.type.tensor_type.shape.dim for info in (*graph.output, *graph.value_info) if info.name in names)
+    return max((prod(dim.dim_value or 1 for dim in shape) for shape in shapes), default=0)
 
 
 def sample(tensors: Sequence[TensorInfo], batch: int, is_batched: bool) -> dict[str, Any]:

@@ -1,17 +1,22 @@
-"""Writes models: past the largest protobuf message with their data in a file next to them; and whole or not at all."""
+"""Writes models: large ones with their data in a file next to them; and whole or not at all."""
 
 from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
+import numpy as np
 from google.protobuf.message import DecodeError
-from onnx import ModelProto, TensorProto, external_data_helper
+from onnx import ModelProto, TensorProto, external_data_helper, helper
 
-__all__ = ["check_target", "publish", "save"]
+__all__ = ["SMALL", "check_target", "data_of", "external_tensor", "publish", "save"]
 
-LARGE = 2**31 - 2**20  # bytes of data; the rest of a model is small
+LARGE = 2**27  # bytes of layers: a model with more has them in a file of their own
+ALIGNMENT = 64
 SUFFIX = ".data"
 SMALL = 1024  # bytes of a tensor that stays in the model
 
@@ -61,10 +66,18 @@ def _has_data_in(model: Path, data: Path) -> bool:
     return any((model.parent / name).resolve() == data.resolve() for name in names)
 
 
+@contextmanager
+def data_of(path: Path, size: int) -> Iterator[BinaryIO | None]:
+    """The file for the data of a model of so many bytes; None if these are few, and stay in it."""
+    if size <= LARGE:
+        yield None
+        return
+    with path.with_name(path.name + SUFFIX).open("wb") as file:
+        yield file
+
+
 def save(model: ModelProto, path: Path) -> None:
     """Write a model, the same bytes each time."""
-    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > LARGE:
-        model = _with_external_data(model, path)
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
@@ -109,23 +122,15 @@ def _place(file: Path, path: Path) -> None:
         os.replace(file, path)
 
 
-def _with_external_data(model: ModelProto, path: Path) -> ModelProto:
-    """The model without its large tensors, which are written to a file of their own."""
-    tensors = list(model.graph.initializer)
-    del model.graph.initializer[:]  # for a moment: what is left is small
-    light = ModelProto()
-    light.CopyFrom(model)
-    model.graph.initializer.extend(tensors)
-    location = path.name + SUFFIX
-    with path.with_name(location).open("wb") as file:
-        for tensor in tensors:
-            if len(tensor.raw_data) <= SMALL:
-                light.graph.initializer.append(tensor)
-                continue
-            entry = light.graph.initializer.add(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
-            entry.data_location = TensorProto.EXTERNAL
-            position = {"location": location, "offset": str(file.tell()), "length": str(len(tensor.raw_data))}
-            for key, value in position.items():
-                entry.external_data.add(key=key, value=value)
-            file.write(tensor.raw_data)
-    return light
+def external_tensor(file: BinaryIO, name: str, shape: Sequence[int], dtype: Any, chunks: Iterable[Any]) -> TensorProto:
+    """Write the data of a tensor to a file, one chunk of rows after the other; gives the tensor without it."""
+    file.write(bytes(-file.tell() % ALIGNMENT))
+    start = file.tell()
+    for chunk in chunks:
+        file.write(np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data)
+    entry = TensorProto(name=name, dims=shape, data_type=helper.np_dtype_to_tensor_dtype(dtype))
+    entry.data_location = TensorProto.EXTERNAL
+    location = Path(file.name).name
+    for key, value in (("location", location), ("offset", start), ("length", file.tell() - start)):
+        entry.external_data.add(key=key, value=str(value))
+    return entry

@@ -8,18 +8,20 @@ inferred shape does, it is refused, as no result could be declared.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TypeProto, ValueInfoProto, helper, numpy_helper
+import onnx
+from onnx import ModelProto, NodeProto, TypeProto, ValueInfoProto, external_data_helper, helper, numpy_helper
 
 from conv2affine.network.graph import Kept, Piece, Step, Value
 from conv2affine.network.kinds import KINDS
-from conv2affine.onnx.call import runs_on_vectors
+from conv2affine.onnx.call import make_info, one_node, runs_on_vectors
 from conv2affine.onnx.model import OnnxNetwork
 from conv2affine.onnx.runner import Run, RunError, runner, sample
 
-__all__ = ["DISPUTED", "agrees", "first_mixing", "run_alone", "with_outputs"]
+__all__ = ["DISPUTED", "agrees", "first_mixing", "layer_runner", "run_alone", "with_outputs"]
 
 SAMPLES = 3
 # Of the largest element. Sums may be rounded in another order; what mixes samples is off by far more.
@@ -30,6 +32,45 @@ DISPUTED = ("AveragePool", "LpPool", "MaxPool", "Resize", "Slice", "Upsample")
 TOLERANCE = 1e-4  # of the largest element: scales and coordinates are float32
 
 Trial = tuple[Any, list[Any]]
+
+
+def layer_runner(path: Path) -> Run:
+    """What runs a model that has its large layers outside: no more than one of them at a time is in memory."""
+    proto = onnx.load_model(path, load_external_data=False)
+    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+    outside = {name for name, tensor in tensors.items() if external_data_helper.uses_external_data(tensor)}
+    groups: list[list[NodeProto]] = [[]]
+    for node in proto.graph.node:
+        if not outside.isdisjoint(node.input) and groups[-1]:
+            groups.append([])
+        groups[-1].append(node)
+    outputs = [info.name for info in proto.graph.output]
+    # The last group that reads each value.
+    last = {name: number for number, group in enumerate(groups) for node in group for name in node.input}
+    last.update(dict.fromkeys(outputs, len(groups)))
+    file = path.with_name(f"{path.name}.group")
+    refusals: list[str] = []
+
+    def run(inputs: Mapping[str, Any]) -> list[Any]:
+        values = dict(inputs)
+        for number, group in enumerate(groups):
+            read = {name for node in group for name in node.input}
+            made = [name for node in group for name in node.output if last.get(name, 0) > number]
+            feeds = {name: values[name] for name in values if name in read}
+            infos = [make_info(name, array) for name, array in feeds.items()]
+            wanted = [ValueInfoProto(name=name) for name in made]
+            initializers = [tensors[name] for name in tensors if name in read]
+            graph = helper.make_graph(group, "group", infos, wanted, initializers)
+            part = helper.make_model(graph, opset_imports=proto.opset_import, ir_version=proto.ir_version)
+            file.write_bytes(part.SerializeToString())
+            each = runner(file)
+            values.update(zip(made, each(feeds), strict=True))
+            refusals.extend(each.refusals)
+            del each  # and the memory that it maps
+            values = {name: array for name, array in values.items() if last.get(name, 0) > number}
+        return [values[name] for name in outputs]
+
+    return Run(run, refusals)
 
 
 def with_outputs(proto: ModelProto, names: Sequence[str]) -> ModelProto:
@@ -108,13 +149,10 @@ def run_alone(node: NodeProto, opset: int, results: Mapping[str, Any], types: Ma
     [name] = values
     infos = [ValueInfoProto(name=name, type=types[name])]
     outputs = [ValueInfoProto(name=output) for output in node.output if output]
-    opsets = [helper.make_opsetid("", opset)]
-    graph = helper.make_graph([node], "node", infos, outputs, constants)
-    version = max(4, helper.find_min_ir_version_for(opsets))
     dtype = helper.tensor_dtype_to_np_dtype(types[name].tensor_type.elem_type)
     x = np.array(np.random.default_rng(0).standard_normal(results[name].shape), dtype)
     try:
-        return x, runner(helper.make_model(graph, opset_imports=opsets, ir_version=version))({name: x})
+        return x, runner(one_node(node, opset, infos, outputs, constants))({name: x})
     except RunError:
         return None
 

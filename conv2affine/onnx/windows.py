@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
+import scipy.sparse
 from onnx.reference import ReferenceEvaluator
 
 from conv2affine.network.rules import positions
-from conv2affine.network.rules.operands import Context, NoRuleError, constant, value
+from conv2affine.network.rules.operands import Context, NoRuleError, check_numbers, constant, value
 from conv2affine.network.rules.windows import Axis, Window
 
 __all__ = ["average_pool", "conv", "conv_transpose", "max_pool", "resize"]
@@ -18,6 +19,14 @@ __all__ = ["average_pool", "conv", "conv_transpose", "max_pool", "resize"]
 Ints = Sequence[int] | None
 # Along an axis; all windows together have to fit into memory.
 MAX_KERNEL = 2**12
+MAX_AXES = 3  # of a convolution
+LOOP = 64  # onnx.reference takes as long for one element of a Resize as other rules for so many
+ROUND: Mapping[str, Callable[[Any], Any]] = {
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "round_prefer_floor": lambda places: np.ceil(places - 0.5),
+    "round_prefer_ceil": lambda places: np.floor(places + 0.5),
+}
 
 
 def conv(context: Context, x: Any, w: Any, b: Any = None, *, groups: int = 1, **attributes: Any) -> Any:
@@ -57,6 +66,8 @@ def average_pool(
     context: Context, x: Any, *, kernel_shape: Sequence[int], count_include_pad: int = 0, **attributes: Any
 ) -> Any:
     window = _window(x, kernel_shape, **attributes)
+    if len(window) > MAX_AXES:
+        raise NoRuleError(f"kernel_shape = {list(kernel_shape)}")
     return positions.average_pool(context, x, window, count_include_pad=bool(count_include_pad))
 
 
@@ -66,8 +77,8 @@ def max_pool(context: Context, x: Any, *, kernel_shape: Sequence[int], **attribu
 
 def resize(context: Context, x: Any, *other: Any, **attributes: Any) -> Any:
     """One axis at a time, each from its unit vectors."""
-    if (mode := attributes.get("coordinate_transformation_mode")) in ("tf_crop_and_resize", "tf_half_pixel_for_nn"):
-        raise NoRuleError(f"coordinate_transformation_mode = {mode}")
+    if attributes.get("coordinate_transformation_mode") == "tf_crop_and_resize":
+        raise NoRuleError("coordinate_transformation_mode = tf_crop_and_resize")
     if attributes.pop("keep_aspect_ratio_policy", "stretch") != "stretch":
         raise NoRuleError("keep_aspect_ratio_policy")
     shape = value(x).shape
@@ -84,14 +95,27 @@ def resize(context: Context, x: Any, *other: Any, **attributes: Any) -> Any:
         raise NoRuleError(
             "coordinate_transformation_mode = align_corners, which readers do not agree on for such scales"
         )
-    lines = []
-    for size, number in zip(shape, numbers, strict=True):
-        given = np.array([number], np.float32 if by_scale else np.int64)
-        inputs = ["x", "", "given"] if by_scale else ["x", "", "", "given"]
-        node = onnx.helper.make_node("Resize", inputs, ["y"], **attributes)
-        run: Any = ReferenceEvaluator(node).run
-        lines.append(np.stack([run(None, {"x": unit, "given": given})[0] for unit in np.eye(size)], axis=1))
+    sizes = zip(shape, context.shape, numbers, strict=True)
+    lines = [_line(size, outputs, number, by_scale, attributes) for size, outputs, number in sizes]
     return positions.resize(context, x, lines)
+
+
+def _line(size: int, outputs: int, number: float, by_scale: bool, attributes: Mapping[str, Any]) -> Any:
+    """The matrix (outputs, size) of a Resize along one axis, of a scale or of a size."""
+    if size == outputs == (size * number if by_scale else number):
+        return scipy.sparse.eye_array(size)
+    if attributes.get("coordinate_transformation_mode") == "tf_half_pixel_for_nn":  # which onnx.reference does not have
+        if attributes.get("mode", "nearest") != "nearest":
+            raise NoRuleError("coordinate_transformation_mode = tf_half_pixel_for_nn")
+        scale = np.float32(number if by_scale else outputs / size)
+        places = (np.arange(outputs, dtype=np.float32) + np.float32(0.5)) / scale
+        nearest = ROUND[attributes.get("nearest_mode", "round_prefer_floor")](places).clip(0, size - 1).astype(int)
+        return scipy.sparse.eye_array(size, format="csr")[nearest]
+    check_numbers(LOOP * size * outputs)
+    given = np.array([number], np.float32 if by_scale else np.int64)
+    inputs = ["x", "", "given"] if by_scale else ["x", "", "", "given"]
+    run: Any = ReferenceEvaluator(onnx.helper.make_node("Resize", inputs, ["y"], **attributes)).run
+    return np.stack([run(None, {"x": unit, "given": given})[0] for unit in np.eye(size)], axis=1)
 
 
 def _kernel(w: Any, kernel_shape: Ints) -> list[int]:

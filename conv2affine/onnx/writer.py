@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+import torch
 from onnx import NodeProto, TensorProto, defs, helper, numpy_helper
+from torch import Tensor
 
 from conv2affine.network.graph import Kept, Step
+from conv2affine.network.matrices.matrix import Selection
 from conv2affine.network.torch.call import Slot
 from conv2affine.onnx.call import OnnxCall, runs_on_vectors
 from conv2affine.onnx.model import FLOATS
+from conv2affine.onnx.storage import SMALL, external_tensor
 
-__all__ = ["Writer", "write_kept", "write_kind"]
+__all__ = ["Writer", "as_array", "write_kept", "write_kind", "write_selection"]
 
+MIN_WHERE = 9  # the first opset that has Where
 MIN_INTEGER_CONSTANT = 9  # before, a Constant is of floating type
 MIN_SPLIT_INPUT = 13  # before, the sizes of Split are an attribute
 SIMPLE = {"relu": "Relu", "abs": "Abs", "maximum": "Max", "minimum": "Min"}
@@ -29,13 +34,15 @@ class Writer:
         dtype: Of floating constants.
         opset: Of the model.
         names: That are taken by inputs and outputs.
+        data: The file that takes the data of large tensors, if they are not to be in the model.
     """
 
-    def __init__(self, dtype: Any, opset: int, names: Sequence[str]) -> None:
+    def __init__(self, dtype: Any, opset: int, names: Sequence[str], data: BinaryIO | None = None) -> None:
         self.dtype, self.opset = np.dtype(dtype), opset
         self.nodes: list[NodeProto] = []
         self.initializers: list[TensorProto] = []
         self.taken = set(names)
+        self.data = data
 
     def name(self, wish: str) -> str:
         """A name that is not taken yet."""
@@ -52,7 +59,10 @@ class Writer:
         if array.dtype in (np.float32, np.float64) and not keeps_type:
             array = array.astype(self.dtype, copy=False)
         name = self.name(wish)
-        self.initializers.append(numpy_helper.from_array(array, name))
+        if self.data is not None and array.nbytes > SMALL:
+            self.initializers.append(external_tensor(self.data, name, array.shape, array.dtype, [array]))
+        else:
+            self.initializers.append(numpy_helper.from_array(array, name))
         return name
 
     def call(
@@ -63,10 +73,9 @@ class Writer:
         self.nodes.append(helper.make_node(op_type, inputs, [result], self.name(f"{origin}/{op_type}"), **attributes))
         return result
 
-    def linear(self, x: str, weight: Any, bias: Any, origin: str, output: str | None = None) -> str:
-        """The product x @ weight.T + bias; what is not needed is written nevertheless: some readers ask for it."""
-        names = [x, self.constant(f"{origin}.weight", weight), self.constant(f"{origin}.bias", bias)]
-        return self.call("Gemm", names, origin, output, alpha=1.0, beta=1.0, transA=0, transB=1)
+    def linear(self, x: str, weight: str, bias: str, origin: str, output: str | None = None) -> str:
+        """The product x @ weight.T + bias; defaults are explicit: some readers require them."""
+        return self.call("Gemm", [x, weight, bias], origin, output, alpha=1.0, beta=1.0, transA=0, transB=1)
 
     def split(self, x: str, sizes: Sequence[int], outputs: Sequence[str | None]) -> list[str]:
         """The parts of vectors, of these sizes."""
@@ -171,3 +180,27 @@ def write_kept(writer: Writer, step: Step | Kept, inputs: Sequence[str], results
 def _type_name(elem_type: int) -> str:
     """A type as the schemas of operators write it."""
     return f"tensor({TensorProto.DataType.Name(elem_type).lower()})"
+
+
+def write_selection(writer: Writer, x: str, selection: Selection, origin: str) -> str:
+    """A selection without a matrix."""
+    selection = selection.split()
+    call, constant, index = writer.call, writer.constant, selection.index
+    read = None if index is None or (index >= 0).all() else index[None] >= 0
+    if index is not None and read is not None and writer.opset < MIN_WHERE:  # zeros are read from one at the end
+        x, index, read = call("Pad", [x], origin, pads=[0, 0, 0, 1]), np.where(read[0], index, selection.cols), None
+    if index is not None:
+        x = call("Gather", [x, constant(f"{origin}.index", index.clip(0))], origin, axis=1)
+    if selection.scale is not None:
+        x = call("Mul", [x, constant(f"{origin}.scale", selection.scale)], origin)
+    if read is not None:
+        zero = constant(f"{origin}.zero", np.float64(0))
+        x = call("Where", [constant(f"{origin}.read", read), x, zero], origin)
+    return x
+
+
+def as_array(tensor: Tensor) -> Any:
+    """The array that shares the memory of a tensor."""
+    if tensor.dtype is torch.bfloat16:  # torch gives NumPy's own types only
+        return tensor.view(torch.int16).numpy().view(helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16))
+    return tensor.numpy()

@@ -23,6 +23,7 @@ from conv2affine.network.rules.operands import (
     Map,
     NoRuleError,
     broadcast,
+    check_numbers,
     constant,
     masked,
     scaled,
@@ -189,6 +190,7 @@ def cumulate(context: Context, x: Any, axis: Any, *, exclusive: bool = False, re
     """The sums of the elements up to each one along an axis."""
     shape = value(x).shape
     axis = int(constant(axis).item()) % len(shape)
+    check_numbers(sum(size**2 for size in shape))
     line = np.tril(np.ones((shape[axis],) * 2), -1 if exclusive else 0)
     axes = [(line.T if reverse else line) if number == axis else np.eye(size) for number, size in enumerate(shape)]
     return through(x, formulas.separable(1, axes))

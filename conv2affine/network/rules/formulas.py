@@ -126,7 +126,7 @@ def reduce(shape: Sequence[int], axes: Iterable[int], *, mean: bool) -> Separabl
 
 def separable(channels: int, axes: Iterable[Any]) -> Separable:
     """The same on each channel, an axis at a time, as interpolation is; axes are arrays (output size, input size)."""
-    return Separable(channels, tuple(csr_array(np.asarray(axis, np.float64)) for axis in axes))
+    return Separable(channels, tuple(csr_array(axis).astype(np.float64) for axis in axes))
 
 
 def _identity(size: int) -> csr_array:

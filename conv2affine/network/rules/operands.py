@@ -30,6 +30,7 @@ __all__ = [
     "Rule",
     "as_shape",
     "broadcast",
+    "check_numbers",
     "constant",
     "elementwise",
     "masked",
@@ -45,10 +46,18 @@ Map = AffineMap[Value]
 Rule = Callable[..., Any]
 # The one number that is not finite and still has a meaning as a parameter of a step: no bound.
 UNBOUNDED = {"low": -np.inf, "high": np.inf}
+# What a rule may write out: its windows, the numbers of its elements, a matrix along an axis.
+MAX_NUMBERS = 2**24
 
 
 class NoRuleError(Exception):
     """The operator, or the operator with these arguments, has no rule; with a message, why."""
+
+
+def check_numbers(count: int) -> None:
+    """Refuse a rule that takes so many numbers at once; the operator is kept then."""
+    if count > MAX_NUMBERS:
+        raise NoRuleError(f"its rule would take {count} numbers, more than {MAX_NUMBERS}")
 
 
 class Call(Protocol):

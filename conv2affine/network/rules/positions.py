@@ -12,7 +12,17 @@ from torch import Tensor
 from conv2affine.network.graph import Value
 from conv2affine.network.matrices.layers import Separable, repeated
 from conv2affine.network.rules import formulas, windows
-from conv2affine.network.rules.operands import Context, Map, NoRuleError, constant, step, through, value, weight
+from conv2affine.network.rules.operands import (
+    Context,
+    Map,
+    NoRuleError,
+    check_numbers,
+    constant,
+    step,
+    through,
+    value,
+    weight,
+)
 from conv2affine.network.rules.windows import Window
 
 __all__ = [
@@ -77,6 +87,7 @@ def average_pool(
 def max_pool(context: Context, x: Any, window: Window) -> Value:
     """The largest element of each window over the last axes."""
     shape = value(x).shape
+    check_numbers(prod(context.shape) * prod(axis.kernel for axis in window))
     over = windows.join_taps(shape, _taps(shape[-len(window) :], context.shape[-len(window) :], window))
     return step(context, "window_max", value(x), call=context.call, windows=over)
 

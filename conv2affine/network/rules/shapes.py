@@ -10,13 +10,14 @@ import numpy as np
 
 from conv2affine.network.rules.formulas import gather_sums
 from conv2affine.network.rules.moves import concatenate, follow
-from conv2affine.network.rules.operands import Context, Map, NoRuleError, broadcast, constant, value
+from conv2affine.network.rules.operands import Context, Map, NoRuleError, broadcast, check_numbers, constant, value
 
 __all__ = ["add_at", "concat", "copy", "move", "pad"]
 
 
 def move(context: Context, *arguments: Any, **attributes: Any) -> Any:
     """Any operator that only moves elements, whatever its arguments are."""
+    check_numbers(sum(value.size for value in context.inputs) + sum(map(prod, context.shapes)))
     try:
         return follow(lambda *arrays: context.call.run(arrays, double=True), context.inputs)
     except Exception as error:  # that it does more than to move, or whatever the operator trips over
@@ -36,14 +37,17 @@ def concat(context: Context, parts: Sequence[Any], axis: int) -> Any:
 def pad(context: Context, sides: Any, fill: Any) -> Map:
     """A constant on both sides of each axis; negative numbers cut elements off."""
     fill = constant(fill)
+    [x] = context.inputs
+    kept = [(max(0, -a), n - max(0, -b)) for n, (a, b) in zip(x.shape, sides, strict=True)]
+    shape = tuple(stop - start + max(0, a) + max(0, b) for (start, stop), (a, b) in zip(kept, sides, strict=True))
+    if shape != context.shape or any(start > stop for start, stop in kept):
+        raise NoRuleError(f"pads = {np.transpose(sides).ravel().tolist()}")
+    check_numbers(x.size + prod(shape))
 
     def run(array: Any) -> Any:
-        kept = array[tuple(slice(max(0, -a), n - max(0, -b)) for n, (a, b) in zip(array.shape, sides, strict=True))]
-        return np.pad(kept, np.clip(sides, 0, None), constant_values=fill)
+        return np.pad(array[tuple(slice(*ends) for ends in kept)], np.clip(sides, 0, None), constant_values=fill)
 
-    [(map, shape)] = follow(run, context.inputs)
-    if shape != context.shape:
-        raise NoRuleError(f"pads = {np.transpose(sides).ravel().tolist()}")
+    [(map, _)] = follow(run, context.inputs)
     return map
 
 

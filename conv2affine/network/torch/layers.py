@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, Protocol
 
 import numpy as np
@@ -9,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from conv2affine.convolution.sizes import INT32_MAX, layout_sizes
+from conv2affine.matrix import to_matrix
 from conv2affine.network.matrices.layers import Convolution, Repeated
 from conv2affine.network.matrices.matrix import Array, Matrix
 from conv2affine.sparse_linear import SparseLinear
 
-__all__ = ["LAYOUTS", "Layout", "choose_layout", "layer", "layout_bytes"]
+__all__ = ["LAYOUTS", "Layout", "choose_layout", "layer", "layout_bytes", "row_chunks"]
 
 Layout = Literal["auto", "dense", "sparse"]
 LAYOUTS = ("auto", "dense", "sparse")
@@ -72,3 +74,14 @@ def _weight(matrix: Matrix, dtype: torch.dtype, layout: str) -> Tensor:
     starts, columns = (torch.from_numpy(part.astype(index, copy=False)) for part in (csr.indptr, csr.indices))
     values = torch.from_numpy(csr.data).to(dtype)
     return torch.sparse_csr_tensor(starts, columns, values, csr.shape, check_invariants=False)
+
+
+def row_chunks(matrix: Matrix, dtype: torch.dtype, step: int) -> Iterator[Tensor]:
+    """The dense weight of a layer, so many rows at a time."""
+    chunks = [range(start, min(start + step, matrix.shape[0])) for start in range(0, matrix.shape[0], step)]
+    if isinstance(matrix, Convolution):
+        weight = matrix.weight.detach().to(dtype)
+        yield from (to_matrix(weight, matrix.geometry, rows=rows).cpu() for rows in chunks)
+        return
+    csr = matrix.csr(np.float32 if dtype is torch.float32 else np.float64)
+    yield from (torch.from_numpy(csr[rows.start : rows.stop].toarray()).to(dtype) for rows in chunks)

@@ -1,0 +1,148 @@
+"""What is known of a node's results before they are made: types and shapes, and the bytes that all of them may take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TypeProto, helper, numpy_helper, shape_inference
+from onnx.shape_inference import InferenceError
+
+from conv2affine.convolution.sizes import readable_bytes
+from conv2affine.onnx.model import Model, location
+from conv2affine.onnx.reader import BASE_BYTES, MAX_BYTES
+from conv2affine.onnx.rules import find_rule
+
+__all__ = ["Budget", "check_rules", "check_size", "check_work", "infer", "inferred_shape"]
+
+# Constants of the file that say sizes and axes have fewer elements, and shape inference looks only at those.
+SMALL = 1024
+# No single value of a network for which matrices can be made has more elements.
+MAX_ELEMENTS = 2**27
+ITEM_BYTES = 8
+# What each byte of a file may ask for. Other people's networks ask for up to 10 times their size.
+BYTES_PER_BYTE = 32
+# A model is run several times. So many operations take seconds: of a pool, one for each element that it reads; of a
+# cubic Resize in onnxruntime, many for each element that it makes.
+MAX_WORK, CUBIC = 2**30, 2**10
+POOLS = ("AveragePool", "LpPool", "MaxPool")
+# Operators that give at most so many numbers for each element of their first input, whatever these are.
+BOUNDED = {"NonZero": 8, "Compress": 1, "Unique": 4}
+
+
+class Budget:
+    """Counts constants and values before they are made.
+
+    Args:
+        size: Bytes of the model.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.max_bytes = min(MAX_BYTES, BASE_BYTES + BYTES_PER_BYTE * size)
+        self.bytes = 0
+
+    def count(self, shape: Sequence[int], where: str) -> None:
+        """Count a constant or value; raise ValueError if all of them are too much."""
+        check_size(shape, where)
+        self.bytes += ITEM_BYTES * prod(shape)
+        if self.bytes > self.max_bytes:
+            raise ValueError(
+                f"{where}: constants and values of a model of this size, in float64, must be at most "
+                f"{readable_bytes(self.max_bytes)} together; choose smaller inputs"
+            )
+
+
+def check_size(shape: Sequence[int], where: str) -> None:
+    """Raise ValueError for a shape that no tensor of a network has."""
+    if any(size < 0 for size in shape) or prod(shape) > MAX_ELEMENTS:
+        raise ValueError(f"{where} (shape {tuple(shape)}) must have at most {MAX_ELEMENTS} elements")
+
+
+def check_work(node: NodeProto, shape: Sequence[int], where: str) -> None:
+    """Raise ValueError for a node that takes long for each element of its result, as pools of large windows do."""
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    if node.op_type in POOLS:
+        work = prod(shape) * prod(attributes.get("kernel_shape", ()))
+    else:
+        work = prod(shape) * CUBIC if node.op_type == "Resize" and attributes.get("mode") == b"cubic" else 0
+    if work > MAX_WORK:
+        raise ValueError(
+            f"{where} of shape {tuple(shape)} must take at most {MAX_WORK} operations, and takes {work}; choose a "
+            "smaller input"
+        )
+
+
+def check_rules(model: Model) -> None:
+    """Raise NotImplementedError if an operator between inputs and outputs has no rule; it costs nothing to know."""
+    live = set(model.outputs)
+    for node in reversed(model.wide.graph.node):
+        if not live.isdisjoint(node.output):
+            live.update(node.input)
+    reached = {tensor.name for tensor in model.inputs}
+    for node in model.wide.graph.node:
+        if live.isdisjoint(node.output) or reached.isdisjoint(node.input) or node.op_type in ("Shape", "Size"):
+            continue
+        if find_rule(node.op_type) is None:
+            raise NotImplementedError(
+                f"{location(node)}: {node.op_type} must be affine or piecewise linear to become linear layers and "
+                "ReLUs, and is not: no rule knows the operator; form graph keeps it as it is"
+            )
+        reached.update(filter(None, node.output))
+
+
+def infer(
+    node: NodeProto, opset: int, ir_version: int, results: Mapping[str, Any], types: Mapping[str, TypeProto], where: str
+) -> Mapping[str, TypeProto]:
+    """The types of a node's results, by name, as far as they follow from its inputs.
+
+    Args:
+        node: The node.
+        opset: Of the model.
+        ir_version: Of the model.
+        results: Values and constants so far, by name.
+        types: Of these.
+        where: What to call the node.
+
+    Raises:
+        ValueError: If it breaks the rules of its operator.
+    """
+    names = [name for name in node.input if name]
+    data = {
+        name: numpy_helper.from_array(array, name)
+        for name in names
+        if isinstance(array := results[name], np.ndarray) and array.size <= SMALL
+    }
+    try:
+        inferred: Mapping[str, TypeProto] = shape_inference.infer_node_outputs(
+            onnx.defs.get_schema(node.op_type, opset, ""),
+            node,
+            {name: types[name] for name in names},
+            data,
+            opset_imports=[helper.make_opsetid("", opset)],
+            ir_version=ir_version,
+        )
+    except (InferenceError, onnx.checker.ValidationError, onnx.defs.SchemaError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{where} must follow the rules of its operator: {' '.join(str(error).split())}") from error
+    return inferred
+
+
+def inferred_shape(
+    node: NodeProto, name: str, inferred: Mapping[str, TypeProto], args: Sequence[Any], where: str
+) -> tuple[int, ...]:
+    """The shape of a result; of one of constants alone at least as many elements.
+
+    Raises:
+        NotImplementedError: If it is not known.
+    """
+    type = inferred.get(name)
+    if type is None or not type.HasField("tensor_type"):
+        raise NotImplementedError(f"{where}: its result {name} must be a tensor of a known type")
+    dims = type.tensor_type.shape.dim
+    if type.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):
+        return tuple(dim.dim_value for dim in dims)
+    if node.op_type in BOUNDED and all(arg is None or isinstance(arg, np.ndarray) for arg in args):
+        return (BOUNDED[node.op_type] * args[0].size,)
+    raise NotImplementedError(f"{where}: the shape of {name} must follow from those of the inputs")

@@ -1,0 +1,192 @@
+"""Brings a model into the form that the importer reads: one opset, no functions, open batch sizes, no half floats."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from graphlib import CycleError, TopologicalSorter
+
+import onnx
+from onnx import (
+    AttributeProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    TypeProto,
+    helper,
+    inliner,
+    numpy_helper,
+    version_converter,
+)
+
+from conv2affine.onnx.model import EPS, HALVES, location
+
+__all__ = ["MIN_OPSET", "all_nodes", "inlined", "open_sizes", "upgraded", "widened"]
+
+MAX_NODES = 1_000_000  # of a model with its functions written out
+MIN_OPSET = 8  # by which models of older opsets are read
+INFERS = 6  # the first opset of which onnx infers all shapes
+ADDS_ONLY = 7  # opset 8 only adds to it: broadcasting to Max, Min, Mean and Sum, attributes to MaxPool
+# Attributes that are types of results.
+TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "stash_type")
+
+
+def upgraded(proto: ModelProto) -> ModelProto:
+    """The model by an opset that the importer knows.
+
+    Raises:
+        ValueError: If it has none, or one that onnx does not know or cannot convert.
+    """
+    imports = [entry for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
+    opset, newest = (imports[0].version if imports else 0), onnx.defs.onnx_opset_version()
+    if not 1 <= opset <= newest:
+        raise ValueError(f"the model's opset ({opset}) must be 1 to {newest}; install a newer onnx for newer ones")
+    if opset >= MIN_OPSET:
+        return proto
+    if opset == ADDS_ONLY:
+        imports[0].version = MIN_OPSET
+        return proto
+    proto.ir_version = max(proto.ir_version, 3)  # the converter takes no older one
+    infos = [*proto.graph.input, *proto.graph.output]
+    types = {info.name: TypeProto.FromString(info.type.SerializeToString()) for info in infos}
+    try:
+        onnx.checker.check_model(proto)
+        # What broadcasts needs shapes, of one sample, and those are inferred from opset 6 on.
+        for dim in (dim for info in infos for dim in info.type.tensor_type.shape.dim[:1]):
+            dim.dim_value = dim.dim_value or 1
+        if opset < INFERS:
+            proto = version_converter.convert_version(proto, INFERS)
+        _align(proto)
+        made: ModelProto = version_converter.convert_version(onnx.shape_inference.infer_shapes(proto), MIN_OPSET)
+    except Exception as error:  # whatever it trips over
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"the model's opset ({opset}) must be one from which onnx.version_converter leads to {MIN_OPSET}: {reason}"
+        ) from error
+    del made.graph.value_info[:]
+    for info in (info for info in (*made.graph.input, *made.graph.output) if info.name in types):
+        info.type.CopyFrom(types[info.name])
+    return made
+
+
+def _align(proto: ModelProto) -> None:
+    """Write out what opset 6 aligns along an axis, which the converter gets wrong.
+
+    Raises:
+        ValueError: If a node is one of training, which the converter takes for one of inference.
+    """
+    inferred = onnx.shape_inference.infer_shapes(proto).graph
+    infos = (*inferred.input, *inferred.output, *inferred.value_info)
+    ranks = {info.name: len(info.type.tensor_type.shape.dim) for info in infos}
+    ranks.update({tensor.name: len(tensor.dims) for tensor in inferred.initializer})
+    nodes = list(proto.graph.node)
+    del proto.graph.node[:]
+    for number, node in enumerate(nodes):
+        attributes = {attribute.name: attribute.i for attribute in node.attribute}
+        if node.op_type in ("BatchNormalization", "Dropout") and not attributes.get("is_test"):
+            raise ValueError(f"{node.op_type} node {location(node)} must be of inference, with is_test = 1")
+        if node.op_type == "PRelu" or (attributes.get("broadcast") and "axis" in attributes):
+            x, other = (ranks[name] for name in node.input)
+            axis = attributes.get("axis", min(1, x - other)) % x
+            if added := list(range(other, x - axis)):
+                name = f"{node.output[0]}/aligned_{number}"
+                proto.graph.node.append(helper.make_node("Unsqueeze", [node.input[1]], [name], axes=added))
+                node.input[1] = name
+            kept = [attribute for attribute in node.attribute if attribute.name != "axis"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+        proto.graph.node.append(node)
+
+
+def open_sizes(proto: ModelProto) -> None:
+    """Name sizes that are open, as tools write them: -1, or a first size of 0."""
+    for info in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for axis, dim in enumerate(info.type.tensor_type.shape.dim):
+            if dim.HasField("dim_value") and (dim.dim_value < 0 or (dim.dim_value == 0 and axis == 0)):
+                dim.dim_param = "batch" if axis == 0 else f"{info.name}_{axis}"
+
+
+def inlined(proto: ModelProto) -> ModelProto:
+    """The model with its functions written out.
+
+    Raises:
+        ValueError: If they call themselves, or are too many nodes.
+    """
+    if not proto.functions:
+        return proto
+    _check_functions(proto)
+    made: ModelProto = inliner.inline_local_functions(proto)
+    return made
+
+
+def widened(proto: ModelProto) -> tuple[ModelProto, float]:
+    """The model with float32 for float16 and bfloat16, and the rounding of the roughest of these; 0 if it has none.
+
+    It computes the same but for that rounding, and all that reads models knows float32.
+    """
+    if not _has_halves(proto):
+        return proto, 0.0
+    wide = ModelProto()
+    wide.CopyFrom(proto)
+    found: set[int] = set()
+
+    def widen(tensor: TensorProto) -> None:
+        if tensor.data_type in HALVES:
+            found.add(tensor.data_type)
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype("float32"), tensor.name))
+
+    for info in (*wide.graph.input, *wide.graph.output):
+        if info.type.tensor_type.elem_type in HALVES:
+            found.add(info.type.tensor_type.elem_type)
+            info.type.tensor_type.elem_type = TensorProto.FLOAT
+    for tensor in wide.graph.initializer:
+        widen(tensor)
+    for attribute in (attribute for node in all_nodes(wide.graph.node) for attribute in node.attribute):
+        if attribute.type == AttributeProto.TENSOR:
+            widen(attribute.t)
+        elif attribute.name in TYPE_ATTRIBUTES and attribute.i in HALVES:
+            found.add(attribute.i)
+            attribute.i = TensorProto.FLOAT
+    del wide.graph.value_info[:]
+    return wide, max(EPS[type] for type in found)
+
+
+def _has_halves(proto: ModelProto) -> bool:
+    """Whether float16 or bfloat16 occurs in a model."""
+    attributes = [attribute for node in all_nodes(proto.graph.node) for attribute in node.attribute]
+    types = {info.type.tensor_type.elem_type for info in (*proto.graph.input, *proto.graph.output)}
+    types.update(tensor.data_type for tensor in proto.graph.initializer)
+    types.update(attribute.t.data_type for attribute in attributes if attribute.type == AttributeProto.TENSOR)
+    types.update(attribute.i for attribute in attributes if attribute.name in TYPE_ATTRIBUTES)
+    return not types.isdisjoint(HALVES)
+
+
+def _check_functions(proto: ModelProto) -> None:
+    """Raise an error if the functions of a model call themselves, or are too many nodes when written out."""
+    functions = {(function.domain, function.name, function.overload): function for function in proto.functions}
+    called = {
+        key: Counter((node.domain, node.op_type, node.overload) for node in all_nodes(function.node))
+        for key, function in functions.items()
+    }
+    counts: dict[tuple[str, str, str], int] = {}
+    try:
+        for key in TopologicalSorter(
+            {key: [*filter(functions.get, calls)] for key, calls in called.items()}
+        ).static_order():
+            counts[key] = sum(times * counts.get(callee, 1) for callee, times in called[key].items())
+    except CycleError as error:
+        names = ", ".join(name for _, name, _ in error.args[1][:3])
+        raise ValueError(f"functions of the model must not call themselves, and these do: {names}") from None
+    calls = ((node.domain, node.op_type, node.overload) for node in all_nodes(proto.graph.node))
+    total = sum(counts.get(key, 1) for key in calls)
+    if total > MAX_NODES:
+        raise ValueError(f"the model must have at most {MAX_NODES} nodes, and its functions written out have {total}")
+
+
+def all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """Nodes, and those of their subgraphs."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from all_nodes(graph.node)
