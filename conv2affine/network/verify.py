@@ -14,7 +14,8 @@ from conv2affine.network.torch.exporter import export_torch
 from conv2affine.network.torch.importer import TorchNetwork
 from conv2affine.network.torch.modules import Affine
 from conv2affine.network.torch.rounding import WIDE, WIDER, InDouble, Noise, wider
-from conv2affine.network.torch.unchanged import unchanged, users_device
+from conv2affine.network.torch.surroundings import users_device
+from conv2affine.network.torch.unchanged import unchanged
 
 __all__ = ["ROUGHEST", "ROUNDINGS", "difference", "verify"]
 

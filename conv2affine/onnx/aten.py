@@ -7,7 +7,7 @@ operators of opset 18, where old readers end at 13; and the result is compared w
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,8 @@ from conv2affine.network.graph import Node, Step
 from conv2affine.network.kinds import KINDS
 from conv2affine.network.torch.call import Slot
 from conv2affine.network.torch.importer import import_torch
-from conv2affine.network.torch.program import tensors
-from conv2affine.network.torch.unchanged import unchanged, users_device
+from conv2affine.network.torch.surroundings import users_device
+from conv2affine.network.torch.unchanged import unchanged
 from conv2affine.onnx.call import OnnxCall
 from conv2affine.onnx.importer import OnnxNetwork
 from conv2affine.onnx.reader import Tensor
@@ -47,14 +47,14 @@ MIN_OPSET = 13  # of the result; they mean the same since
 SOFTMAX = {"_softmax": "Softmax", "softmax": "Softmax", "_log_softmax": "LogSoftmax", "log_softmax": "LogSoftmax"}
 
 
-def import_module(model: nn.Module, example_inputs: Any, wanted: int | None = None) -> OnnxNetwork:
+def import_module(model: nn.Module, examples: Sequence[TorchTensor], wanted: int | None = None) -> OnnxNetwork:
     """The network of a module, its operators by a wanted opset if that has them all.
 
     Raises:
         TypeError: If an input has a type that ONNX files of linear layers do not have.
         NotImplementedError: If a step has no ONNX operator here; the message names it.
     """
-    network = import_torch(model, example_inputs)
+    network = import_torch(model, examples)
     for constant in network.constants:
         raise NotImplementedError(
             f"outputs must depend on the inputs or have the dtype {network.dtype}, and one is a constant of "
@@ -64,9 +64,9 @@ def import_module(model: nn.Module, example_inputs: Any, wanted: int | None = No
     kinds = {node.kind for node in network.graph.nodes if isinstance(node, Step)}
     opset = max([MIN_OPSET, wanted or 0, *(first for kind, (_, first) in POINTWISE.items() if kind in kinds)])
     graph = dataclasses.replace(network.graph, nodes=[_node(node, opset) for node in network.graph.nodes])
-    if any(not x.dtype.is_floating_point or x.dtype.itemsize < 4 for x in tensors(example_inputs)):
+    if any(not x.dtype.is_floating_point or x.dtype.itemsize < 4 for x in examples):
         raise TypeError("example_inputs must be tensors of float32 or float64; call model.float()")
-    elem_types = [helper.np_dtype_to_tensor_dtype(x[:0].cpu().numpy().dtype) for x in tensors(example_inputs)]
+    elem_types = [helper.np_dtype_to_tensor_dtype(x[:0].cpu().numpy().dtype) for x in examples]
     inputs = tuple(
         Tensor(value.name, elem_type, ("batch", *value.shape[1:]), value.shape)
         for value, elem_type in zip(graph.inputs, elem_types, strict=True)

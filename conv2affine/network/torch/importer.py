@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +21,11 @@ from conv2affine.network.kinds import KINDS
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.passes.simplify import remove_unused
 from conv2affine.network.rules.operands import Context, NoRuleError, values
+from conv2affine.network.torch.advice import check_runs
 from conv2affine.network.torch.call import AtenCall
 from conv2affine.network.torch.constants import is_random
-from conv2affine.network.torch.program import export, floating_dtypes, tensors, unwrap
+from conv2affine.network.torch.held import Held, hold_scripts
+from conv2affine.network.torch.program import export, floating_dtypes
 from conv2affine.network.torch.rounding import wider
 from conv2affine.network.torch.rules import find_rule
 from conv2affine.network.torch.unchanged import unchanged, warm_up
@@ -62,12 +65,12 @@ class TorchNetwork:
 
 
 @np.errstate(all="ignore")  # constants may hold anything; what matters is checked
-def import_torch(model: nn.Module, example_inputs: Any) -> TorchNetwork:
+def import_torch(model: nn.Module, inputs: Sequence[Tensor]) -> TorchNetwork:
     """The graph of a module.
 
     Args:
         model: Any module that `torch.export` takes.
-        example_inputs: A tensor, or a tuple of them, batch first; only the first sample is looked at.
+        inputs: Batch first; only the first sample is looked at.
 
     Returns:
         The graph, not simplified: one piece or step for each operator.
@@ -77,17 +80,25 @@ def import_torch(model: nn.Module, example_inputs: Any) -> TorchNetwork:
             what the module keeps from one call to the next.
         NotImplementedError: If `torch.export` fails, or the exported graph has what is no operator.
     """
-    model, inputs = unwrap(model), tuple(x[:1].clone() for x in tensors(example_inputs))  # in memory of its own
+    sample = tuple(x[:1].clone() for x in inputs)  # in memory of its own
     with unchanged(model):
-        replaced = warm_up(model, inputs)
-        return _Importer(export(model, inputs, replaced), inputs, replaced).run()
+        check_runs(model, inputs)
+        replaced = warm_up(model, sample)
+        hold_scripts(model)
+        names = model.names if isinstance(model, Held) else []
+        return _Importer(export(model, sample, replaced), sample, replaced, names).run()
 
 
 class _Importer:
     def __init__(
-        self, program: ExportedProgram, inputs: tuple[Tensor, ...], replaced: frozenset[str] = frozenset()
+        self,
+        program: ExportedProgram,
+        inputs: tuple[Tensor, ...],
+        replaced: frozenset[str] = frozenset(),
+        names: Sequence[str] = (),
     ) -> None:
         self.program = program
+        self.names = dict(zip(program.graph_signature.user_inputs, names, strict=False))
         self.replaced = replaced  # buffers, by each run
         self.graph = Graph()
         self.results: dict[fx.Node, Any] = {}
@@ -142,7 +153,7 @@ class _Importer:
     def placeholder(self, node: fx.Node) -> Any:
         spec = self.inputs[node.name]
         if spec.kind is InputKind.USER_INPUT:
-            return self.graph.add_input(node.meta["val"].shape, node.name)
+            return self.graph.add_input(node.meta["val"].shape, self.names.get(node.name, node.name))
         name = spec.target
         if name is None or spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
             raise NotImplementedError(f"{node.name} must be a tensor for networks to be converted, and it is an object")
