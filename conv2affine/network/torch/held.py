@@ -24,7 +24,7 @@ class Held(nn.Module):
     def __init__(self, model: nn.Module, names: Sequence[str] = ()) -> None:
         super().__init__()
         self.model, self.names = model, [name for name in names if name.isidentifier()]
-        self.training = model.training
+        self.training = getattr(model, "training", False)  # a frozen TorchScript module has none
 
 
 class Script(Held):
@@ -70,9 +70,13 @@ class Program(Held):
         return pytree.tree_map(_concatenate, *results)
 
     def call(self, inputs: Sequence[Tensor]) -> Any:
-        """Call the program as it was exported, with arguments that may be nested, or have names."""
-        args, kwargs = pytree.tree_unflatten(list(inputs), self.structure)
+        """Call the program itself."""
+        args, kwargs = self.arguments(inputs)
         return self.model(*args, **kwargs)
+
+    def arguments(self, inputs: Sequence[Tensor]) -> Any:
+        """The arguments with which the program was exported, which may be nested, or have names."""
+        return pytree.tree_unflatten(list(inputs), self.structure)
 
 
 class Named(Held):
@@ -102,13 +106,16 @@ def class_name(model: nn.Module) -> str:
 
 
 def hold_scripts(model: nn.Module) -> None:
-    """Put a `Script` in the place of each TorchScript module inside of a module."""
+    """Make TorchScript modules, inside of a module or a `Script`, such that torch.export takes them."""
     for module in list(model.modules()):
-        if isinstance(module, Script | torch.jit.ScriptModule):
-            continue
-        for name, child in module._modules.items():
-            if isinstance(child, torch.jit.ScriptModule):
-                module._modules[name] = Script(child)
+        if isinstance(module, torch.jit.ScriptModule):
+            for name, parameter in module.named_parameters(recurse=False):
+                if not isinstance(parameter, nn.Parameter):  # of a file
+                    setattr(module, name, nn.Parameter(parameter.detach(), parameter.requires_grad))
+        elif not isinstance(module, Script):
+            for name, child in module._modules.items():
+                if isinstance(child, torch.jit.ScriptModule):
+                    module._modules[name] = Script(child)
 
 
 def _concatenate(first: Any, *others: Any) -> Any:

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from conv2affine.network.torch.advice import reason
 from conv2affine.network.torch.constants import fold_constants
-from conv2affine.network.torch.held import Named, class_name
+from conv2affine.network.torch.held import Named, Program, class_name
 from conv2affine.network.torch.surroundings import users_device
 
 __all__ = ["export", "floating_dtypes", "tensors", "unwrap"]
@@ -41,7 +41,10 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], state: frozenset[str] =
     with warnings.catch_warnings(), torch.no_grad(), users_device(inputs):
         warnings.simplefilter("ignore")  # of PyTorch about itself; the result is checked
         try:
-            program: ExportedProgram = torch.export.export(model, inputs)
+            if isinstance(model, Program):  # by itself, its operators keep the names of their modules
+                program: ExportedProgram = torch.export.export(model.model, *model.arguments(inputs))
+            else:
+                program = torch.export.export(model, inputs)
             fold_constants(program, state)
             decomposed: ExportedProgram = program.run_decompositions(_decompositions())
             if isinstance(model, Named):

@@ -120,6 +120,7 @@ class _State:
         self.attributes: dict[str, tuple[Any, Any, Tensor | None]] = {}
         self.tensors: list[tuple[Tensor, Tensor, Tensor]] = []
         self.containers: list[tuple[Any, Any]] = []
+        self.scripted: list[tuple[nn.Module, str, Tensor]] = []
         self.numbers: set[str] = set()
         self.stamps: dict[str, tuple[int, int]] = {}
         self.buffers = dict(model.named_buffers())
@@ -133,6 +134,9 @@ class _State:
         if id(module) in self.seen:
             return
         self.seen[id(module)] = module
+        if isinstance(module, torch.jit.ScriptModule):
+            self.script(name, module)
+            return
         attributes = vars(module)
         self.containers.append((attributes, dict(attributes)))
         for key, value in list(attributes.items()):
@@ -143,6 +147,19 @@ class _State:
                 for tensor in value.values():
                     if isinstance(tensor, Tensor):
                         self.tensor(tensor)
+
+    def script(self, name: str, module: torch.jit.ScriptModule) -> None:
+        """What a TorchScript module holds itself, outside of Python."""
+        registered = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
+        held: Any = module
+        for key in held._concrete_type.get_attributes() if hasattr(held, "_concrete_type") else ():
+            value = getattr(module, key)
+            if isinstance(value, Tensor):
+                self.scripted.append((module, key, value))
+                if key in registered:
+                    self.tensor(value)
+                else:
+                    self.value(f"{name}.{key}".lstrip("."), value, module, key, True)
 
     def value(self, name: str, value: Any, owner: Any, key: Any, inside: bool) -> None:
         """An attribute or an element; `inside` the module itself, and not a helper object."""
@@ -203,6 +220,9 @@ class _State:
             ):
                 container.clear()
                 container.update(content)
+        for module, key, value in self.scripted:
+            if getattr(module, key) is not value:
+                setattr(module, key, value)
         with torch.no_grad():
             for tensor, memory, copy in self.tensors:
                 if tensor.shape != memory.shape or tensor.data_ptr() != memory.data_ptr():
