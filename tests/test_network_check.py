@@ -48,10 +48,10 @@ def test_a_piece_with_a_wrong_row_is_refused(off, dtype, monkeypatch):
     model, x = uneven(dtype), torch.rand(2, 3, 8, 8, dtype=dtype)
     rule = rules.RULES["linear"]
 
-    def broken(context, input, weight, bias=None):
+    def broken(context, *args, weight, **options):
         factors = torch.ones(len(weight), 1, dtype=torch.float64)
         factors[1] += off
-        return rule(context, input=input, weight=weight * factors, bias=bias)
+        return rule(context, *args, weight=weight * factors, **options)
 
     monkeypatch.setitem(rules.RULES, "linear", broken)
     with pytest.raises(RuntimeError, match=r"off by .* at \[\d+, 1\], where rounding explains .* in output 0"):
@@ -83,12 +83,14 @@ def test_what_inputs_reach_is_computed_in_float64_and_nothing_else():
         halved = F.softmax(weight, 1).half().float()  # what no input reaches stays as it is
         return (x @ halved).half().float().exp().sum(1)
 
-    with InDouble([x]) as double:
+    with InDouble([x], Noise(1e-6), 2) as double:
         y = model(x)
     got = double.exact(y)
     assert y.dtype is torch.float32
     expected = (x.double() @ F.softmax(weight, 1).half().double()).exp().sum(1)
     torch.testing.assert_close(got, expected, atol=1e-14, rtol=0)
+    for run in (1, 2):
+        assert 0 < (double.exact(y, run) - expected).abs().max() < 1e-4
 
 
 def test_noise_moves_each_element_by_its_own_scale():

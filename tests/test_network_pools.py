@@ -85,11 +85,22 @@ def test_a_pool_without_results_is_refused(op_type):
         convert(model(f"y = {op_type}<kernel_shape = [2]>(x)", {"x": (1, 2, 1)}, opset=19))
 
 
+def converts(node, x):
+    try:
+        convert(model(f"y = {node}", {"x": x.shape}, opset=19))
+    except NotImplementedError as error:
+        if "must have the shape that onnx infers" in str(error):
+            return False
+        raise
+    return True
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 @pytest.mark.parametrize("op_type", ["AveragePool", "MaxPool"])
 def test_small_pools_of_files(op_type, size):
     x = random(1, 2, size)
-    nodes = pool_nodes(op_type, x)
+    # What onnxruntime gives in another shape than onnx infers is refused.
+    nodes = [node for node in pool_nodes(op_type, x) if converts(node, x)]
     assert len(nodes) >= 8
     outputs = [f"y{number}" for number in range(len(nodes))]
     lines = "\n".join(f"{name} = {node}" for name, node in zip(outputs, nodes, strict=True))

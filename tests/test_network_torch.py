@@ -287,15 +287,6 @@ def test_plan_of_a_large_network_makes_nothing_large():
         to_linear_network(model, samples(1, 64, 224, 224, dtype=torch.float32))
 
 
-def test_plan_is_printed_by_rich_too(model, x):
-    rich = pytest.importorskip("rich.console", reason="rich is not installed")
-    plan = conv2affine.plan(model, x)
-    console = rich.Console(width=120, record=True, file=io.StringIO())
-    console.print(plan)
-    printed = console.export_text()
-    assert all(word in printed for line in str(plan).splitlines() for word in line.split())
-
-
 def test_outputs_that_are_no_tensors():
     model = nn.Sequential(Function(lambda x: {"y": 2 * x, "none": None, "number": 3, "word": "x"}))
     net, mlp = to_linear_network(model, X), to_mlp(model, X)

@@ -13,7 +13,7 @@ from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 
 from conv2affine.convolution.guard import memory_left
 from conv2affine.convolution.sizes import readable_bytes
-from conv2affine.network.graph import Graph, Step, Value
+from conv2affine.network.graph import Graph, Kept, Piece, Step, Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.matrix import Array, Matrix, Selection
 from conv2affine.network.passes.chain import Layer, chain, to_graph, write_out
@@ -208,7 +208,7 @@ def module_to_linear(
     graph = merge_pieces(simplify(network.graph), "always")
     map: AffineMap[Value] = AffineMap.identity(graph.inputs[0], graph.inputs[0].size)
     for node in graph.nodes:
-        if isinstance(node, Step):
+        if not isinstance(node, Piece):
             raise TypeError(
                 f"module ({class_name(module)}) must be affine in its input, and {', '.join(node.origin)} "
                 f"({node.kind}) is not{_reason(node)}; to_linear_network converts the affine pieces around such steps"
@@ -282,7 +282,7 @@ def to_layers(graph: Graph, dtype: torch.dtype) -> list[Layer]:
     _check_ends(graph, "a chain")
     graph = simplify(to_relu(graph, dtype))
     for node in graph.nodes:
-        if isinstance(node, Step) and node.kind != "relu":
+        if isinstance(node, Kept):
             raise NotImplementedError(
                 f"{', '.join(node.origin)}: {node.kind} must be affine or piecewise linear to become linear layers and "
                 f"ReLUs, and is not{_reason(node)}; to_linear_network, or form graph, keeps it as it is"
@@ -300,9 +300,9 @@ def check_memory(plan: NetworkPlan) -> None:
         )
 
 
-def _reason(step: Step) -> str:
+def _reason(step: Step | Kept) -> str:
     """Why a step is kept, if that is known."""
-    reason = getattr(step.operator, "reason", "")
+    reason = getattr(step.call, "reason", "")
     return reason and f": {reason}"
 
 

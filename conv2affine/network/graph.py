@@ -13,7 +13,7 @@ from typing import Any
 
 from conv2affine.network.matrices.affine import AffineMap
 
-__all__ = ["Graph", "Node", "Piece", "Step", "Value"]
+__all__ = ["Graph", "Kept", "Node", "Piece", "Step", "Value"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,15 +65,37 @@ class Piece:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """A nonlinear step: outputs = kind(inputs).
+    """A piecewise-linear step with a meaning of its own: output = kind(inputs).
 
     Args:
-        kind: One of `kinds.KINDS`, which have a meaning of their own, or the name of an operator that is kept.
-        inputs: Values that come before it, each once for a kept operator.
-        shapes: Of the inputs, as the operator takes them.
-        outputs: What it computes.
+        kind: One of `kinds.KINDS`.
+        inputs: Values that come before it.
+        shapes: Of the inputs, as `call` takes them.
+        outputs: What it computes, one value.
         parameters: Of the kind, by name.
-        operator: How the front end runs it, where the kind does not say all.
+        call: The operator that it was, an `AtenCall` or `OnnxCall`, if it is run as such. Default: as the kind says.
+        origin: Name of the module, or node of a file, that it comes from.
+    """
+
+    kind: str
+    inputs: tuple[Value, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    outputs: tuple[Value]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    call: Any = None
+    origin: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """An operator that runs as it is: outputs = call(inputs).
+
+    Args:
+        kind: Name of the operator.
+        inputs: Values that come before it, each once.
+        shapes: Of the inputs, as `call` takes them.
+        outputs: What it computes.
+        call: The operator with its constant arguments, an `AtenCall` or `OnnxCall`.
         origin: Name of the module, or node of a file, that it comes from.
     """
 
@@ -81,12 +103,11 @@ class Step:
     inputs: tuple[Value, ...]
     shapes: tuple[tuple[int, ...], ...]
     outputs: tuple[Value, ...]
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    operator: Any = None
+    call: Any
     origin: tuple[str, ...] = ()
 
 
-Node = Piece | Step
+Node = Piece | Step | Kept
 
 
 @dataclass(eq=False)
@@ -127,16 +148,24 @@ class Graph:
         self,
         kind: str,
         inputs: Iterable[Value],
-        shapes: Iterable[Iterable[int]],
+        shape: Iterable[int],
         parameters: Mapping[str, Any] | None = None,
-        operator: Any = None,
+        call: Any = None,
         origin: str = "",
-    ) -> tuple[Value, ...]:
-        """The values of a nonlinear step, as tensors of these shapes."""
-        outputs = tuple(Value(tuple(shape), origin) for shape in shapes)
-        inputs = tuple(inputs)
+    ) -> Value:
+        """The value of a step with a meaning of its own, as a tensor of this shape."""
+        inputs, output = tuple(inputs), Value(tuple(shape), origin)
         taken = tuple(value.shape for value in inputs)
-        self.nodes.append(Step(kind, inputs, taken, outputs, parameters or {}, operator, (origin,) if origin else ()))
+        self.nodes.append(Step(kind, inputs, taken, (output,), parameters or {}, call, (origin,) if origin else ()))
+        return output
+
+    def add_kept(
+        self, kind: str, inputs: Iterable[Value], shapes: Iterable[Iterable[int]], call: Any, origin: str = ""
+    ) -> tuple[Value, ...]:
+        """The values of an operator that runs as it is, as tensors of these shapes."""
+        inputs, outputs = tuple(inputs), tuple(Value(tuple(shape), origin) for shape in shapes)
+        taken = tuple(value.shape for value in inputs)
+        self.nodes.append(Kept(kind, inputs, taken, outputs, call, (origin,) if origin else ()))
         return outputs
 
     @property

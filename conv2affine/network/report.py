@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from conv2affine.convolution.sizes import readable_bytes
-from conv2affine.network.graph import Graph, Piece
-from conv2affine.network.kinds import KINDS
+from conv2affine.network.graph import Graph, Kept, Piece
 from conv2affine.network.matrices.matrix import Selection
 from conv2affine.network.passes.chain import Layer
 from conv2affine.network.torch.layers import Layout as LayoutName
@@ -115,7 +114,7 @@ def describe(graph: Graph, dtype: torch.dtype, layout: LayoutName, *, gather: bo
                     sizes["gather"], chosen = matrix.shape[0] * (8 + dtype.itemsize), "gather"
                 rows.append(Row(name, kind, *matrix.shape, matrix.nnz, tuple(sizes.items()), chosen))
         else:
-            kind = node.kind if node.kind in KINDS else f"kept: {node.kind}"
+            kind = f"kept: {node.kind}" if isinstance(node, Kept) else node.kind
             rows.append(Row(_names(node.origin), kind, node.outputs[0].size, node.inputs[0].size))
     return NetworkPlan(tuple(rows), dtype)
 

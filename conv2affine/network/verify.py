@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from conv2affine.network.comparison import EPS, EXACT, INFINITIES, RUNS, difference, distance, scale, tolerance_of
 from conv2affine.network.mixing import first_mixing, is_close
 from conv2affine.network.torch.exporter import export_torch
 from conv2affine.network.torch.importer import TorchNetwork
 from conv2affine.network.torch.modules import Affine
-from conv2affine.network.torch.rounding import WIDE, WIDER, InDouble, Noise, wider
+from conv2affine.network.torch.rounding import InDouble, Noise, wider
 from conv2affine.network.torch.surroundings import users_device
 from conv2affine.network.torch.unchanged import unchanged
 
-__all__ = ["ROUGHEST", "ROUNDINGS", "difference", "verify"]
+__all__ = ["verify"]
 
 # The random samples, in units of the largest element of the example; and as many samples of that are run at most.
 SCALES = (1 / 64, 1 / 2, 4)
 SAMPLES = 8
-# Runs with noise. An element's own scale is the most by which it moves: it must not be small by chance.
-RUNS = 4
-# Roundings add up, over the layers and over the elements of a sum; what goes wrong is off by far more.
-ROUNDINGS = 1000
-# One rounding in float64, and some more: noise of 2e-16 would be rounded itself. The affine pieces are computed so.
-EPS = 1e-12
-EXACT = ROUNDINGS * EPS
-# And by this part at most, however rough the dtype is: else anything would pass in half precision.
-ROUGHEST = 0.1
-INFINITIES = "infinities or NaN"
 
 
 def verify(
@@ -64,25 +56,25 @@ def verify(
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.cat([x[:SAMPLES].detach(), _random(x, generator)]) for x in inputs]
     eps = max(EPS, *(torch.finfo(each).eps for each in (dtype, *network.dtypes)))
-    tolerance = min(ROUNDINGS * eps, ROUGHEST)
+    tolerance = tolerance_of(eps)
     dtypes = {network.dtype: dtype}
     with unchanged(model), torch.no_grad():
         expected = _expected(model, inputs, tolerance, flat)
-        got = _leaves(result(*(x.to(dtypes.get(x.dtype, x.dtype)) for x in inputs)), flat)
-        pieces = export_torch(network, wider, lambda _, matrix, bias: Affine(matrix, bias))
-        got_exact = _leaves(pieces(*map(wider, inputs)), flat)
+        own = [x.to(dtypes.get(x.dtype, x.dtype)) for x in inputs]
+        got, own_scales = _result(result, own, eps, flat)
         exact, scales, is_double = _exact(model, inputs, expected, eps, flat)
-        outputs = zip(expected, got, exact, got_exact, scales, strict=True)
-        for number, (a, b, c, d, scale) in enumerate(outputs):
-            drift = _distance(a, c) if isinstance(a, Tensor) and a.shape == c.shape else 0
-            problem = difference(a, b, tolerance * scale + drift)
+        pieces = _pieces(network, inputs, got, flat)
+        outputs = zip(expected, got, exact, pieces, scales, own_scales, strict=True)
+        for number, (a, b, c, d, size, own_size) in enumerate(outputs):
+            drift = distance(a, c) if isinstance(a, Tensor) and a.shape == c.shape else 0
+            problem = difference(a, b, tolerance * (size + own_size) + drift)
             wanted = dtypes.get(a.dtype, a.dtype) if isinstance(a, Tensor) else None
             if not problem and wanted is not getattr(b, "dtype", None):
                 problem = f"{b.dtype} for {wanted}"
-            if not problem and isinstance(a, Tensor):
+            if not problem and isinstance(a, Tensor) and d is not None:
                 # Some models give something else in float64: those that ask for the limits of a dtype, say.
-                allowed = (EXACT if is_double else tolerance) * scale
-                problem = difference(torch.where(drift <= tolerance * scale, c, d), d, allowed)
+                allowed = (EXACT if is_double else tolerance) * size
+                problem = difference(torch.where(drift <= tolerance * size, c, d), d, allowed)
                 problem = problem and f"{problem} in float64"
             if problem:
                 _refuse(model, inputs, number, problem, tolerance, flat)
@@ -115,6 +107,29 @@ def _expected(model: nn.Module, inputs: Sequence[Tensor], noise: float, flat: bo
     return expected
 
 
+def _result(
+    result: nn.Module, inputs: Sequence[Tensor], eps: float, flat: bool
+) -> tuple[list[Any], list[Tensor | float]]:
+    """The outputs of the result, and the scale of each of their elements: what it computes may be larger inside."""
+    got = _leaves(result(*inputs), flat)
+    with Noise(eps):
+        moved = _leaves(result(*(x.repeat(RUNS, *[1] * (x.dim() - 1)) for x in inputs)), flat)
+    scales: list[Tensor | float] = []
+    for a, b in zip(got, moved, strict=True):
+        has_rows = isinstance(a, Tensor) and b.shape == (RUNS * len(inputs[0]), *a.shape[1:])
+        scales.append(scale(a, list(b.unflatten(0, (RUNS, -1))), eps) if has_rows else 0)
+    return got, scales
+
+
+def _pieces(network: TorchNetwork, inputs: Sequence[Tensor], got: list[Any], flat: bool) -> list[Any]:
+    """The outputs of the affine pieces and steps in float64; None for each if a step cannot run so."""
+    module = export_torch(network, wider, lambda _, matrix, bias: Affine(matrix, bias))
+    try:
+        return _leaves(module(*map(wider, inputs)), flat)
+    except RuntimeError:  # it reads the bytes of another dtype, say
+        return [None] * len(got)
+
+
 def _exact(
     model: nn.Module, inputs: Sequence[Tensor], expected: list[Any], eps: float, flat: bool
 ) -> tuple[list[Any], list[Any], bool]:
@@ -122,24 +137,20 @@ def _exact(
 
     The scale is how far an element moves, for one unit of noise.
     """
-    is_double = True
+    noise, is_double = Noise(eps), True
+    copies = [x.clone() for x in inputs]
     try:
-        exact = _run_in_double(model, inputs, flat)
-        with Noise(eps):
-            moved = [_run_in_double(model, inputs, flat) for _ in range(RUNS)]
+        with InDouble(copies, noise, RUNS) as double, users_device(inputs):
+            outputs = model(*copies)
+        exact, *moved = (
+            _leaves(pytree.tree_map(partial(double.exact, run=run), outputs), flat) for run in range(RUNS + 1)
+        )
     except Exception:  # an operator has no float64, or writes to constants of another dtype
         exact, is_double = expected, False
-        with Noise(eps):
+        with noise:
             moved = [_run(model, inputs, flat) for _ in range(RUNS)]
-    scales = [_scale(a, runs, eps) if isinstance(a, Tensor) else 0 for a, *runs in zip(exact, *moved, strict=True)]
+    scales = [scale(a, runs, eps) if isinstance(a, Tensor) else 0 for a, *runs in zip(exact, *moved, strict=True)]
     return exact, scales, is_double
-
-
-def _scale(exact: Tensor, moved: Sequence[Tensor], eps: float) -> Tensor:
-    """|exact| and the most by which an element moves, per unit of noise; infinite where an integer moves."""
-    size = exact.abs().double() if exact.dtype in (*WIDER, *WIDE) else torch.zeros_like(exact, dtype=torch.float64)
-    distances = torch.stack([_distance(exact, run) for run in moved])
-    return (size + distances.amax(0) / eps).nan_to_num(torch.inf)
 
 
 def _refuse(
@@ -183,50 +194,10 @@ def _explain(model: nn.Module, inputs: Sequence[Tensor], number: int, tolerance:
     )
 
 
-def difference(expected: Any, got: Any, allowed: Any) -> str:
-    """How two outputs differ beyond rounding; "" if they do not.
-
-    Args:
-        expected: A tensor, or anything else.
-        got: Likewise.
-        allowed: By how much each element may differ.
-    """
-    if not isinstance(expected, Tensor):
-        return "" if expected == got else f"{got} for {expected}"
-    if expected.shape != got.shape:
-        return f"shape {tuple(got.shape)} for {tuple(expected.shape)}"
-    off = _distance(expected, got)
-    if not off.isfinite().all():
-        return INFINITIES
-    excess = (off - allowed).nan_to_num(-1)
-    if not (excess > 0).any():
-        return ""
-    worst = int(excess.argmax())
-    index = [int(i) for i in torch.unravel_index(torch.tensor(worst), expected.shape)]
-    return f"off by {off.flatten()[worst]:.1e} at {index}, where rounding explains {allowed.flatten()[worst]:.1e},"
-
-
-def _distance(first: Tensor, second: Tensor) -> Tensor:
-    """|first - second| in float64; 0 where both are the same infinity, or NaN; 0 or 1 for integers."""
-    wide = WIDER.get(first.dtype, first.dtype)
-    if wide not in WIDE:
-        return (first != second).double()
-    same = (first == second) | (first.isnan() & second.isnan())
-    return torch.where(same, 0, (first.to(wide) - second.to(wide)).abs())
-
-
 def _run(model: nn.Module, inputs: Sequence[Tensor], flat: bool) -> list[Any]:
     """The outputs of a model for copies: it may write to its inputs."""
     with users_device(inputs):
         return _leaves(model(*(x.clone() for x in inputs)), flat)
-
-
-def _run_in_double(model: nn.Module, inputs: Sequence[Tensor], flat: bool) -> list[Any]:
-    """The outputs of a model as computed in float64."""
-    copies = [x.clone() for x in inputs]
-    with InDouble(copies) as double, users_device(inputs):
-        outputs = model(*copies)
-    return _leaves(pytree.tree_map(double.exact, outputs), flat)
 
 
 def _leaves(outputs: Any, flat: bool) -> list[Any]:

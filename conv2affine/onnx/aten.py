@@ -7,25 +7,25 @@ operators of opset 18, where old readers end at 13; and the result is compared w
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from onnx import defs, helper
-from torch import Tensor as TorchTensor
-from torch import nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from conv2affine.network.graph import Node, Step
-from conv2affine.network.kinds import KINDS
+from conv2affine.network.graph import Kept, Node, Piece, Step
 from conv2affine.network.torch.call import Slot
 from conv2affine.network.torch.importer import import_torch
+from conv2affine.network.torch.rounding import Noise
 from conv2affine.network.torch.surroundings import users_device
 from conv2affine.network.torch.unchanged import unchanged
 from conv2affine.onnx.call import OnnxCall
-from conv2affine.onnx.importer import OnnxNetwork
-from conv2affine.onnx.reader import Tensor
+from conv2affine.onnx.model import OnnxNetwork, TensorInfo
 from conv2affine.onnx.runner import Run
 
 __all__ = ["import_module", "module_runner"]
@@ -47,7 +47,7 @@ MIN_OPSET = 13  # of the result; they mean the same since
 SOFTMAX = {"_softmax": "Softmax", "softmax": "Softmax", "_log_softmax": "LogSoftmax", "log_softmax": "LogSoftmax"}
 
 
-def import_module(model: nn.Module, examples: Sequence[TorchTensor], wanted: int | None = None) -> OnnxNetwork:
+def import_module(model: nn.Module, examples: Sequence[Tensor], wanted: int | None = None) -> OnnxNetwork:
     """The network of a module, its operators by a wanted opset if that has them all.
 
     Raises:
@@ -61,19 +61,19 @@ def import_module(model: nn.Module, examples: Sequence[TorchTensor], wanted: int
             f"{constant.dtype}; leave it out"
         )
     # One opset for all: a later one only adds to what these operators take.
-    kinds = {node.kind for node in network.graph.nodes if isinstance(node, Step)}
+    kinds = {node.kind for node in network.graph.nodes if isinstance(node, Kept)}
     opset = max([MIN_OPSET, wanted or 0, *(first for kind, (_, first) in POINTWISE.items() if kind in kinds)])
     graph = dataclasses.replace(network.graph, nodes=[_node(node, opset) for node in network.graph.nodes])
     if any(not x.dtype.is_floating_point or x.dtype.itemsize < 4 for x in examples):
         raise TypeError("example_inputs must be tensors of float32 or float64; call model.float()")
     elem_types = [helper.np_dtype_to_tensor_dtype(x[:0].cpu().numpy().dtype) for x in examples]
     inputs = tuple(
-        Tensor(value.name, elem_type, ("batch", *value.shape[1:]), value.shape)
+        TensorInfo(value.name, elem_type, ("batch", *value.shape[1:]), value.shape)
         for value, elem_type in zip(graph.inputs, elem_types, strict=True)
     )
     eps = max(torch.finfo(dtype).eps for dtype in network.dtypes)
     names = ["output"] if len(graph.outputs) == 1 else [f"output_{number}" for number in range(len(graph.outputs))]
-    outputs = tuple(Tensor(name, elem_types[0]) for name in names)
+    outputs = tuple(TensorInfo(name, elem_types[0]) for name in names)
     return OnnxNetwork(graph, inputs, outputs, True, opset, network.dtype is torch.float64, eps)
 
 
@@ -81,44 +81,44 @@ def module_runner(model: nn.Module, network: OnnxNetwork) -> Run:
     """What runs a module as others run an ONNX model."""
     device = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
 
-    def run(inputs: Mapping[str, Any]) -> list[Any]:
+    def run(mode: Any, inputs: Mapping[str, Any]) -> list[Any]:
         batch = [torch.from_numpy(inputs[tensor.name]).to(device) for tensor in network.inputs]
-        with unchanged(model), torch.no_grad(), users_device(batch):
+        with unchanged(model), torch.no_grad(), users_device(batch), mode:
             result = model(*batch)
-        return [leaf.cpu().numpy() for leaf in pytree.tree_leaves(result) if isinstance(leaf, TorchTensor)]
+        return [leaf.cpu().numpy() for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
 
-    return Run(run)
+    return Run(functools.partial(run, nullcontext()), noisy=lambda size: Run(functools.partial(run, Noise(size))))
 
 
 def _node(node: Node, opset: int) -> Node:
     """The node, with an ONNX operator for that of PyTorch."""
-    if not isinstance(node, Step) or node.operator is None:
+    if isinstance(node, Piece):
         return node
-    if node.kind in KINDS:  # its kind says all
-        return dataclasses.replace(node, operator=None)
-    name, args, kwargs = node.kind, node.operator.args, node.operator.kwargs
+    if isinstance(node, Step):  # its kind says all
+        return dataclasses.replace(node, call=None)
+    name, args, kwargs = node.kind, node.call.args, node.call.kwargs
     if name == "softplus" and args[1:] == (1, 20):  # beta and threshold, which ONNX has not, at their defaults
         args = args[:1]
     if name in SOFTMAX and len(args) > 1:
         axis = helper.make_attribute("axis", args[1])
-        operator = OnnxCall(SOFTMAX[name], opset, args[:1], (axis,), reason="it is not affine")
+        call = OnnxCall(SOFTMAX[name], opset, args[:1], (axis,), reason="it is not affine")
     elif (
         name in POINTWISE
         and not kwargs
-        and all(isinstance(arg, Slot | TorchTensor | float | int) for arg in args)
+        and all(isinstance(arg, Slot | Tensor | float | int) for arg in args)
         and len(args) <= defs.get_schema(*POINTWISE[name]).max_input
     ):
-        operator = OnnxCall(POINTWISE[name][0], opset, tuple(map(_argument, args)), (), reason="it is not affine")
+        call = OnnxCall(POINTWISE[name][0], opset, tuple(map(_argument, args)), (), reason="it is not affine")
     else:
         raise NotImplementedError(
             f"{', '.join(node.origin)} ({name}) has no ONNX operator here; use torch.onnx.export, and convert the file"
         )
-    return dataclasses.replace(node, operator=operator)
+    return dataclasses.replace(node, call=call)
 
 
 def _argument(argument: Any) -> Any:
     if isinstance(argument, Slot):
         return argument
-    if isinstance(argument, TorchTensor):
+    if isinstance(argument, Tensor):
         return argument.detach().cpu().numpy()
     return np.array(argument, np.float64)

@@ -10,10 +10,22 @@ import numpy as np
 from onnx import AttributeProto, NodeProto, ValueInfoProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from conv2affine.network.graph import Value
+from conv2affine.network.graph import Kept, Step, Value
 from conv2affine.network.torch.call import Slot
 
-__all__ = ["OnnxCall"]
+__all__ = ["OnnxCall", "runs_on_vectors"]
+
+# Operators that treat every element alike: they run on flat vectors.
+POINTWISE = frozenset(
+    (
+        *("Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Ceil", "Celu", "Cos", "Cosh"),
+        *("Elu", "Erf", "Exp", "Floor", "Gelu", "HardSwish", "IsNaN", "Log", "Mish", "Neg", "Not"),
+        *("Reciprocal", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign"),
+        *("Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Add", "Sub", "Mul", "Div", "Pow", "Mod"),
+        *("And", "Or", "Xor", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Where", "Cast"),
+        *("Sum", "Mean", "Max", "Min"),
+    )
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,3 +96,11 @@ class OnnxCall:
         except RuntimeError:  # it has no older one: what changed since is an addition
             evaluator = ReferenceEvaluator(node)
         return list(evaluator.run(wanted, feeds))
+
+
+def runs_on_vectors(step: Step | Kept) -> bool:
+    """Whether a step does the same on flat vectors: its values have one shape, and its constants one element."""
+    call: OnnxCall = step.call
+    shapes = {*step.shapes, *(value.shape for value in step.outputs)}
+    constants = (arg for arg in call.args if isinstance(arg, np.ndarray))
+    return call.op_type in POINTWISE and len(shapes) == 1 and all(array.size == 1 for array in constants)

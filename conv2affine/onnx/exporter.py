@@ -10,16 +10,13 @@ import onnx
 import torch
 from onnx import ModelProto, TensorProto, helper
 
-from conv2affine.network.graph import Graph, Piece, Step, Value
-from conv2affine.network.kinds import KINDS
+from conv2affine.network.graph import Graph, Kept, Piece, Step, Value
 from conv2affine.network.matrices.matrix import Matrix, Selection
 from conv2affine.network.passes.chain import Layer, write_out
 from conv2affine.network.torch.layers import layer
-from conv2affine.onnx.importer import FLOATS, OnnxNetwork
-from conv2affine.onnx.kept_writer import runs_on_vectors, write_kept
-from conv2affine.onnx.kind_writer import write_kind
-from conv2affine.onnx.reader import Tensor
-from conv2affine.onnx.writer import Writer
+from conv2affine.onnx.call import runs_on_vectors
+from conv2affine.onnx.model import FLOATS, OnnxNetwork, TensorInfo
+from conv2affine.onnx.writer import Writer, write_kept, write_kind
 
 __all__ = ["Exporter", "gathers"]
 
@@ -31,7 +28,7 @@ def gathers(graph: Graph) -> bool:
 
     Its values may be infinite, and 0 times infinity is not 0; and its readers know more than Gemm and Relu anyhow.
     """
-    return any(isinstance(node, Step) and node.kind not in KINDS for node in graph.nodes)
+    return any(isinstance(node, Kept) for node in graph.nodes)
 
 
 class Exporter:
@@ -103,7 +100,7 @@ class Exporter:
                 self.flat[output] = self.writer.linear(x, weight, bias, origin, self.wishes.get(output))
         return self.finish("mlp")
 
-    def enter(self, value: Value, tensor: Tensor) -> None:
+    def enter(self, value: Value, tensor: TensorInfo) -> None:
         """Enter the name of an input."""
         if self.is_vector:
             self.flat[value] = tensor.name
@@ -167,10 +164,10 @@ class Exporter:
             x = call("Where", [constant(f"{origin}.read", read), x, zero], origin)
         return x
 
-    def step(self, step: Step) -> None:
+    def step(self, step: Step | Kept) -> None:
         """A nonlinear step on vectors, or on tensors of its own shape."""
         origin = (*step.origin, step.kind)[0]
-        if step.operator is None:
+        if isinstance(step, Step) and step.call is None:
             [output] = step.outputs
             x = [self.vector(value) for value in step.inputs]
             self.flat[output] = write_kind(self.writer, step, x, origin, self.wishes.get(output))
@@ -238,7 +235,7 @@ class Exporter:
         helper.set_model_props(model, {"conv2affine.form": form})
         return model
 
-    def info(self, tensor: Tensor, shape: Sequence[int]) -> onnx.ValueInfoProto:
+    def info(self, tensor: TensorInfo, shape: Sequence[int]) -> onnx.ValueInfoProto:
         """The type of an input or output."""
         elem_type = self.elem_type if tensor.elem_type in FLOATS else tensor.elem_type
         dims = [next(t.dims[0] for t in self.network.inputs), *shape[1:]] if self.is_batched and shape else shape

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -18,19 +17,13 @@ from conv2affine.network.graph import Graph, Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.rules.operands import Context, NoRuleError, values
 from conv2affine.onnx.call import OnnxCall
-from conv2affine.onnx.disputed import DISPUTED, agrees, run_alone
-from conv2affine.onnx.reader import MAX_BYTES, Model, Tensor, location
+from conv2affine.onnx.model import EPS, FLOATS, Model, OnnxNetwork, TensorInfo, location
+from conv2affine.onnx.reader import MAX_BYTES
 from conv2affine.onnx.rules import find_rule
+from conv2affine.onnx.trials import DISPUTED, agrees, run_alone
 
-__all__ = ["FLOATS", "OnnxNetwork", "import_onnx"]
+__all__ = ["import_onnx"]
 
-FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
-EPS: Mapping[int, float] = {
-    TensorProto.DOUBLE: 2.0**-52,
-    TensorProto.FLOAT: 2.0**-23,
-    TensorProto.FLOAT16: 2.0**-10,
-    TensorProto.BFLOAT16: 2.0**-7,
-}
 # Types of inputs and outputs, which have to be made up and compared: those that NumPy has.
 TYPES = frozenset(map(helper.np_dtype_to_tensor_dtype, map(np.dtype, "?bBhHiIqQefd")))
 # Constants of the file that say sizes and axes have fewer elements, and shape inference looks only at those.
@@ -39,29 +32,6 @@ SMALL = 1024
 MAX_ELEMENTS = 2**27
 ITEM_BYTES = 8
 RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
-
-
-@dataclass(frozen=True)
-class OnnxNetwork:
-    """An imported model.
-
-    Args:
-        graph: Its values are those of a batch of one sample.
-        inputs: Of the model, as those of the graph.
-        outputs: Of the model, as those of the graph; they have no shapes.
-        is_batched: Whether all inputs may hold any number of samples.
-        opset: Of the model.
-        is_double: Whether it computes in float64.
-        eps: Rounding of the roughest type that it computes in.
-    """
-
-    graph: Graph
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-    is_batched: bool
-    opset: int
-    is_double: bool
-    eps: float = EPS[TensorProto.FLOAT]
 
 
 @np.errstate(all="ignore")  # constants may hold anything; what matters is checked
@@ -118,7 +88,7 @@ class _Importer:
             if not result.size:
                 raise NotImplementedError(f"output {name} must have elements, got shape {result.shape}")
             self.graph.add_output(result)
-            outputs.append(Tensor(name, elem_type))
+            outputs.append(TensorInfo(name, elem_type))
         if not self.model.inputs:
             raise ValueError("the model must have an input, and has constants only")
         types = [self.types[name].tensor_type.elem_type for name, x in self.results.items() if isinstance(x, Value)]
@@ -241,7 +211,7 @@ class _Importer:
             attributes = {a.name: _shown(helper.get_attribute_value(a)) for a in node.attribute}
             try:
                 results = values(context, rule, args, attributes)
-                if trial is None or agrees(self.graph.nodes[-1], trial):
+                if trial is None or agrees(self.graph.nodes[-1], trial):  # type: ignore[arg-type]  # no rule keeps
                     return results
                 self.graph.nodes.pop()
                 reason = "what runs the model computes it otherwise"
@@ -256,9 +226,7 @@ class _Importer:
                 f"{node.op_type} node {context.origin}: its result must have elements, got shape {shapes}"
             )
         call = dataclasses.replace(context.call, reason=reason)
-        return list(
-            self.graph.add_step(node.op_type, context.inputs, context.shapes, operator=call, origin=context.origin)
-        )
+        return list(self.graph.add_kept(node.op_type, context.inputs, context.shapes, call, context.origin))
 
 
 def _array(tensor: TensorProto, where: str) -> Any:

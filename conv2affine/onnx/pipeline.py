@@ -17,7 +17,7 @@ from onnx.shape_inference import InferenceError
 
 from conv2affine.convolution.sizes import readable_bytes
 from conv2affine.network.convert import check_memory, to_layers
-from conv2affine.network.graph import Step
+from conv2affine.network.graph import Kept, Step
 from conv2affine.network.passes.chain import Layer
 from conv2affine.network.passes.merge import MERGE, Merge
 from conv2affine.network.passes.merge import merge as merge_pieces
@@ -25,11 +25,11 @@ from conv2affine.network.passes.simplify import simplify
 from conv2affine.network.passes.to_relu import to_relu
 from conv2affine.network.progress import progress
 from conv2affine.network.report import NetworkPlan, describe, describe_layers
-from conv2affine.onnx.batches import first_mixing
 from conv2affine.onnx.exporter import Exporter, gathers
-from conv2affine.onnx.importer import FLOATS, OnnxNetwork
+from conv2affine.onnx.model import FLOATS, OnnxNetwork
 from conv2affine.onnx.runner import Run, compare, runner, sample
 from conv2affine.onnx.storage import publish, save
+from conv2affine.onnx.trials import first_mixing
 
 __all__ = ["MAX_BYTES", "Conversion", "Form", "MaxPool", "Options", "prepare", "run"]
 
@@ -124,7 +124,7 @@ def run(
 ) -> Conversion:
     """Convert a network; `original` gives what the result is compared with, as in `first_mixing`."""
     prepared = prepare(network, options)
-    steps = [node for node in prepared.network.graph.nodes if isinstance(node, Step) and node.operator is not None]
+    steps = [node for node in prepared.network.graph.nodes if isinstance(node, Step | Kept) and node.call is not None]
     steps = [] if prepared.layers else steps
     opset = _choose_opset(steps, options.opset)
     if prepared.plan.bytes > options.max_bytes:
@@ -142,7 +142,7 @@ def run(
         model, difference = _write(prepared, opset, not static, options.flat, original(()), file)
         if path is not None:
             publish(file, path, overwrite)
-    kept = {name: step.operator.reason for step in steps for name in step.origin if step.operator.reason}
+    kept = {name: step.call.reason for step in steps for name in step.origin if step.call.reason}
     return Conversion(model, prepared.plan, kept, difference, not static, static)
 
 
@@ -175,23 +175,23 @@ def _write(
     return model, max(differences)
 
 
-def _choose_opset(steps: Sequence[Step], wanted: int | None) -> int:
+def _choose_opset(steps: Sequence[Step | Kept], wanted: int | None) -> int:
     """The opset of the result: one by which all steps that are kept mean what they meant."""
-    sources = sorted({step.operator.opset for step in steps}, reverse=True)
+    sources = sorted({step.call.opset for step in steps}, reverse=True)
     for opset in [OPSET, *sources, *range(OPSET - 1, MIN_OPSET - 1, -1)] if wanted is None else [wanted]:
-        changed = [step for step in steps if _since(step, opset) != _since(step, step.operator.opset)]
+        changed = [step for step in steps if _since(step, opset) != _since(step, step.call.opset)]
         if not changed:
             return opset
     step = changed[0]
     raise ValueError(
         f"opset ({wanted or OPSET}) must not change the meaning of node {', '.join(step.origin)} "
-        f"({step.operator.op_type}), which is kept; use opset {step.operator.opset}"
+        f"({step.call.op_type}), which is kept; use opset {step.call.opset}"
     )
 
 
-def _since(step: Step, opset: int) -> int:
+def _since(step: Step | Kept, opset: int) -> int:
     """The opset that last changed an operator."""
     try:
-        return int(defs.get_schema(step.operator.op_type, opset, "").since_version)
+        return int(defs.get_schema(step.call.op_type, opset, "").since_version)
     except defs.SchemaError:
         return 0

@@ -6,58 +6,20 @@ import operator
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, external_data_helper, inliner
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, external_data_helper, inliner
 
-__all__ = ["Model", "Tensor", "location", "read"]
+from conv2affine.onnx.model import Model, input_info, location
+
+__all__ = ["MAX_BYTES", "read"]
 
 MAX_BYTES = 2**31 - 1  # of one protobuf message, of external data, and of all constants and values
 MAX_NODES = 1_000_000  # of a model with its functions written out
 MIN_OPSET = 7
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """An input or output of a model.
-
-    Args:
-        name: As in the file.
-        elem_type: As in `onnx.TensorProto`.
-        dims: A number, or a name for a size that is not fixed. Of an input.
-        shape: Of a batch of one sample; all sizes are numbers. Of an input.
-    """
-
-    name: str
-    elem_type: int
-    dims: tuple[int | str, ...] = ()
-    shape: tuple[int, ...] = ()
-
-    @property
-    def is_batched(self) -> bool:
-        """Whether it may hold any number of samples, along its first axis."""
-        return bool(self.dims) and isinstance(self.dims[0], str) and self.shape[0] == 1
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model that was checked.
-
-    Args:
-        proto: The model, its nodes in the order of computation, its functions written out, its data in it.
-        opset: Of the standard operators.
-        inputs: Those that are not initializers.
-        outputs: Their types are not looked at.
-    """
-
-    proto: ModelProto
-    opset: int
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[str, ...]
 
 
 def read(source: ModelProto | str | Path, shapes: Mapping[str, Sequence[int]] | None = None) -> Model:
@@ -107,13 +69,8 @@ def read(source: ModelProto | str | Path, shapes: Mapping[str, Sequence[int]] | 
     given, names = _shapes(shapes or {}), [info.name for info in infos]
     if not set(given).issubset(names):
         raise ValueError(f"shapes must be of inputs ({', '.join(names)}), got {', '.join(given)}")
-    inputs = tuple(_input(info.name, info.type, given.get(info.name)) for info in infos)
+    inputs = tuple(input_info(info.name, info.type, given.get(info.name)) for info in infos)
     return Model(proto, opset, inputs, tuple(info.name for info in proto.graph.output))
-
-
-def location(node: NodeProto) -> str:
-    """What to call a node."""
-    return node.name or next(filter(None, node.output), "") or str(node.op_type)
 
 
 def _parse(path: Path) -> ModelProto:
@@ -251,36 +208,3 @@ def _reads(node: NodeProto) -> set[str]:
         for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
             names |= {name for inner in graph.node for name in _reads(inner)}
     return names
-
-
-def _input(name: str, type: TypeProto, given: Sequence[int] | None) -> Tensor:
-    if not type.HasField("tensor_type"):
-        raise ValueError(f"input {name} must be a tensor, got {type.WhichOneof('value')}")
-    tensor = type.tensor_type
-    if not tensor.HasField("shape"):
-        if given is None:
-            raise ValueError(f"input {name} must have a shape, and the file has none; {_advice(name)}")
-        return Tensor(name, tensor.elem_type, tuple(given), tuple(given))
-    dims = tuple(
-        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or f"{name}_{axis}"
-        for axis, dim in enumerate(tensor.shape.dim)
-    )
-    shown = ", ".join(map(str, dims))
-    fits = given is None or (
-        len(given) == len(dims) and all(isinstance(a, str) or a == b for a, b in zip(dims, given, strict=True))
-    )
-    if given is not None and not fits:
-        raise ValueError(f"the shape given for input {name} ({tuple(given)}) must fit that in the file, ({shown})")
-    shape = []
-    for axis, dim in enumerate(dims):
-        size = given[axis] if given is not None else 1 if isinstance(dim, str) and axis == 0 else dim
-        if isinstance(size, str):
-            raise ValueError(f"input {name} ({shown}) must have fixed sizes after its first axis; {_advice(name)}")
-        if size < 1:
-            raise ValueError(f"sizes of input {name} must be at least 1, got {size} in ({shown})")
-        shape.append(size)
-    return Tensor(name, tensor.elem_type, dims, tuple(shape))
-
-
-def _advice(name: str) -> str:
-    return f"pass shapes={{{name!r}: (1, 3, 32, 32)}}, or --shape {name}=1,3,32,32, with its sizes"

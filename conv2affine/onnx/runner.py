@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,11 @@ import numpy as np
 import torch
 from onnx import ModelProto, helper
 from onnx.reference import ReferenceEvaluator
+from onnx.shape_inference import InferenceError
 
-from conv2affine.network.verify import ROUGHEST, ROUNDINGS, difference
-from conv2affine.onnx.reader import Tensor
+from conv2affine.network.comparison import EPS, RUNS, difference, scale, tolerance_of
+from conv2affine.onnx.model import TensorInfo
+from conv2affine.onnx.noise import with_noise
 
 __all__ = ["Run", "RunError", "compare", "runner", "sample"]
 
@@ -26,10 +29,12 @@ class Run:
     Args:
         function: What runs it.
         refusal: Why onnxruntime does not take the model; "" if it does, or is not installed.
+        noisy: Gives what runs the model with noise of a size after each operator.
     """
 
     function: Callable[[Mapping[str, Any]], list[Any]]
     refusal: str = ""
+    noisy: Callable[[float], Run] | None = None
 
     def __call__(self, inputs: Mapping[str, Any]) -> list[Any]:
         return self.function(inputs)
@@ -45,6 +50,15 @@ def runner(model: ModelProto | Path) -> Run:
     Args:
         model: The model, or its file.
     """
+    noisy = functools.partial(_noisy, model) if isinstance(model, ModelProto) else None
+    return dataclasses.replace(_onnxruntime(model), noisy=noisy)
+
+
+def _noisy(model: ModelProto, size: float) -> Run:
+    return runner(with_noise(model, size))
+
+
+def _onnxruntime(model: ModelProto | Path) -> Run:
     try:
         import onnxruntime
     except ModuleNotFoundError:
@@ -83,7 +97,7 @@ def _reference(model: ModelProto | Path) -> Run:
     return Run(run)
 
 
-def sample(tensors: Sequence[Tensor], batch: int, is_batched: bool) -> dict[str, Any]:
+def sample(tensors: Sequence[TensorInfo], batch: int, is_batched: bool) -> dict[str, Any]:
     """Random inputs; of so many samples each, if they may hold any number of them."""
     random = np.random.default_rng(batch)
     inputs = {}
@@ -107,7 +121,7 @@ def compare(
 ) -> float:
     """The largest difference of two models, relative to the largest element of each output.
 
-    What rounding may change is measured: it is what the first model makes of inputs that are off by one rounding.
+    Each element may differ by what rounding changes in it: that is what noise after each operator of the first changes.
 
     Args:
         expected: The original.
@@ -121,49 +135,45 @@ def compare(
         ValueError: If the original does not run.
         RuntimeError: If they differ by more than rounding, or if the second does not run.
     """
-    random = np.random.default_rng(0)
-    nearby = {
-        name: np.asarray(x * (1 + eps * random.standard_normal(x.shape)), x.dtype) if x.dtype.kind == "f" else x
-        for name, x in inputs.items()
-    }
-    scale = max([1.0, *(float(np.abs(x).max(initial=0)) for x in inputs.values() if x.dtype.kind == "f")])
+    eps = max(EPS, eps)
     try:
-        wanted, moved = expected(inputs), expected(nearby)
+        wanted, moved = expected(inputs), _moved(expected, inputs, eps)
     except RunError as error:
         raise ValueError(f"the model must run on random inputs, to be compared with the result: {error}") from error
     given = {name: _reshaped(x.astype(dtypes.get(name, x.dtype)), flat) for name, x in inputs.items()}
-    pairs = zip(wanted, got({name: np.asarray(x) for name, x in given.items()}), moved, strict=True)
+    outputs = zip(wanted, got({name: np.asarray(x) for name, x in given.items()}), *moved, strict=True)
     largest = 0.0
-    for number, arrays in enumerate(pairs):
-        a, b, c = (np.asarray(array) for array in arrays)
-        a, c = _reshaped(a, flat), _reshaped(c, flat)
+    for number, (a, b, *others) in enumerate(outputs):
+        a, b, *others = (_tensor(x) for x in (_reshaped(np.asarray(a), flat), b, *others))
         if a.shape != b.shape:
-            raise RuntimeError(f"output {number} has shape {b.shape}, and that of the original is {a.shape}")
-        # Where all of an output is 0, only the inputs show what rounding may leave of it.
-        offset = 0 if a.any() or a.dtype.kind != "f" else scale
-        problem = difference(_tensor(a), _tensor(b), _allowed(a + offset, c + offset, eps))
+            shapes = f"shape {tuple(b.shape)}, and that of the original is {tuple(a.shape)}"
+            raise RuntimeError(f"output {number} has {shapes}")
+        problem = difference(a, b, tolerance_of(eps) * scale(a, [x.reshape(a.shape) for x in others], eps))
         if problem:
             raise RuntimeError(
                 f"the result does not equal the original, {problem} in output {number}; please report this"
             )
-        if a.dtype.kind == "f" and a.size:
-            with np.errstate(all="ignore"):
-                size = np.nanmax(np.abs(np.where(np.isfinite(a), a, 0)))
-                off = np.nanmax(np.nan_to_num(np.abs(a - b), posinf=0))
-            largest = max(largest, float(off / size) if size else float(off))
+        if a.is_floating_point() and a.numel():
+            size, off = (x.double().abs().nan_to_num(posinf=0).max().item() for x in (a, a.double() - b.double()))
+            largest = max(largest, off / size if size else off)
     return largest
 
 
-def _allowed(expected: Any, moved: Any, eps: float) -> Any:
-    """By how much each element may differ."""
-    if expected.dtype.kind != "f":
-        return torch.from_numpy(np.where(expected == moved, 0.0, np.inf))
-    with np.errstate(all="ignore"):
-        finite = np.isfinite(expected)
-        largest = np.abs(expected[finite]).max(initial=0)
-        movement = np.nan_to_num(np.abs(moved - expected)[finite], posinf=0).max(initial=0)
-    allowed = min(ROUNDINGS * max(eps * largest, movement), ROUGHEST * largest)
-    return torch.full(expected.shape, allowed, dtype=torch.float64)
+def _moved(run: Run, inputs: Mapping[str, Any], eps: float) -> list[list[Any]]:
+    """The outputs of several runs with noise; of the inputs only, where a model does not run with noise inside."""
+    try:
+        noisy = run.noisy(eps) if run.noisy else run
+        return [noisy(inputs) for _ in range(RUNS)]
+    except (RunError, InferenceError):
+        random = np.random.default_rng(0)
+        return [
+            run({name: x if x.dtype.kind != "f" else _near(x, eps, random) for name, x in inputs.items()})
+            for _ in range(RUNS)
+        ]
+
+
+def _near(x: Any, eps: float, random: Any) -> Any:
+    return np.asarray(x * random.uniform(1 - eps, 1 + eps, x.shape), x.dtype)
 
 
 def _tensor(array: Any) -> torch.Tensor:

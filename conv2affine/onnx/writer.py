@@ -1,4 +1,4 @@
-"""Builds an ONNX graph: nodes, constants and reshaped values, each under a name of its own."""
+"""Builds an ONNX graph: nodes and constants, each under a name of its own; layers, and the steps between them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, defs, helper, numpy_helper
 
-__all__ = ["Writer"]
+from conv2affine.network.graph import Kept, Step
+from conv2affine.network.torch.call import Slot
+from conv2affine.onnx.call import OnnxCall, runs_on_vectors
+from conv2affine.onnx.model import FLOATS
+
+__all__ = ["Writer", "write_kept", "write_kind"]
 
 MIN_INTEGER_CONSTANT = 9  # before, a Constant is of floating type
+SIMPLE = {"relu": "Relu", "abs": "Abs", "maximum": "Max", "minimum": "Min"}
+WINDOWS = {"window_max": "ReduceMax", "window_min": "ReduceMin"}
 
 
 class Writer:
@@ -69,3 +76,86 @@ class Writer:
         value = numpy_helper.from_array(np.array(shape, np.int64), target)
         self.nodes.append(helper.make_node("Constant", [], [target], self.name(f"{target}/Constant"), value=value))
         return self.call("Reshape", [x, target], origin, output)
+
+
+def write_kind(writer: Writer, step: Step, x: list[str], origin: str, output: str | None) -> str:
+    """Write a step that its kind describes; gives the name of its result.
+
+    Args:
+        writer: Of the model.
+        step: Of one of `kinds.KINDS`.
+        x: Names of its inputs, as vectors.
+        origin: What to name nodes after.
+        output: Name of the result; None for a new one.
+    """
+    call, constant = writer.call, writer.constant
+    if step.kind in SIMPLE:
+        return call(SIMPLE[step.kind], x, origin, output)
+    if step.kind == "leaky_relu":
+        slope = step.parameters["slope"]
+        if writer.dtype == np.float64:
+            # An attribute is float32, and onnxruntime has neither operator for float64: max(x, 0) + slope * min(x, 0).
+            low = call("Min", [*x, constant(f"{origin}.zero", np.float64(0))], origin)
+            scaled = call("Mul", [low, constant(f"{origin}.slope", slope)], origin)
+            return call("Add", [call("Relu", x, origin), scaled], origin, output)
+        if np.ndim(slope) == 0:
+            return call("LeakyRelu", x, origin, output, alpha=float(slope))
+        return call("PRelu", [*x, constant(f"{origin}.slope", slope)], origin, output)
+    if step.kind == "clip":
+        bounds = [("Max", step.parameters["low"]), ("Min", step.parameters["high"])]
+        finite = [(op_type, bound) for op_type, bound in bounds if np.isfinite(bound).any()]
+        for op_type, bound in finite:
+            name = output if op_type == finite[-1][0] else None
+            x = [call(op_type, [*x, constant(f"{origin}.{op_type.lower()}", bound)], origin, name)]
+        return x[0] if finite else call("Identity", x, origin, output)
+    if step.kind in WINDOWS:
+        windows = step.parameters["windows"]
+        # What is no element is replaced by another of the window, which changes neither maximum nor minimum.
+        windows = np.where(windows < 0, windows.max(axis=1, keepdims=True), windows)
+        gathered = call("Gather", [*x, constant(f"{origin}.windows", windows)], origin, axis=1)
+        if writer.opset < 18:
+            return call(WINDOWS[step.kind], [gathered], origin, output, axes=[2], keepdims=0)
+        axes = constant(f"{origin}.axes", np.array([2]))
+        return call(WINDOWS[step.kind], [gathered, axes], origin, output, keepdims=0)
+    raise NotImplementedError(f"a step of kind {step.kind} from {step.origin} has no operator to run it")
+
+
+def write_kept(writer: Writer, step: Step | Kept, inputs: Sequence[str], results: Sequence[str], origin: str) -> None:
+    """Write a kept step.
+
+    Args:
+        writer: Of the model.
+        step: With a call.
+        inputs: Names of its inputs; all are vectors where it runs on those.
+        results: Names for its outputs.
+        origin: What to name the node after.
+    """
+    call: OnnxCall = step.call
+    formal = defs.get_schema(call.op_type, writer.opset).inputs
+    elem_type = helper.np_dtype_to_tensor_dtype(writer.dtype)
+    on_vectors = runs_on_vectors(step)
+    args = []
+    for number, arg in enumerate(call.args):
+        if isinstance(arg, Slot):
+            args.append(inputs[arg.number])
+        elif arg is None:
+            args.append("")
+        else:
+            # Some arguments are float32 whatever the type of the others: the scales of Resize.
+            keeps_type = _type_name(elem_type) not in formal[min(number, len(formal) - 1)].types
+            array = arg.reshape(()) if on_vectors else arg
+            args.append(writer.constant(f"{origin}.{number}", array, keeps_type=keeps_type))
+    wanted = dict(zip(call.results, results, strict=True))
+    outputs = [
+        wanted.get(number) or (name and writer.name(f"{origin}.unused")) for number, name in enumerate(call.outputs)
+    ]
+    node = call.node(args, outputs, writer.name(f"{origin}/{call.op_type}"))
+    if call.op_type == "Cast" and helper.get_node_attr_value(node, "to") in FLOATS:
+        [to] = [attribute for attribute in node.attribute if attribute.name == "to"]
+        to.i = elem_type
+    writer.nodes.append(node)
+
+
+def _type_name(elem_type: int) -> str:
+    """A type as the schemas of operators write it."""
+    return f"tensor({TensorProto.DataType.Name(elem_type).lower()})"

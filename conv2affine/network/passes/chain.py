@@ -124,7 +124,7 @@ def to_graph(layers: Sequence[Layer]) -> Graph:
             map = AffineMap({read[source]: matrix for source, matrix in unit.map.terms.items()}, unit.map.bias)
             computed = graph.add_piece(map, (1, map.size), value.name)
             rectified = number < len(layers) and not unit.is_pair
-            values[value] = graph.add_step("relu", [computed], [computed.shape])[0] if rectified else computed
+            values[value] = graph.add_step("relu", [computed], computed.shape) if rectified else computed
     for value in values.values():
         graph.add_output(value)
     return graph
@@ -157,8 +157,8 @@ class _Chain:
         for node in graph.nodes:
             [output] = node.outputs
             level = max((self.level[value] for value in node.inputs), default=0)
-            self.level[output] = level + isinstance(node, Step)
-            if isinstance(node, Step) or self.is_positive(node.map):
+            self.level[output] = level + (not isinstance(node, Piece))
+            if not isinstance(node, Piece) or self.is_positive(node.map):
                 self.positive.add(output)
         # What the units of each value compute where it first appears, and the last layer that reads it.
         self.units: dict[Value, Units] = {}

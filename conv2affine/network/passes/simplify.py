@@ -57,7 +57,7 @@ def replace_inputs(node: Node, names: Mapping[Value, Value]) -> Node:
     """The same node of other inputs."""
     if not any(value in names for value in node.inputs):
         return node
-    if isinstance(node, Step):
+    if not isinstance(node, Piece):
         return dataclasses.replace(node, inputs=tuple(names.get(value, value) for value in node.inputs))
     map, origins = AffineMap[Value]({}, node.map.bias), dict[Value, tuple[str, ...]]()
     for source, matrix in node.map.terms.items():
@@ -87,7 +87,7 @@ def _content(node: Node) -> Any:
     """All that decides what a node computes from its inputs."""
     if isinstance(node, Piece):
         return node.map.bias, list(node.map.terms.values())
-    return node.shapes, dict(node.parameters), node.operator
+    return node.shapes, node.call, dict(node.parameters) if isinstance(node, Step) else None
 
 
 def _equal(first: Any, second: Any) -> bool:

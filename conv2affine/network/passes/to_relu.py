@@ -45,7 +45,7 @@ def to_relu(graph: Graph, dtype: torch.dtype, kinds: Container[str] | None = Non
     nodes: list[Node] = []
     for old in graph.nodes:
         node = replace_inputs(old, names)
-        if isinstance(node, Step) and node.kind in RULES and (kinds is None or node.kind in kinds):
+        if isinstance(node, Step) and node.kind != "relu" and (kinds is None or node.kind in kinds):
             part = Graph()
             origin = (*node.origin, node.kind)[0]
             writer = _Writer(part, origin, largest)
@@ -71,7 +71,7 @@ class _Writer:
 
     def relu(self, map: Map) -> Map:
         """The ReLU of a map."""
-        [value] = self.graph.add_step("relu", [self.value(map)], [(1, map.size)], origin=self.origin)
+        value = self.graph.add_step("relu", [self.value(map)], (1, map.size), origin=self.origin)
         return _identity(value)
 
 

@@ -178,7 +178,7 @@ def reduce(context: Context, x: Any, axes: Sequence[int], how: str) -> Map | Val
     if how in ("sum", "mean"):
         return through(x, formulas.reduce(shape, axes, mean=how == "mean"))
     over = windows.reduce_windows(shape, axes)
-    return step(context, f"window_{how}", value(x), operator=context.call, windows=over)
+    return step(context, f"window_{how}", value(x), call=context.call, windows=over)
 
 
 def cumulate(context: Context, x: Any, axis: Any, *, exclusive: bool = False, reverse: bool = False) -> Map:

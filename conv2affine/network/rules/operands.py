@@ -158,13 +158,12 @@ def as_shape(context: Context, argument: Any) -> Value:
     return context.graph.add_piece(broadcast(source, context.shape), context.shape, context.origin)
 
 
-def step(context: Context, kind: str, *inputs: Value, operator: Any = None, **parameters: Any) -> Value:
+def step(context: Context, kind: str, *inputs: Value, call: Any = None, **parameters: Any) -> Value:
     """Add a step with one result to the graph."""
     for name, array in parameters.items():
         if not (np.isfinite(array) | (array == UNBOUNDED.get(name))).all():
             raise NoRuleError("its constants are not finite")
-    [output] = context.graph.add_step(kind, inputs, [context.shape], parameters, operator, context.origin)
-    return output
+    return context.graph.add_step(kind, inputs, context.shape, parameters, call, context.origin)
 
 
 def values(context: Context, rule: Rule, *arguments: Any) -> list[Value]:

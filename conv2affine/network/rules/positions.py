@@ -78,7 +78,7 @@ def max_pool(context: Context, x: Any, window: Window) -> Value:
     """The largest element of each window over the last axes."""
     shape = value(x).shape
     over = windows.join_taps(shape, _taps(shape[-len(window) :], context.shape[-len(window) :], window))
-    return step(context, "window_max", value(x), operator=context.call, windows=over)
+    return step(context, "window_max", value(x), call=context.call, windows=over)
 
 
 def _taps(input_size: Sequence[int], output_size: Sequence[int], window: Window) -> list[Any]:
@@ -98,7 +98,7 @@ def adaptive_average_pool(context: Context, x: Any, axes: int) -> Map:
 def adaptive_max_pool(context: Context, x: Any, axes: int) -> Value:
     """The largest elements of windows over so many last axes."""
     over = windows.adaptive_windows(value(x).shape, context.shape[-axes:])
-    return step(context, "window_max", value(x), operator=context.call, windows=over)
+    return step(context, "window_max", value(x), call=context.call, windows=over)
 
 
 def resize(context: Context, x: Any, lines: Iterable[Any]) -> Map:

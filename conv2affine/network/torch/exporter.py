@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
-from conv2affine.network.graph import Piece, Step, Value
+from conv2affine.network.graph import Kept, Piece, Step, Value
 from conv2affine.network.matrices.matrix import Array, Matrix, Selection
 from conv2affine.network.torch.call import AtenCall
 from conv2affine.network.torch.importer import TorchNetwork
@@ -113,13 +113,13 @@ class _Exporter:
         self.root.add_module(name, self.make(name, matrix, bias))
         return self.graph.call_module(name, (node,))
 
-    def step(self, step: Step) -> None:
+    def step(self, step: Step | Kept) -> None:
         """A nonlinear step on flat vectors, or on tensors of its own shape."""
         inputs = [self.nodes[value] for value in step.inputs]
-        if step.operator is None:
+        if isinstance(step, Step) and step.call is None:
             self.nodes[step.outputs[0]] = self.kind(step, inputs)
             return
-        op: AtenCall = step.operator
+        op: AtenCall = step.call
         if op.reads_memory:
             inputs = [self.graph.call_method("contiguous", (node,)) for node in inputs]
         shapes = [*step.shapes, *(value.shape for value in step.outputs)]

@@ -17,7 +17,6 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from conv2affine.network.graph import Graph, Value
-from conv2affine.network.kinds import KINDS
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.passes.simplify import remove_unused
 from conv2affine.network.rules.operands import Context, NoRuleError, values
@@ -249,9 +248,8 @@ class _Importer:
             except NoRuleError as error:
                 reason = str(error)
         if results is None:
-            kind = f"aten::{name}" if name in KINDS else name  # without what the kind of that name means
             call = dataclasses.replace(call, reason=reason)
-            results = self.graph.add_step(kind, inputs, shapes, operator=call, origin=origin(node))
+            results = self.graph.add_kept(name, inputs, shapes, call, origin(node))
         return dict(zip(used, results, strict=True)) if several else results[0]
 
     def has_unknown_size(self, node: fx.Node, name: str) -> bool:

@@ -1,0 +1,68 @@
+"""How two outputs are compared: each element by its own scale, which noise in the computation shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conv2affine.network.torch.rounding import WIDE, WIDER
+
+__all__ = ["EPS", "EXACT", "INFINITIES", "RUNS", "difference", "distance", "scale", "tolerance_of"]
+
+# Runs with noise. An element's own scale is the most by which it moves: it must not be small by chance.
+RUNS = 4
+# Roundings add up, over the layers and over the elements of a sum; what goes wrong is off by far more.
+ROUNDINGS = 1000
+# One rounding in float64, and some more: noise of 2e-16 would be rounded itself. The affine pieces are computed so.
+EPS = 1e-12
+EXACT = ROUNDINGS * EPS
+# And by this part at most, however rough the dtype is: else anything would pass in half precision.
+ROUGHEST = 0.1
+INFINITIES = "infinities or NaN"
+
+
+def tolerance_of(eps: float) -> float:
+    """By what part of its own scale an element may differ, where one rounding is `eps`."""
+    return min(ROUNDINGS * eps, ROUGHEST)
+
+
+def scale(exact: Tensor, moved: Sequence[Tensor], eps: float) -> Tensor:
+    """|exact| and the most by which an element moves, per unit of noise; infinite where an integer moves."""
+    size = exact.abs().double() if exact.dtype in (*WIDER, *WIDE) else torch.zeros_like(exact, dtype=torch.float64)
+    distances = torch.stack([distance(exact, run) for run in moved])
+    return (size + distances.amax(0) / eps).nan_to_num(torch.inf)
+
+
+def difference(expected: Any, got: Any, allowed: Any) -> str:
+    """How two outputs differ beyond rounding; "" if they do not.
+
+    Args:
+        expected: A tensor, or anything else.
+        got: Likewise.
+        allowed: By how much each element may differ.
+    """
+    if not isinstance(expected, Tensor):
+        return "" if expected == got else f"{got} for {expected}"
+    if expected.shape != got.shape:
+        return f"shape {tuple(got.shape)} for {tuple(expected.shape)}"
+    off = distance(expected, got)
+    if not off.isfinite().all():
+        return INFINITIES
+    excess = (off - allowed).nan_to_num(-1)
+    if not (excess > 0).any():
+        return ""
+    worst = int(excess.argmax())
+    index = [int(i) for i in torch.unravel_index(torch.tensor(worst), expected.shape)]
+    return f"off by {off.flatten()[worst]:.1e} at {index}, where rounding explains {allowed.flatten()[worst]:.1e},"
+
+
+def distance(first: Tensor, second: Tensor) -> Tensor:
+    """|first - second| in float64; 0 where both are the same infinity, or NaN; 0 or 1 for integers."""
+    wide = WIDER.get(first.dtype, first.dtype)
+    if wide not in WIDE:
+        return (first != second).double()
+    same = (first == second) | (first.isnan() & second.isnan())
+    return torch.where(same, 0, (first.to(wide) - second.to(wide)).abs())

@@ -1,0 +1,121 @@
+"""What is known of a model: as its file has it, and as a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from onnx import ModelProto, NodeProto, TensorProto, TypeProto
+
+from conv2affine.network.graph import Graph
+
+__all__ = ["EPS", "FLOATS", "Model", "OnnxNetwork", "TensorInfo", "input_info", "location"]
+
+FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
+EPS: Mapping[int, float] = {
+    TensorProto.DOUBLE: 2.0**-52,
+    TensorProto.FLOAT: 2.0**-23,
+    TensorProto.FLOAT16: 2.0**-10,
+    TensorProto.BFLOAT16: 2.0**-7,
+}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output of a model.
+
+    Args:
+        name: As in the file.
+        elem_type: As in `onnx.TensorProto`.
+        dims: A number, or a name for a size that is not fixed. Of an input.
+        shape: Of a batch of one sample; all sizes are numbers. Of an input.
+    """
+
+    name: str
+    elem_type: int
+    dims: tuple[int | str, ...] = ()
+    shape: tuple[int, ...] = ()
+
+    @property
+    def is_batched(self) -> bool:
+        """Whether it may hold any number of samples, along its first axis."""
+        return bool(self.dims) and isinstance(self.dims[0], str) and self.shape[0] == 1
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that was checked.
+
+    Args:
+        proto: The model, its nodes in the order of computation, its functions written out, its data in it.
+        opset: Of the standard operators.
+        inputs: Those that are not initializers.
+        outputs: Their types are not looked at.
+    """
+
+    proto: ModelProto
+    opset: int
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class OnnxNetwork:
+    """An imported model.
+
+    Args:
+        graph: Its values are those of a batch of one sample.
+        inputs: Of the model, as those of the graph.
+        outputs: Of the model, as those of the graph; they have no shapes.
+        is_batched: Whether all inputs may hold any number of samples.
+        opset: Of the model.
+        is_double: Whether it computes in float64.
+        eps: Rounding of the roughest type that it computes in.
+    """
+
+    graph: Graph
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    is_batched: bool
+    opset: int
+    is_double: bool
+    eps: float = EPS[TensorProto.FLOAT]
+
+
+def location(node: NodeProto) -> str:
+    """What to call a node."""
+    return node.name or next(filter(None, node.output), "") or str(node.op_type)
+
+
+def input_info(name: str, type: TypeProto, given: Sequence[int] | None) -> TensorInfo:
+    """An input of a file; with the shape given, where the file leaves sizes open."""
+    if not type.HasField("tensor_type"):
+        raise ValueError(f"input {name} must be a tensor, got {type.WhichOneof('value')}")
+    tensor = type.tensor_type
+    if not tensor.HasField("shape"):
+        if given is None:
+            raise ValueError(f"input {name} must have a shape, and the file has none; {_advice(name)}")
+        return TensorInfo(name, tensor.elem_type, tuple(given), tuple(given))
+    dims = tuple(
+        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or f"{name}_{axis}"
+        for axis, dim in enumerate(tensor.shape.dim)
+    )
+    shown = ", ".join(map(str, dims))
+    fits = given is None or (
+        len(given) == len(dims) and all(isinstance(a, str) or a == b for a, b in zip(dims, given, strict=True))
+    )
+    if given is not None and not fits:
+        raise ValueError(f"the shape given for input {name} ({tuple(given)}) must fit that in the file, ({shown})")
+    shape = []
+    for axis, dim in enumerate(dims):
+        size = given[axis] if given is not None else 1 if isinstance(dim, str) and axis == 0 else dim
+        if isinstance(size, str):
+            raise ValueError(f"input {name} ({shown}) must have fixed sizes after its first axis; {_advice(name)}")
+        if size < 1:
+            raise ValueError(f"sizes of input {name} must be at least 1, got {size} in ({shown})")
+        shape.append(size)
+    return TensorInfo(name, tensor.elem_type, dims, tuple(shape))
+
+
+def _advice(name: str) -> str:
+    return f"pass shapes={{{name!r}: (1, 3, 32, 32)}}, or --shape {name}=1,3,32,32, with its sizes"

@@ -1,0 +1,47 @@
+"""An ONNX model with noise after each of its operators, which moves its outputs as rounding does."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import ModelProto, TensorProto, helper, numpy_helper, shape_inference
+
+__all__ = ["with_noise"]
+
+FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
+
+
+def with_noise(model: ModelProto, size: float) -> ModelProto:
+    """The model with all that its inputs reach multiplied by random numbers from 1 - size to 1 + size.
+
+    Args:
+        model: Of one graph.
+        size: As `torch.finfo(dtype).eps`; see `conv2affine.network.torch.rounding.Noise`.
+    """
+    inferred = shape_inference.infer_shapes(model).graph
+    types = {info.name: info.type.tensor_type.elem_type for info in (*inferred.value_info, *inferred.output)}
+    constants = {tensor.name for tensor in model.graph.initializer}
+    reached = {value.name for value in model.graph.input} - constants
+    noisy = ModelProto()
+    noisy.CopyFrom(model)
+    for type in FLOATS:
+        one = np.ones((), helper.tensor_dtype_to_np_dtype(type))
+        noisy.graph.initializer.append(numpy_helper.from_array(one, f"one/{type}"))
+    del noisy.graph.node[:]
+    for node in model.graph.node:
+        copy = noisy.graph.node.add()
+        copy.CopyFrom(node)
+        if reached.isdisjoint(node.input):
+            continue
+        reached.update(node.output)
+        for number, name in enumerate(node.output):
+            if types.get(name) in FLOATS:
+                exact, noise, factor = f"{name}/exact", f"{name}/noise", f"{name}/factor"
+                copy.output[number] = exact
+                random = helper.make_node("RandomUniformLike", [exact], [noise])
+                for key, value in (("low", -size), ("high", size), ("seed", float(len(noisy.graph.node)))):
+                    random.attribute.append(helper.make_attribute(key, value))
+                add = helper.make_node(
+                    "Add", [noise, f"one/{types[name]}"], [factor]
+                )  # low = 1 - size would be float32
+                noisy.graph.node.extend([random, add, helper.make_node("Mul", [exact, factor], [name])])
+    return noisy

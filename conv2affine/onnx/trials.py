@@ -1,0 +1,133 @@
+"""What running a model, or a node of it, shows: whether each sample is treated by itself, and whether a rule is right.
+
+onnxruntime, onnx.reference and shape inference disagree at some attributes of a few operators. What runs the model
+decides: onnxruntime where it takes the node, else onnx.reference. Where a rule disagrees, the node is kept; where the
+inferred shape does, it is refused, as no result could be declared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TypeProto, ValueInfoProto, helper, numpy_helper
+
+from conv2affine.network.graph import Kept, Piece, Step, Value
+from conv2affine.network.kinds import KINDS
+from conv2affine.onnx.call import runs_on_vectors
+from conv2affine.onnx.model import OnnxNetwork
+from conv2affine.onnx.runner import Run, RunError, runner, sample
+
+__all__ = ["DISPUTED", "agrees", "first_mixing", "run_alone", "with_outputs"]
+
+SAMPLES = 3
+# Of the largest element. Sums may be rounded in another order; what mixes samples is off by far more.
+ROUNDINGS = 1000
+MAX_TOLERANCE = 0.1
+# Pooling with ceil_mode, auto_pad or dilations; resizing by no whole number; slices that start before an axis.
+DISPUTED = ("AveragePool", "LpPool", "MaxPool", "Resize", "Slice", "Upsample")
+TOLERANCE = 1e-4  # of the largest element: scales and coordinates are float32
+
+Trial = tuple[Any, list[Any]]
+
+
+def with_outputs(proto: ModelProto, names: Sequence[str]) -> ModelProto:
+    """A model with more outputs."""
+    if not names:
+        return proto
+    model = ModelProto()
+    model.CopyFrom(proto)
+    model.graph.output.extend(ValueInfoProto(name=name) for name in names)
+    return model
+
+
+def first_mixing(network: OnnxNetwork, steps: Sequence[Step | Kept], original: Callable[[Sequence[str]], Run]) -> str:
+    """Why the result cannot take any number of samples; "" if it can.
+
+    Every output, and what a kept step takes and gives on tensors of its own, has to be for a batch what it is for each
+    sample, along its first axis.
+
+    Args:
+        network: What was imported.
+        steps: Those that are kept, after all passes.
+        original: Gives what runs the model, with these values of the file as further outputs.
+    """
+    if not network.is_batched:
+        return "the first sizes of its inputs are fixed"
+    on_tensors = [step for step in steps if not runs_on_vectors(step)]
+    for step in on_tensors:
+        # Where the values of a step cannot be looked at, their shapes have to do.
+        shapes = (*step.shapes, *(value.shape for value in step.outputs))
+        if not step.call.inputs and any(shape[:1] != (1,) for shape in shapes):
+            return f"{', '.join(step.origin)} ({step.kind}) does not have the batch along its first axis"
+    outputs = [tensor.name for tensor in network.outputs]
+    known = {tensor.name for tensor in (*network.inputs, *network.outputs)}
+    names = [name for step in on_tensors for name in step.call.tensors if name not in known]
+    names = list(dict.fromkeys(names))
+    run = original(names)
+    batch = sample(network.inputs, SAMPLES, True)
+    try:
+        together = run(batch)
+        alone = [run({name: x[n : n + 1] for name, x in batch.items()}) for n in range(SAMPLES)]
+    except RunError as error:
+        return f"it does not run on {SAMPLES} samples: {error}"
+    results = list(zip((*outputs, *names), together, *alone, strict=True))
+    for name, whole, *parts in (*results[len(outputs) :], *results[: len(outputs)]):  # in the order of computation
+        shape = parts[0].shape
+        if whole.shape != (SAMPLES * (shape or (1,))[0], *shape[1:]):
+            return f"{name} has shape {whole.shape} for {SAMPLES} samples, and {shape} for one"
+        if name in outputs and shape[0] != 1:
+            return f"output {name} has {shape[0]} rows for each sample"
+        if not _is_close(whole, np.concatenate(parts), network.eps):
+            return f"{name} depends for each sample on the others"
+    return ""
+
+
+def _is_close(a: Any, b: Any, eps: float) -> bool:
+    if a.dtype.kind != "f":
+        return np.array_equal(a, b)
+    largest = np.abs(a[np.isfinite(a)]).max(initial=0)
+    return np.allclose(a, b, rtol=0, atol=min(ROUNDINGS * eps, MAX_TOLERANCE) * largest, equal_nan=True)
+
+
+def run_alone(node: NodeProto, opset: int, results: Mapping[str, Any], types: Mapping[str, TypeProto]) -> Trial | None:
+    """A random input of a node that has one value among its inputs, and its results; None if it does not run alone.
+
+    Args:
+        node: The node.
+        opset: Of the model.
+        results: Values and constants, by name.
+        types: Of values, by name.
+    """
+    names = list(dict.fromkeys(filter(None, node.input)))
+    values = [name for name in names if isinstance(results[name], Value)]
+    constants = [numpy_helper.from_array(results[name], name) for name in names if name not in values]
+    if len(values) != 1:
+        return None
+    [name] = values
+    infos = [ValueInfoProto(name=name, type=types[name])]
+    outputs = [ValueInfoProto(name=output) for output in node.output if output]
+    opsets = [helper.make_opsetid("", opset)]
+    graph = helper.make_graph([node], "node", infos, outputs, constants)
+    version = max(4, helper.find_min_ir_version_for(opsets))
+    dtype = helper.tensor_dtype_to_np_dtype(types[name].tensor_type.elem_type)
+    x = np.array(np.random.default_rng(0).standard_normal(results[name].shape), dtype)
+    try:
+        return x, runner(helper.make_model(graph, opset_imports=opsets, ir_version=version))({name: x})
+    except RunError:
+        return None
+
+
+def agrees(node: Piece | Step, trial: Trial) -> bool:
+    """Whether a piece or step makes of the input what the operator that it stands for makes of it."""
+    x, (expected, *_) = trial
+    if node.outputs[0].shape != expected.shape:
+        return False
+    vector = x.reshape(1, -1).astype(np.float64)
+    if isinstance(node, Piece):
+        got = sum((matrix.apply(vector) for matrix in node.map.terms.values()), node.map.bias[None])
+    else:
+        got = KINDS[node.kind](vector, **node.parameters)
+    largest = np.abs(expected).max(initial=0)
+    return np.allclose(got.ravel(), expected.ravel(), rtol=0, atol=TOLERANCE * float(largest), equal_nan=True)
