@@ -151,10 +151,11 @@ def to_mlp(
     _one_of("layout", layout, LAYOUTS)
     _one_of("dtype", dtype, DTYPES)
     model, inputs = hold(model, example_inputs)
-    network = import_torch(model, inputs)
+    network = import_torch(model, inputs, floats=True)
     _check_vector(network, "a chain")
     dtype = dtype or network.dtype
     layers = to_layers(simplify(network.graph), dtype)
+    _check_floats(network, "a chain")
     plan = describe_layers(layers, dtype, layout)
     check_memory(plan)
     modules: list[nn.Module] = []
@@ -202,7 +203,7 @@ def module_to_linear(
     _one_of("layout", layout, LAYOUTS)
     _one_of("dtype", dtype, DTYPES)
     module, inputs = hold(module, example_input)
-    network = import_torch(module, inputs)
+    network = import_torch(module, inputs, floats=True)
     _check_vector(network, "a linear layer")
     _check_ends(network.graph, "a linear layer")
     graph = merge_pieces(simplify(network.graph), "always")
@@ -214,6 +215,7 @@ def module_to_linear(
                 f"({node.kind}) is not{_reason(node)}; to_linear_network converts the affine pieces around such steps"
             )
         map = node.map  # all of it: the graph has one piece at most
+    _check_floats(network, "a linear layer")
     dtype = dtype or network.dtype
     check_memory(describe(graph, dtype, layout))
     [source] = graph.inputs
@@ -331,6 +333,16 @@ def _check_vector(network: TorchNetwork, result: str) -> None:
         )
     if len(network.graph.inputs[0].shape) == 1:
         raise ValueError(f"{result} takes vectors, and the model takes numbers; let it take x of shape (batch, 1)")
+
+
+def _check_floats(network: TorchNetwork, result: str) -> None:
+    """Refuse inputs of whole numbers that are not cast."""
+    for dtype in network.input_dtypes:
+        if not dtype.is_floating_point:
+            raise ValueError(
+                f"{result} takes floating-point numbers, and the model takes {dtype}, of which it computes more than a "
+                "cast; let it begin with x.float()"
+            )
 
 
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:

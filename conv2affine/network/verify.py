@@ -60,10 +60,11 @@ def verify(
     dtypes = {network.dtype: dtype}
     with unchanged(model), torch.no_grad():
         expected = _expected(model, inputs, tolerance, flat)
-        own = [x.to(dtypes.get(x.dtype, x.dtype)) for x in inputs]
+        taken = [x.to(each) for x, each in zip(inputs, network.input_dtypes, strict=True)]
+        own = [x.to(dtypes.get(x.dtype, x.dtype)) for x in taken]
         got, own_scales = _result(result, own, eps, flat)
         exact, scales, is_double = _exact(model, inputs, expected, eps, flat)
-        pieces = _pieces(network, inputs, got, flat)
+        pieces = _pieces(network, taken, got, flat)
         outputs = zip(expected, got, exact, pieces, scales, own_scales, strict=True)
         for number, (a, b, c, d, size, own_size) in enumerate(outputs):
             drift = distance(a, c) if isinstance(a, Tensor) and a.shape == c.shape else 0

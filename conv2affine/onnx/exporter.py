@@ -15,7 +15,7 @@ from conv2affine.network.matrices.matrix import Matrix, Selection
 from conv2affine.network.passes.chain import Layer, write_out
 from conv2affine.network.torch.layers import layer
 from conv2affine.onnx.call import runs_on_vectors
-from conv2affine.onnx.model import FLOATS, OnnxNetwork, TensorInfo
+from conv2affine.onnx.model import OnnxNetwork, TensorInfo
 from conv2affine.onnx.writer import Writer, write_kept, write_kind
 
 __all__ = ["Exporter", "gathers"]
@@ -237,7 +237,7 @@ class Exporter:
 
     def info(self, tensor: TensorInfo, shape: Sequence[int]) -> onnx.ValueInfoProto:
         """The type of an input or output."""
-        elem_type = self.elem_type if tensor.elem_type in FLOATS else tensor.elem_type
+        elem_type = self.elem_type if tensor.is_floating else tensor.elem_type
         dims = [next(t.dims[0] for t in self.network.inputs), *shape[1:]] if self.is_batched and shape else shape
         return helper.make_tensor_value_info(tensor.name, elem_type, dims)
 

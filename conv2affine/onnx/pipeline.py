@@ -26,7 +26,7 @@ from conv2affine.network.passes.to_relu import to_relu
 from conv2affine.network.progress import progress
 from conv2affine.network.report import NetworkPlan, describe, describe_layers
 from conv2affine.onnx.exporter import Exporter, gathers
-from conv2affine.onnx.model import FLOATS, OnnxNetwork
+from conv2affine.onnx.model import OnnxNetwork
 from conv2affine.onnx.runner import Run, compare, runner, sample
 from conv2affine.onnx.storage import publish, save
 from conv2affine.onnx.trials import first_mixing
@@ -167,7 +167,7 @@ def _write(
     if got.refusal and not original.refusal:
         raise NotImplementedError(f"onnxruntime must run {wanted}, and does not: {got.refusal}; {other}")
     eps = max(network.eps, torch.finfo(prepared.dtype).eps)
-    floats = {tensor.name: exporter.writer.dtype for tensor in network.inputs if tensor.elem_type in FLOATS}
+    floats = {tensor.name: exporter.writer.dtype for tensor in network.inputs if tensor.is_floating}
     differences = [
         compare(original, got, sample(network.inputs, batch, is_batched), floats, eps, batch if flat else None)
         for batch in (BATCHES if is_batched else BATCHES[:1])

@@ -22,6 +22,7 @@ from conv2affine.network.passes.simplify import remove_unused
 from conv2affine.network.rules.operands import Context, NoRuleError, values
 from conv2affine.network.torch.advice import check_runs
 from conv2affine.network.torch.call import AtenCall
+from conv2affine.network.torch.casts import begin_at_casts
 from conv2affine.network.torch.constants import is_random
 from conv2affine.network.torch.held import Held, hold_scripts
 from conv2affine.network.torch.program import export, floating_dtypes
@@ -43,6 +44,7 @@ class TorchNetwork:
         leaves: Outputs of the module: values; tensors, which no input reaches; or what is no tensor.
         structure: How the outputs are nested.
         dtypes: Floating dtypes of what depends on the inputs, the most frequent first.
+        input_dtypes: Of the inputs, as the graph takes them.
         device: Of the module; of its inputs, if it holds no tensor.
     """
 
@@ -50,6 +52,7 @@ class TorchNetwork:
     leaves: list[Any]
     structure: pytree.TreeSpec
     dtypes: tuple[torch.dtype, ...]
+    input_dtypes: tuple[torch.dtype, ...]
     device: torch.device
 
     @property
@@ -64,12 +67,13 @@ class TorchNetwork:
 
 
 @np.errstate(all="ignore")  # constants may hold anything; what matters is checked
-def import_torch(model: nn.Module, inputs: Sequence[Tensor]) -> TorchNetwork:
+def import_torch(model: nn.Module, inputs: Sequence[Tensor], *, floats: bool = False) -> TorchNetwork:
     """The graph of a module.
 
     Args:
         model: Any module that `torch.export` takes.
         inputs: Batch first; only the first sample is looked at.
+        floats: Whether the graph takes inputs of whole numbers, such as images, as floating, if the module casts them.
 
     Returns:
         The graph, not simplified: one piece or step for each operator.
@@ -85,7 +89,10 @@ def import_torch(model: nn.Module, inputs: Sequence[Tensor]) -> TorchNetwork:
         replaced = warm_up(model, sample)
         hold_scripts(model)
         names = model.names if isinstance(model, Held) else []
-        return _Importer(export(model, sample, replaced), sample, replaced, names).run()
+        program = export(model, sample, replaced)
+        if floats:
+            begin_at_casts(program, floating_dtypes(program)[0])
+        return _Importer(program, sample, replaced, names).run()
 
 
 class _Importer:
@@ -130,7 +137,8 @@ class _Importer:
                     f"{', '.join(node.origin)} must not make one number of a whole batch; reduce each sample by "
                     "itself, over all axes but the first, as in x.flatten(1).sum(1)"
                 )
-        return TorchNetwork(graph, leaves, self.program.call_spec.out_spec, self.dtypes, self.device)
+        taken = tuple(self.nodes[name].meta["val"].dtype for name in self.program.graph_signature.user_inputs)
+        return TorchNetwork(graph, leaves, self.program.call_spec.out_spec, self.dtypes, taken, self.device)
 
     def check_state(self) -> None:
         """Refuse a buffer that a run changes and the outputs depend on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,12 +37,24 @@ def hold(model: Model, example_inputs: Any) -> tuple[nn.Module, tuple[Tensor, ..
         model = model.module(check_guards=False)
     model = unwrap(model)
     if isinstance(model, torch.jit.ScriptModule):
+        if "mkldnn" in str(model.graph):
+            raise TypeError(
+                "model must be TorchScript as it was traced, scripted or frozen, and torch.jit.optimize_for_inference "
+                "changed it; pass the module that it was made of"
+            )
         model = Script(model)
     elif isinstance(model, fx.GraphModule) and hasattr(model, "_in_spec"):
         model = Program(model)
-    if isinstance(example_inputs, Mapping) and example_inputs and all(isinstance(key, str) for key in example_inputs):
+    if not isinstance(example_inputs, Mapping) or not all(isinstance(name, str) for name in example_inputs):
+        return model, tensors(example_inputs)
+    if not isinstance(model, Program):
         return Named(model, list(example_inputs)), tensors(tuple(example_inputs.values()))
-    return model, tensors(example_inputs)
+    if set(model.names) != set(example_inputs):
+        raise ValueError(
+            f"example_inputs ({', '.join(example_inputs)}) must have the names of the program's inputs: "
+            f"{', '.join(model.names)}"
+        )
+    return model, tensors(tuple(example_inputs[name] for name in model.names))
 
 
 def _load(path: Path) -> Any:
@@ -52,7 +65,9 @@ def _load(path: Path) -> Any:
         raise FileNotFoundError(f"model ({path}) must be a module, or a file of one, and there is no such file")
     entries = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
     if any("/code/" in entry for entry in entries):
-        return torch.jit.load(path)  # type: ignore[no-untyped-call]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript
+            return torch.jit.load(path)  # type: ignore[no-untyped-call]
     if any(entry.endswith(("serialized_exported_program.json", "/models/model.json")) for entry in entries):
         return torch.export.load(path)
     raise TypeError(
