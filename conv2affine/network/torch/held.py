@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-__all__ = ["Held", "Named", "Program", "Script", "class_name", "hold_scripts"]
+__all__ = ["Held", "Named", "Program", "Script", "class_name", "make_traceable"]
 
 
 class Held(nn.Module):
@@ -105,8 +105,12 @@ def class_name(model: nn.Module) -> str:
     return type(model.model if isinstance(model, Held) else model).__name__
 
 
-def hold_scripts(model: nn.Module) -> None:
-    """Make TorchScript modules, inside of a module or a `Script`, such that torch.export takes them."""
+def make_traceable(model: nn.Module) -> None:
+    """Put modules that torch.export takes, and that compute the same, in the place of some inside of a module.
+
+    Args:
+        model: Within `unchanged`.
+    """
     for module in list(model.modules()):
         if isinstance(module, torch.jit.ScriptModule):
             for name, parameter in module.named_parameters(recurse=False):
@@ -114,8 +118,11 @@ def hold_scripts(model: nn.Module) -> None:
                     setattr(module, name, nn.Parameter(parameter.detach(), parameter.requires_grad))
         elif not isinstance(module, Script):
             for name, child in module._modules.items():
+                switch = getattr(child, "fake_quant_enabled", None)
                 if isinstance(child, torch.jit.ScriptModule):
                     module._modules[name] = Script(child)
+                elif isinstance(switch, Tensor) and not switch.any():  # it only observes
+                    module._modules[name] = nn.Identity()
 
 
 def _concatenate(first: Any, *others: Any) -> Any:

@@ -24,7 +24,7 @@ from conv2affine.network.torch.advice import check_runs
 from conv2affine.network.torch.call import AtenCall
 from conv2affine.network.torch.casts import begin_at_casts
 from conv2affine.network.torch.constants import is_random
-from conv2affine.network.torch.held import Held, hold_scripts
+from conv2affine.network.torch.held import Held, make_traceable
 from conv2affine.network.torch.program import export, floating_dtypes
 from conv2affine.network.torch.rounding import wider
 from conv2affine.network.torch.rules import find_rule
@@ -87,7 +87,7 @@ def import_torch(model: nn.Module, inputs: Sequence[Tensor], *, floats: bool = F
     with unchanged(model):
         check_runs(model, inputs)
         replaced = warm_up(model, sample)
-        hold_scripts(model)
+        make_traceable(model)
         names = model.names if isinstance(model, Held) else []
         program = export(model, sample, replaced)
         if floats:

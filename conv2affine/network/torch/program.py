@@ -35,6 +35,13 @@ UNDECOMPOSED = (
     ),
 )
 
+# What to do, where torch.export fails.
+BRANCHES = "compute with tensors alone, without branches on what is in them, as torch.where(x > 0, a, b)"
+ASSIGNS = (
+    "let forward assign no tensor, as weight.data = ...: give it to the function, as F.linear(x, torch.renorm(weight, "
+    "2, 0, 1)), or assign it once, before the conversion"
+)
+
 
 def export(model: nn.Module, inputs: tuple[Tensor, ...], state: frozenset[str] = frozenset()) -> ExportedProgram:
     """The operators of a module, as PyTorch finds them; `state` are names of buffers that each run replaces."""
@@ -50,10 +57,10 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], state: frozenset[str] =
             if isinstance(model, Named):
                 _leave_out_wrapper(decomposed)
         except Exception as error:
+            what = reason(error)
             raise NotImplementedError(
                 f"{class_name(model)} must be a module that torch.export takes with these inputs, and it fails: "
-                f"{type(error).__name__}: {reason(error)}; compute with tensors alone, without branches on what is in "
-                "them, as torch.where(x > 0, a, b)"
+                f"{type(error).__name__}: {what}; {ASSIGNS if 'fake tensor' in what else BRANCHES}"
             ) from error
     return decomposed
 
