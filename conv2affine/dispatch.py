@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TypeGuard
+from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from conv2affine.convolution.arguments import check_layer
 
 __all__ = ["is_network"]
 
 
-def is_network(module: object, example_inputs: object) -> TypeGuard[nn.Module]:
-    """Whether this is a module, but no convolution layer, and example inputs for it."""
+def is_network(model: object, example_inputs: object) -> bool:
+    """Whether there are example inputs, and what they are for is no convolution layer, or the weight of one."""
     examples = example_inputs if isinstance(example_inputs, tuple | list) else [example_inputs]
-    if not isinstance(module, nn.Module) or not examples or not all(isinstance(x, Tensor) for x in examples):
+    if isinstance(model, Tensor) or not examples or not all(map(_is_example, examples)):
         return False
     try:
-        check_layer(module)
+        check_layer(model)
     except TypeError:
         return True
     return False
+
+
+def _is_example(x: object) -> bool:
+    """A tensor, several by name, or an array, of which the network side says that it is none."""
+    return isinstance(x, Tensor | Mapping) or len(getattr(x, "shape", ())) > 0

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 from torch.utils import _pytree as pytree
 
@@ -26,10 +27,11 @@ from conv2affine.network.progress import progress
 from conv2affine.network.report import NetworkPlan, describe, describe_layers
 from conv2affine.network.rules.bends import MASKS
 from conv2affine.network.torch.exporter import export_torch
+from conv2affine.network.torch.held import class_name
 from conv2affine.network.torch.importer import TorchNetwork, import_torch
+from conv2affine.network.torch.intake import Model, hold
 from conv2affine.network.torch.layers import LAYOUTS, Layout, layer
-from conv2affine.network.torch.program import tensors
-from conv2affine.network.torch.unchanged import alone, on_cpu
+from conv2affine.network.torch.surroundings import alone, on_cpu
 from conv2affine.network.verify import verify
 
 __all__ = ["module_to_linear", "plan_network", "to_linear_network", "to_mlp"]
@@ -41,7 +43,7 @@ Module = TypeVar("Module", bound=nn.Module)
 @alone
 @on_cpu
 def to_linear_network(
-    model: nn.Module,
+    model: Model,
     example_inputs: Any,
     *,
     layout: Layout = "auto",
@@ -93,7 +95,8 @@ def to_linear_network(
         4      copied     10 x 288    2,880   11.52 kB  23.08 kB  dense
         total                        10,656  232.70 kB  86.45 kB  232.70 kB
     """
-    network, dtype = _import(model, example_inputs, layout, merge, max_pool, dtype)
+    model, inputs = hold(model, example_inputs)
+    network, dtype = _import(model, inputs, layout, merge, max_pool, dtype)
     plan = describe(network.graph, dtype, layout)
     check_memory(plan)
     with progress(len(plan.layers)) as each:
@@ -105,14 +108,14 @@ def to_linear_network(
         net = export_torch(network, lambda each: dtype if each is network.dtype else each, make)
     net.plan = plan  # type: ignore[assignment]
     net.meta[_USER_PRESERVED_ATTRIBUTES_KEY] = {"plan": plan}  # for copies
-    verify(model, net, tensors(example_inputs), network, dtype)
+    verify(model, net, inputs, network, dtype)
     return _finish(model, net)
 
 
 @alone
 @on_cpu
 def to_mlp(
-    model: nn.Module, example_inputs: Any, *, layout: Layout = "auto", dtype: torch.dtype | None = None
+    model: Model, example_inputs: Any, *, layout: Layout = "auto", dtype: torch.dtype | None = None
 ) -> nn.Sequential:
     """The same network as a plain chain of linear layers and ReLUs, residual connections and max pooling included.
 
@@ -155,10 +158,12 @@ def to_mlp(
     """
     _one_of("layout", layout, LAYOUTS)
     _one_of("dtype", dtype, DTYPES)
-    original = import_torch(model, example_inputs)
+    model, inputs = hold(model, example_inputs)
+    original = import_torch(model, inputs, floats=True)
     network = _with_vectors(original, "a chain")
     dtype = dtype or network.dtype
     layers = to_layers(simplify(network.graph), dtype)
+    _check_floats(network, "a chain")
     plan = describe_layers(layers, dtype, layout)
     check_memory(plan)
     modules: list[nn.Module] = []
@@ -169,14 +174,14 @@ def to_mlp(
     mlp = nn.Sequential(nn.Flatten(), *modules[:-1]).to(network.device)
     mlp.plan = plan  # type: ignore[assignment]
     network = dataclasses.replace(network, graph=to_graph(layers))
-    verify(model, mlp, tensors(example_inputs), network, dtype, flat=True)
+    verify(model, mlp, inputs, network, dtype, flat=True)
     return _finish(model, _with_slices(mlp, original.graph))
 
 
 @alone
 @on_cpu
 def module_to_linear(
-    module: nn.Module, example_input: Any, *, layout: Layout = "dense", dtype: torch.dtype | None = None
+    module: Model, example_input: Any, *, layout: Layout = "dense", dtype: torch.dtype | None = None
 ) -> nn.Linear:
     """The fully-connected layer that is equivalent to a module that is affine in its input.
 
@@ -206,31 +211,33 @@ def module_to_linear(
     """
     _one_of("layout", layout, LAYOUTS)
     _one_of("dtype", dtype, DTYPES)
-    original = import_torch(module, example_input)
+    module, inputs = hold(module, example_input)
+    original = import_torch(module, inputs, floats=True)
     network = _with_vectors(original, "a linear layer")
     graph = merge_pieces(simplify(network.graph), "always")
     map: AffineMap[Value] = AffineMap.identity(graph.inputs[0], graph.inputs[0].size)
     for node in graph.nodes:
         if not isinstance(node, Piece):
             raise TypeError(
-                f"module ({type(module).__name__}) must be affine in its input, and {', '.join(node.origin)} "
+                f"module ({class_name(module)}) must be affine in its input, and {', '.join(node.origin)} "
                 f"({node.kind}) is not{_reason(node)}; to_linear_network converts the affine pieces around such steps"
             )
         map = node.map  # all of it: the graph has one piece at most
+    _check_floats(network, "a linear layer")
     dtype = dtype or network.dtype
     check_memory(describe(graph, dtype, layout))
     [source] = graph.inputs
     matrix = map.terms.get(source, Selection(np.full(map.size, -1), source.size))
     fc = layer(matrix, map.bias if map.bias.any() else None, dtype, layout).to(network.device)
     network = dataclasses.replace(network, graph=graph)
-    verify(module, nn.Sequential(nn.Flatten(), fc), tensors(example_input), network, dtype, flat=True)
+    verify(module, nn.Sequential(nn.Flatten(), fc), inputs, network, dtype, flat=True)
     return _finish(module, _with_slices(fc, original.graph))
 
 
 @alone
 @on_cpu
 def plan_network(
-    model: nn.Module,
+    model: Model,
     example_inputs: Any,
     *,
     layout: Layout = "auto",
@@ -259,19 +266,20 @@ def plan_network(
         >>> plan_network(nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU()), torch.rand(1, 64, 224, 224)).bytes
         14722400260
     """
-    network, dtype = _import(model, example_inputs, layout, merge, max_pool, dtype)
+    model, inputs = hold(model, example_inputs)
+    network, dtype = _import(model, inputs, layout, merge, max_pool, dtype)
     return describe(network.graph, dtype, layout)
 
 
 def _import(
-    model: nn.Module, example_inputs: Any, layout: Layout, mode: Merge, max_pool: str, dtype: torch.dtype | None
+    model: nn.Module, inputs: Sequence[Tensor], layout: Layout, mode: Merge, max_pool: str, dtype: torch.dtype | None
 ) -> tuple[TorchNetwork, torch.dtype]:
     """The network after all passes, and the dtype of its layers."""
     _one_of("layout", layout, LAYOUTS)
     _one_of("merge", mode, MERGE)
     _one_of("max_pool", max_pool, ("max", "relu"))
     _one_of("dtype", dtype, DTYPES)
-    network = import_torch(model, example_inputs)
+    network = import_torch(model, inputs)
     graph = simplify(network.graph)
     if max_pool == "relu":
         graph = simplify(to_relu(graph, dtype or network.dtype, ("window_max",)))
@@ -333,6 +341,16 @@ def _with_slices(result: Module, graph: Graph) -> Module:
     result.input_slices = slices(graph.inputs)  # type: ignore[assignment]
     result.output_slices = slices(graph.outputs)  # type: ignore[assignment]
     return result
+
+
+def _check_floats(network: TorchNetwork, result: str) -> None:
+    """Refuse inputs of whole numbers that are not cast."""
+    for dtype in network.input_dtypes:
+        if not dtype.is_floating_point:
+            raise ValueError(
+                f"{result} takes floating-point numbers, and the model takes {dtype}, of which it computes more than a "
+                "cast; let it begin with x.float()"
+            )
 
 
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:

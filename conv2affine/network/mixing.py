@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from conv2affine.network.torch.importer import operator_name, origin
-from conv2affine.network.torch.program import export, unwrap
+from conv2affine.network.torch.program import export
 
 __all__ = ["first_mixing", "is_close"]
 
@@ -27,7 +27,7 @@ def first_mixing(model: nn.Module, inputs: Sequence[Tensor], tolerance: float) -
     """
     samples = [tuple(x[n : n + 1] for x in inputs) for n in range(len(inputs[0]))]
     try:
-        programs = [export(unwrap(model), batch).module() for batch in (samples[0], tuple(inputs))]
+        programs = [export(model, batch).module() for batch in (samples[0], tuple(inputs))]
         alone = [_Recorder(programs[0]).record(sample) for sample in samples]
         together = _Recorder(programs[1]).record(inputs)
     except Exception:  # whatever it is, it only explains

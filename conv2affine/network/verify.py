@@ -27,7 +27,8 @@ from conv2affine.network.torch.exporter import export_torch
 from conv2affine.network.torch.importer import TorchNetwork
 from conv2affine.network.torch.modules import Affine
 from conv2affine.network.torch.rounding import InDouble, Noise, wider
-from conv2affine.network.torch.unchanged import unchanged, users_device
+from conv2affine.network.torch.surroundings import users_device
+from conv2affine.network.torch.unchanged import unchanged
 
 __all__ = ["verify"]
 
@@ -70,10 +71,11 @@ def verify(
     dtypes = {network.dtype: dtype}
     with unchanged(model), torch.no_grad():
         expected = _expected(model, inputs, tolerance, flat)
-        own = [x.to(dtypes.get(x.dtype, x.dtype)) for x in inputs]
+        taken = [x.to(each) for x, each in zip(inputs, network.input_dtypes, strict=True)]
+        own = [x.to(dtypes.get(x.dtype, x.dtype)) for x in taken]
         got, own_scales = _result(_Apart(result, expected) if flat else result, own, eps, flat)
         exact, scales, is_double = _exact(model, inputs, expected, eps, flat)
-        pieces = _pieces(network, inputs, expected, flat)
+        pieces = _pieces(network, taken, expected, flat)
         outputs = zip(expected, got, exact, pieces, scales, own_scales, strict=True)
         for number, (a, b, c, d, size, own_size) in enumerate(outputs):
             is_compared = isinstance(a, Tensor) and a.shape == b.shape

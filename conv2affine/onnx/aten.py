@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
-from onnx import defs, helper
+from onnx import TensorProto, defs, helper
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from conv2affine.network.graph import Kept, Node, Piece, Step
 from conv2affine.network.torch.call import Slot
 from conv2affine.network.torch.importer import import_torch
-from conv2affine.network.torch.program import tensors
 from conv2affine.network.torch.rounding import Noise
-from conv2affine.network.torch.unchanged import unchanged, users_device
+from conv2affine.network.torch.surroundings import users_device
+from conv2affine.network.torch.unchanged import unchanged
 from conv2affine.onnx.call import OnnxCall
-from conv2affine.onnx.model import OnnxNetwork, TensorInfo
+from conv2affine.onnx.model import FLOATS, OnnxNetwork, TensorInfo
 from conv2affine.onnx.runner import Run
 
 __all__ = ["import_module", "module_runner"]
@@ -47,14 +47,14 @@ MIN_OPSET = 13  # of the result; they mean the same since
 SOFTMAX = {"_softmax": "Softmax", "softmax": "Softmax", "_log_softmax": "LogSoftmax", "log_softmax": "LogSoftmax"}
 
 
-def import_module(model: nn.Module, example_inputs: Any, wanted: int | None = None) -> OnnxNetwork:
+def import_module(model: nn.Module, examples: Sequence[Tensor], wanted: int | None = None) -> OnnxNetwork:
     """The network of a module, its operators by a wanted opset if that has them all.
 
     Raises:
         TypeError: If an input has a type that ONNX files of linear layers do not have.
         NotImplementedError: If a step has no ONNX operator here; the message names it.
     """
-    network = import_torch(model, example_inputs)
+    network = import_torch(model, examples, floats=True)
     for constant in network.constants:
         raise NotImplementedError(
             f"outputs must depend on the inputs or have the dtype {network.dtype}, and one is a constant of "
@@ -64,16 +64,19 @@ def import_module(model: nn.Module, example_inputs: Any, wanted: int | None = No
     kinds = {node.kind for node in network.graph.nodes if isinstance(node, Kept)}
     opset = max([MIN_OPSET, wanted or 0, *(first for kind, (_, first) in POINTWISE.items() if kind in kinds)])
     graph = dataclasses.replace(network.graph, nodes=[_node(node, opset) for node in network.graph.nodes])
-    if any(not x.dtype.is_floating_point or x.dtype.itemsize < 4 for x in tensors(example_inputs)):
-        raise TypeError("example_inputs must be tensors of float32 or float64; call model.float()")
-    elem_types = [helper.np_dtype_to_tensor_dtype(x[:0].cpu().numpy().dtype) for x in tensors(example_inputs)]
+    if any(dtype not in (torch.float32, torch.float64) for dtype in network.input_dtypes):
+        raise TypeError(
+            "example_inputs must be tensors of float32 or float64, or whole numbers that the model casts to that "
+            "before anything else is computed of them; call model.float(), or let it begin with x.float()"
+        )
+    elem_types = [helper.np_dtype_to_tensor_dtype(x[:0].cpu().numpy().dtype) for x in examples]
     inputs = tuple(
-        TensorInfo(value.name, elem_type, ("batch", *value.shape[1:]), value.shape)
+        TensorInfo(value.name, elem_type, ("batch", *value.shape[1:]), value.shape, is_cast=elem_type not in FLOATS)
         for value, elem_type in zip(graph.inputs, elem_types, strict=True)
     )
     eps = max(torch.finfo(dtype).eps for dtype in network.dtypes)
     names = ["output"] if len(graph.outputs) == 1 else [f"output_{number}" for number in range(len(graph.outputs))]
-    outputs = tuple(TensorInfo(name, elem_types[0]) for name in names)
+    outputs = tuple(TensorInfo(name, TensorProto.FLOAT) for name in names)
     return OnnxNetwork(graph, inputs, outputs, True, opset, network.dtype, eps)
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from onnx import ModelProto
-from torch import nn
 
 from conv2affine.network.passes.merge import Merge
 from conv2affine.network.report import NetworkPlan
-from conv2affine.network.torch.unchanged import alone, on_cpu
+from conv2affine.network.torch.intake import Model, hold
+from conv2affine.network.torch.surroundings import alone, on_cpu
 from conv2affine.onnx.aten import import_module, module_runner
 from conv2affine.onnx.importer import import_onnx
 from conv2affine.onnx.inference import check_rules
@@ -102,7 +102,7 @@ def convert(
 @alone
 @on_cpu
 def export(
-    model: nn.Module,
+    model: Model,
     example_inputs: Any,
     path: str | Path | None = None,
     *,
@@ -150,7 +150,8 @@ def export(
     target = None if path is None else Path(path)
     if target is not None:
         check_target(target, overwrite)
-    network = import_module(model, example_inputs, opset)
+    model, inputs = hold(model, example_inputs)
+    network = import_module(model, inputs, opset)
     return run(network, lambda names: module_runner(model, network), options, target, overwrite)
 
 

@@ -16,7 +16,7 @@ from conv2affine.network.matrices.matrix import Matrix, Selection
 from conv2affine.network.passes.chain import Layer, write_out
 from conv2affine.network.torch.layers import layer, row_chunks
 from conv2affine.onnx.call import runs_on_vectors
-from conv2affine.onnx.model import DTYPES, FLOATS, OnnxNetwork, TensorInfo
+from conv2affine.onnx.model import DTYPES, OnnxNetwork, TensorInfo
 from conv2affine.onnx.storage import external_tensor
 from conv2affine.onnx.writer import Writer, as_array, write_kept, write_kind, write_selection
 
@@ -247,7 +247,7 @@ class Exporter:
 
     def info(self, tensor: TensorInfo, shape: Sequence[int]) -> onnx.ValueInfoProto:
         """The type of an input or output."""
-        elem_type = self.elem_type if tensor.elem_type in FLOATS else tensor.elem_type
+        elem_type = self.elem_type if tensor.is_floating else tensor.elem_type
         dims = [next(t.dims[0] for t in self.network.inputs), *shape[1:]] if self.is_batched and shape else shape
         return helper.make_tensor_value_info(tensor.name, elem_type, dims)
 

@@ -38,12 +38,19 @@ class TensorInfo:
         elem_type: As in `onnx.TensorProto`.
         dims: A number, or a name for a size that is not fixed. Of an input.
         shape: Of a batch of one sample; all sizes are numbers. Of an input.
+        is_cast: Whether the result takes whole numbers as floating. Of an input.
     """
 
     name: str
     elem_type: int
     dims: tuple[int | str, ...] = ()
     shape: tuple[int, ...] = ()
+    is_cast: bool = False
+
+    @property
+    def is_floating(self) -> bool:
+        """Whether the result takes it in the dtype of its layers."""
+        return self.elem_type in FLOATS or self.is_cast
 
     @property
     def is_batched(self) -> bool:

@@ -215,7 +215,7 @@ def _write(
     got = runner(file) if data is None else layer_runner(file)
     separate = got if result is network else _apart(got, network)
     eps = max(network.eps, torch.finfo(prepared.dtype).eps)
-    floats = {tensor.name: exporter.writer.dtype for tensor in network.inputs if tensor.elem_type in FLOATS}
+    floats = {tensor.name: exporter.writer.dtype for tensor in network.inputs if tensor.is_floating}
     differences = [
         compare(original, separate, sample(inputs, batch, is_batched), floats, eps, batch if flat else None)
         for batch in (BATCHES if is_batched else BATCHES[:1])

@@ -133,7 +133,9 @@ class _Exporter:
         else:
             whole = [self.graph.call_method("unflatten", (n, 1, s)) for n, s in zip(inputs, step.shapes, strict=True)]
             name = self.unused((*step.origin, step.kind)[0])
-            self.root.add_module(name, PerSample(self.inner(op, len(inputs))))
+            self.root.add_module(
+                name, PerSample(self.inner(op, len(inputs)), f"{', '.join(step.origin)} ({step.kind})")
+            )
             result = self.graph.call_module(name, tuple(whole))
             shapes = [(1, *value.shape) for value in step.outputs]
         results = [result]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +20,12 @@ from conv2affine.network.graph import Graph, Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.passes.simplify import remove_unused
 from conv2affine.network.rules.operands import Context, NoRuleError, values
+from conv2affine.network.torch.advice import check_runs
 from conv2affine.network.torch.call import AtenCall
+from conv2affine.network.torch.casts import begin_at_casts
 from conv2affine.network.torch.constants import is_random
-from conv2affine.network.torch.program import export, floating_dtypes, tensors, unwrap
+from conv2affine.network.torch.held import Held, make_traceable
+from conv2affine.network.torch.program import export, floating_dtypes
 from conv2affine.network.torch.rounding import wider
 from conv2affine.network.torch.rules import find_rule, masks
 from conv2affine.network.torch.unchanged import unchanged, warm_up
@@ -40,6 +44,7 @@ class TorchNetwork:
         leaves: Outputs of the module: values; tensors, which no input reaches; or what is no tensor.
         structure: How the outputs are nested.
         dtypes: Floating dtypes of what depends on the inputs, the most frequent first.
+        input_dtypes: Of the inputs, as the graph takes them.
         device: Of the module; of its inputs, if it holds no tensor.
     """
 
@@ -47,6 +52,7 @@ class TorchNetwork:
     leaves: list[Any]
     structure: pytree.TreeSpec
     dtypes: tuple[torch.dtype, ...]
+    input_dtypes: tuple[torch.dtype, ...]
     device: torch.device
 
     @property
@@ -61,12 +67,13 @@ class TorchNetwork:
 
 
 @np.errstate(all="ignore")  # constants may hold anything; what matters is checked
-def import_torch(model: nn.Module, example_inputs: Any) -> TorchNetwork:
+def import_torch(model: nn.Module, inputs: Sequence[Tensor], *, floats: bool = False) -> TorchNetwork:
     """The graph of a module.
 
     Args:
         model: Any module that `torch.export` takes.
-        example_inputs: A tensor, or a tuple of them, batch first; only the first sample is looked at.
+        inputs: Batch first; only the first sample is looked at.
+        floats: Whether the graph takes inputs of whole numbers, such as images, as floating, if the module casts them.
 
     Returns:
         The graph, not simplified: one piece or step for each operator.
@@ -76,17 +83,28 @@ def import_torch(model: nn.Module, example_inputs: Any) -> TorchNetwork:
             what the module keeps from one call to the next.
         NotImplementedError: If `torch.export` fails, or the exported graph has what is no operator.
     """
-    model, inputs = unwrap(model), tuple(x[:1].clone() for x in tensors(example_inputs))  # in memory of its own
+    sample = tuple(x[:1].clone() for x in inputs)  # in memory of its own
     with unchanged(model):
-        replaced = warm_up(model, inputs)
-        return _Importer(export(model, inputs, replaced), inputs, replaced).run()
+        check_runs(model, inputs)
+        replaced = warm_up(model, sample)
+        make_traceable(model)
+        names = model.names if isinstance(model, Held) else []
+        program = export(model, sample, replaced)
+        if floats:
+            begin_at_casts(program, floating_dtypes(program)[0])
+        return _Importer(program, sample, replaced, names).run()
 
 
 class _Importer:
     def __init__(
-        self, program: ExportedProgram, inputs: tuple[Tensor, ...], replaced: frozenset[str] = frozenset()
+        self,
+        program: ExportedProgram,
+        inputs: tuple[Tensor, ...],
+        replaced: frozenset[str] = frozenset(),
+        names: Sequence[str] = (),
     ) -> None:
         self.program = program
+        self.names = dict(zip(program.graph_signature.user_inputs, names, strict=False))
         self.replaced = replaced  # buffers, by each run
         self.graph = Graph()
         self.results: dict[fx.Node, Any] = {}
@@ -119,7 +137,8 @@ class _Importer:
                     f"{', '.join(node.origin)} must not make one number of a whole batch; reduce each sample by "
                     "itself, over all axes but the first, as in x.flatten(1).sum(1)"
                 )
-        return TorchNetwork(graph, leaves, self.program.call_spec.out_spec, self.dtypes, self.device)
+        taken = tuple(self.nodes[name].meta["val"].dtype for name in self.program.graph_signature.user_inputs)
+        return TorchNetwork(graph, leaves, self.program.call_spec.out_spec, self.dtypes, taken, self.device)
 
     def check_state(self) -> None:
         """Refuse a buffer that a run changes and the outputs depend on."""
@@ -141,7 +160,7 @@ class _Importer:
     def placeholder(self, node: fx.Node) -> Any:
         spec = self.inputs[node.name]
         if spec.kind is InputKind.USER_INPUT:
-            return self.graph.add_input(node.meta["val"].shape, node.name)
+            return self.graph.add_input(node.meta["val"].shape, self.names.get(node.name, node.name))
         name = spec.target
         if name is None or spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
             raise NotImplementedError(f"{node.name} must be a tensor for networks to be converted, and it is an object")

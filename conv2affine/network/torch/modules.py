@@ -34,16 +34,25 @@ class PerSample(nn.Module):
 
     Args:
         module: Takes and gives tensors of a batch of one sample.
+        origin: What it runs, and for which of the user's modules.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, origin: str) -> None:
         super().__init__()
-        self.module = module
+        self.module, self.origin = module, origin
 
     def forward(self, *inputs: Tensor) -> Any:
         """Inputs and results have one axis more, the first."""
         if inputs[0].shape[0]:  # len() would be a constant in an export
-            return torch.vmap(self.module)(*inputs)
+            try:
+                return torch.vmap(self.module)(*inputs)
+            except RuntimeError as error:
+                if "batching rule" not in str(error):
+                    raise
+                raise NotImplementedError(
+                    f"{self.origin} must be affine, or an operator that torch.vmap runs on each sample, and PyTorch "
+                    "has no rule for that; compute the same with other operators"
+                ) from error
         one = self.module(*(x.new_zeros(x.shape[1:]) for x in inputs))  # many operators do not take nothing
         return pytree.tree_map(lambda result: result.unsqueeze(0)[:0], one)
 

@@ -6,6 +6,7 @@ import functools
 import sys
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,8 +15,10 @@ from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
+from conv2affine.network.torch.advice import reason
 from conv2affine.network.torch.constants import fold_constants
-from conv2affine.network.torch.unchanged import users_device
+from conv2affine.network.torch.held import Named, Program, class_name
+from conv2affine.network.torch.surroundings import users_device
 
 __all__ = ["export", "floating_dtypes", "tensors", "unwrap"]
 
@@ -32,23 +35,43 @@ UNDECOMPOSED = (
     ),
 )
 
+# What to do, where torch.export fails.
+BRANCHES = "compute with tensors alone, without branches on what is in them, as torch.where(x > 0, a, b)"
+ASSIGNS = (
+    "let forward assign no tensor, as weight.data = ...: give it to the function, as F.linear(x, torch.renorm(weight, "
+    "2, 0, 1)), or assign it once, before the conversion"
+)
+
 
 def export(model: nn.Module, inputs: tuple[Tensor, ...], state: frozenset[str] = frozenset()) -> ExportedProgram:
     """The operators of a module, as PyTorch finds them; `state` are names of buffers that each run replaces."""
     with warnings.catch_warnings(), torch.no_grad(), users_device(inputs):
         warnings.simplefilter("ignore")  # of PyTorch about itself; the result is checked
         try:
-            program: ExportedProgram = torch.export.export(model, inputs)
+            if isinstance(model, Program):  # by itself, its operators keep the names of their modules
+                program: ExportedProgram = torch.export.export(model.model, *model.arguments(inputs))
+            else:
+                program = torch.export.export(model, inputs)
             fold_constants(program, state)
             decomposed: ExportedProgram = program.run_decompositions(_decompositions())
+            if isinstance(model, Named):
+                _leave_out_wrapper(decomposed)
         except Exception as error:
-            reason = str(error).strip().partition("\n")[0]
+            what = reason(error)
             raise NotImplementedError(
-                f"{type(model).__name__} must be a module that torch.export takes with these inputs, and it fails: "
-                f"{type(error).__name__}: {reason}; check that it takes them, and replace what depends on "
-                "the values of tensors"
+                f"{class_name(model)} must be a module that torch.export takes with these inputs, and it fails: "
+                f"{type(error).__name__}: {what}; {ASSIGNS if 'fake tensor' in what else BRANCHES}"
             ) from error
     return decomposed
+
+
+def _leave_out_wrapper(program: ExportedProgram) -> None:
+    """Give the modules that operators come from the names that they have in the user's module."""
+    for node in program.graph.nodes:
+        stack = node.meta.get("nn_module_stack") or {}
+        node.meta["nn_module_stack"] = {
+            key: (path.removeprefix("model").removeprefix("."), kind) for key, (path, kind) in stack.items()
+        }
 
 
 @functools.cache
@@ -91,13 +114,13 @@ def tensors(example_inputs: Any) -> tuple[Tensor, ...]:
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
     if not isinstance(inputs, tuple | list) or not inputs:
         raise TypeError(
-            "example_inputs must be a tensor, or a tuple of tensors in the order in which the model takes them, got "
-            f"{'an empty ' * isinstance(inputs, tuple | list)}{type(inputs).__name__}"
+            "example_inputs must be a tensor, or a tuple of tensors in the order in which the model takes them, or a "
+            f"dict of them by name, got {'an empty ' * isinstance(inputs, tuple | list)}{_class_and_advice(inputs)}"
         )
     for number, x in enumerate(inputs):
         name = f"example_inputs[{number}]"
         if not isinstance(x, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(x).__name__}; bind it in a module")
+            raise TypeError(f"{name} must be a tensor, got {_class_and_advice(x)}")
         if x.is_complex():
             raise TypeError(f"{name} ({x.dtype}) must be real; take torch.view_as_real(x), and make it complex inside")
         if x.is_meta or x.layout is not torch.strided:
@@ -111,6 +134,16 @@ def tensors(example_inputs: Any) -> tuple[Tensor, ...]:
     return tuple(inputs)
 
 
+def _class_and_advice(x: Any) -> str:
+    """What was passed in place of a tensor, and what to pass, if that is known."""
+    name = type(x).__name__
+    if name == "ndarray":
+        return f"{name}; pass torch.from_numpy(x)"
+    if isinstance(x, int):
+        return f"{name}; pass a tensor, as torch.rand(1, 3, 32, 32) for a size, and set other arguments in a module"
+    return name if isinstance(x, tuple | list) else f"{name}; set what is no tensor in a module"
+
+
 def unwrap(model: Any) -> nn.Module:
     """The module inside of what compiles or distributes it, checked."""
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
@@ -119,7 +152,7 @@ def unwrap(model: Any) -> nn.Module:
     if dynamo is not None and isinstance(model, dynamo.OptimizedModule):
         return unwrap(model._orig_mod)
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}; call a function in its forward")
+        raise TypeError(f"model must be an nn.Module, got {_what(model)}")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(tensor):
             raise ValueError(f"model is lazy, and its {name} has no values yet; run a batch through it first")
@@ -131,3 +164,19 @@ def unwrap(model: Any) -> nn.Module:
                 "copy.deepcopy(model), made outside"
             )
     return model
+
+
+def _what(model: Any) -> str:
+    """What was passed in place of a model, and what to pass."""
+    if isinstance(model, type):
+        return f"the class {model.__name__}; pass a module of that class, {model.__name__}(...)"
+    name = type(model).__name__
+    if isinstance(model, Mapping):
+        values = model.values()
+        name = f"a state_dict ({name} of tensors)" if all(isinstance(x, Tensor) for x in values) else name
+        return f"{name}; build the module, call module.load_state_dict(...), and pass the module"
+    if isinstance(model, Tensor | tuple | list):
+        return f"{name}; the model comes first, and its example inputs after it"
+    if hasattr(model, "graph") or hasattr(model, "get_inputs"):
+        return f"{name}; call conv2affine.onnx.convert if that is an ONNX model"
+    return f"{name}; call a function in the forward of a module"

@@ -28,6 +28,8 @@ NAMES: dict[str, str | None] = {
     **{"running_mean": "mean", "running_var": "variance"},
     # Of a result, all but its shape; and of training.
     **dict.fromkeys(("keepdim", "ceil_mode", "memory_format", "momentum")),
+    # And of `_convolution`, how it is computed.
+    **dict.fromkeys(("benchmark", "deterministic", "cudnn_enabled", "allow_tf32")),
 }
 
 
@@ -145,7 +147,7 @@ RULES: dict[str, Rule] = {
     **{f"{name}.dim": reduction(name) for name in ("max", "min")},
     "cumsum": arithmetic.cumulate,
     # Over positions
-    "convolution": windows.convolution,
+    **dict.fromkeys(("convolution", "_convolution"), windows.convolution),
     **{f"avg_pool{axes}d": windows.pool(positions.average_pool, axes) for axes in DIMENSIONS},
     **{f"max_pool{axes}d": windows.pool(positions.max_pool, axes) for axes in DIMENSIONS},
     "max_pool2d_with_indices": windows.pool(positions.max_pool, 2),

@@ -2,76 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 import random
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from contextvars import ContextVar
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ["alone", "on_cpu", "unchanged", "users_device", "warm_up"]
+from conv2affine.network.torch.surroundings import users_device
 
-P = ParamSpec("P")
-R = TypeVar("R")
-# torch.export patches modules of PyTorch while it runs: two threads at once break it for the whole process.
-TRACING = threading.RLock()
+__all__ = ["unchanged", "warm_up"]
+
 # What every module has; its tensors are in the dicts among these.
 PYTORCHS = frozenset(vars(nn.Module()))
-_users_device: ContextVar[torch.device | None] = ContextVar("users_device", default=None)
-
-
-def alone(function: Callable[P, R]) -> Callable[P, R]:
-    """A function that one thread runs at a time: while one traces, others would see the model without its values.
-
-    It runs outside of inference mode and autocast, as if called before these.
-    """
-
-    @functools.wraps(function)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        if torch._C._functorch.maybe_current_level() is not None:
-            raise ValueError(
-                f"{function.__name__} must not be called inside a transform of torch.func, such as vmap or grad, where "
-                "tensors have no values of their own; convert outside of it, and call the result inside"
-            )
-        with TRACING, torch.inference_mode(False), ExitStack() as stack:
-            for device in ("cpu", "cuda"):
-                if torch.is_autocast_enabled(device):
-                    stack.enter_context(torch.autocast(device, enabled=False))
-            return function(*args, **kwargs)
-
-    return wrapper
-
-
-def on_cpu(function: Callable[P, R]) -> Callable[P, R]:
-    """A function that makes its tensors on the CPU where it names no device, whatever PyTorch's default is."""
-
-    @functools.wraps(function)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        default = torch.get_default_device()
-        if default.type == "cpu":
-            return function(*args, **kwargs)
-        token = _users_device.set(default)
-        try:
-            with torch.device("cpu"):
-                return function(*args, **kwargs)
-        finally:
-            _users_device.reset(token)
-
-    return wrapper
-
-
-def users_device(inputs: Sequence[Any]) -> Any:
-    """A context for a model's own code: with the user's default device, if its inputs are there."""
-    device = _users_device.get()
-    there = device is not None and any(isinstance(x, Tensor) and x.device.type == device.type for x in inputs)
-    return device if there else nullcontext()
 
 
 @contextmanager
@@ -173,6 +120,7 @@ class _State:
         self.attributes: dict[str, tuple[Any, Any, Tensor | None]] = {}
         self.tensors: list[tuple[Tensor, Tensor, Tensor]] = []
         self.containers: list[tuple[Any, Any]] = []
+        self.scripted: list[tuple[nn.Module, str, Tensor]] = []
         self.numbers: set[str] = set()
         self.stamps: dict[str, tuple[int, int]] = {}
         self.buffers = dict(model.named_buffers())
@@ -186,6 +134,9 @@ class _State:
         if id(module) in self.seen:
             return
         self.seen[id(module)] = module
+        if isinstance(module, torch.jit.ScriptModule):
+            self.script(name, module)
+            return
         attributes = vars(module)
         self.containers.append((attributes, dict(attributes)))
         for key, value in list(attributes.items()):
@@ -196,6 +147,19 @@ class _State:
                 for tensor in value.values():
                     if isinstance(tensor, Tensor):
                         self.tensor(tensor)
+
+    def script(self, name: str, module: torch.jit.ScriptModule) -> None:
+        """What a TorchScript module holds itself, outside of Python."""
+        registered = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
+        held: Any = module
+        for key in held._concrete_type.get_attributes() if hasattr(held, "_concrete_type") else ():
+            value = getattr(module, key)
+            if isinstance(value, Tensor):
+                self.scripted.append((module, key, value))
+                if key in registered:
+                    self.tensor(value)
+                else:
+                    self.value(f"{name}.{key}".lstrip("."), value, module, key, True)
 
     def value(self, name: str, value: Any, owner: Any, key: Any, inside: bool) -> None:
         """An attribute or an element; `inside` the module itself, and not a helper object."""
@@ -256,6 +220,9 @@ class _State:
             ):
                 container.clear()
                 container.update(content)
+        for module, key, value in self.scripted:
+            if getattr(module, key) is not value:
+                setattr(module, key, value)
         with torch.no_grad():
             for tensor, memory, copy in self.tensors:
                 if tensor.shape != memory.shape or tensor.data_ptr() != memory.data_ptr():

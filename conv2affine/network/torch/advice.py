@@ -1,0 +1,88 @@
+"""Whether a model runs on its example inputs; and if not, what would help."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from conv2affine.network.torch.held import Named
+from conv2affine.network.torch.surroundings import users_device
+
+__all__ = ["check_runs", "reason"]
+
+
+def check_runs(model: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """Raise ValueError if a model does not run on the first sample of its example inputs.
+
+    Args:
+        model: May be changed by a run.
+        inputs: As the user passes them.
+    """
+    result = _try(model, [x[:1] for x in inputs])
+    if isinstance(result, Exception):
+        shapes = ", ".join(f"{tuple(x.shape)} of {x.dtype}" for x in inputs)
+        raise ValueError(
+            f"the model must take example_inputs, of shape {shapes}, and fails on their first sample: "
+            f"{type(result).__name__}: {reason(result)}; {_advice(model, inputs)}"
+        ) from result
+
+
+def reason(error: Exception) -> str:
+    """What an exception says, in one line; TorchScript has that last."""
+    lines = str(error).strip().splitlines() or [""]
+    return lines[-1 if "TorchScript" in lines[0] else 0].removeprefix("RuntimeError: ").rstrip(".")
+
+
+def _advice(model: nn.Module, inputs: Sequence[Tensor]) -> str:
+    """The first change with which the model runs."""
+    if isinstance(model, Named) and model.in_one_dict:
+        return f"name the tensors as forward does: {', '.join(inspect.signature(model.model.forward).parameters)}"
+    parameters = _required(model)
+    if len(parameters) > len(inputs):
+        return f"pass a tuple of {len(parameters)} tensors: ({', '.join(parameters)})"
+    tensors = [x for x in (*model.parameters(), *model.buffers()) if x.is_floating_point()]
+    for tensor in tensors[:1]:
+        for there in (tensor.dtype, tensor.device):
+            if not _fails(model, [x[:1].to(there) for x in inputs]):
+                return f"pass x.to({str(there) if isinstance(there, torch.dtype) else repr(str(there))})"
+    two = _try(model, [torch.stack([x, x]) for x in inputs])
+    if not isinstance(two, Exception) and all(len(x) == 2 for x in pytree.tree_leaves(two) if _has_axes(x)):
+        return "pass x.unsqueeze(0): the first axis is that of the samples"
+    if not _fails(model, inputs):
+        return (
+            "if it takes one sample, without a batch axis: pass a module whose forward returns "
+            "torch.stack([model(sample) for sample in x]), and x.unsqueeze(0)"
+        )
+    return "pass what it takes, batch first"
+
+
+def _required(model: nn.Module) -> list[str]:
+    """The names of the inputs that a model wants."""
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [each.name for each in parameters if each.kind in kinds and each.default is each.empty]
+
+
+def _has_axes(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.dim() > 0
+
+
+def _fails(model: nn.Module, inputs: Sequence[Tensor]) -> bool:
+    return isinstance(_try(model, inputs), Exception)
+
+
+def _try(model: nn.Module, inputs: Sequence[Tensor]) -> Any:
+    """What a model makes of copies of inputs, or the exception that it raises."""
+    try:
+        with torch.no_grad(), users_device(inputs):
+            return model(*(x.clone() for x in inputs))
+    except Exception as error:
+        return error

@@ -1,0 +1,136 @@
+"""Models as people hold them, each as a module that takes tensors, batch first."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+__all__ = ["Held", "Named", "Program", "Script", "class_name", "make_traceable"]
+
+
+class Held(nn.Module):
+    """Runs what people hold in the place of a plain module of tensors.
+
+    Args:
+        model: What to run.
+        names: Of its inputs, if it has some for them.
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.model, self.names = model, [name for name in names if name.isidentifier()]
+        self.training = getattr(model, "training", False)  # a frozen TorchScript module has none
+
+
+class Script(Held):
+    """Runs what TorchScript traced or scripted, where torch.export can see its operators.
+
+    Args:
+        model: A `torch.jit.ScriptModule`.
+    """
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """What the model makes of its inputs."""
+        with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]  # it would fuse what it has run
+            script: Any = self.model._c
+            return script._get_method("forward")(*inputs)
+
+
+class Program(Held):
+    """Runs an exported program; one that was exported for one sample, on each sample by itself.
+
+    Args:
+        module: Of `ExportedProgram.module`. Its inputs have one size for their first axis, 1 or any.
+    """
+
+    def __init__(self, module: Any) -> None:
+        inputs = module.graph.find_nodes(op="placeholder")
+        super().__init__(module, [node.target for node in inputs])
+        self.structure = module._in_spec
+        self.training = False
+        sizes = [size for node in inputs for size in getattr(node.meta.get("val"), "shape", ())[:1]]
+        fixed = [size for size in sizes if isinstance(size, int)]
+        self.is_for_one = bool(fixed)
+        if any(size != 1 for size in fixed):
+            raise ValueError(
+                f"model must be a program for one sample or for any number, and was exported for {max(fixed)}; pass "
+                "torch.export.export(module, (x,), dynamic_shapes=[{0: torch.export.Dim.DYNAMIC}])"
+            )
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """What the program makes of its inputs."""
+        if not self.is_for_one:
+            return self.call(inputs)
+        results = [self.call([x[n : n + 1] for x in inputs]) for n in range(len(inputs[0]))]
+        return pytree.tree_map(_concatenate, *results)
+
+    def call(self, inputs: Sequence[Tensor]) -> Any:
+        """Call the program itself."""
+        args, kwargs = self.arguments(inputs)
+        return self.model(*args, **kwargs)
+
+    def arguments(self, inputs: Sequence[Tensor]) -> Any:
+        """The arguments with which the program was exported, which may be nested, or have names."""
+        return pytree.tree_unflatten(list(inputs), self.structure)
+
+
+class Named(Held):
+    """Runs a module on tensors by name: each an argument of that name, or all of them in one dict.
+
+    Args:
+        model: The module.
+        names: Of the tensors, in the order in which this takes them.
+    """
+
+    def __init__(self, model: nn.Module, names: list[str]) -> None:
+        super().__init__(model, names)
+        self.order = names
+        parameters = inspect.signature(model.forward).parameters
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        self.in_one_dict = not takes_any and not parameters.keys() >= set(names)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """What the model makes of its inputs."""
+        given = dict(zip(self.order, inputs, strict=True))
+        return self.model(given) if self.in_one_dict else self.model(**given)
+
+
+def class_name(model: nn.Module) -> str:
+    """The name of the class of a module that the user knows."""
+    return type(model.model if isinstance(model, Held) else model).__name__
+
+
+def make_traceable(model: nn.Module) -> None:
+    """Put modules that torch.export takes, and that compute the same, in the place of some inside of a module.
+
+    Args:
+        model: Within `unchanged`.
+    """
+    for module in list(model.modules()):
+        if isinstance(module, torch.jit.ScriptModule):
+            for name, parameter in module.named_parameters(recurse=False):
+                if not isinstance(parameter, nn.Parameter):  # of a file
+                    setattr(module, name, nn.Parameter(parameter.detach(), parameter.requires_grad))
+        elif not isinstance(module, Script):
+            for name, child in module._modules.items():
+                switch = getattr(child, "fake_quant_enabled", None)
+                if isinstance(child, torch.jit.ScriptModule):
+                    module._modules[name] = Script(child)
+                elif isinstance(switch, Tensor) and not switch.any():  # it only observes
+                    module._modules[name] = nn.Identity()
+
+
+def _concatenate(first: Any, *others: Any) -> Any:
+    """The results for all samples, of those for each."""
+    if not isinstance(first, Tensor):
+        return first
+    if first.shape[:1] != (1,):
+        raise ValueError(
+            f"each output of a program for one sample must have one row, and one has shape {tuple(first.shape)}"
+        )
+    return torch.cat((first, *others))

@@ -1,0 +1,76 @@
+"""What users pass as a model and its example inputs, as a module and tensors."""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+
+from conv2affine.network.torch.held import Named, Program, Script
+from conv2affine.network.torch.program import tensors, unwrap
+
+__all__ = ["Model", "hold"]
+
+Model = nn.Module | ExportedProgram | str | Path
+
+
+def hold(model: Model, example_inputs: Any) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """A module and its example inputs, of what a user passes.
+
+    Args:
+        model: A module, an `ExportedProgram`, or the file of one, or of a TorchScript module.
+        example_inputs: A tensor, a tuple of them, or a dict of tensors by name.
+
+    Raises:
+        TypeError: If the model is something else, or an input no real dense tensor.
+        ValueError: If the model has no values, or takes another number of samples than one or any.
+    """
+    if isinstance(model, str | Path):
+        model = _load(Path(model))
+    if isinstance(model, ExportedProgram):
+        model = model.module(check_guards=False)
+    model = unwrap(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        if "mkldnn" in str(model.graph):
+            raise TypeError(
+                "model must be TorchScript as it was traced, scripted or frozen, and torch.jit.optimize_for_inference "
+                "changed it; pass the module that it was made of"
+            )
+        model = Script(model)
+    elif isinstance(model, fx.GraphModule) and hasattr(model, "_in_spec"):
+        model = Program(model)
+    if not isinstance(example_inputs, Mapping) or not all(isinstance(name, str) for name in example_inputs):
+        return model, tensors(example_inputs)
+    if not isinstance(model, Program):
+        return Named(model, list(example_inputs)), tensors(tuple(example_inputs.values()))
+    if set(model.names) != set(example_inputs):
+        raise ValueError(
+            f"example_inputs ({', '.join(example_inputs)}) must have the names of the program's inputs: "
+            f"{', '.join(model.names)}"
+        )
+    return model, tensors(tuple(example_inputs[name] for name in model.names))
+
+
+def _load(path: Path) -> Any:
+    """The program or TorchScript module of a file."""
+    if path.suffix == ".onnx":
+        raise TypeError(f"model ({path}) must be a module, and is an ONNX file; call conv2affine.onnx.convert")
+    if not path.is_file():
+        raise FileNotFoundError(f"model ({path}) must be a module, or a file of one, and there is no such file")
+    entries = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
+    if any("/code/" in entry for entry in entries):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript
+            return torch.jit.load(path)  # type: ignore[no-untyped-call]
+    if any(entry.endswith(("serialized_exported_program.json", "/models/model.json")) for entry in entries):
+        return torch.export.load(path)
+    raise TypeError(
+        f"model ({path}) must be a module, or a file of torch.export.save or torch.jit.save, and is another file; "
+        "build the module, call module.load_state_dict(torch.load(path)), and pass the module"
+    )
