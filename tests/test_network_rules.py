@@ -21,6 +21,8 @@ BATCH_NORM = nn.BatchNorm2d(2).double().eval()
 with torch.no_grad():
     for tensor in (*BATCH_NORM.parameters(), BATCH_NORM.running_mean):
         tensor.copy_(constant(2, seed=1))
+INSTANCE_NORM = nn.InstanceNorm2d(2, affine=True, track_running_stats=True).double().eval()
+INSTANCE_NORM.load_state_dict(BATCH_NORM.state_dict())
 
 COLUMNS = torch.from_numpy(np.random.default_rng(0).integers(5, size=(1, 2, 5, 6)))
 GRID = constant(1, 3, 4, 2)
@@ -189,6 +191,8 @@ AFFINE = {
     "constants-written": (lambda x: written(x.new_ones(len(x), 4, 5, 6), (slice(None), slice(0, 4, 2)), x), IMAGE),
     "fold": (lambda x: F.fold(F.unfold(x, (3, 2), padding=1, stride=2), (5, 6), (3, 2), padding=1, stride=2), IMAGE),
     # Resampling
+    "instance-norm-with-statistics": (INSTANCE_NORM, IMAGE),
+    "instance-norm-with-statistics-1d": (nn.InstanceNorm1d(2, track_running_stats=True), LINE),
     "grid-sample": (lambda x: F.grid_sample(x, GRID.expand(len(x), -1, -1, -1), align_corners=False), IMAGE),
     "grid-sample-nearest": (
         lambda x: F.grid_sample(x, GRID.expand(len(x), -1, -1, -1), "nearest", "border", align_corners=True),

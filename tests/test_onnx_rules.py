@@ -121,6 +121,27 @@ AFFINE = [
     Case("einsum-second", 'y = Einsum<equation = "ij, nj -> ni">(w, x)', ("N", 3), {"w": random(4, 3)}),
     Case("einsum-implicit", 'y = Einsum<equation = "...ji,ki">(x, w)', (2, 1, 3, 4), {"w": random(5, 4)}),
     Case("einsum-diagonal", 'y = Einsum<equation = "nii->ni">(x)', ("N", 3, 3)),
+    Case(
+        "col2im",
+        "y = Col2Im<strides = [2, 1], pads = [1, 0, 0, 1], dilations = [1, 2]>(x, i, b)",
+        ("N", 8, 12),
+        {"i": ints(5, 5), "b": ints(2, 2)},
+        18,
+    ),
+    Case("col2im-1d", "y = Col2Im(x, i, b)", (1, 4, 4), {"i": ints(5), "b": ints(2)}, 18),
+    *(
+        Case(
+            f"grid-sample-{mode}-{padding}-{corners}",
+            f'y = GridSample<mode = "{mode}", padding_mode = "{padding}", align_corners = {corners}>(x, g)',
+            (1, 2, 5, 6),
+            {"g": 0.7 * random(1, 3, 4, 2)},
+            16,
+        )
+        for mode in ("bilinear", "nearest", "bicubic")
+        for padding in ("zeros", "border", "reflection")
+        for corners in (0, 1)
+    ),
+    Case("grid-sample-3d", 'y = GridSample<mode = "linear">(x, g)', (1, 2, 3, 4, 5), {"g": random(1, 2, 3, 2, 3)}, 20),
     Case("cumsum", "y = CumSum<exclusive = 1, reverse = 1>(x, a)", (2, 3), {"a": np.int64(-1)}),
     Case("reshape", "y = Reshape(x, s)", ("N", 2, 3), {"s": ints(0, -1)}),
     Case(

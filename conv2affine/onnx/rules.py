@@ -131,6 +131,8 @@ RULES: dict[str, Rule | tuple[Rule, dict[str, str | None]]] = {
     ),
     "MaxPool": (windows.max_pool, {**WINDOW, "ceil_mode": None, "storage_order": None}),
     **dict.fromkeys(("Resize", "Upsample"), windows.resize),
+    "Col2Im": (windows.col2im, {name: name for name in ("dilations", "pads", "strides")}),
+    "GridSample": windows.grid_sample,
     # Steps
     **{kind.capitalize(): activations.plain(kind) for kind in ("relu", "abs")},
     **{kind[:3].capitalize(): activations.extremum(kind) for kind in ("maximum", "minimum")},

@@ -27,8 +27,9 @@ SAMPLES = 3
 # Of the largest element. Sums may be rounded in another order; what mixes samples is off by far more.
 ROUNDINGS = 1000
 MAX_TOLERANCE = 0.1
-# Pooling with ceil_mode, auto_pad or dilations; resizing by no whole number; slices that start before an axis.
-DISPUTED = ("AveragePool", "LpPool", "MaxPool", "Resize", "Slice", "Upsample")
+# Pooling with ceil_mode, auto_pad or dilations; resizing by no whole number, and sampling; slices that start before an
+# axis.
+DISPUTED = ("AveragePool", "GridSample", "LpPool", "MaxPool", "Resize", "Slice", "Upsample")
 TOLERANCE = 1e-4  # of the largest element: scales and coordinates are float32
 
 Trial = tuple[Any, list[Any]]

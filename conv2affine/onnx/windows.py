@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import onnx
 import scipy.sparse
+import torch
+import torch.nn.functional as F
 from onnx.reference import ReferenceEvaluator
 
-from conv2affine.network.rules import positions
+from conv2affine.network.rules import positions, shapes
 from conv2affine.network.rules.operands import Context, NoRuleError, check_numbers, constant, value
 from conv2affine.network.rules.windows import Axis, Window
 
-__all__ = ["average_pool", "conv", "conv_transpose", "max_pool", "resize"]
+__all__ = ["average_pool", "col2im", "conv", "conv_transpose", "grid_sample", "max_pool", "resize"]
 
 Ints = Sequence[int] | None
 # Along an axis; all windows together have to fit into memory.
@@ -73,6 +75,26 @@ def average_pool(
 
 def max_pool(context: Context, x: Any, *, kernel_shape: Sequence[int], **attributes: Any) -> Any:
     return positions.max_pool(context, x, _window(x, kernel_shape, **attributes))
+
+
+def col2im(context: Context, x: Any, image_shape: Any, block_shape: Any, **attributes: Any) -> Any:
+    return shapes.fold(context, x, _window(x, constant(block_shape).astype(int).tolist(), **attributes))
+
+
+def grid_sample(
+    context: Context, x: Any, grid: Any, *, mode: str = "linear", padding_mode: str = "zeros", align_corners: int = 0
+) -> Any:
+    """As PyTorch samples; readers that do otherwise are found by running the node."""
+    coordinates = torch.from_numpy(constant(grid))
+    name = {"linear": "bilinear", "cubic": "bicubic"}.get(mode, mode)
+
+    def sample(batch: torch.Tensor) -> torch.Tensor:
+        try:
+            return F.grid_sample(batch[None], coordinates, name, padding_mode, bool(align_corners))[0]
+        except (RuntimeError, ValueError) as error:
+            raise NoRuleError(f"mode = {mode}, padding_mode = {padding_mode}: {error}") from error
+
+    return positions.sample(context, x, sample)
 
 
 def resize(context: Context, x: Any, *other: Any, **attributes: Any) -> Any:

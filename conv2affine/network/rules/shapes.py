@@ -9,10 +9,20 @@ from typing import Any
 import numpy as np
 
 from conv2affine.network.rules.formulas import gather_sums
-from conv2affine.network.rules.moves import concatenate, follow
-from conv2affine.network.rules.operands import Context, Map, NoRuleError, broadcast, check_numbers, constant, value
+from conv2affine.network.rules.moves import concatenate, follow, selection
+from conv2affine.network.rules.operands import (
+    Context,
+    Map,
+    NoRuleError,
+    broadcast,
+    check_numbers,
+    constant,
+    through,
+    value,
+)
+from conv2affine.network.rules.windows import Window, taps
 
-__all__ = ["add_at", "concat", "copy", "move", "pad"]
+__all__ = ["add_at", "concat", "copy", "fold", "move", "pad"]
 
 
 def move(context: Context, *arguments: Any, **attributes: Any) -> Any:
@@ -55,3 +65,24 @@ def add_at(context: Context, x: Any, other: Any, places: Any) -> Map:
     """The sum of x and of what of another is added at places, the numbers of elements of x."""
     size = prod(context.shape)
     return broadcast(x, context.shape) + broadcast(other, places.shape).then(gather_sums(places.ravel(), size))
+
+
+def fold(context: Context, x: Any, window: Window) -> Map:
+    """The sum of what windows over the last axes read, (samples, channels * window, positions), where they read it."""
+    image = context.shape[2:]
+    counts = [
+        (size + sum(axis.padding) - (axis.kernel - 1) * axis.dilation - 1) // axis.stride + 1
+        for size, axis in zip(image, window, strict=True)
+    ]
+    lines = taps(image, counts, window)
+    grids = np.ix_(*(np.arange(axis.kernel) for axis in window), *map(np.arange, counts))
+    places: Any = np.arange(prod(context.shape[:2])).reshape(-1, *(1 for _ in grids))
+    inside: Any = True
+    for number, (line, size) in enumerate(zip(lines, image, strict=True)):
+        at = line[grids[len(window) + number], grids[number]]
+        places, inside = places * size + at, inside & (at >= 0)
+    kept = np.flatnonzero(np.broadcast_to(inside, places.shape))
+    if places.size != value(x).size:
+        raise NoRuleError(f"its windows lie at {counts}")
+    read = through(x, selection(kept, places.size))
+    return read.then(gather_sums(places.ravel()[kept], prod(context.shape)))

@@ -45,6 +45,12 @@ def copy(context: Context, x: Any, **options: Any) -> Any:
     return shapes.copy(context, x)
 
 
+def instance_norm(context: Context, x: Any, use_input_stats: bool, cudnn_enabled: bool, **options: Any) -> Any:
+    if use_input_stats:
+        raise NoRuleError("it takes its statistics from its input")
+    return arithmetic.batch_norm(context, x, **options)
+
+
 def linear(context: Context, x: Any, weight: Any, bias: Any = None) -> Any:
     return arithmetic.gemm(context, x, weight, bias, transpose_other=True)
 
@@ -138,6 +144,7 @@ RULES: dict[str, Rule] = {
     "pow": arithmetic.power,
     "where": arithmetic.where,
     "_native_batch_norm_legit_no_training": arithmetic.batch_norm,
+    "instance_norm": instance_norm,
     "linear": linear,
     **dict.fromkeys(("matmul", "mm", "bmm"), arithmetic.matmul),
     "addmm": addmm,
