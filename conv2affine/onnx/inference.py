@@ -12,6 +12,7 @@ from onnx import NodeProto, TypeProto, helper, numpy_helper, shape_inference
 from onnx.shape_inference import InferenceError
 
 from conv2affine.convolution.sizes import readable_bytes
+from conv2affine.network.rules.bends import MASKS
 from conv2affine.onnx.model import Model, location
 from conv2affine.onnx.reader import BASE_BYTES, MAX_BYTES
 from conv2affine.onnx.rules import find_rule
@@ -85,7 +86,7 @@ def check_rules(model: Model) -> None:
     for node in model.wide.graph.node:
         if live.isdisjoint(node.output) or reached.isdisjoint(node.input) or node.op_type in ("Shape", "Size"):
             continue
-        if find_rule(node.op_type) is None:
+        if find_rule(node.op_type) is None and node.op_type not in MASKS:  # what takes a mask decides
             raise NotImplementedError(
                 f"{location(node)}: {node.op_type} must be affine or piecewise linear to become linear layers and "
                 "ReLUs, and is not: no rule knows the operator; form graph keeps it as it is"
