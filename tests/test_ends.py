@@ -106,14 +106,6 @@ def test_file_of_vectors(batch):
         np.testing.assert_allclose(got[:, result.output_slices[name]], expected.reshape(size, -1), rtol=1e-5, atol=1e-6)
 
 
-def test_a_chain_of_other_types_is_refused():
-    original = model("y = Add(x, x)\nz = Identity(i)", {"x": (1, 3), "i": (1, 2)}, outputs=["y"], types={"i": 7})
-    with pytest.raises(
-        NotImplementedError, match=r"inputs of a chain must be of type float or double, and i is of int64"
-    ):
-        convert(original, form="mlp")
-
-
 def test_exported_module():
     x = tuple(samples(3, *shape).float() for shape in SHAPES[:2])
     both = Function(lambda a, b: (torch.relu(a).sum((1, 2)), b.abs()))

@@ -107,7 +107,9 @@ class Exporter:
             self.flat[outputs[0]] = self.writer.linear(x, weight, bias, origin, self.wishes.get(outputs[0]))
             return
         joined = self.writer.linear(x, weight, bias, origin)
-        names = self.writer.split(joined, [value.size for value in outputs], [self.wishes.get(v) for v in outputs])
+        ends = zip(self.output_shapes, self.network.outputs, strict=True)
+        wishes = [tensor.name if self.is_flat(shape) else None for shape, tensor in ends]
+        names = self.writer.split(joined, [value.size for value in outputs], wishes)
         self.flat.update(zip(outputs, names, strict=True))
 
     def enter(self, value: Value, tensor: TensorInfo) -> None:
