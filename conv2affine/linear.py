@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
     from conv2affine.interop.sharded import ShardedSparseLinear
+    from conv2affine.network.torch.intake import Model
 
 __all__ = ["to_linear", "torch_conv_layer_to_affine"]
 
@@ -47,7 +48,7 @@ def to_linear(
     device_mesh: DeviceMesh,
 ) -> nn.Linear | ShardedSparseLinear: ...
 @overload
-def to_linear(conv: nn.Module, input_size: Tensor, *, layout: Layout = ...) -> nn.Linear: ...
+def to_linear(conv: Model, input_size: Tensor, *, layout: Layout = ...) -> nn.Linear: ...
 def to_linear(
     conv: Any,
     input_size: InputSize,
@@ -64,7 +65,7 @@ def to_linear(
     Args:
         conv: `nn.Conv1d`, `Conv2d`, `Conv3d`, `ConvTranspose1d`, `ConvTranspose2d` or
             `ConvTranspose3d`, with any options; or a module that is affine as a whole, such as a convolution and a
-            batch norm in an `nn.Sequential`.
+            batch norm in an `nn.Sequential`; or what stands for one, as in `to_linear_network`.
         input_size: (I_1, ..., I_D), as in `x.shape[-D:]`, or one int for all axes, or an example input, batch first, of
             which only the shape is read. For a module, an example input.
         layout: Layout of the weight. With `torch.sparse_csr`, `forward` takes the same inputs, and only the elements

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from conv2affine.convolution.arguments import Conv, InputSize
 from conv2affine.convolution.geometry import Geometry
@@ -19,6 +19,7 @@ from conv2affine.operators import ops
 
 if TYPE_CHECKING:
     from conv2affine.network.report import NetworkPlan
+    from conv2affine.network.torch.intake import Model
 
 __all__ = ["Plan", "plan"]
 
@@ -95,7 +96,7 @@ def plan(  # type: ignore[overload-overlap]  # a convolution layer is a module t
     conv: Conv | Tensor, input_size: InputSize | Geometry
 ) -> Plan: ...
 @overload
-def plan(conv: nn.Module, input_size: Tensor | Sequence[Tensor]) -> NetworkPlan: ...
+def plan(conv: Model, input_size: Tensor | Sequence[Tensor] | Mapping[str, Tensor]) -> NetworkPlan: ...
 def plan(conv: Any, input_size: Any) -> Plan | NetworkPlan:
     """Sizes of a layer's matrix, computed in closed form: nothing of its size is allocated.
 

@@ -367,6 +367,50 @@ def test_files_with_warnings_as_errors(name, tmp_path):
         to_mlp(path, X)
 
 
+class Qat(nn.Module):
+    """As torch.ao.quantization.prepare_qat makes of a layer, with switches of its own."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.layer, self.fake_quant = nn.Linear(5, 4), kind.with_args(quant_min=0, quant_max=255)()
+
+    def forward(self, x):
+        return torch.relu(self.fake_quant(self.layer(x)))
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao:DeprecationWarning")
+@pytest.mark.parametrize("observes", [True, False])
+@pytest.mark.parametrize("kind", ["FakeQuantize", "FusedMovingAvgObsFakeQuantize"])
+def test_fake_quantisation_that_is_off(kind, observes):
+    quantisation = torch.ao.quantization
+    model, x = Qat(getattr(quantisation, kind)), torch.randn(6, 5)
+    model(x)
+    model.apply(quantisation.disable_fake_quant)
+    if not observes:
+        model.apply(quantisation.disable_observer)
+    state = copy.deepcopy(model.eval().state_dict())
+    for convert in (to_linear_network, to_mlp):
+        torch.testing.assert_close(convert(model, x)(x), torch.relu(model.layer(x)))
+    assert model.fake_quant.fake_quant_enabled.numel() == 1
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+class Renormed(nn.Linear):
+    """As in EEGNet."""
+
+    def forward(self, x):
+        self.weight.data = torch.renorm(self.weight.data, 2, 0, 1)
+        return super().forward(x)
+
+
+def test_a_forward_that_assigns_its_weight_is_told_what_to_do():
+    model, x = nn.Sequential(Renormed(5, 4)), torch.randn(3, 5)
+    weight = model[0].weight.clone()
+    with pytest.raises(NotImplementedError, match=r"let forward assign no tensor, .*, torch.renorm\(weight, 2, 0, 1\)"):
+        to_mlp(model, x)
+    assert torch.equal(model[0].weight, weight)
+
+
 def test_numpy_sizes_are_sizes():
     conv = nn.Conv2d(1, 2, 3)
     assert to_linear(conv, np.int64(6)).in_features == to_linear(conv, tuple(np.array([6, 6]))).in_features == 36

@@ -56,8 +56,9 @@ def to_linear_network(
         net(x) == model(x)
 
     Args:
-        model: Any module that `torch.export` takes, in evaluation mode; each sample of a batch by itself.
-        example_inputs: A tensor or a tuple of tensors, batch first, as `model` takes them.
+        model: Any module that `torch.export` takes, in evaluation mode; each sample of a batch by itself. Or an
+            `ExportedProgram`, a TorchScript module, or the path of a file of either.
+        example_inputs: A tensor, a tuple of tensors, or a dict of them by name, batch first, as `model` takes them.
         layout: Of the weights: "dense", "sparse" (CSR), or "auto", which is dense where that is small or hardly larger.
             Default: "auto".
         merge: Which affine operators that follow one another become one layer: "auto" where the product has no more
@@ -74,9 +75,10 @@ def to_linear_network(
 
     Raises:
         TypeError: If `model` is no module, or an input no real dense tensor.
+        FileNotFoundError: If `model` is the path of a file that is not there.
         ValueError: If the model depends on chance or mixes the samples of a batch, as in training mode; the message
             names the operator. If an output is not batch first, or an input, a weight or a result is not finite where
-            it has to be.
+            it has to be. If the model does not run on the example.
         NotImplementedError: If `torch.export` fails, or elements are selected by values of the inputs.
         MemoryError: If there is not enough memory left; the message has the table.
         RuntimeError: If the result is not what the model computes; checked on the example and on random inputs.
@@ -127,7 +129,9 @@ def to_mlp(
 
     Args:
         model: A module whose steps are affine or piecewise linear, in evaluation mode.
-        example_inputs: A tensor or a tuple of tensors, batch first, as `model` takes them.
+        example_inputs: A tensor or a tuple of tensors, batch first, as `model` takes them. If these are whole numbers
+            that the model casts before anything else is computed of them, as images of uint8, the chain takes them as
+            floating: `mlp(x.float())`.
         layout: As in `to_linear_network`.
         dtype: As in `to_linear_network`.
 
@@ -189,7 +193,8 @@ def module_to_linear(
 
     Args:
         module: Any module that is affine: padding and convolution, convolution and batch norm, pooling, ...
-        example_input: A tensor, batch first; or a tuple of them, which the layer takes as one vector, as in `to_mlp`.
+        example_input: A tensor, batch first; or a tuple of them, which the layer takes as one vector; whole numbers as in
+            `to_mlp`.
         layout: "dense", "sparse", or "auto", as in `to_linear_network`. Default: "dense".
         dtype: As in `to_linear_network`.
 

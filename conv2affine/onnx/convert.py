@@ -119,7 +119,7 @@ def export(
 
     Args:
         model: As in `to_linear_network`.
-        example_inputs: A tensor or a tuple of tensors, batch first.
+        example_inputs: As in `to_linear_network`; whole numbers as in `to_mlp`.
         path: As in `convert`.
         form: As in `convert`.
         merge: As in `convert`.
@@ -134,7 +134,7 @@ def export(
         The `Conversion`; its `model` takes any number of samples.
 
     Raises:
-        TypeError: If an input is not a tensor of float32 or float64.
+        TypeError: If the model computes with an input in another dtype than float32 or float64.
         NotImplementedError: If a step has no ONNX operator, or as in `convert`; the message names its module.
         ValueError: As `to_linear_network`.
         MemoryError: As `convert`.

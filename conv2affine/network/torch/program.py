@@ -26,6 +26,7 @@ aten = torch.ops.aten
 # Kept whole: a rule knows them, or they say more than what they decompose into.
 UNDECOMPOSED = (
     *("linear", "matmul", "pad", "prelu", "glu", "scaled_dot_product_attention", "layer_norm", "group_norm"),
+    "linalg_solve",
     *("hardswish", "hardsigmoid", "silu", "softplus", "mish", "celu", "selu", "threshold"),
     *("instance_norm", "upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d"),
     *(
@@ -57,10 +58,11 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], state: frozenset[str] =
             if isinstance(model, Named):
                 _leave_out_wrapper(decomposed)
         except Exception as error:
-            what = reason(error)
+            assigns = "fake tensor" in str(error)
+            what = "a tensor with values is lost" if assigns else f"{type(error).__name__}: {reason(error)}"
             raise NotImplementedError(
                 f"{class_name(model)} must be a module that torch.export takes with these inputs, and it fails: "
-                f"{type(error).__name__}: {what}; {ASSIGNS if 'fake tensor' in what else BRANCHES}"
+                f"{what}; {ASSIGNS if assigns else BRANCHES}"
             ) from error
     return decomposed
 

@@ -24,6 +24,7 @@ __all__ = ["RULES", "find_rule", "masks"]
 # Arguments of schemas that have other names in the rules; None for those whose value does not matter.
 NAMES: dict[str, str | None] = {
     **{"self": "x", "input": "x", "mat2": "other", "dim": "axis", "negative_slope": "slope"},
+    **{"A": "matrix", "B": "other"},
     **{"min": "low", "max": "high", "min_val": "low", "max_val": "high", "divisor_override": "divisor"},
     **{"running_mean": "mean", "running_var": "variance"},
     # Of a result, all but its shape; and of training.
@@ -53,6 +54,13 @@ def instance_norm(context: Context, x: Any, use_input_stats: bool, cudnn_enabled
 
 def linear(context: Context, x: Any, weight: Any, bias: Any = None) -> Any:
     return arithmetic.gemm(context, x, weight, bias, transpose_other=True)
+
+
+def solve(context: Context, matrix: Any, other: Any, left: bool = True) -> Any:
+    if not isinstance(matrix, Tensor) or matrix.dim() != 2:
+        raise NoRuleError("its matrix is not one constant")
+    inverse = torch.linalg.inv(matrix.detach().double())
+    return arithmetic.matmul(context, inverse, other) if left else arithmetic.matmul(context, other, inverse)
 
 
 def addmm(context: Context, x: Any, mat1: Any, other: Any, beta: Any = 1, alpha: Any = 1) -> Any:
@@ -148,6 +156,7 @@ RULES: dict[str, Rule] = {
     "linear": linear,
     **dict.fromkeys(("matmul", "mm", "bmm"), arithmetic.matmul),
     "addmm": addmm,
+    "linalg_solve": solve,
     "_trilinear": bilinear,
     **{name: reduction(name) for name in ("sum", "mean")},
     **{name: reduction(name[-3:]) for name in ("amax", "amin")},
