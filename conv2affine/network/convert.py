@@ -193,8 +193,8 @@ def module_to_linear(
 
     Args:
         module: Any module that is affine: padding and convolution, convolution and batch norm, pooling, ...
-        example_input: A tensor, batch first; or a tuple of them, which the layer takes as one vector; whole numbers as in
-            `to_mlp`.
+        example_input: A tensor, batch first; or a tuple of them, which the layer takes as one vector; whole numbers as
+            in `to_mlp`.
         layout: "dense", "sparse", or "auto", as in `to_linear_network`. Default: "dense".
         dtype: As in `to_linear_network`.
 
