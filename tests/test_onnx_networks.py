@@ -33,7 +33,7 @@ NO_MLP = {
     "softmax-last-layer": (NotImplementedError, "Softmax_7: Softmax must be"),
     "unet_simp_small": (NotImplementedError, "Softmax_15: Softmax must be"),
     "14_ieee_ml4acopf": (NotImplementedError, "Sigmoid: Sigmoid must be"),
-    "3_30_30_QConv_16_3_QConv_32_2_Dense_43_ep_30": (NotImplementedError, "Sign: Sign must be"),
+    "3_30_30_QConv_16_3_QConv_32_2_Dense_43_ep_30": (NotImplementedError, "Softmax: Softmax must be"),
     "ibp_3_3_8": (NotImplementedError, "fn.1/Softmax: Softmax must be"),
     "patch-1": (NotImplementedError, "ArgMax_198: ArgMax must be"),
 }

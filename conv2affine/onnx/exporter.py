@@ -103,12 +103,12 @@ class Exporter:
     def last(self, x: str, weight: Any, bias: Any, origin: str) -> None:
         """The last layer of a chain, and its results for each output."""
         outputs = self.network.graph.outputs
-        if len(outputs) == 1:
-            self.flat[outputs[0]] = self.writer.linear(x, weight, bias, origin, self.wishes.get(outputs[0]))
-            return
-        joined = self.writer.linear(x, weight, bias, origin)
         ends = zip(self.output_shapes, self.network.outputs, strict=True)
         wishes = [tensor.name if self.is_flat(shape) else None for shape, tensor in ends]
+        if len(outputs) == 1:
+            self.flat[outputs[0]] = self.writer.linear(x, weight, bias, origin, wishes[0])
+            return
+        joined = self.writer.linear(x, weight, bias, origin)
         names = self.writer.split(joined, [value.size for value in outputs], wishes)
         self.flat.update(zip(outputs, names, strict=True))
 

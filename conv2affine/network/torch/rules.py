@@ -46,7 +46,7 @@ def copy(context: Context, x: Any, **options: Any) -> Any:
     return shapes.copy(context, x)
 
 
-def instance_norm(context: Context, x: Any, use_input_stats: bool, cudnn_enabled: bool, **options: Any) -> Any:
+def instance_norm(context: Context, x: Any, use_input_stats: bool, **options: Any) -> Any:
     if use_input_stats:
         raise NoRuleError("it takes its statistics from its input")
     return arithmetic.batch_norm(context, x, **options)
