@@ -147,3 +147,70 @@ def test_what_no_input_reaches_runs_as_it_is(function, dtype):
             torch.testing.assert_close(result(x), model(x))
     finally:
         torch.set_default_dtype(default)
+
+
+MASKED = {
+    "maximum": lambda x: torch.maximum(x + LARGE, x.flip(1)),
+    "maximum-second": lambda x: torch.maximum(x.flip(1), x + LARGE),
+    "minimum": lambda x: torch.minimum(x - LARGE, x.flip(1)),
+    "amax": lambda x: (x + LARGE).amax(1, keepdim=True),
+    "pool-of-a-pad": lambda x: F.max_pool1d(F.pad(x, (1, 1), value=-1e9)[:, None], 2).flatten(1),
+    "masked-fill": lambda x: x.masked_fill(LARGE < 0, -1e9).amax(1, keepdim=True),
+}
+LARGE = torch.tensor([0, -1e9, 0, -1e9, 0, -1e4])
+
+
+@DTYPES
+@pytest.mark.parametrize("function", MASKED.values(), ids=MASKED)
+def test_large_constants_in_a_maximum_cost_no_digits(function, dtype):
+    model, x = nn.Sequential(nn.Linear(5, 6), Function(function)).to(dtype), torch.randn(20, 5, dtype=dtype)
+    for result in (conv2affine.to_mlp(model, x), conv2affine.to_linear_network(model, x, max_pool="relu")):
+        torch.testing.assert_close(result(x), model(x), atol=1e-5, rtol=1e-6)
+
+
+def test_digits_that_a_result_loses_inside_are_no_rounding(monkeypatch):
+    from conv2affine.network.passes import to_relu
+
+    monkeypatch.setattr(to_relu, "_smaller_first", lambda writer, a, b: (a, b))
+    model, x = nn.Sequential(nn.Linear(5, 6), Function(MASKED["maximum"])), torch.randn(3, 5)
+    with pytest.raises(RuntimeError, match="the result does not equal the model, off by"):
+        conv2affine.to_mlp(model, x)
+
+
+class Autocast(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.fc(torch.relu(x)).float()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_autocast_inside_of_a_model_is_no_error(seed):
+    torch.manual_seed(seed)
+    model, x = Autocast(), torch.rand(2, 8)
+    torch.testing.assert_close(conv2affine.to_linear_network(model, x)(x), model(x), atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kept", [nn.GroupNorm(2, 8), nn.LayerNorm(3), nn.Softmax(1)], ids=lambda m: type(m).__name__)
+def test_rounding_the_inputs_of_a_kept_step_is_no_error(kept, dtype):
+    for seed in range(4):
+        torch.manual_seed(seed)
+        x = torch.rand(2, 8, 3)
+        result = conv2affine.to_linear_network(kept.eval(), x, dtype=dtype)
+        torch.testing.assert_close(result(x.to(dtype)).float(), kept(x), atol=0.1, rtol=0.1)
+
+
+def test_a_model_that_writes_to_its_input_is_exported():
+    x = torch.rand(3, 8)
+    conv2affine.onnx.export(Function(lambda x: x.add_(1)), x)
+    assert (x <= 1).all()
+
+
+def test_a_sparse_constant_is_refused_with_the_reason():
+    sparse = torch.eye(8).to_sparse_csr()
+    with pytest.raises(NotImplementedError, match="Sparse CSR tensors"):
+        conv2affine.to_linear_network(Function(lambda x: (sparse @ x.t()).t()), torch.rand(2, 8))

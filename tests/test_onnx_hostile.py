@@ -1,4 +1,4 @@
-"""Small files that ask for much: each is converted or refused within 20 s and 1.5 GB, in a process of its own."""
+"""Small files that ask for much: each is converted or refused within 20 s of processor time and 1.5 GB."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_takes_little(name, form):
         [sys.executable, ROOT / "tests" / "onnx_hostile.py", name, form],
         capture_output=True,
         text=True,
-        timeout=2 * MAX_SECONDS,
+        timeout=10 * MAX_SECONDS,
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
     )
     assert not result.returncode, result.stderr

@@ -10,7 +10,19 @@ from torch import Tensor
 
 from conv2affine.network.torch.rounding import WIDE, WIDER
 
-__all__ = ["COARSE", "EPS", "EXACT", "INFINITIES", "RUNS", "difference", "distance", "scale", "tolerance_of"]
+__all__ = [
+    "COARSE",
+    "EPS",
+    "EXACT",
+    "INFINITIES",
+    "OWN_ROUNDINGS",
+    "RUNS",
+    "difference",
+    "distance",
+    "own_part",
+    "scale",
+    "tolerance_of",
+]
 
 # Runs with noise. An element's own scale is the most by which it moves: it must not be small by chance.
 RUNS = 4
@@ -21,6 +33,10 @@ EPS = 1e-12
 EXACT = ROUNDINGS * EPS
 # Noise in the dtype that rounds: less would be rounded off.
 COARSE = 8
+# What a result computes may be larger inside than what the model does: a clip at 8 that starts from its bound, say. So
+# many roundings of that are allowed, and up to a scale of 8, or 8 times that of the whole output.
+OWN_ROUNDINGS = 8
+OWN_SCALE = 8.0
 # And by this part at most, however rough the dtype is: else anything would pass in half precision.
 ROUGHEST = 0.1
 INFINITIES = "infinities or NaN"
@@ -29,6 +45,13 @@ INFINITIES = "infinities or NaN"
 def tolerance_of(eps: float) -> float:
     """By what part of its own scale an element may differ, where one rounding is `eps`."""
     return min(ROUNDINGS * eps, ROUGHEST)
+
+
+def own_part(own: Any, size: Tensor) -> Any:
+    """The part of a result's own scale that is allowed, next to the scale of the model."""
+    finite = size[size.isfinite()]
+    largest = max(1.0, float(finite.max())) if finite.numel() else 1.0
+    return torch.as_tensor(own).clamp(max=OWN_SCALE * largest)
 
 
 def scale(exact: Tensor, moved: Sequence[Tensor], eps: float) -> Tensor:

@@ -16,9 +16,11 @@ from conv2affine.network.comparison import (
     EPS,
     EXACT,
     INFINITIES,
+    OWN_ROUNDINGS,
     RUNS,
     difference,
     distance,
+    own_part,
     scale,
     tolerance_of,
 )
@@ -69,6 +71,7 @@ def verify(
     eps = max(EPS, *(torch.finfo(each).eps for each in (dtype, *network.dtypes)))
     tolerance = tolerance_of(eps)
     dtypes = {network.dtype: dtype}
+    floor = OWN_ROUNDINGS * max(torch.finfo(each).tiny * torch.finfo(each).eps for each in (dtype, *network.dtypes))
     with unchanged(model), torch.no_grad():
         expected = _expected(model, inputs, tolerance, flat)
         taken = [x.to(each) for x, each in zip(inputs, network.input_dtypes, strict=True)]
@@ -80,7 +83,10 @@ def verify(
         for number, (a, b, c, d, size, own_size) in enumerate(outputs):
             is_compared = isinstance(a, Tensor) and a.shape == b.shape
             drift = distance(a, c) if is_compared else 0
-            problem = difference(a, b, tolerance * (size + own_size) + drift if is_compared else 0)
+            if is_compared:
+                own_size = own_part(own_size, size)
+            allowed = tolerance * size + OWN_ROUNDINGS * eps * own_size + drift + floor if is_compared else 0
+            problem = difference(a, b, allowed)
             wanted = dtypes.get(a.dtype, a.dtype) if isinstance(a, Tensor) else None
             if not problem and wanted is not getattr(b, "dtype", None):
                 problem = f"{b.dtype} for {wanted}"

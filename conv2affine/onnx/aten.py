@@ -85,7 +85,7 @@ def module_runner(model: nn.Module, network: OnnxNetwork) -> Run:
     device = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
 
     def run(mode: Any, inputs: Mapping[str, Any]) -> list[Any]:
-        batch = [torch.from_numpy(inputs[tensor.name]).to(device) for tensor in network.inputs]
+        batch = [torch.tensor(inputs[tensor.name], device=device) for tensor in network.inputs]
         with unchanged(model), torch.no_grad(), users_device(batch), mode:
             result = model(*batch)
         return [leaf.cpu().numpy() for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]

@@ -13,13 +13,13 @@ The maximum of a window is that of its halves, and so on.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from conv2affine.network.graph import Graph, Node, Step, Value
+from conv2affine.network.graph import Graph, Node, Piece, Step, Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.passes.simplify import replace_inputs
 from conv2affine.network.rules import formulas as rules
@@ -43,12 +43,15 @@ def to_relu(graph: Graph, dtype: torch.dtype, kinds: Container[str] | None = Non
     largest = torch.finfo(dtype).max
     names: dict[Value, Value] = {}
     nodes: list[Node] = []
+    biases: dict[Value, Any] = {}
     for old in graph.nodes:
         node = replace_inputs(old, names)
+        if isinstance(node, Piece):
+            biases[node.output] = np.abs(node.map.bias)
         if isinstance(node, Step) and node.kind != "relu" and (kinds is None or node.kind in kinds):
             part = Graph()
             origin = (*node.origin, node.kind)[0]
-            writer = _Writer(part, origin, largest)
+            writer = _Writer(part, origin, largest, biases)
             result = RULES[node.kind](writer, *map(_identity, node.inputs), **node.parameters)
             names[node.outputs[0]] = part.add_piece(result, node.outputs[0].shape, origin)
             nodes += part.nodes
@@ -64,6 +67,12 @@ class _Writer:
     graph: Graph
     origin: str
     largest: float
+    biases: Mapping[Value, Any]
+
+    def bias(self, map: Map) -> Any:
+        """How large the constants are in the elements of one value."""
+        [source] = map.terms
+        return self.biases.get(source, np.zeros(map.size))
 
     def value(self, map: Map) -> Value:
         """The value of a map."""
@@ -124,21 +133,38 @@ def _abs(writer: _Writer, x: Map) -> Map:
 
 
 def _maximum(writer: _Writer, a: Map, b: Map) -> Map:
+    a, b = _smaller_first(writer, a, b)
     return a + writer.relu(_minus(b, a))
 
 
 def _minimum(writer: _Writer, a: Map, b: Map) -> Map:
+    a, b = _smaller_first(writer, a, b)
     return _minus(a, writer.relu(_minus(a, b)))
+
+
+def _smaller_first(writer: _Writer, a: Map, b: Map) -> tuple[Map, Map]:
+    """The same elements, first those of small constants: a + relu(b - a) loses the digits of b where a is -1e9."""
+    is_large = _is_large(writer.bias(a), writer.bias(b))
+    if not is_large.any():
+        return a, b
+    return _where(~is_large, a) + _where(is_large, b), _where(~is_large, b) + _where(is_large, a)
+
+
+def _is_large(bias: Any, other: Any) -> Any:
+    return bias > np.maximum(LARGE_BOUND, other)
 
 
 def _window_max(writer: _Writer, x: Map, windows: Any) -> Map:
     """A tree: each round halves the windows; a pair that occurs in several of them is compared once."""
+    bias = writer.bias(x)
     while windows.shape[1] > 1:
         windows = -np.sort(-windows, axis=1)  # what is no element comes last
         if windows.shape[1] % 2:
             windows = np.pad(windows, ((0, 0), (0, 1)), constant_values=-1)
         pairs, inverse = np.unique(windows.reshape(-1, 2), axis=0, return_inverse=True)
-        first, second = pairs[:, 0], pairs[:, 1]
+        swapped = (pairs[:, 1] >= 0) & _is_large(bias[pairs[:, 0]], bias[pairs[:, 1]])
+        first, second = np.where(swapped, pairs.T[::-1], pairs.T)
+        bias = bias[first]
         compared = np.flatnonzero(second >= 0)
         larger = writer.relu(_minus(_at(x, second[compared]), _at(x, first[compared])))
         places = np.full(len(pairs), -1)

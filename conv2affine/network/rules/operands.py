@@ -111,13 +111,15 @@ def constant(argument: Any) -> Array:
     if isinstance(argument, Value):
         raise NoRuleError
     if isinstance(argument, Tensor):
+        if argument.layout is not torch.strided:
+            raise NoRuleError(f"a constant of it has the layout {argument.layout}")
         argument = argument.detach().double().cpu().numpy()
     return np.asarray(argument, np.float64)
 
 
 def weight(context: Context, argument: Any) -> tuple[Tensor, bool]:
     """A constant of floating numbers as a tensor, and whether these are numbers of the model as they are."""
-    if isinstance(argument, Tensor) and argument.is_floating_point():
+    if isinstance(argument, Tensor) and argument.is_floating_point() and argument.layout is torch.strided:
         return argument.detach().cpu(), argument.untyped_storage().data_ptr() in context.parameters
     if isinstance(argument, np.ndarray) and argument.dtype in (np.float32, np.float64):
         return torch.from_numpy(np.array(argument)), argument.ctypes.data in context.parameters

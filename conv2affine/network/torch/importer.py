@@ -207,8 +207,8 @@ class _Importer:
         call, inputs = AtenCall.of(target, *map_arg(given, self.blank if reads_shape_only else self.own))
         if not inputs:
             with torch.no_grad():
-                # What decompositions compute of weights is a part of the layers: in float64, but for mere views.
-                is_view = any(result.alias_info for result in target._schema.returns)
+                # What decompositions compute of weights is a part of the layers: in float64, but for views and casts.
+                is_view = any(result.alias_info for result in target._schema.returns) or name == "_to_copy"
                 given = (call.args, call.kwargs) if reads_shape_only else (args, kwargs)
                 args, kwargs = given if is_view else pytree.tree_map(wider, given)
                 result = target(*args, **kwargs)

@@ -94,7 +94,9 @@ class InDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, inputs: Iterable[Tensor], noise: Noise, runs: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.noise, self.runs = noise, range(runs + 1)
-        self.values = WeakTensorKeyDictionary({x: [wider(x.clone()) for _ in self.runs] for x in inputs})
+        self.values = WeakTensorKeyDictionary(
+            {x: [wider(x.clone()), *(noise.moved(wider(x), None) for _ in range(runs))] for x in inputs}
+        )
 
     def exact(self, item: Any, run: int = 0) -> Any:
         """A tensor in float64, without noise or as in one of the runs with it; anything else as it is, but dtypes."""
