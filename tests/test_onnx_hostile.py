@@ -27,7 +27,7 @@ def test_takes_little(name, form):
         [sys.executable, ROOT / "tests" / "onnx_hostile.py", name, form],
         capture_output=True,
         text=True,
-        timeout=10 * MAX_SECONDS,
+        timeout=3 * MAX_SECONDS,
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
     )
     assert not result.returncode, result.stderr
