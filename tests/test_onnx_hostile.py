@@ -12,16 +12,14 @@ from onnx_hostile import CASES
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_SECONDS, MAX_BYTES = 20, 1.5e9
-MANY_NODES = pytest.mark.xfail(reason="thousands of nodes take longer: time is counted for each node, not for all")
 
 
 @pytest.mark.long
 @pytest.mark.serial
-@pytest.mark.parametrize("form", ["graph", "mlp"])
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=MANY_NODES) if name in ("relus", "squares") else name for name in CASES]
-)
+@pytest.mark.parametrize(("name", "form"), [(name, form) for name in CASES for form in ("graph", "mlp")])
 def test_takes_little(name, form):
+    if (name, form) == ("relus", "mlp"):
+        pytest.xfail("not reached: a chain of 20,000 layers takes a minute of processor time")
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     result = subprocess.run(
         [sys.executable, ROOT / "tests" / "onnx_hostile.py", name, form],

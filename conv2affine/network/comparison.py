@@ -24,20 +24,20 @@ __all__ = [
     "tolerance_of",
 ]
 
-# Runs with noise. An element's own scale is the most by which it moves: it must not be small by chance.
+# Number of runs with noise. An element's scale is its largest movement in them: a single one may be small by chance.
 RUNS = 4
 # Roundings add up, over the layers and over the elements of a sum; what goes wrong is off by far more.
 ROUNDINGS = 1000
 # One rounding in float64, and some more: noise of 2e-16 would be rounded itself. The affine pieces are computed so.
 EPS = 1e-12
 EXACT = ROUNDINGS * EPS
-# Noise in the dtype that rounds: less would be rounded off.
+# Units of noise where the dtype itself rounds: a single one would often be lost to rounding.
 COARSE = 8
-# What a result computes may be larger inside than what the model does: a clip at 8 that starts from its bound, say. So
-# many roundings of that are allowed, and up to a scale of 8, or 8 times that of the whole output.
+# A result may compute larger numbers inside than the model does, as a clip at 8 that starts from its bound. This many
+# roundings of them are allowed, for numbers up to 8, or up to 8 times the scale of the whole output.
 OWN_ROUNDINGS = 8
 OWN_SCALE = 8.0
-# And by this part at most, however rough the dtype is: else anything would pass in half precision.
+# Upper limit of the tolerance, relative to an element's scale: in half precision, 1000 roundings allow anything.
 ROUGHEST = 0.1
 INFINITIES = "infinities or NaN"
 

@@ -119,7 +119,6 @@ def prepare(network: OnnxNetwork, options: Options) -> Prepared:
         network = _without_casts(dataclasses.replace(network, graph=graph))
         layers = to_layers(simplify(_join(network).graph), dtype)
         return Prepared(network, layers, describe_layers(layers, dtype, "dense"), dtype)
-    graph = simplify(network.graph)
     if options.max_pool == "relu":
         graph = simplify(to_relu(graph, dtype, ("window_max",)))
     graph = simplify(merge_pieces(graph, options.merge))

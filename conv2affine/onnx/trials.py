@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TypeProto, ValueInfoProto, external_data_helper, helper, numpy_helper
 
+from conv2affine.network.comparison import tolerance_of
 from conv2affine.network.graph import Kept, Piece, Step, Value
 from conv2affine.network.kinds import KINDS
 from conv2affine.onnx.call import make_info, one_node, runs_on_vectors
@@ -24,9 +25,6 @@ from conv2affine.onnx.runner import Run, RunError, runner, sample
 __all__ = ["DISPUTED", "agrees", "first_mixing", "layer_runner", "run_alone", "with_outputs"]
 
 SAMPLES = 3
-# Of the largest element. Sums may be rounded in another order; what mixes samples is off by far more.
-ROUNDINGS = 1000
-MAX_TOLERANCE = 0.1
 # Pooling with ceil_mode, auto_pad or dilations; resizing by no whole number, and sampling; slices that start before an
 # axis.
 DISPUTED = ("AveragePool", "GridSample", "LpPool", "MaxPool", "Resize", "Slice", "Upsample")
@@ -130,7 +128,7 @@ def _is_close(a: Any, b: Any, eps: float) -> bool:
     if a.dtype.kind != "f":
         return np.array_equal(a, b)
     largest = np.abs(a[np.isfinite(a)]).max(initial=0)
-    return np.allclose(a, b, rtol=0, atol=min(ROUNDINGS * eps, MAX_TOLERANCE) * largest, equal_nan=True)
+    return np.allclose(a, b, rtol=0, atol=tolerance_of(eps) * largest, equal_nan=True)
 
 
 def run_alone(node: NodeProto, opset: int, results: Mapping[str, Any], types: Mapping[str, TypeProto]) -> Trial | None:

@@ -88,7 +88,7 @@ def _each(
 
 
 def _block(matrix: Matrix, times: int) -> Matrix | None:
-    """What a matrix is so many times along its diagonal, if it is that."""
+    """The block of a block-diagonal matrix of equal blocks; None for any other matrix."""
     if isinstance(matrix, Repeated):
         return matrix.block if matrix.times == times else None
     if not isinstance(matrix, Selection) or any(size % times for size in matrix.shape):

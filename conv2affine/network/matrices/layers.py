@@ -1,4 +1,4 @@
-"""The matrices of layers: a convolution, also many times, and what acts on each axis by itself."""
+"""The matrices of layers: a convolution, equal blocks along a diagonal, and products of one matrix for each axis."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class Repeated(Matrix):
 
 
 def repeated(block: Convolution, times: int) -> Convolution | Repeated:
-    """A layer so many times."""
+    """A block-diagonal matrix of `times` equal blocks."""
     return block if times == 1 else Repeated(block, times)
 
 

@@ -175,10 +175,13 @@ class _Chain:
                 read = self.read(node.inputs[0], self.level[node.outputs[0]])
                 self.units[node.outputs[0]] = Units(read.map, False, (*read.origin, *node.origin))
         before = {value: Units(AffineMap.identity(value, value.size), False) for value in self.graph.inputs}
+        there: list[list[Value]] = [[] for _ in range(depth + 1)]
+        for value, last in self.last.items():
+            for number in range(max(self.birth(value), 1), min(last, depth + 1)):
+                there[number].append(value)
         layers = []
         for number in range(1, depth + 1):
-            there = [value for value, last in self.last.items() if self.birth(value) <= number < last]
-            layers.append(Layer({value: self.appear(value, number) for value in there}, before))
+            layers.append(Layer({value: self.appear(value, number) for value in there[number]}, before))
             before = layers[-1].units
         return [*layers, Layer(result, before)]
 

@@ -55,7 +55,7 @@ class NoRuleError(Exception):
 
 
 def check_numbers(count: int) -> None:
-    """Refuse a rule that takes so many numbers at once; the operator is kept then."""
+    """Raise NoRuleError, so that the operator is kept, if a rule needs more than `MAX_NUMBERS` numbers at once."""
     if count > MAX_NUMBERS:
         raise NoRuleError(f"its rule would take {count} numbers, more than {MAX_NUMBERS}")
 

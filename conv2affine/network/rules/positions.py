@@ -101,13 +101,13 @@ def _taps(input_size: Sequence[int], output_size: Sequence[int], window: Window)
 
 
 def adaptive_average_pool(context: Context, x: Any, axes: int) -> Map:
-    """The means of windows over so many last axes."""
+    """The means of windows over the last `axes` axes."""
     shape = value(x).shape
     return through(x, windows.adaptive_average_pool(prod(shape[:-axes]), shape[-axes:], context.shape[-axes:]))
 
 
 def adaptive_max_pool(context: Context, x: Any, axes: int) -> Value:
-    """The largest elements of windows over so many last axes."""
+    """The largest elements of windows over the last `axes` axes."""
     over = windows.adaptive_windows(value(x).shape, context.shape[-axes:])
     return step(context, "window_max", value(x), call=context.call, windows=over)
 

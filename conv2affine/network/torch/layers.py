@@ -77,7 +77,7 @@ def _weight(matrix: Matrix, dtype: torch.dtype, layout: str) -> Tensor:
 
 
 def row_chunks(matrix: Matrix, dtype: torch.dtype, step: int) -> Iterator[Tensor]:
-    """The dense weight of a layer, so many rows at a time."""
+    """The dense weight of a layer, a chunk of rows at a time."""
     chunks = [range(start, min(start + step, matrix.shape[0])) for start in range(0, matrix.shape[0], step)]
     if isinstance(matrix, Convolution):
         weight = matrix.weight.detach().to(dtype)
