@@ -3,41 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
-from torch.utils import _pytree as pytree
 
-from conv2affine.convolution.guard import memory_left
-from conv2affine.convolution.sizes import readable_bytes
-from conv2affine.network.graph import Graph, Kept, Piece, Step, Value
+from conv2affine.network.graph import Piece, Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.matrix import Array, Matrix, Selection
-from conv2affine.network.passes.chain import Layer, chain, to_graph, write_out
-from conv2affine.network.passes.ends import join_ends, slices
-from conv2affine.network.passes.merge import MERGE, Merge
+from conv2affine.network.passes.chain import to_graph, write_out
+from conv2affine.network.passes.merge import Merge
 from conv2affine.network.passes.merge import merge as merge_pieces
 from conv2affine.network.passes.simplify import simplify
-from conv2affine.network.passes.to_relu import to_relu
+from conv2affine.network.prepare import (
+    DTYPES,
+    check_floats,
+    check_memory,
+    in_mode_of,
+    one_of,
+    prepare,
+    reason_of,
+    to_layers,
+    with_slices,
+    with_vectors,
+)
 from conv2affine.network.progress import progress
 from conv2affine.network.report import NetworkPlan, describe, describe_layers
-from conv2affine.network.rules.bends import MASKS
 from conv2affine.network.torch.exporter import export_torch
 from conv2affine.network.torch.held import class_name
-from conv2affine.network.torch.importer import TorchNetwork, import_torch
+from conv2affine.network.torch.importer import import_torch
 from conv2affine.network.torch.intake import Model, hold
 from conv2affine.network.torch.layers import LAYOUTS, Layout, layer
 from conv2affine.network.torch.surroundings import alone, on_cpu
 from conv2affine.network.verify import verify
 
 __all__ = ["module_to_linear", "plan_network", "to_linear_network", "to_mlp"]
-
-DTYPES = (None, torch.float64, torch.float32, torch.float16, torch.bfloat16)
-Module = TypeVar("Module", bound=nn.Module)
 
 
 @alone
@@ -98,7 +100,7 @@ def to_linear_network(
         total                        10,656  232.70 kB  86.45 kB  232.70 kB
     """
     model, inputs = hold(model, example_inputs)
-    network, dtype = _import(model, inputs, layout, merge, max_pool, dtype)
+    network, dtype = prepare(model, inputs, layout, merge, max_pool, dtype)
     plan = describe(network.graph, dtype, layout)
     check_memory(plan)
     with progress(len(plan.layers)) as each:
@@ -111,7 +113,7 @@ def to_linear_network(
     net.plan = plan  # type: ignore[assignment]
     net.meta[_USER_PRESERVED_ATTRIBUTES_KEY] = {"plan": plan}  # for copies
     verify(model, net, inputs, network, dtype)
-    return _finish(model, net)
+    return in_mode_of(model, net)
 
 
 @alone
@@ -160,14 +162,14 @@ def to_mlp(
           (7): Linear(in_features=16, out_features=8, bias=True)
         )
     """
-    _one_of("layout", layout, LAYOUTS)
-    _one_of("dtype", dtype, DTYPES)
+    one_of("layout", layout, LAYOUTS)
+    one_of("dtype", dtype, DTYPES)
     model, inputs = hold(model, example_inputs)
     original = import_torch(model, inputs, floats=True)
-    network = _with_vectors(original, "a chain")
+    network = with_vectors(original, "a chain")
     dtype = dtype or network.dtype
     layers = to_layers(simplify(network.graph), dtype)
-    _check_floats(network, "a chain")
+    check_floats(network, "a chain")
     plan = describe_layers(layers, dtype, layout)
     check_memory(plan)
     modules: list[nn.Module] = []
@@ -179,7 +181,7 @@ def to_mlp(
     mlp.plan = plan  # type: ignore[assignment]
     network = dataclasses.replace(network, graph=to_graph(layers))
     verify(model, mlp, inputs, network, dtype, flat=True)
-    return _finish(model, _with_slices(mlp, original.graph))
+    return in_mode_of(model, with_slices(mlp, original.graph))
 
 
 @alone
@@ -214,21 +216,21 @@ def module_to_linear(
         >>> module_to_linear(module, torch.rand(1, 3, 8, 8))
         Linear(in_features=192, out_features=128, bias=True)
     """
-    _one_of("layout", layout, LAYOUTS)
-    _one_of("dtype", dtype, DTYPES)
+    one_of("layout", layout, LAYOUTS)
+    one_of("dtype", dtype, DTYPES)
     module, inputs = hold(module, example_input)
     original = import_torch(module, inputs, floats=True)
-    network = _with_vectors(original, "a linear layer")
+    network = with_vectors(original, "a linear layer")
     graph = merge_pieces(simplify(network.graph), "always")
     map: AffineMap[Value] = AffineMap.identity(graph.inputs[0], graph.inputs[0].size)
     for node in graph.nodes:
         if not isinstance(node, Piece):
             raise TypeError(
                 f"module ({class_name(module)}) must be affine in its input, and {', '.join(node.origin)} "
-                f"({node.kind}) is not{_reason(node)}; to_linear_network converts the affine pieces around such steps"
+                f"({node.kind}) is not{reason_of(node)}; to_linear_network converts the affine pieces around such steps"
             )
         map = node.map  # all of it: the graph has one piece at most
-    _check_floats(network, "a linear layer")
+    check_floats(network, "a linear layer")
     dtype = dtype or network.dtype
     check_memory(describe(graph, dtype, layout))
     [source] = graph.inputs
@@ -236,7 +238,7 @@ def module_to_linear(
     fc = layer(matrix, map.bias if map.bias.any() else None, dtype, layout).to(network.device)
     network = dataclasses.replace(network, graph=graph)
     verify(module, nn.Sequential(nn.Flatten(), fc), inputs, network, dtype, flat=True)
-    return _finish(module, _with_slices(fc, original.graph))
+    return in_mode_of(module, with_slices(fc, original.graph))
 
 
 @alone
@@ -272,92 +274,5 @@ def plan_network(
         14722400260
     """
     model, inputs = hold(model, example_inputs)
-    network, dtype = _import(model, inputs, layout, merge, max_pool, dtype)
+    network, dtype = prepare(model, inputs, layout, merge, max_pool, dtype)
     return describe(network.graph, dtype, layout)
-
-
-def _import(
-    model: nn.Module, inputs: Sequence[Tensor], layout: Layout, mode: Merge, max_pool: str, dtype: torch.dtype | None
-) -> tuple[TorchNetwork, torch.dtype]:
-    """The network after all passes, and the dtype of its layers."""
-    _one_of("layout", layout, LAYOUTS)
-    _one_of("merge", mode, MERGE)
-    _one_of("max_pool", max_pool, ("max", "relu"))
-    _one_of("dtype", dtype, DTYPES)
-    network = import_torch(model, inputs)
-    graph = simplify(network.graph)
-    if max_pool == "relu":
-        graph = simplify(to_relu(graph, dtype or network.dtype, ("window_max",)))
-    graph = merge_pieces(graph, mode)
-    return dataclasses.replace(network, graph=simplify(graph)), dtype or network.dtype
-
-
-def to_layers(graph: Graph, dtype: torch.dtype) -> list[Layer]:
-    """The chain of a graph whose steps are piecewise linear, computed in `dtype`; see `join_ends`."""
-    graph = simplify(to_relu(graph, dtype))
-    kept = [node for node in graph.nodes if isinstance(node, Kept)]
-    for node in sorted(kept, key=lambda node: node.kind in MASKS):  # what becomes of a comparison says more than that
-        raise NotImplementedError(
-            f"{', '.join(node.origin)}: {node.kind} must be affine or piecewise linear to become linear layers and "
-            f"ReLUs, and is not{_reason(node)}; to_linear_network, or form graph, keeps it as it is"
-        )
-    return chain(simplify(merge_pieces(graph)))
-
-
-def check_memory(plan: NetworkPlan) -> None:
-    """Raise MemoryError if the layers of a plan need more memory than is left."""
-    left = memory_left()
-    if plan.peak_bytes > left:
-        raise MemoryError(
-            f"the layers need {readable_bytes(plan.peak_bytes)}, and there are {readable_bytes(left)} left; choose a "
-            f"smaller input or another layout\n{plan}"
-        )
-
-
-def _reason(step: Step | Kept) -> str:
-    """Why a step is kept, if that is known."""
-    reason = getattr(step.call, "reason", "")
-    return reason and f": {reason}"
-
-
-def _finish(model: nn.Module, result: Module) -> Module:
-    """The result in the mode of the model."""
-    requires_grad = any(parameter.requires_grad for parameter in model.parameters())
-    return result.train(model.training).requires_grad_(requires_grad)
-
-
-def _with_vectors(network: TorchNetwork, result: str) -> TorchNetwork:
-    """The network of one vector each as input and output; refuses what cannot be a part of them."""
-    for constant in network.constants:
-        raise ValueError(
-            f"{result} has outputs of one dtype, {network.dtype}, and the model has a constant one of "
-            f"{constant.dtype}; to_linear_network keeps it"
-        )
-    inputs = network.graph.inputs
-    if len(inputs) == 1 and len(inputs[0].shape) == 1:
-        raise ValueError(f"{result} takes vectors, and the model takes numbers; let it take x of shape (batch, 1)")
-    graph = join_ends(network.graph)
-    leaf = graph.outputs[0]
-    return dataclasses.replace(network, graph=graph, leaves=[leaf], structure=pytree.tree_structure(leaf))
-
-
-def _with_slices(result: Module, graph: Graph) -> Module:
-    """The result, which knows where the inputs and outputs of the model are in its vectors."""
-    result.input_slices = slices(graph.inputs)  # type: ignore[assignment]
-    result.output_slices = slices(graph.outputs)  # type: ignore[assignment]
-    return result
-
-
-def _check_floats(network: TorchNetwork, result: str) -> None:
-    """Refuse inputs of whole numbers that are not cast."""
-    for dtype in network.input_dtypes:
-        if not dtype.is_floating_point:
-            raise ValueError(
-                f"{result} takes floating-point numbers, and the model takes {dtype}, of which it computes more than a "
-                "cast; let it begin with x.float()"
-            )
-
-
-def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} ({value!r}) must be one of {allowed}")

@@ -17,7 +17,6 @@ from onnx import ModelProto, TensorProto, defs, external_data_helper
 from onnx.shape_inference import InferenceError
 
 from conv2affine.convolution.sizes import readable_bytes
-from conv2affine.network.convert import check_memory, to_layers
 from conv2affine.network.graph import Kept, Node, Step, Value
 from conv2affine.network.passes.chain import Layer
 from conv2affine.network.passes.ends import join_ends, slices
@@ -25,6 +24,7 @@ from conv2affine.network.passes.merge import MERGE, Merge
 from conv2affine.network.passes.merge import merge as merge_pieces
 from conv2affine.network.passes.simplify import replace_inputs, simplify
 from conv2affine.network.passes.to_relu import to_relu
+from conv2affine.network.prepare import check_memory, to_layers
 from conv2affine.network.progress import progress
 from conv2affine.network.report import NetworkPlan, describe, describe_layers
 from conv2affine.onnx.exporter import Exporter, gathers
