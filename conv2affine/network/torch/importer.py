@@ -206,32 +206,11 @@ class _Importer:
         reads_shape_only = name.endswith("_like") or name.startswith("new_")
         call, inputs = AtenCall.of(target, *map_arg(given, self.blank if reads_shape_only else self.own))
         if not inputs:
-            with torch.no_grad():
-                # What decompositions compute of weights is a part of the layers: in float64, but for views and casts.
-                is_view = any(result.alias_info for result in target._schema.returns) or name == "_to_copy"
-                given = (call.args, call.kwargs) if reads_shape_only else (args, kwargs)
-                args, kwargs = given if is_view else pytree.tree_map(wider, given)
-                result = target(*args, **kwargs)
-            # What is left empty is never read, but it must not turn into NaN.
-            return torch.zeros_like(result) if name == "empty" else result
+            return _constant(target, *((call.args, call.kwargs) if reads_shape_only else (args, kwargs)))
         fakes = node.meta.get("val")
         if fakes is None:  # it only asserts
             return None
-        if isinstance(fakes, torch.SymInt | torch.SymFloat | torch.SymBool):
-            raise ValueError(
-                f"{origin(node)} ({name}) must not make one number of a whole batch; let it stay a tensor, with an "
-                "element for each sample"
-            )
-        if self.has_unknown_size(node, name):
-            raise NotImplementedError(
-                f"{origin(node)} ({name}) must not select elements by values of the inputs, as x[x > 0] does; multiply "
-                "by a mask, or use torch.where"
-            )
-        if name.startswith("as_strided") and not _fills_memory(node.all_input_nodes[0]):
-            raise NotImplementedError(
-                f"{origin(node)} ({name}) must take a tensor that is contiguous and fills its memory, not a view of "
-                "another; call .clone(memory_format=torch.contiguous_format) before it"
-            )
+        self.check(node, name)
         several = isinstance(fakes, tuple | list)
         fakes = fakes if several else [fakes]
         if any(isinstance(size, torch.SymInt) for fake in fakes if fake is not None for size in fake.shape):
@@ -263,6 +242,24 @@ class _Importer:
             call = dataclasses.replace(call, reason=reason)
             results = self.graph.add_kept(name, inputs, shapes, call, origin(node))
         return dict(zip(used, results, strict=True)) if several else results[0]
+
+    def check(self, node: fx.Node, name: str) -> None:
+        """Refuse an operator whose result is no tensor of a known size, or depends on where elements lie in memory."""
+        if isinstance(node.meta["val"], torch.SymInt | torch.SymFloat | torch.SymBool):
+            raise ValueError(
+                f"{origin(node)} ({name}) must not make one number of a whole batch; let it stay a tensor, with an "
+                "element for each sample"
+            )
+        if self.has_unknown_size(node, name):
+            raise NotImplementedError(
+                f"{origin(node)} ({name}) must not select elements by values of the inputs, as x[x > 0] does; multiply "
+                "by a mask, or use torch.where"
+            )
+        if name.startswith("as_strided") and not _fills_memory(node.all_input_nodes[0]):
+            raise NotImplementedError(
+                f"{origin(node)} ({name}) must take a tensor that is contiguous and fills its memory, not a view of "
+                "another; call .clone(memory_format=torch.contiguous_format) before it"
+            )
 
     def has_unknown_size(self, node: fx.Node, name: str) -> bool:
         """Whether values of the network's inputs decide how many elements are read or written."""
@@ -296,6 +293,20 @@ def origin(node: fx.Node) -> str:
 def operator_name(target: Any) -> str:
     """What PyTorch calls an operator, without its overload."""
     return str(target._schema.name).removeprefix("aten::")
+
+
+def _constant(target: Any, args: Any, kwargs: Any) -> Any:
+    """The result of an operator that no input reaches.
+
+    What decompositions compute of weights is a part of the layers: in float64, but for views and casts.
+    """
+    name = operator_name(target)
+    if name != "_to_copy" and not any(result.alias_info for result in target._schema.returns):
+        args, kwargs = pytree.tree_map(wider, (args, kwargs))
+    with torch.no_grad():
+        result = target(*args, **kwargs)
+    # What is left empty is never read, but it must not turn into NaN.
+    return torch.zeros_like(result) if name == "empty" else result
 
 
 def _fills_memory(node: fx.Node) -> bool:
