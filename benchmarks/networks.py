@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 import conv2affine
 from conv2affine.network import convert
-from conv2affine.network.torch import importer as torch_importer
-from conv2affine.network.torch import program as torch_program
+from conv2affine.network.torch.importing import importer as torch_importer
+from conv2affine.network.torch.models import program as torch_program
 
 CONVOLUTIONS = nn.Conv2d, nn.ConvTranspose2d
 DENSE_BYTES = 2**31  # of what is compared as a dense network too

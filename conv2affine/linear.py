@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
     from conv2affine.interop.sharded import ShardedSparseLinear
-    from conv2affine.network.torch.intake import Model
+    from conv2affine.network.torch.models.intake import Model
 
 __all__ = ["to_linear", "torch_conv_layer_to_affine"]
 

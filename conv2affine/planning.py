@@ -19,7 +19,7 @@ from conv2affine.operators import ops
 
 if TYPE_CHECKING:
     from conv2affine.network.report import NetworkPlan
-    from conv2affine.network.torch.intake import Model
+    from conv2affine.network.torch.models.intake import Model
 
 __all__ = ["Plan", "plan"]
 

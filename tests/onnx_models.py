@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper, parser, shape_inference
 
-from conv2affine.onnx.runner import runner
+from conv2affine.onnx.running.runner import runner
 
 Constants = Mapping[str, Any]
 

@@ -22,9 +22,9 @@ from onnx import AttributeProto, ModelProto
 from test_onnx_rules import AFFINE, KEPT, PIECEWISE, model
 
 from conv2affine.onnx import convert
+from conv2affine.onnx.importing.reader import read
 from conv2affine.onnx.pipeline import sample
-from conv2affine.onnx.reader import read
-from conv2affine.onnx.runner import runner
+from conv2affine.onnx.running.runner import runner
 
 SECONDS = 20
 SEED = 2  # of inputs on which `convert` did not compare the two

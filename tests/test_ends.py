@@ -11,7 +11,7 @@ from torch import nn
 
 from conv2affine import to_linear, to_mlp
 from conv2affine.onnx import convert, export
-from conv2affine.onnx.runner import runner
+from conv2affine.onnx.running.runner import runner
 
 
 def vector(tensors):

@@ -16,8 +16,8 @@ from torch import nn
 import conv2affine
 from conv2affine import onnx
 from conv2affine.network.convert import plan_network
-from conv2affine.network.torch.importer import _Importer
-from conv2affine.network.torch.program import export
+from conv2affine.network.torch.importing.importer import _Importer
+from conv2affine.network.torch.models.program import export
 
 CONVERT = {
     "network": conv2affine.to_linear_network,

@@ -13,7 +13,7 @@ from torch import nn
 
 import conv2affine
 from conv2affine.onnx import convert
-from conv2affine.onnx.runner import runner as onnx_runner
+from conv2affine.onnx.running.runner import runner as onnx_runner
 
 AVERAGE = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 MAX = (F.max_pool1d, F.max_pool2d, F.max_pool3d)

@@ -11,7 +11,9 @@ import torch
 from onnx import TensorProto, helper
 from onnx_models import WEIGHTS, cnn, difference, inputs, model, operators, random
 
-from conv2affine.onnx import convert, exporter, plan, runner, storage
+from conv2affine.onnx import convert, plan
+from conv2affine.onnx.exporting import exporter, storage
+from conv2affine.onnx.running import runner
 
 
 def test_graph_form():
@@ -261,7 +263,7 @@ def test_no_model_with_the_data_of_another(tmp_path, monkeypatch):
         if target == path:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("conv2affine.onnx.storage.os.replace", replace)
+    monkeypatch.setattr("conv2affine.onnx.exporting.storage.os.replace", replace)
     with pytest.raises(KeyboardInterrupt):
         convert(cnn(), path, form="mlp", overwrite=True)
     assert len(moves) == 2
@@ -273,7 +275,9 @@ def test_nothing_is_written_over_or_left_behind(tmp_path, monkeypatch):
     path.write_text("mine")
     with pytest.raises(FileExistsError, match="is there already"):
         convert(cnn(), path)
-    monkeypatch.setattr("conv2affine.onnx.exporter.Exporter.arrays", lambda *args: (random(72, 36), random(72)))
+    monkeypatch.setattr(
+        "conv2affine.onnx.exporting.exporter.Exporter.arrays", lambda *args: (random(72, 36), random(72))
+    )
     with pytest.raises(RuntimeError, match=r"the result in .* must be valid ONNX.* please report"):
         convert(cnn(), path, overwrite=True)
     assert path.read_text() == "mine"
@@ -288,7 +292,8 @@ def test_nothing_is_written_over_or_left_behind(tmp_path, monkeypatch):
 def test_a_wrong_result_is_noticed(monkeypatch):
     arrays = exporter.Exporter.arrays
     monkeypatch.setattr(
-        "conv2affine.onnx.exporter.Exporter.arrays", lambda *args: (1.001 * arrays(*args)[0], arrays(*args)[1])
+        "conv2affine.onnx.exporting.exporter.Exporter.arrays",
+        lambda *args: (1.001 * arrays(*args)[0], arrays(*args)[1]),
     )
     with pytest.raises(RuntimeError, match="does not equal the original"):
         convert(cnn())

@@ -12,8 +12,8 @@ import pytest
 from onnx import ModelProto, TensorProto, numpy_helper
 
 from conv2affine.onnx import convert
-from conv2affine.onnx.rules import RULES
-from conv2affine.onnx.runner import runner
+from conv2affine.onnx.importing.rules import RULES
+from conv2affine.onnx.running.runner import runner
 
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
 # Kept, and run by onnxruntime, which does not do what the standard wants.

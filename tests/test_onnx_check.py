@@ -6,8 +6,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from conv2affine import onnx
-from conv2affine.onnx import exporter
-from conv2affine.onnx.runner import runner
+from conv2affine.onnx.exporting import exporter
+from conv2affine.onnx.running.runner import runner
 
 SCALES = np.array([1e5, 1e-6, 1, 1e5, 1e-3, 1e2])
 

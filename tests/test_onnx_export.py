@@ -8,8 +8,9 @@ import torch
 from onnx_models import operators
 from torch import nn
 
-from conv2affine.onnx import export, runner
-from conv2affine.onnx.aten import POINTWISE
+from conv2affine.onnx import export
+from conv2affine.onnx.importing.aten import POINTWISE
+from conv2affine.onnx.running import runner
 
 
 class Residual(nn.Module):

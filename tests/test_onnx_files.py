@@ -12,7 +12,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
 from onnx_models import CNN, WEIGHTS, cnn, difference, inputs, model, operators, random
 
 from conv2affine.onnx import convert
-from conv2affine.onnx.runner import runner
+from conv2affine.onnx.running.runner import runner
 
 BFLOAT16 = helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16)
 HALVES = {"float16": (TensorProto.FLOAT16, np.float16), "bfloat16": (TensorProto.BFLOAT16, BFLOAT16)}

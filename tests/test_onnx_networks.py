@@ -8,7 +8,7 @@ import pytest
 from onnx_models import difference, inputs
 
 from conv2affine.onnx import convert
-from conv2affine.onnx.reader import read
+from conv2affine.onnx.importing.reader import read
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "networks"
 FILES = sorted(FOLDER.glob("*.onnx"))

@@ -14,8 +14,8 @@ from onnx_models import cnn, difference, inputs, model, operators, random
 from torch import nn
 
 from conv2affine.onnx import convert, export
+from conv2affine.onnx.exporting.writer import Writer
 from conv2affine.onnx.pipeline import MIN_OPSET
-from conv2affine.onnx.writer import Writer
 
 DOUBLE = dict.fromkeys("xy", TensorProto.DOUBLE)
 W, R = random(1, 12, 2), random(1, 12, 3)
@@ -221,7 +221,7 @@ def test_rows_of_samples_inside_are_no_reason():
 
 def test_a_wrong_batch_is_no_reason_to_take_one_sample(monkeypatch):
     """What is wrong for several samples only is an error, not one that is written for one sample."""
-    monkeypatch.setattr("conv2affine.onnx.exporter.Exporter.sizes", lambda self, shape: list(shape))
+    monkeypatch.setattr("conv2affine.onnx.exporting.exporter.Exporter.sizes", lambda self, shape: list(shape))
     with pytest.raises(RuntimeError, match="onnxruntime cannot run the model"):
         convert(cnn())
 

@@ -12,7 +12,9 @@ import torch
 from onnx import NodeProto, TensorProto, helper
 from onnx_models import cnn, model, operators, random
 
-from conv2affine.onnx import convert, inference, reader, storage
+from conv2affine.onnx import convert
+from conv2affine.onnx.exporting import storage
+from conv2affine.onnx.importing import inference, reader
 
 
 @pytest.mark.parametrize("link", [None, os.symlink, os.link])

@@ -32,11 +32,11 @@ from conv2affine.network.prepare import (
 from conv2affine.network.progress import progress
 from conv2affine.network.report import NetworkPlan, describe, describe_layers
 from conv2affine.network.torch.exporter import export_torch
-from conv2affine.network.torch.held import class_name
-from conv2affine.network.torch.importer import import_torch
-from conv2affine.network.torch.intake import Model, hold
+from conv2affine.network.torch.importing.importer import import_torch
 from conv2affine.network.torch.layers import LAYOUTS, Layout, layer
-from conv2affine.network.torch.surroundings import alone, on_cpu
+from conv2affine.network.torch.models.held import class_name
+from conv2affine.network.torch.models.intake import Model, hold
+from conv2affine.network.torch.models.surroundings import alone, on_cpu
 from conv2affine.network.verify import verify
 
 __all__ = ["module_to_linear", "plan_network", "to_linear_network", "to_mlp"]

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from conv2affine.network.torch.importer import operator_name, origin
-from conv2affine.network.torch.program import export
+from conv2affine.network.torch.importing.importer import operator_name, origin
+from conv2affine.network.torch.models.program import export
 
 __all__ = ["first_mixing", "is_close"]
 

@@ -21,7 +21,7 @@ from conv2affine.network.passes.simplify import simplify
 from conv2affine.network.passes.to_relu import to_relu
 from conv2affine.network.report import NetworkPlan
 from conv2affine.network.rules.bends import MASKS
-from conv2affine.network.torch.importer import TorchNetwork, import_torch
+from conv2affine.network.torch.importing.importer import TorchNetwork, import_torch
 from conv2affine.network.torch.layers import LAYOUTS, Layout
 
 __all__ = [

@@ -26,11 +26,11 @@ from conv2affine.network.comparison import (
 )
 from conv2affine.network.mixing import first_mixing, is_close
 from conv2affine.network.torch.exporter import export_torch
-from conv2affine.network.torch.importer import TorchNetwork
+from conv2affine.network.torch.importing.importer import TorchNetwork
+from conv2affine.network.torch.models.surroundings import users_device
+from conv2affine.network.torch.models.unchanged import unchanged
 from conv2affine.network.torch.modules import Affine
 from conv2affine.network.torch.rounding import InDouble, Noise, wider
-from conv2affine.network.torch.surroundings import users_device
-from conv2affine.network.torch.unchanged import unchanged
 
 __all__ = ["verify"]
 

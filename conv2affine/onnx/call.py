@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from conv2affine.network.graph import Kept, Step, Value
-from conv2affine.network.torch.call import Slot
+from conv2affine.network.torch.importing.call import Slot
 
 __all__ = ["OnnxCall", "evaluator", "make_info", "one_node", "runs_on_vectors"]
 

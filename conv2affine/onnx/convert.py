@@ -11,16 +11,16 @@ from onnx import ModelProto
 
 from conv2affine.network.passes.merge import Merge
 from conv2affine.network.report import NetworkPlan
-from conv2affine.network.torch.intake import Model, hold
-from conv2affine.network.torch.surroundings import alone, on_cpu
-from conv2affine.onnx.aten import import_module, module_runner
-from conv2affine.onnx.importer import import_onnx
-from conv2affine.onnx.inference import check_rules
+from conv2affine.network.torch.models.intake import Model, hold
+from conv2affine.network.torch.models.surroundings import alone, on_cpu
+from conv2affine.onnx.exporting.storage import check_target
+from conv2affine.onnx.importing.aten import import_module, module_runner
+from conv2affine.onnx.importing.importer import import_onnx
+from conv2affine.onnx.importing.inference import check_rules
+from conv2affine.onnx.importing.reader import read
 from conv2affine.onnx.pipeline import MAX_BYTES, Conversion, Form, MaxPool, Options, prepare, run
-from conv2affine.onnx.reader import read
-from conv2affine.onnx.runner import runner
-from conv2affine.onnx.storage import check_target
-from conv2affine.onnx.trials import with_outputs
+from conv2affine.onnx.running.runner import runner
+from conv2affine.onnx.running.trials import with_outputs
 
 __all__ = ["convert", "export", "plan"]
 

@@ -27,11 +27,11 @@ from conv2affine.network.passes.to_relu import to_relu
 from conv2affine.network.prepare import check_memory, to_layers
 from conv2affine.network.progress import progress
 from conv2affine.network.report import NetworkPlan, describe, describe_layers
-from conv2affine.onnx.exporter import Exporter, gathers
+from conv2affine.onnx.exporting.exporter import Exporter, gathers
+from conv2affine.onnx.exporting.storage import data_of, publish, save
 from conv2affine.onnx.model import FLOATS, OnnxNetwork, TensorInfo
-from conv2affine.onnx.runner import Run, compare, runner, sample
-from conv2affine.onnx.storage import data_of, publish, save
-from conv2affine.onnx.trials import first_mixing, layer_runner
+from conv2affine.onnx.running.runner import Run, compare, runner, sample
+from conv2affine.onnx.running.trials import first_mixing, layer_runner
 
 __all__ = ["MAX_BYTES", "Conversion", "Form", "MaxPool", "Options", "prepare", "run"]
 

@@ -24,7 +24,8 @@ from onnx import helper, numpy_helper
 
 from conv2affine import to_scipy
 from conv2affine.files import open_csr, save_csr
-from conv2affine.onnx import convert, storage
+from conv2affine.onnx import convert
+from conv2affine.onnx.exporting import storage
 
 OPERATIONS = 10  # of a writer, approximately
 CONV = torch.nn.Conv2d(3, 16, 5, padding=2).requires_grad_(False)

@@ -23,7 +23,7 @@ from conv2affine.network.rules.formulas import diagonal
 from conv2affine.network.rules.moves import selection
 from conv2affine.network.rules.operands import Context, Map, NoRuleError, constant
 from conv2affine.network.rules.piecewise import EPS, Piecewise
-from conv2affine.network.torch.call import Slot
+from conv2affine.network.torch.importing.call import Slot
 
 __all__ = ["multiply", "where"]
 

@@ -20,15 +20,15 @@ from conv2affine.network.graph import Graph, Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.passes.simplify import remove_unused
 from conv2affine.network.rules.operands import Context, NoRuleError, values
-from conv2affine.network.torch.advice import check_runs
-from conv2affine.network.torch.call import AtenCall
-from conv2affine.network.torch.casts import begin_at_casts
-from conv2affine.network.torch.constants import is_random
-from conv2affine.network.torch.held import Held, make_traceable
-from conv2affine.network.torch.program import export, floating_dtypes
+from conv2affine.network.torch.importing.call import AtenCall
+from conv2affine.network.torch.importing.casts import begin_at_casts
+from conv2affine.network.torch.importing.constants import is_random
+from conv2affine.network.torch.importing.rules import find_rule, masks
+from conv2affine.network.torch.models.advice import check_runs
+from conv2affine.network.torch.models.held import Held, make_traceable
+from conv2affine.network.torch.models.program import export, floating_dtypes
+from conv2affine.network.torch.models.unchanged import unchanged, warm_up
 from conv2affine.network.torch.rounding import wider
-from conv2affine.network.torch.rules import find_rule, masks
-from conv2affine.network.torch.unchanged import unchanged, warm_up
 
 __all__ = ["TorchNetwork", "import_torch", "operator_name", "origin"]
 

@@ -14,8 +14,8 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, external_data_helper
 
+from conv2affine.onnx.importing.upgrade import inlined, open_sizes, upgraded, widened
 from conv2affine.onnx.model import Model, input_info, location
-from conv2affine.onnx.upgrade import inlined, open_sizes, upgraded, widened
 
 __all__ = ["BASE_BYTES", "MAX_BYTES", "read"]
 

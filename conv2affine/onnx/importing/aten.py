@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from conv2affine.network.graph import Kept, Node, Piece, Step
-from conv2affine.network.torch.call import Slot
-from conv2affine.network.torch.importer import import_torch
+from conv2affine.network.torch.importing.call import Slot
+from conv2affine.network.torch.importing.importer import import_torch
+from conv2affine.network.torch.models.surroundings import users_device
+from conv2affine.network.torch.models.unchanged import unchanged
 from conv2affine.network.torch.rounding import Noise
-from conv2affine.network.torch.surroundings import users_device
-from conv2affine.network.torch.unchanged import unchanged
 from conv2affine.onnx.call import OnnxCall
 from conv2affine.onnx.model import FLOATS, OnnxNetwork, TensorInfo
-from conv2affine.onnx.runner import Run
+from conv2affine.onnx.running.runner import Run
 
 __all__ = ["import_module", "module_runner"]
 

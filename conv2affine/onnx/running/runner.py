@@ -18,9 +18,9 @@ from onnx.shape_inference import InferenceError
 
 from conv2affine.network.comparison import COARSE, EPS, RUNS, difference, scale, tolerance_of
 from conv2affine.onnx.call import evaluator
+from conv2affine.onnx.importing.upgrade import widened
 from conv2affine.onnx.model import HALVES, TensorInfo
-from conv2affine.onnx.noise import with_noise
-from conv2affine.onnx.upgrade import widened
+from conv2affine.onnx.running.noise import with_noise
 
 __all__ = ["Run", "RunError", "compare", "runner", "sample"]
 

@@ -13,9 +13,9 @@ from onnx.shape_inference import InferenceError
 
 from conv2affine.convolution.sizes import readable_bytes
 from conv2affine.network.rules.bends import MASKS
+from conv2affine.onnx.importing.reader import BASE_BYTES, MAX_BYTES
+from conv2affine.onnx.importing.rules import find_rule
 from conv2affine.onnx.model import Model, location
-from conv2affine.onnx.reader import BASE_BYTES, MAX_BYTES
-from conv2affine.onnx.rules import find_rule
 
 __all__ = ["Budget", "check_rules", "check_size", "check_work", "infer", "inferred_shape"]
 

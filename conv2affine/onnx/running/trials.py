@@ -20,7 +20,7 @@ from conv2affine.network.graph import Kept, Piece, Step, Value
 from conv2affine.network.kinds import KINDS
 from conv2affine.onnx.call import make_info, one_node, runs_on_vectors
 from conv2affine.onnx.model import OnnxNetwork
-from conv2affine.onnx.runner import Run, RunError, runner, sample
+from conv2affine.onnx.running.runner import Run, RunError, runner, sample
 
 __all__ = ["DISPUTED", "agrees", "first_mixing", "layer_runner", "run_alone", "with_outputs"]
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from conv2affine.network.torch.held import Named
-from conv2affine.network.torch.surroundings import users_device
+from conv2affine.network.torch.models.held import Named
+from conv2affine.network.torch.models.surroundings import users_device
 
 __all__ = ["check_runs", "reason"]
 

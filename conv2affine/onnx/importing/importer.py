@@ -15,11 +15,11 @@ from conv2affine.network.graph import Graph, Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.rules.operands import Context, NoRuleError, values
 from conv2affine.onnx.call import OnnxCall
-from conv2affine.onnx.inference import Budget, check_size, check_work, infer, inferred_shape
+from conv2affine.onnx.importing.inference import Budget, check_size, check_work, infer, inferred_shape
+from conv2affine.onnx.importing.rules import find_rule
 from conv2affine.onnx.model import DTYPES, EPS, FLOATS, HALVES, Model, OnnxNetwork, TensorInfo, location
-from conv2affine.onnx.rules import find_rule
-from conv2affine.onnx.runner import runner
-from conv2affine.onnx.trials import DISPUTED, agrees, run_alone
+from conv2affine.onnx.running.runner import runner
+from conv2affine.onnx.running.trials import DISPUTED, agrees, run_alone
 
 __all__ = ["import_onnx"]
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from conv2affine.network.graph import Kept, Step
 from conv2affine.network.matrices.matrix import Selection
-from conv2affine.network.torch.call import Slot
+from conv2affine.network.torch.importing.call import Slot
 from conv2affine.onnx.call import OnnxCall, runs_on_vectors
+from conv2affine.onnx.exporting.storage import SMALL, external_tensor
 from conv2affine.onnx.model import FLOATS
-from conv2affine.onnx.storage import SMALL, external_tensor
 
 __all__ = ["Writer", "as_array", "write_kept", "write_kind", "write_selection"]
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from conv2affine.network.torch.held import Named, Program, Script
-from conv2affine.network.torch.program import tensors, unwrap
+from conv2affine.network.torch.models.held import Named, Program, Script
+from conv2affine.network.torch.models.program import tensors, unwrap
 
 __all__ = ["Model", "hold"]
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from conv2affine.network.rules import activations, arithmetic, shapes
 from conv2affine.network.rules.operands import Context, NoRuleError, Rule, constant, value
-from conv2affine.onnx import windows
+from conv2affine.onnx.importing import windows
 
 __all__ = ["RULES", "find_rule"]
 

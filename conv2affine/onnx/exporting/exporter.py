@@ -16,9 +16,9 @@ from conv2affine.network.matrices.matrix import Matrix, Selection
 from conv2affine.network.passes.chain import Layer, write_out
 from conv2affine.network.torch.layers import layer, row_chunks
 from conv2affine.onnx.call import runs_on_vectors
+from conv2affine.onnx.exporting.storage import external_tensor
+from conv2affine.onnx.exporting.writer import Writer, as_array, write_kept, write_kind, write_selection
 from conv2affine.onnx.model import DTYPES, OnnxNetwork, TensorInfo
-from conv2affine.onnx.storage import external_tensor
-from conv2affine.onnx.writer import Writer, as_array, write_kept, write_kind, write_selection
 
 __all__ = ["Exporter", "gathers"]
 

@@ -15,10 +15,10 @@ from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
-from conv2affine.network.torch.advice import reason
-from conv2affine.network.torch.constants import fold_constants
-from conv2affine.network.torch.held import Named, Program, class_name
-from conv2affine.network.torch.surroundings import users_device
+from conv2affine.network.torch.importing.constants import fold_constants
+from conv2affine.network.torch.models.advice import reason
+from conv2affine.network.torch.models.held import Named, Program, class_name
+from conv2affine.network.torch.models.surroundings import users_device
 
 __all__ = ["export", "floating_dtypes", "tensors", "unwrap"]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from conv2affine.network.torch.surroundings import users_device
+from conv2affine.network.torch.models.surroundings import users_device
 
 __all__ = ["unchanged", "warm_up"]
 

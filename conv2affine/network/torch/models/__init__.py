@@ -1,0 +1,1 @@
+"""Models as users hold them, exported and left as they were."""

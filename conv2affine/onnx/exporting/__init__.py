@@ -1,0 +1,1 @@
+"""From a graph of affine pieces to a file."""
