@@ -16,6 +16,7 @@ from conv2affine.sparse_linear import SparseLinear
 
 if TYPE_CHECKING:
     from conv2affine.network.convert import to_linear_network, to_mlp
+    from conv2affine.network.regions import LinearRegion, linear_region
 
 try:
     __version__ = version("conv2affine")
@@ -24,12 +25,14 @@ except PackageNotFoundError:  # built in place by CMake, without an installation
 
 __all__ = [
     "Geometry",
+    "LinearRegion",
     "Plan",
     "SparseLinear",
     "as_linear_operator",
     "conv_matrix",
     "conv_transpose_matrix",
     "from_matrix",
+    "linear_region",
     "plan",
     "reference",
     "to_bias",
@@ -52,6 +55,10 @@ def __getattr__(name: str) -> Any:
         from conv2affine.network import convert
 
         return getattr(convert, name)
+    if name in ("LinearRegion", "linear_region"):
+        from conv2affine.network import regions
+
+        return getattr(regions, name)
     if name in _MODULES:
         return import_module(f"conv2affine.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
