@@ -14,8 +14,8 @@ from onnx_models import cnn, difference, inputs, model, operators, random
 from torch import nn
 
 from conv2affine.onnx import convert, export
+from conv2affine.onnx.exporting.opsets import MIN_OPSET
 from conv2affine.onnx.exporting.writer import Writer
-from conv2affine.onnx.pipeline import MIN_OPSET
 
 DOUBLE = dict.fromkeys("xy", TensorProto.DOUBLE)
 W, R = random(1, 12, 2), random(1, 12, 3)
@@ -163,7 +163,7 @@ def test_arguments_that_are_float32_in_any_file_stay_so():
 def test_onnxruntime_runs_the_result_if_it_runs_the_source(monkeypatch):
     """Nor is a result published that only onnx.reference runs."""
     original = model("y = Sigmoid(x)", {"x": ("N", 3)})
-    monkeypatch.setattr("conv2affine.onnx.pipeline._choose_opset", lambda *args: onnx.defs.onnx_opset_version() - 1)
+    monkeypatch.setattr("conv2affine.onnx.pipeline.choose_opset", lambda *args: onnx.defs.onnx_opset_version() - 1)
     monkeypatch.setattr("onnxruntime.InferenceSession", only_below(onnx.defs.onnx_opset_version() - 1))
     with pytest.raises(NotImplementedError, match=r"onnxruntime must run the result .* does not: too new"):
         convert(original)
