@@ -221,7 +221,7 @@ def test_rows_of_samples_inside_are_no_reason():
 
 def test_a_wrong_batch_is_no_reason_to_take_one_sample(monkeypatch):
     """What is wrong for several samples only is an error, not one that is written for one sample."""
-    monkeypatch.setattr("conv2affine.onnx.exporting.exporter.Exporter.sizes", lambda self, shape: list(shape))
+    monkeypatch.setattr("conv2affine.onnx.exporting.values.Values.sizes", lambda self, shape: list(shape))
     with pytest.raises(RuntimeError, match="onnxruntime cannot run the model"):
         convert(cnn())
 
