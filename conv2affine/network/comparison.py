@@ -19,6 +19,7 @@ __all__ = [
     "RUNS",
     "difference",
     "distance",
+    "is_close",
     "own_part",
     "scale",
     "tolerance_of",
@@ -91,3 +92,14 @@ def distance(first: Tensor, second: Tensor) -> Tensor:
         return (first != second).double()
     same = (first == second) | (first.isnan() & second.isnan())
     return torch.where(same, 0, (first.to(wide) - second.to(wide)).abs())
+
+
+def is_close(first: Tensor, second: Tensor, tolerance: float) -> bool:
+    """Whether two tensors differ by at most so much of the largest finite element."""
+    if first.shape != second.shape:
+        return False
+    if first.is_complex():
+        first, second = torch.view_as_real(first), torch.view_as_real(second)
+    finite = first[first.isfinite()].abs()
+    largest = float(finite.max()) if len(finite) else 0.0
+    return torch.allclose(first.double(), second.double(), rtol=0, atol=tolerance * largest, equal_nan=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from conv2affine.convolution.sizes import readable_bytes
-from conv2affine.display import html_table
+from conv2affine.interop.notebook import html_table
 from conv2affine.network.graph import Graph, Kept, Piece
 from conv2affine.network.matrices.matrix import Selection
 from conv2affine.network.passes.chain import Layer

@@ -20,10 +20,8 @@ from conv2affine.convolution.sizes import readable_bytes
 from conv2affine.network.graph import Kept, Step
 from conv2affine.network.passes.chain import Layer
 from conv2affine.network.passes.merge import MERGE, Merge
-from conv2affine.network.passes.merge import merge as merge_pieces
 from conv2affine.network.passes.simplify import simplify
-from conv2affine.network.passes.to_relu import to_relu
-from conv2affine.network.prepare import check_memory, to_layers
+from conv2affine.network.prepare import check_memory, to_layers, to_pieces
 from conv2affine.network.progress import progress
 from conv2affine.network.report import NetworkPlan, describe, describe_layers
 from conv2affine.onnx.ends import apart, begin_at_casts, check_floats, joined, slices_by_name
@@ -112,15 +110,12 @@ class Prepared:
 def prepare(network: OnnxNetwork, options: Options) -> Prepared:
     """Run the passes, and make the plan."""
     dtype = options.dtype or network.dtype
-    graph = simplify(network.graph)
     if options.form == "mlp":
-        network = begin_at_casts(dataclasses.replace(network, graph=graph))
+        network = begin_at_casts(dataclasses.replace(network, graph=simplify(network.graph)))
         check_floats(network)
         layers = to_layers(simplify(joined(network).graph), dtype)
         return Prepared(network, layers, describe_layers(layers, dtype, "dense"), dtype)
-    if options.max_pool == "relu":
-        graph = simplify(to_relu(graph, dtype, ("window_max",)))
-    graph = simplify(merge_pieces(graph, options.merge))
+    graph = to_pieces(network.graph, options.merge, options.max_pool, dtype)
     plan = describe(graph, dtype, "dense", gather=gathers(graph))
     return Prepared(dataclasses.replace(network, graph=graph), None, plan, dtype)
 

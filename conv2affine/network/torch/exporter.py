@@ -16,15 +16,12 @@ from torch.utils import _pytree as pytree
 
 from conv2affine.network.graph import Kept, Piece, Step, Value
 from conv2affine.network.matrices.matrix import Array, Matrix, Selection
+from conv2affine.network.torch.batching import runs_on_batches, runs_on_vectors
 from conv2affine.network.torch.importing.call import AtenCall
-from conv2affine.network.torch.importing.importer import TorchNetwork
+from conv2affine.network.torch.importing.network import TorchNetwork
 from conv2affine.network.torch.modules import Container, PerSample
 
 __all__ = ["export_torch"]
-
-# Operators that treat the first axis as a batch, whatever their constant arguments are.
-BATCHED = re.compile(r"(adaptive_)?max_pool\dd(_with_indices)?|group_norm|scaled_dot_product_attention|upsample_.*")
-Number = float | Tensor
 
 
 def export_torch(
@@ -123,10 +120,10 @@ class _Exporter:
         if op.reads_memory:
             inputs = [self.graph.call_method("contiguous", (node,)) for node in inputs]
         shapes = [*step.shapes, *(value.shape for value in step.outputs)]
-        if _is_pointwise(op) and len(set(shapes)) == 1 and not _tensors(op):
+        if runs_on_vectors(op, shapes):
             result: Any = self.call(self.graph, self.root, op, inputs)
             shapes = [(1, value.size) for value in step.outputs]
-        elif _is_batched(op, shapes):
+        elif runs_on_batches(op, shapes):
             shaped = [self.shaped(node, shape) for node, shape in zip(inputs, step.shapes, strict=True)]
             result = self.call(self.graph, self.root, op, shaped)
             shapes = [value.shape for value in step.outputs]
@@ -241,30 +238,3 @@ def _is_plain(structure: pytree.TreeSpec) -> bool:
     if structure.is_leaf():
         return True
     return structure.type in (tuple, list, dict) and all(map(_is_plain, structure.children()))
-
-
-def _tensors(op: AtenCall) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves((op.args, op.kwargs)) if isinstance(leaf, Tensor)]
-
-
-def _is_pointwise(op: AtenCall) -> bool:
-    return torch.Tag.pointwise in op.target.tags or op.target.overloadpacket in POINTWISE
-
-
-# PyTorch does not say of these that they are.
-POINTWISE = {torch.ops.aten.hardswish, torch.ops.aten.log_sigmoid_forward}
-
-
-def _is_batched(op: AtenCall, shapes: list[tuple[int, ...]]) -> bool:
-    """Whether an operator takes a batch of any size as it takes a batch of one."""
-    axes = len(shapes[0])
-    if any(shape[:1] != (1,) for shape in shapes) or len({len(shape) for shape in shapes}) != 1:
-        return False
-    if _is_pointwise(op):
-        return all(tensor.dim() < axes or len(tensor) == 1 for tensor in _tensors(op))
-    name = op.target.overloadpacket.__name__
-    if name in ("softmax", "_softmax", "log_softmax", "_log_softmax"):
-        return bool(op.args[1] % axes != 0)
-    if name == "layer_norm":
-        return len(op.args[1]) < axes
-    return axes > 2 and BATCHED.fullmatch(name) is not None

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 
 from conv2affine.network.graph import Value
 
-__all__ = ["AtenCall", "Slot"]
+__all__ = ["AtenCall", "Slot", "operator_name", "origin"]
 
 
 @dataclass(frozen=True)
@@ -79,3 +79,14 @@ class AtenCall:
         args, kwargs = map_aggregate((args, kwargs), widened)
         result = self.target(*args, **kwargs)
         return [(result if self.results is None else result[number]).numpy() for number in self.results or (0,)]
+
+
+def origin(node: fx.Node) -> str:
+    """The module that a node comes from; the name of the node where that is the whole model."""
+    modules = node.meta.get("nn_module_stack") or {"": ("", None)}
+    return list(modules.values())[-1][0] or node.name
+
+
+def operator_name(target: Any) -> str:
+    """What PyTorch calls an operator, without its overload."""
+    return str(target._schema.name).removeprefix("aten::")

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from conv2affine.network.torch.importing.importer import operator_name, origin
+from conv2affine.network.comparison import is_close
+from conv2affine.network.torch.importing.call import operator_name, origin
 from conv2affine.network.torch.models.program import export
 
-__all__ = ["first_mixing", "is_close"]
+__all__ = ["first_mixing"]
 
 
 def first_mixing(model: nn.Module, inputs: Sequence[Tensor], tolerance: float) -> str:
@@ -59,14 +60,3 @@ def _is_union(together: Tensor, alone: Sequence[Tensor], tolerance: float) -> bo
         return all(is_close(together, one, tolerance) for one in alone)
     elements = torch.cat([one.flatten() for one in alone])
     return is_close(together.flatten().double().sort()[0], elements.double().sort()[0], tolerance)
-
-
-def is_close(first: Tensor, second: Tensor, tolerance: float) -> bool:
-    """Whether two tensors differ by at most so much of the largest finite element."""
-    if first.shape != second.shape:
-        return False
-    if first.is_complex():
-        first, second = torch.view_as_real(first), torch.view_as_real(second)
-    finite = first[first.isfinite()].abs()
-    largest = float(finite.max()) if len(finite) else 0.0
-    return torch.allclose(first.double(), second.double(), rtol=0, atol=tolerance * largest, equal_nan=True)
