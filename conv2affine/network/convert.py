@@ -19,7 +19,7 @@ from conv2affine.network.progress import progress
 from conv2affine.network.report import NetworkPlan, describe
 from conv2affine.network.torch.checking.verify import verify
 from conv2affine.network.torch.exporter import export_torch
-from conv2affine.network.torch.layers import Layout, layer
+from conv2affine.network.torch.layers import NetworkLayout, layer
 from conv2affine.network.torch.models.intake import Model, hold
 from conv2affine.network.torch.models.surroundings import alone, on_cpu
 
@@ -32,7 +32,7 @@ def to_linear_network(
     model: Model,
     example_inputs: Any,
     *,
-    layout: Layout = "auto",
+    layout: NetworkLayout = "auto",
     merge: Merge = "auto",
     max_pool: Literal["max", "relu"] = "max",
     dtype: torch.dtype | None = None,
@@ -106,7 +106,7 @@ def plan_network(
     model: Model,
     example_inputs: Any,
     *,
-    layout: Layout = "auto",
+    layout: NetworkLayout = "auto",
     merge: Merge = "auto",
     max_pool: Literal["max", "relu"] = "max",
     dtype: torch.dtype | None = None,

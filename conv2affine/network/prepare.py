@@ -21,7 +21,7 @@ from conv2affine.network.report import NetworkPlan
 from conv2affine.network.rules.bends import MASKS
 from conv2affine.network.torch.importing.importer import import_torch
 from conv2affine.network.torch.importing.network import TorchNetwork
-from conv2affine.network.torch.layers import LAYOUTS, Layout
+from conv2affine.network.torch.layers import LAYOUTS, NetworkLayout
 
 __all__ = [
     "DTYPES",
@@ -39,7 +39,12 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def prepare(
-    model: nn.Module, inputs: Sequence[Tensor], layout: Layout, mode: Merge, max_pool: str, dtype: torch.dtype | None
+    model: nn.Module,
+    inputs: Sequence[Tensor],
+    layout: NetworkLayout,
+    mode: Merge,
+    max_pool: str,
+    dtype: torch.dtype | None,
 ) -> tuple[TorchNetwork, torch.dtype]:
     """The network after all passes, and the dtype of its layers."""
     one_of("layout", layout, LAYOUTS)

@@ -12,8 +12,7 @@ from conv2affine.interop.notebook import html_table
 from conv2affine.network.graph import Graph, Kept, Piece
 from conv2affine.network.matrices.matrix import Selection
 from conv2affine.network.passes.chain import Layer
-from conv2affine.network.torch.layers import Layout as LayoutName
-from conv2affine.network.torch.layers import choose_layout, layout_bytes
+from conv2affine.network.torch.layers import NetworkLayout, choose_layout, layout_bytes
 
 __all__ = ["NetworkPlan", "Row", "describe", "describe_layers"]
 
@@ -108,7 +107,7 @@ class NetworkPlan:
         )
 
 
-def describe(graph: Graph, dtype: torch.dtype, layout: LayoutName, *, gather: bool = False) -> NetworkPlan:
+def describe(graph: Graph, dtype: torch.dtype, layout: NetworkLayout, *, gather: bool = False) -> NetworkPlan:
     """The plan of a graph, before any of its matrices is written out; with `gather`, selections need no matrix."""
     rows = []
     for node in graph.nodes:
@@ -128,7 +127,7 @@ def describe(graph: Graph, dtype: torch.dtype, layout: LayoutName, *, gather: bo
     return NetworkPlan(tuple(rows), dtype)
 
 
-def describe_layers(layers: Sequence[Layer], dtype: torch.dtype, layout: LayoutName) -> NetworkPlan:
+def describe_layers(layers: Sequence[Layer], dtype: torch.dtype, layout: NetworkLayout) -> NetworkPlan:
     """The plan of a chain, before its matrices are written out; its ReLUs are left out."""
     rows = []
     for layer in layers:

@@ -30,7 +30,7 @@ from conv2affine.network.report import describe, describe_layers
 from conv2affine.network.torch.checking.verify import verify
 from conv2affine.network.torch.importing.importer import import_torch
 from conv2affine.network.torch.importing.network import TorchNetwork
-from conv2affine.network.torch.layers import LAYOUTS, Layout, layer
+from conv2affine.network.torch.layers import LAYOUTS, NetworkLayout, layer
 from conv2affine.network.torch.models.held import class_name
 from conv2affine.network.torch.models.intake import Model, hold
 from conv2affine.network.torch.models.surroundings import alone, on_cpu
@@ -43,7 +43,7 @@ Module = TypeVar("Module", bound=nn.Module)
 @alone
 @on_cpu
 def to_mlp(
-    model: Model, example_inputs: Any, *, layout: Layout = "auto", dtype: torch.dtype | None = None
+    model: Model, example_inputs: Any, *, layout: NetworkLayout = "auto", dtype: torch.dtype | None = None
 ) -> nn.Sequential:
     """The same network as a plain chain of linear layers and ReLUs, residual connections and max pooling included.
 
@@ -111,7 +111,7 @@ def to_mlp(
 @alone
 @on_cpu
 def module_to_linear(
-    module: Model, example_input: Any, *, layout: Layout = "dense", dtype: torch.dtype | None = None
+    module: Model, example_input: Any, *, layout: NetworkLayout = "dense", dtype: torch.dtype | None = None
 ) -> nn.Linear:
     """The fully-connected layer that is equivalent to a module that is affine in its input.
 

@@ -10,7 +10,7 @@ from onnx import ModelProto, NodeProto, TensorProto, TypeProto
 
 from conv2affine.network.graph import Graph
 
-__all__ = ["DTYPES", "EPS", "FLOATS", "HALVES", "Model", "OnnxNetwork", "TensorInfo", "input_info", "location"]
+__all__ = ["DTYPES", "EPS", "FLOATS", "HALVES", "CheckedModel", "OnnxNetwork", "TensorInfo", "input_info", "location"]
 
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, *HALVES)
@@ -59,7 +59,7 @@ class TensorInfo:
 
 
 @dataclass(frozen=True)
-class Model:
+class CheckedModel:
     """A model that was checked.
 
     Args:

@@ -32,7 +32,7 @@ __all__ = ["import_module", "module_runner"]
 
 # The name of each operator that a module may keep, and the first opset by which it means the same. Their arguments are
 # those of PyTorch.
-POINTWISE = {
+ONNX_NAMES = {
     **{
         name: (name.capitalize(), 13) for name in ("ceil", "erf", "exp", "floor", "log", "neg", "reciprocal", "sigmoid")
     },
@@ -62,7 +62,7 @@ def import_module(model: nn.Module, examples: Sequence[Tensor], wanted: int | No
         )
     # One opset for all: a later one only adds to what these operators take.
     kinds = {node.kind for node in network.graph.nodes if isinstance(node, Kept)}
-    opset = max([MIN_OPSET, wanted or 0, *(first for kind, (_, first) in POINTWISE.items() if kind in kinds)])
+    opset = max([MIN_OPSET, wanted or 0, *(first for kind, (_, first) in ONNX_NAMES.items() if kind in kinds)])
     graph = dataclasses.replace(network.graph, nodes=[_node(node, opset) for node in network.graph.nodes])
     if any(dtype not in (torch.float32, torch.float64) for dtype in network.input_dtypes):
         raise TypeError(
@@ -106,12 +106,12 @@ def _node(node: Node, opset: int) -> Node:
         axis = helper.make_attribute("axis", args[1])
         call = OnnxCall(SOFTMAX[name], opset, args[:1], (axis,), reason="it is not affine")
     elif (
-        name in POINTWISE
+        name in ONNX_NAMES
         and not kwargs
         and all(isinstance(arg, Slot | Tensor | float | int) for arg in args)
-        and len(args) <= defs.get_schema(*POINTWISE[name]).max_input
+        and len(args) <= defs.get_schema(*ONNX_NAMES[name]).max_input
     ):
-        call = OnnxCall(POINTWISE[name][0], opset, tuple(map(_argument, args)), (), reason="it is not affine")
+        call = OnnxCall(ONNX_NAMES[name][0], opset, tuple(map(_argument, args)), (), reason="it is not affine")
     else:
         raise NotImplementedError(
             f"{', '.join(node.origin)} ({name}) has no ONNX operator here; use torch.onnx.export, and convert the file"

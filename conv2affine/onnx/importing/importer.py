@@ -17,7 +17,7 @@ from conv2affine.network.rules.operands import Context, NoRuleError, values
 from conv2affine.onnx.call import OnnxCall
 from conv2affine.onnx.importing.inference import Budget, check_size, check_work, infer, inferred_shape
 from conv2affine.onnx.importing.rules import find_rule
-from conv2affine.onnx.model import DTYPES, EPS, FLOATS, HALVES, Model, OnnxNetwork, TensorInfo, location
+from conv2affine.onnx.model import DTYPES, EPS, FLOATS, HALVES, CheckedModel, OnnxNetwork, TensorInfo, location
 from conv2affine.onnx.running.runner import runner
 from conv2affine.onnx.running.trials import DISPUTED, agrees, run_alone
 
@@ -30,7 +30,7 @@ RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLik
 
 
 @np.errstate(all="ignore")  # constants may hold anything; what matters is checked
-def import_onnx(model: Model) -> OnnxNetwork:
+def import_onnx(model: CheckedModel) -> OnnxNetwork:
     """The graph of a model.
 
     Args:
@@ -47,7 +47,7 @@ def import_onnx(model: Model) -> OnnxNetwork:
 
 
 class _Importer:
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: CheckedModel) -> None:
         self.model = model
         self.graph = Graph()
         self.results: dict[str, Any] = {"": None}  # names to values, or to arrays where no input reaches

@@ -15,7 +15,7 @@ from conv2affine.convolution.sizes import readable_bytes
 from conv2affine.network.rules.bends import MASKS
 from conv2affine.onnx.importing.reader import BASE_BYTES, MAX_BYTES
 from conv2affine.onnx.importing.rules import find_rule
-from conv2affine.onnx.model import Model, location
+from conv2affine.onnx.model import CheckedModel, location
 
 __all__ = ["Budget", "check_rules", "check_size", "check_work", "infer", "inferred_shape"]
 
@@ -76,7 +76,7 @@ def check_work(node: NodeProto, shape: Sequence[int], where: str) -> None:
         )
 
 
-def check_rules(model: Model) -> None:
+def check_rules(model: CheckedModel) -> None:
     """Raise NotImplementedError if an operator between inputs and outputs has no rule; it costs nothing to know."""
     live = set(model.outputs)
     for node in reversed(model.wide.graph.node):

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, external_data_helper
 
 from conv2affine.onnx.importing.upgrade import inlined, open_sizes, upgraded, widened
-from conv2affine.onnx.model import Model, input_info, location
+from conv2affine.onnx.model import CheckedModel, input_info, location
 
 __all__ = ["BASE_BYTES", "MAX_BYTES", "read"]
 
@@ -26,7 +26,7 @@ SMALL_FILE, MAX_RATIO = 2**27, 20
 BASE_BYTES = 2**26  # that any model may ask for, however small its files are
 
 
-def read(source: ModelProto | str | Path, shapes: Mapping[str, Sequence[int]] | None = None) -> Model:
+def read(source: ModelProto | str | Path, shapes: Mapping[str, Sequence[int]] | None = None) -> CheckedModel:
     """Read and check a model.
 
     Args:
@@ -66,7 +66,7 @@ def read(source: ModelProto | str | Path, shapes: Mapping[str, Sequence[int]] | 
         raise ValueError(f"shapes must be of inputs ({', '.join(names)}), got {', '.join(given)}")
     inputs = tuple(input_info(info.name, info.type, given.get(info.name)) for info in infos)
     opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
-    return Model(proto, *widened(proto), opset, inputs, tuple(info.name for info in proto.graph.output), size)
+    return CheckedModel(proto, *widened(proto), opset, inputs, tuple(info.name for info in proto.graph.output), size)
 
 
 def _parse(path: Path) -> tuple[ModelProto, int]:
