@@ -49,22 +49,22 @@ def to_linear_network(
             Default: "auto".
         merge: Which affine operators that follow one another become one layer: "auto" where the product has no more
             entries than its factors together; "always"; or "never". Default: "auto".
-        max_pool: What max pooling becomes: "max" keeps it, "relu" makes linear layers and ReLUs of it. Default: "max".
-        dtype: Of the layers; they are computed in float64 and rounded once. Default: that in which `model` computes
-            most. What it computes in other dtypes is kept as it is.
+        max_pool: "max" keeps max pooling, "relu" turns it into linear layers and ReLUs. Default: "max".
+        dtype: Of the layers, which are computed in float64 and rounded once. Default: the dtype in which `model`
+            computes most. What it computes in other dtypes is kept as it is.
 
     Returns:
-        A `torch.fx.GraphModule` that takes and gives what `model` does, for a batch of any size: `nn.Linear` and
+        A `torch.fx.GraphModule` that takes and returns what `model` does, for a batch of any size: `nn.Linear` and
         `SparseLinear` layers named after the modules whose work they do, and every nonlinear step as it was, on flat
         vectors, or on tensors of its own shape. Its parameters require gradients if any of the model's does. Its
         attribute `plan` is a table of its layers and steps.
 
     Raises:
-        TypeError: If `model` is no module, or an input no real dense tensor.
+        TypeError: If `model` is not a module, or an input is not a real dense tensor.
         FileNotFoundError: If `model` is the path of a file that is not there.
         ValueError: If the model depends on chance or mixes the samples of a batch, as in training mode; the message
             names the operator. If an output is not batch first, or an input, a weight or a result is not finite where
-            it has to be. If the model does not run on the example.
+            it must be. If the model does not run on the example.
         NotImplementedError: If `torch.export` fails, or elements are selected by values of the inputs.
         MemoryError: If there is not enough memory left; the message has the table.
         RuntimeError: If the result is not what the model computes; checked on the example and on random inputs.

@@ -1,4 +1,4 @@
-"""What comes between an imported network and its layers: passes, limits, and what cannot be a chain."""
+"""The way from an imported network to its layers: passes, limits, and the refusal of what cannot be a chain."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def to_layers(graph: Graph, dtype: torch.dtype) -> list[Layer]:
     """The chain of a graph whose steps are piecewise linear, computed in `dtype`; see `join_ends`."""
     graph = simplify(to_relu(graph, dtype))
     kept = [node for node in graph.nodes if isinstance(node, Kept)]
-    for node in sorted(kept, key=lambda node: node.kind in MASKS):  # what becomes of a comparison says more than that
+    for node in sorted(kept, key=lambda node: node.kind in MASKS):  # what uses a comparison explains more
         raise NotImplementedError(
             f"{', '.join(node.origin)}: {node.kind} must be affine or piecewise linear to become linear layers and "
             f"ReLUs, and is not{reason_of(node)}; to_linear_network, or form graph, keeps it as it is"
@@ -93,7 +93,7 @@ def reason_of(step: Step | Kept) -> str:
 
 
 def in_mode_of(model: nn.Module, result: Module) -> Module:
-    """The result in the mode of the model."""
+    """The result in the training mode of the model; it requires gradients if the model does."""
     requires_grad = any(parameter.requires_grad for parameter in model.parameters())
     return result.train(model.training).requires_grad_(requires_grad)
 

@@ -1,4 +1,4 @@
-"""The public functions whose results take and give one vector per sample: a chain, and a single linear layer."""
+"""The public functions whose results take and return one vector per sample: a chain, and a single linear layer."""
 
 from __future__ import annotations
 
@@ -49,20 +49,20 @@ def to_mlp(
 
         mlp(x) == model(x).flatten(1)
 
-    Several inputs are one vector, in their order, and so are several outputs: for inputs a, b and outputs c, d
+    Several inputs are joined into one vector, in order, and so are several outputs: for inputs a, b and outputs c, d
 
         mlp(cat([a.flatten(1), b.flatten(1)], 1)) == cat([c.flatten(1), d.flatten(1)], 1)
 
     Args:
         model: A module whose steps are affine or piecewise linear, in evaluation mode.
-        example_inputs: A tensor or a tuple of tensors, batch first, as `model` takes them. If these are whole numbers
-            that the model casts before anything else is computed of them, as images of uint8, the chain takes them as
-            floating: `mlp(x.float())`.
+        example_inputs: A tensor or a tuple of tensors, batch first, as `model` takes them. If these are integers that
+            the model casts before it computes anything else, such as images of uint8, the chain takes them as floating
+            point: `mlp(x.float())`.
         layout: As in `to_linear_network`.
         dtype: As in `to_linear_network`.
 
     Returns:
-        An `nn.Sequential` of one `nn.Flatten`, then `nn.Linear` or `SparseLinear` and `nn.ReLU` by turns, the last a
+        An `nn.Sequential` of one `nn.Flatten`, then alternately `nn.Linear` or `SparseLinear` and `nn.ReLU`, the last a
         linear layer. Its attributes `input_slices` and `output_slices` are tuples of a slice for each input and
         output: `mlp(x)[:, mlp.output_slices[1]]` is the second output. `plan` is a table of its layers.
 
@@ -119,14 +119,14 @@ def module_to_linear(
 
     Args:
         module: Any module that is affine: padding and convolution, convolution and batch norm, pooling, ...
-        example_input: A tensor, batch first; or a tuple of them, which the layer takes as one vector; whole numbers as
-            in `to_mlp`.
+        example_input: A tensor, batch first; or a tuple of them, which the layer takes as one vector; integers as in
+            `to_mlp`.
         layout: "dense", "sparse", or "auto", as in `to_linear_network`. Default: "dense".
         dtype: As in `to_linear_network`.
 
     Returns:
         An `nn.Linear` or `SparseLinear`. `weight[r, c]` is what input element c contributes to output element r, both
-        counted in C order over all axes but the batch's. Of several inputs or outputs, one comes after the other: the
+        counted in C order over all axes but the batch's. Several inputs or outputs follow one another: the
         attributes `input_slices` and `output_slices` say where each is.
 
     Raises:
@@ -153,7 +153,7 @@ def module_to_linear(
                 f"module ({class_name(module)}) must be affine in its input, and {', '.join(node.origin)} "
                 f"({node.kind}) is not{reason_of(node)}; to_linear_network converts the affine pieces around such steps"
             )
-        map = node.map  # all of it: the graph has one piece at most
+        map = node.map  # the whole map: the graph has one piece at most
     _check_floats(network, "a linear layer")
     dtype = dtype or network.dtype
     check_memory(describe(graph, dtype, layout))
@@ -166,10 +166,10 @@ def module_to_linear(
 
 
 def _with_vectors(network: TorchNetwork, result: str) -> TorchNetwork:
-    """The network of one vector each as input and output; refuses what cannot be a part of them."""
+    """The network with one vector as input and one as output; refuses what cannot be part of these."""
     for constant in network.constants:
         raise ValueError(
-            f"{result} has outputs of one dtype, {network.dtype}, and the model has a constant one of "
+            f"{result} has outputs of one dtype, {network.dtype}, and the model has a constant output of "
             f"{constant.dtype}; to_linear_network keeps it"
         )
     inputs = network.graph.inputs
@@ -181,17 +181,17 @@ def _with_vectors(network: TorchNetwork, result: str) -> TorchNetwork:
 
 
 def _with_slices(result: Module, graph: Graph) -> Module:
-    """The result, which knows where the inputs and outputs of the model are in its vectors."""
+    """The result, with attributes that say where the model's inputs and outputs are in its vectors."""
     result.input_slices = slices(graph.inputs)  # type: ignore[assignment]
     result.output_slices = slices(graph.outputs)  # type: ignore[assignment]
     return result
 
 
 def _check_floats(network: TorchNetwork, result: str) -> None:
-    """Refuse inputs of whole numbers that are not cast."""
+    """Refuse integer inputs that are not cast."""
     for dtype in network.input_dtypes:
         if not dtype.is_floating_point:
             raise ValueError(
-                f"{result} takes floating-point numbers, and the model takes {dtype}, of which it computes more than a "
-                "cast; let it begin with x.float()"
+                f"{result} takes floating-point numbers, and the model takes {dtype} and does more than "
+                "cast it; let it begin with x.float()"
             )

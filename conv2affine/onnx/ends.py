@@ -1,4 +1,4 @@
-"""The inputs and outputs of a model as the vectors that a chain takes and gives."""
+"""The inputs and outputs of a model as the vectors that a chain takes and returns."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["apart", "begin_at_casts", "check_floats", "joined", "slices_by_name"
 
 
 def begin_at_casts(network: OnnxNetwork) -> OnnxNetwork:
-    """A network that begins with what it casts its integers to, as pixels: a chain takes floats."""
+    """The network without the casts of its integer inputs, such as pixels: a chain takes floating point."""
     graph, users = network.graph, network.graph.users
     names: dict[Value, Value] = {}
     inputs = []
@@ -41,7 +41,7 @@ def _is_cast(node: Node) -> bool:
 
 
 def check_floats(network: OnnxNetwork) -> None:
-    """Refuse whole numbers among several inputs, which become one vector."""
+    """Refuse integers among several inputs, which become one vector."""
     for tensor in network.inputs if len(network.inputs) > 1 else ():
         if tensor.elem_type not in FLOATS:
             name = TensorProto.DataType.Name(tensor.elem_type).lower()
@@ -66,7 +66,7 @@ def joined(network: OnnxNetwork) -> OnnxNetwork:
 
 
 def apart(run: Run, network: OnnxNetwork) -> Run:
-    """Runs one vector of all inputs and one of all outputs, for those who take and give a vector for each."""
+    """Calls a run that takes and returns joined vectors with separate inputs, and returns separate outputs."""
     starts = [part.start for part in slices(network.graph.outputs)]
     [vector] = joined(network).inputs
 

@@ -43,10 +43,10 @@ BATCHES = (1, 3)
 
 @dataclass(frozen=True)
 class Conversion:
-    """What became of a network.
+    """The result of a conversion.
 
     Args:
-        load: Gives the new model.
+        load: Returns the new model.
         plan: Its layers and steps.
         kept: For each node that stays as it is, why.
         difference: The largest found between both models, relative to the largest element of the output.
@@ -67,7 +67,7 @@ class Conversion:
 
     @cached_property
     def model(self) -> ModelProto:
-        """The new model; one that has its data in a file of its own is loaded when it is asked for."""
+        """The new model; one with its data in a separate file is loaded on first use."""
         return self.load()
 
 
@@ -128,7 +128,7 @@ def run(
     path: Path | None,
     overwrite: bool,
 ) -> Conversion:
-    """Convert a network; `original` gives what the result is compared with, as in `first_mixing`."""
+    """Convert a network; `original` makes the run that the result is compared with, as in `first_mixing`."""
     prepared = prepare(network, options)
     steps = [node for node in prepared.network.graph.nodes if isinstance(node, Step | Kept) and node.call is not None]
     steps = [] if prepared.layers else steps

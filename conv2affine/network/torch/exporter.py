@@ -32,12 +32,12 @@ def export_torch(
     """The module of a network.
 
     Args:
-        network: What was imported, its graph after any passes.
-        cast: What becomes of a dtype of the imported module.
-        make: Makes the layer of a name, a matrix and a bias.
+        network: The imported network, with its graph after all passes.
+        cast: Maps a dtype of the imported module to that of the result.
+        make: Makes a layer from a name, a matrix and a bias.
 
     Returns:
-        A module that takes and gives what the imported one does.
+        A module that takes and returns what the imported one does.
     """
     return _Exporter(network, cast, make).run()
 
@@ -68,7 +68,7 @@ class _Exporter:
         results = iter([self.shaped(self.nodes[v], s) for v, s in zip(graph.outputs, graph.output_shapes, strict=True)])
         leaves = [next(results) if isinstance(leaf, Value) else leaf for leaf in self.network.leaves]
         self.output([self.constant(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves])
-        # Before there is a module, so that its code is written once. No call does anything but to compute its result.
+        # Before the module is made, so that its code is generated once. No call has a side effect.
         self.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
         module = fx.GraphModule(self.root, self.graph, "LinearNetwork")
         return module.to(self.network.device).eval()
@@ -142,7 +142,7 @@ class _Exporter:
             self.nodes[value] = self.flat(node, shape)
 
     def kind(self, step: Step, inputs: list[fx.Node]) -> fx.Node:
-        """A step that its kind describes."""
+        """A step that its kind defines."""
         if step.kind in SIMPLE:
             return self.graph.call_function(SIMPLE[step.kind], tuple(inputs))
         numbers = {name: self.number(self.root, self.graph, array) for name, array in step.parameters.items()}
@@ -159,14 +159,14 @@ class _Exporter:
         raise NotImplementedError(f"a step of kind {step.kind} from {step.origin} has no operator to run it")
 
     def number(self, root: nn.Module, graph: fx.Graph, array: Any, as_tensor: bool = False) -> Any:
-        """A parameter of a kind: a number, or a buffer."""
+        """A parameter of a step: a number, or a buffer."""
         array = np.asarray(array)
         if array.ndim == 0 and not as_tensor:
             return array.item()
         return self.buffer(root, graph, torch.from_numpy(np.array(array)).to(self.cast(self.network.dtype)))
 
     def constant(self, tensor: Tensor) -> fx.Node:
-        """A constant of one sample, as often as there are samples."""
+        """A constant of one sample, repeated for each sample."""
         first = next(iter(self.graph.nodes))
         samples = self.graph.call_method("size", (first, 0))
         return self.graph.call_method(
@@ -180,7 +180,7 @@ class _Exporter:
         return graph.get_attr(name)
 
     def call(self, graph: fx.Graph, root: nn.Module, op: AtenCall, inputs: list[fx.Node]) -> fx.Node:
-        """An operator of inputs, its constant tensors as buffers."""
+        """A call of an operator, with its constant tensors as buffers."""
 
         def constant(argument: Any) -> Any:
             if isinstance(argument, Tensor):
@@ -198,7 +198,7 @@ class _Exporter:
         return fx.GraphModule(root, graph)
 
     def flat(self, node: fx.Node, shape: tuple[int, ...]) -> fx.Node:
-        """One vector per sample, of a batch of tensors of a shape (1, ...)."""
+        """A batch of tensors of shape (1, ...) as one vector per sample."""
         if len(shape) == 2:
             return node
         return (
@@ -208,7 +208,7 @@ class _Exporter:
         )
 
     def shaped(self, node: fx.Node, shape: tuple[int, ...]) -> fx.Node:
-        """A batch of tensors of a shape (1, ...), of one vector per sample."""
+        """One vector per sample as a batch of tensors of shape (1, ...)."""
         if len(shape) == 1:
             return self.graph.call_method("flatten", (node,))
         if shape[0] != 1:  # a reshape to (-1, ...) would not do where there are no elements
@@ -234,7 +234,7 @@ SIMPLE: dict[str, Callable[..., Any]] = {
 
 
 def _is_plain(structure: pytree.TreeSpec) -> bool:
-    """Whether outputs are nested by tuples, lists and dicts alone, which fx writes into the code."""
+    """Whether outputs are nested in tuples, lists and dicts only, which fx writes into the code."""
     if structure.is_leaf():
         return True
     return structure.type in (tuple, list, dict) and all(map(_is_plain, structure.children()))

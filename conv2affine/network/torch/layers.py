@@ -24,7 +24,7 @@ SMALL_BYTES = 2**20
 
 
 class Sized(Protocol):
-    """What has a number of rows, columns and entries."""
+    """Anything with a number of rows, columns and entries."""
 
     @property
     def shape(self) -> tuple[int, int]: ...

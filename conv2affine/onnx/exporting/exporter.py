@@ -29,7 +29,8 @@ CHUNK_BYTES = 2**24
 def gathers(graph: Graph) -> bool:
     """Whether selections are written as Gather, Mul and Where, not as Gemm: if a step is kept.
 
-    Its values may be infinite, and 0 times infinity is not 0; and its readers know more than Gemm and Relu anyhow.
+    Its values may be infinite, and 0 times infinity is not 0; and readers of the result must support more than
+    Gemm and Relu anyway.
     """
     return any(isinstance(node, Kept) for node in graph.nodes)
 
@@ -38,13 +39,13 @@ class Exporter:
     """Writes one model.
 
     Args:
-        network: What was imported, its graph after any passes.
+        network: The imported network, with its graph after all passes.
         dtype: Of the layers.
         opset: Of the result.
-        is_batched: Whether it takes any number of samples, else one.
+        is_batched: Whether the result takes any number of samples, or one.
         flat: Whether its inputs and outputs are vectors.
         each: Called with the name of each layer before it is made.
-        data: As of the writer; layers go there a few rows at a time.
+        data: As in `Writer`; layers are written there a few rows at a time.
     """
 
     def __init__(
@@ -175,7 +176,7 @@ class Exporter:
         write_kept(self.writer, step, names, results, origin)
 
     def finish(self, form: str) -> ModelProto:
-        """The model, once all values are there."""
+        """The model, once all nodes are written."""
         graph, infos = self.network.graph, []
         there = {tensor.name for tensor in self.network.inputs}  # an output may be an input
         there.update(name for node in self.writer.nodes for name in node.output)

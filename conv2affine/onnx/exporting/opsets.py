@@ -10,13 +10,13 @@ from conv2affine.network.graph import Kept, Step
 
 __all__ = ["MIN_OPSET", "choose_opset"]
 
-# Readers of ONNX that are no longer worked on end here; all of ours is older.
+# Unmaintained readers support opsets up to this; every operator that we write is older.
 OPSET = 13
 MIN_OPSET = 8  # the first in which Max broadcasts
 
 
 def choose_opset(steps: Sequence[Step | Kept], wanted: int | None) -> int:
-    """The opset of the result: one by which all steps that are kept mean what they meant."""
+    """The opset of the result: one in which all steps that are kept mean what they meant."""
     sources = sorted({step.call.opset for step in steps}, reverse=True)
     for opset in [OPSET, *sources, *range(OPSET - 1, MIN_OPSET - 1, -1)] if wanted is None else [wanted]:
         changed = [step for step in steps if _since(step, opset) != _since(step, step.call.opset)]

@@ -15,9 +15,9 @@ class Values:
     """Names of values; one that has no name in a shape yet is reshaped to it.
 
     Args:
-        network: Whose inputs have names from the beginning, and whose outputs get theirs.
+        network: Gives the names of inputs and outputs.
         writer: Takes the nodes.
-        is_batched: Whether the model takes any number of samples, else one.
+        is_batched: Whether the model takes any number of samples, or one.
         are_vectors: Whether its inputs and outputs are vectors.
     """
 
@@ -77,5 +77,5 @@ class Values:
         return len(shape) == 2 and shape[0] == 1
 
     def sizes(self, shape: Sequence[int]) -> list[int]:
-        """What reshapes to a shape."""
+        """The argument of a Reshape to a shape."""
         return [-1, *shape[1:]] if self.is_batched and shape else list(shape)

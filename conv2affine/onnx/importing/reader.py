@@ -21,7 +21,7 @@ __all__ = ["BASE_BYTES", "MAX_BYTES", "read"]
 
 MAX_BYTES = 2**31 - 1  # of one protobuf message, of external data, and of all constants and values
 GZIP = b"\x1f\x8b"
-# What a file of gzip may be when unpacked: numbers do not shrink by more.
+# Limits for an unpacked gzip file: weights do not compress better.
 SMALL_FILE, MAX_RATIO = 2**27, 20
 BASE_BYTES = 2**26  # that any model may ask for, however small its files are
 
@@ -96,7 +96,7 @@ def _parse(path: Path) -> tuple[ModelProto, int]:
 
 
 def _bytes(path: Path, size: int) -> bytes:
-    """What a file holds, unpacked if it is one of gzip, as those of VNN-COMP are."""
+    """The bytes of a file, unpacked if it is a gzip file, as in VNN-COMP."""
     with path.open("rb") as file:
         if file.read(len(GZIP)) != GZIP:
             return path.read_bytes()
@@ -105,7 +105,7 @@ def _bytes(path: Path, size: int) -> bytes:
         with gzip.open(path) as unpacked:
             data = unpacked.read(max_bytes + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} must be a file of gzip, and is broken: {error}") from error
+        raise ValueError(f"{path} must be a gzip file, and is broken: {error}") from error
     if len(data) > max_bytes:
         raise ValueError(f"{path} ({size} bytes) must be at most {max_bytes} bytes when unpacked")
     return data
@@ -123,7 +123,7 @@ def _external_file(tensor: TensorProto, folder: Path) -> Path:
 
 
 def _load_external(tensor: TensorProto, folder: Path, left: int, max_bytes: int) -> int:
-    """Read the data of a tensor, of which so many bytes are left; gives their number."""
+    """Read the external data of a tensor, at most `left` bytes; returns their number."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     name, length = str(entries["location"]), str(entries.get("length", ""))
     size = int(length) if length.isdecimal() else (folder / name).stat().st_size
@@ -142,7 +142,7 @@ def _load_external(tensor: TensorProto, folder: Path, left: int, max_bytes: int)
 
 
 def _check_text(graph: GraphProto) -> None:
-    """Raise an error for names that are not text, which protobuf gives as bytes."""
+    """Raise an error for names that are not text, which protobuf returns as bytes."""
     infos = [*graph.input, *graph.output]
     names = [
         *(info.name for info in infos),

@@ -16,7 +16,7 @@ __all__ = ["first_mixing"]
 
 
 def first_mixing(model: nn.Module, inputs: Sequence[Tensor], tolerance: float) -> str:
-    """The first operator whose result for a batch has other elements than its results for each sample have together.
+    """The first operator whose result for a batch differs from its results for the single samples.
 
     Args:
         model: Any module that `torch.export` takes.
@@ -24,14 +24,14 @@ def first_mixing(model: nn.Module, inputs: Sequence[Tensor], tolerance: float) -
         tolerance: Of the elements, relative to the largest.
 
     Returns:
-        "MODULE (OPERATOR)"; "" if there is none, or if it cannot be found out.
+        "MODULE (OPERATOR)"; "" if there is none, or if it cannot be determined.
     """
     samples = [tuple(x[n : n + 1] for x in inputs) for n in range(len(inputs[0]))]
     try:
         programs = [export(model, batch).module() for batch in (samples[0], tuple(inputs))]
         alone = [_Recorder(programs[0]).record(sample) for sample in samples]
         together = _Recorder(programs[1]).record(inputs)
-    except Exception:  # whatever it is, it only explains
+    except Exception:  # of any kind: this only explains another error
         return ""
     for name, (node, result) in together.items():
         if name in alone[0] and not _is_union(result, [results[name][1] for results in alone], tolerance):
@@ -55,7 +55,7 @@ class _Recorder(fx.Interpreter):
 
 
 def _is_union(together: Tensor, alone: Sequence[Tensor], tolerance: float) -> bool:
-    """Whether a result has the elements of those of the samples, in any order; or is the same for each of them."""
+    """Whether a result has the elements of the samples' results, in any order, or equals each of them."""
     if together.shape == alone[0].shape:
         return all(is_close(together, one, tolerance) for one in alone)
     elements = torch.cat([one.flatten() for one in alone])

@@ -1,4 +1,4 @@
-"""Runs of a model, of what it was converted to, and of its affine pieces: their outputs, and the scales of these."""
+"""Runs of a model, of what it was converted to, and of its affine pieces: outputs, and the scale of each element."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def samples(inputs: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _random(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Random samples like those of x; integers are those of x, or 0, which is an index too."""
+    """Random samples like those of x; integers are taken from x, or 0, which is a valid index too."""
     if x.is_floating_point():
         largest = torch.cat([x.detach().double().abs().flatten().cpu(), torch.ones(1)]).max()
         sample = torch.randn(len(SCALES), *x.shape[1:], generator=generator, dtype=torch.float64)
@@ -51,7 +51,7 @@ def _random(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def expected_outputs(model: nn.Module, inputs: Sequence[Tensor], noise: float, flat: bool) -> list[Any]:
-    """The outputs of the model, which it repeats."""
+    """The outputs of the model, which it must repeat."""
     try:
         expected, again = (run(model, inputs, flat) for _ in range(2))
     except Exception as error:
@@ -67,7 +67,7 @@ def expected_outputs(model: nn.Module, inputs: Sequence[Tensor], noise: float, f
 
 
 class Apart(nn.Module):
-    """A module of one vector of all inputs and one of all outputs, called with each, and giving each by itself."""
+    """Calls a module that takes and returns joined vectors with separate inputs, and returns separate outputs."""
 
     def __init__(self, module: nn.Module, outputs: Sequence[Tensor]) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Apart(nn.Module):
 def result_outputs(
     result: nn.Module, inputs: Sequence[Tensor], eps: float, flat: bool
 ) -> tuple[list[Any], list[Tensor | float]]:
-    """The outputs of the result, and the scale of each of their elements: what it computes may be larger inside."""
+    """The outputs of the result, and the scale of each of their elements: what it computes inside may be larger."""
     got = _leaves(result(*inputs), flat)
     with Noise(COARSE * eps):
         moved = _leaves(result(*(x.repeat(RUNS, *[1] * (x.dim() - 1)) for x in inputs)), flat)
@@ -97,7 +97,7 @@ def result_outputs(
 
 
 def piece_outputs(network: TorchNetwork, inputs: Sequence[Tensor], expected: list[Any], flat: bool) -> list[Any]:
-    """The outputs of the affine pieces and steps in float64; None where a step cannot run so: it reads bytes, say."""
+    """The outputs of the affine pieces and steps in float64; None if a step, such as one that reads bytes, cannot."""
     module: nn.Module = export_torch(network, wider, lambda _, matrix, bias: Affine(matrix, bias))
     module = Apart(module, expected) if flat else module
     try:
@@ -136,13 +136,13 @@ def exact_outputs(
 
 
 def run(model: nn.Module, inputs: Sequence[Tensor], flat: bool) -> list[Any]:
-    """The outputs of a model for copies: it may write to its inputs."""
+    """The outputs of a model for copies of inputs, as it may write to them."""
     with users_device(inputs):
         return _leaves(model(*(x.clone() for x in inputs)), flat)
 
 
 def _leaves(outputs: Any, flat: bool) -> list[Any]:
-    """The outputs one after the other; `flat` leaves out what is no tensor."""
+    """The outputs as a list; with `flat`, the tensors among them, as one vector per sample."""
     leaves = list(pytree.tree_leaves(outputs))
     if not flat:
         return leaves
@@ -150,7 +150,7 @@ def _leaves(outputs: Any, flat: bool) -> list[Any]:
 
 
 def _repeats(first: Any, second: Any, tolerance: float) -> bool:
-    """Whether two runs on the same inputs agree; sums in another order may round otherwise."""
+    """Whether two runs on the same inputs agree; sums in another order may round differently."""
     if not isinstance(first, Tensor):
         return bool(first == second)
     if first.shape != second.shape or not first.is_floating_point():

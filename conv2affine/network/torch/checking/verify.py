@@ -1,4 +1,4 @@
-"""The check at the end of every conversion: the result is run against the model."""
+"""The check at the end of every conversion: the result is compared with the model."""
 
 from __future__ import annotations
 
@@ -46,19 +46,19 @@ def verify(
 ) -> None:
     """Compare a result with the model, on example inputs and on random ones of several scales.
 
-    The result is compared in its own dtype, and its affine pieces in float64. Each output element may differ by what
-    rounding changes in it, which is measured: it is what noise after each operator of the model changes.
+    The result is compared in its own dtype, and its affine pieces in float64. Each output element may differ by
+    what rounding can change in it, which is measured with noise after each operator of the model.
 
     Args:
         model: What was converted.
         result: What it was converted to.
         inputs: Example inputs.
-        network: Of `model`, its graph as it is in the result.
-        dtype: In which the result computes what the model computes in the first of its dtypes.
-        flat: Whether the result takes and gives one vector per sample, of all inputs and outputs of the model.
+        network: That of `model`, with the graph that the result computes.
+        dtype: The dtype in which the result computes what the model computes in the first of its dtypes.
+        flat: Whether the result takes and returns one vector per sample, of all inputs and outputs of the model.
 
     Raises:
-        ValueError: If the model does not take any batch, mixes its samples, gives something else than one row per
+        ValueError: If the model does not take any batch, mixes its samples, returns anything but one row per
             sample, has infinities that linear layers spread, or does not repeat its results.
         RuntimeError: If the results differ by more than rounding.
     """
@@ -86,7 +86,7 @@ def verify(
             if not problem and wanted is not getattr(b, "dtype", None):
                 problem = f"{b.dtype} for {wanted}"
             if not problem and is_compared and d is not None:
-                # Some models give something else in float64: those that ask for the limits of a dtype, say.
+                # Some models compute something else in float64, such as those that read the limits of their dtype.
                 allowed = (EXACT if is_double else tolerance) * (size + own_size)
                 problem = difference(torch.where(drift <= tolerance * size, c, d), d, allowed)
                 problem = problem and f"{problem} in float64"
@@ -97,7 +97,7 @@ def verify(
 def _refuse(
     model: nn.Module, inputs: Sequence[Tensor], number: int, problem: str, tolerance: float, flat: bool
 ) -> NoReturn:
-    """Raise what fits a difference in an output."""
+    """Raise the error that explains a difference in an output."""
     _explain(model, inputs, number, tolerance, flat)
     if problem == INFINITIES:
         raise ValueError(
@@ -129,7 +129,7 @@ def _explain(model: nn.Module, inputs: Sequence[Tensor], number: int, tolerance:
             f"{count} samples, {tuple(alone[0].shape)} for one; permute it, or expand a constant to the batch"
         )
     raise ValueError(
-        f"{name or 'the model'} mixes the samples of a batch: what it makes of one depends on the others, or on their "
+        f"{name or 'the model'} mixes the samples of a batch: its result for one depends on the others, or on their "
         "number; only models that treat each sample by itself can be converted (batch norm needs eval() and running "
         "statistics)"
     )

@@ -1,4 +1,4 @@
-"""A PyTorch operator with its constant arguments: how a step is run as it was."""
+"""A PyTorch operator with its constant arguments, to run a step as it was."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class AtenCall:
         args: Its arguments, with a `Slot` for each input.
         kwargs: Likewise.
         results: Which of its results are used; None if it has only one.
-        reason: Why it is kept, where a rule knows it with other arguments.
+        reason: Why it is kept, where a rule covers it with other arguments.
     """
 
     target: Any
@@ -69,7 +69,7 @@ class AtenCall:
         return args, kwargs
 
     def run(self, inputs: Sequence[Any], *, double: bool = False) -> list[Any]:
-        """Its results that are used, for arrays as inputs; with constants as float64 too if `double`."""
+        """Its results that are used, for arrays as inputs; if `double`, with float64 constants too."""
 
         def widened(argument: Any) -> Any:
             is_floating = isinstance(argument, Tensor) and argument.is_floating_point()
@@ -88,5 +88,5 @@ def origin(node: fx.Node) -> str:
 
 
 def operator_name(target: Any) -> str:
-    """What PyTorch calls an operator, without its overload."""
+    """PyTorch's name of an operator, without its overload."""
     return str(target._schema.name).removeprefix("aten::")

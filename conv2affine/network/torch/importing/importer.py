@@ -1,4 +1,4 @@
-"""From a PyTorch module to a graph, one operator after the other."""
+"""From a PyTorch module to a graph, one operator at a time."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def import_torch(model: nn.Module, inputs: Sequence[Tensor], *, floats: bool = F
 
     Args:
         model: Any module that `torch.export` takes.
-        inputs: Batch first; only the first sample is looked at.
-        floats: Whether the graph takes inputs of whole numbers, such as images, as floating, if the module casts them.
+        inputs: Batch first; only the first sample is used.
+        floats: Whether the graph takes integer inputs, such as images, as floating point, if the module casts them.
 
     Returns:
         The graph, not simplified: one piece or step for each operator.
@@ -50,7 +50,7 @@ def import_torch(model: nn.Module, inputs: Sequence[Tensor], *, floats: bool = F
     Raises:
         ValueError: If the result depends on chance or on the other samples of the batch, as in training mode; or on
             what the module keeps from one call to the next.
-        NotImplementedError: If `torch.export` fails, or the exported graph has what is no operator.
+        NotImplementedError: If `torch.export` fails, or the exported graph has nodes that are not operators.
     """
     sample = tuple(x[:1].clone() for x in inputs)  # in memory of its own
     with unchanged(model):
@@ -74,7 +74,7 @@ class _Importer:
     ) -> None:
         self.program = program
         self.names = dict(zip(program.graph_signature.user_inputs, names, strict=False))
-        self.replaced = replaced  # buffers, by each run
+        self.replaced = replaced  # buffers that each run replaces
         self.graph = Graph()
         self.results: dict[fx.Node, Any] = {}
         state = program.state_dict.values()
@@ -85,7 +85,7 @@ class _Importer:
         self.dtypes = floating_dtypes(program)
 
     def run(self) -> TorchNetwork:
-        """Go through the nodes."""
+        """Import all nodes."""
         for node in self.program.graph.nodes:
             if node.op == "placeholder":
                 self.results[node] = self.placeholder(node)
@@ -115,12 +115,12 @@ class _Importer:
             return self.graph.add_input(node.meta["val"].shape, self.names.get(node.name, node.name))
         name = spec.target
         if name is None or spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
-            raise NotImplementedError(f"{node.name} must be a tensor for networks to be converted, and it is an object")
+            raise NotImplementedError(f"{node.name} must be a tensor, and is an object")
         tensor = self.program.state_dict.get(name)
         return (self.program.constants[name] if tensor is None else tensor).detach()
 
     def output(self, argument: Any) -> Any:
-        """A value, or what is no tensor."""
+        """A value, or an output that is not a tensor."""
         node = self.nodes.get(getattr(argument, "name", ""))
         if node is None:
             return getattr(argument, "value", None)
@@ -136,7 +136,7 @@ class _Importer:
         return self.graph.add_piece(AffineMap.constant(result.double().cpu().numpy()), result.shape, node.name)
 
     def call(self, node: fx.Node) -> Any:
-        """The value of a node: a tensor if no input reaches it, else a value, or a tuple of them."""
+        """The value of a node: a tensor if it does not depend on inputs, else a value, or a tuple of them."""
         target: Any = node.target
         given: Any = (node.args, node.kwargs)
         args, kwargs = map_arg(given, self.results.__getitem__)
@@ -153,7 +153,7 @@ class _Importer:
         if not inputs:
             return _constant(target, *((call.args, call.kwargs) if reads_shape_only else (args, kwargs)))
         fakes = node.meta.get("val")
-        if fakes is None:  # it only asserts
+        if fakes is None:  # it is an assertion
             return None
         reached = [arg for arg in node.all_input_nodes if isinstance(self.results[arg], Value)]
         check_result(node, reached)
@@ -169,7 +169,7 @@ class _Importer:
         call = dataclasses.replace(call, results=used if several else None)
         shapes = tuple(tuple(fakes[number].shape) for number in used)
         context = Context(self.graph, call, inputs, shapes, self.parameters, origin(node))
-        # What is computed in another dtype is rounded there, or is no number.
+        # What is computed in another dtype is rounded there, or is not a number.
         may_be_masks = masks(name, node.args) if len(reached) > 1 else ()
         dtypes = {arg.meta["val"].dtype for arg in reached}
         if all(arg in may_be_masks for arg in reached if arg.meta["val"].dtype is torch.bool):
@@ -189,7 +189,7 @@ class _Importer:
         return dict(zip(used, results, strict=True)) if several else results[0]
 
     def blank(self, node: fx.Node) -> Any:
-        """What a node results in; zeros of its shape and dtype where inputs reach it."""
+        """The result of a node; zeros of its shape and dtype if it depends on inputs."""
         result = self.results[node]
         if not isinstance(result, Value):
             return result
@@ -197,20 +197,20 @@ class _Importer:
         return torch.zeros(result.shape, dtype=fake.dtype, device=fake.device)
 
     def own(self, node: fx.Node) -> Any:
-        """What a node results in, in the dtype that it has in the module."""
+        """The result of a node, in its dtype in the module."""
         result = self.results[node]
         return result.to(node.meta["val"].dtype) if isinstance(result, Tensor) else result
 
 
 def _constant(target: Any, args: Any, kwargs: Any) -> Any:
-    """The result of an operator that no input reaches.
+    """The result of an operator that does not depend on inputs.
 
-    What decompositions compute of weights is a part of the layers: in float64, but for views and casts.
+    What decompositions compute from weights is part of the layers: in float64, except for views and casts.
     """
     name = operator_name(target)
     if name != "_to_copy" and not any(result.alias_info for result in target._schema.returns):
         args, kwargs = pytree.tree_map(wider, (args, kwargs))
     with torch.no_grad():
         result = target(*args, **kwargs)
-    # What is left empty is never read, but it must not turn into NaN.
+    # Uninitialised elements are never read, but must not turn into NaN.
     return torch.zeros_like(result) if name == "empty" else result

@@ -1,4 +1,4 @@
-"""What is known of an imported module."""
+"""A PyTorch module as a graph."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class TorchNetwork:
 
     Args:
         graph: Its values are those of a batch of one sample.
-        leaves: Outputs of the module: values; tensors, which no input reaches; or what is no tensor.
+        leaves: Outputs of the module: values; tensors that do not depend on inputs; or other objects.
         structure: How the outputs are nested.
         dtypes: Floating dtypes of what depends on the inputs, the most frequent first.
         input_dtypes: Of the inputs, as the graph takes them.
@@ -36,10 +36,10 @@ class TorchNetwork:
 
     @property
     def constants(self) -> list[Tensor]:
-        """Outputs that no input reaches, of other dtypes than that in which the module computes most."""
+        """Outputs that do not depend on inputs, of other dtypes than the one in which the module computes most."""
         return [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which the module computes most."""
+        """The dtype in which the module computes most."""
         return self.dtypes[0]

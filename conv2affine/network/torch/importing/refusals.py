@@ -1,4 +1,4 @@
-"""Which operators have no place in a graph of linear layers: those whose result is not each sample's own."""
+"""Refuses operators that no graph can have: their results mix samples, or are not tensors of known size."""
 
 from __future__ import annotations
 
