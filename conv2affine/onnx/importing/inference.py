@@ -13,7 +13,7 @@ from onnx.shape_inference import InferenceError
 
 from conv2affine.convolution.sizes import readable_bytes
 from conv2affine.network.rules.bends import MASKS
-from conv2affine.onnx.importing.reader import BASE_BYTES, MAX_BYTES
+from conv2affine.onnx.importing.reader import BASE_BYTES, PROTOBUF_BYTES
 from conv2affine.onnx.importing.rules import find_rule
 from conv2affine.onnx.model import CheckedModel, location
 
@@ -42,7 +42,7 @@ class Budget:
     """
 
     def __init__(self, size: int) -> None:
-        self.max_bytes = min(MAX_BYTES, BASE_BYTES + BYTES_PER_BYTE * size)
+        self.max_bytes = min(PROTOBUF_BYTES, BASE_BYTES + BYTES_PER_BYTE * size)
         self.bytes = 0
 
     def count(self, shape: Sequence[int], where: str) -> None:

@@ -17,9 +17,9 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, exte
 from conv2affine.onnx.importing.upgrade import inlined, open_sizes, upgraded, widened
 from conv2affine.onnx.model import CheckedModel, input_info, location
 
-__all__ = ["BASE_BYTES", "MAX_BYTES", "read"]
+__all__ = ["BASE_BYTES", "PROTOBUF_BYTES", "read"]
 
-MAX_BYTES = 2**31 - 1  # of one protobuf message, of external data, and of all constants and values
+PROTOBUF_BYTES = 2**31 - 1  # of one protobuf message, of external data, and of all constants and values
 GZIP = b"\x1f\x8b"
 # Limits for an unpacked gzip file: weights do not compress better.
 SMALL_FILE, MAX_RATIO = 2**27, 20
@@ -77,8 +77,8 @@ def _parse(path: Path) -> tuple[ModelProto, int]:
         raise
     except (OSError, ValueError) as error:  # a name that is too long, or with NUL
         raise ValueError(f"source ({str(path)!r}) must be a path that a file can have: {error}") from error
-    if size > MAX_BYTES:
-        raise ValueError(f"{path} ({size} bytes) must be at most {MAX_BYTES} bytes, without its external data")
+    if size > PROTOBUF_BYTES:
+        raise ValueError(f"{path} ({size} bytes) must be at most {PROTOBUF_BYTES} bytes, without its external data")
     data = _bytes(path, size)
     try:
         proto: ModelProto = ModelProto.FromString(data)
@@ -89,7 +89,7 @@ def _parse(path: Path) -> tuple[ModelProto, int]:
     for tensor in tensors:
         file = _external_file(tensor, folder)
         files[file] = file.stat().st_size
-    max_bytes = left = min(MAX_BYTES - len(data), BASE_BYTES + sum(files.values()))
+    max_bytes = left = min(PROTOBUF_BYTES - len(data), BASE_BYTES + sum(files.values()))
     for tensor in tensors:
         left -= _load_external(tensor, folder, left, max_bytes)
     return proto, size + sum(files.values())
@@ -100,7 +100,7 @@ def _bytes(path: Path, size: int) -> bytes:
     with path.open("rb") as file:
         if file.read(len(GZIP)) != GZIP:
             return path.read_bytes()
-    max_bytes = min(MAX_BYTES, max(SMALL_FILE, MAX_RATIO * size))
+    max_bytes = min(PROTOBUF_BYTES, max(SMALL_FILE, MAX_RATIO * size))
     try:
         with gzip.open(path) as unpacked:
             data = unpacked.read(max_bytes + 1)
