@@ -15,8 +15,9 @@ from conv2affine.projection import from_matrix
 from conv2affine.sparse_linear import SparseLinear
 
 if TYPE_CHECKING:
-    from conv2affine.network.convert import to_linear_network, to_mlp
+    from conv2affine.network.convert import to_linear_network
     from conv2affine.network.regions import LinearRegion, linear_region
+    from conv2affine.network.vectors import to_mlp
 
 try:
     __version__ = version("conv2affine")
@@ -46,19 +47,19 @@ __all__ = [
 ]
 
 
+_NETWORKS = {
+    "LinearRegion": "conv2affine.network.regions",
+    "linear_region": "conv2affine.network.regions",
+    "to_linear_network": "conv2affine.network.convert",
+    "to_mlp": "conv2affine.network.vectors",
+}
 _MODULES = ("distributed", "files", "onnx")
 
 
 def __getattr__(name: str) -> Any:
     """Import on first use what takes time to import, or needs more than is always installed."""
-    if name in ("to_linear_network", "to_mlp"):
-        from conv2affine.network import convert
-
-        return getattr(convert, name)
-    if name in ("LinearRegion", "linear_region"):
-        from conv2affine.network import regions
-
-        return getattr(regions, name)
+    if name in _NETWORKS:
+        return getattr(import_module(_NETWORKS[name]), name)
     if name in _MODULES:
         return import_module(f"conv2affine.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,16 +18,17 @@ from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.passes.ends import slices
 from conv2affine.network.passes.merge import merge
 from conv2affine.network.passes.simplify import simplify
-from conv2affine.network.prepare import DTYPES, check_floats, check_kept, one_of, with_vectors
+from conv2affine.network.prepare import DTYPES, check_kept, one_of
 from conv2affine.network.regions.local import LocalMap
-from conv2affine.network.regions.region import LinearRegion, check_bytes, csr_bytes, of_points, to_csr, vectors
+from conv2affine.network.regions.region import LinearRegion, check_bytes, csr_bytes, join_inputs, of_points, to_csr
+from conv2affine.network.torch.checking.verify import verify
 from conv2affine.network.torch.exporter import export_torch
 from conv2affine.network.torch.importing.importer import import_torch
 from conv2affine.network.torch.models.intake import Model, hold
 from conv2affine.network.torch.models.surroundings import alone, on_cpu
 from conv2affine.network.torch.modules import Affine
 from conv2affine.network.torch.rounding import wider
-from conv2affine.network.verify import verify
+from conv2affine.network.vectors import check_floats, with_vectors
 
 __all__ = ["linear_region"]
 
@@ -85,7 +86,7 @@ def linear_region(
     network = dataclasses.replace(network, graph=simplify(merge(graph)))
     check = export_torch(network, wider, lambda _, matrix, bias: Affine(matrix, bias))
     verify(model, check, inputs, network, torch.float64, flat=True)
-    points = vectors(inputs)
+    points = join_inputs(inputs)
     if not np.isfinite(points).all():
         raise ValueError("x must be finite, and has elements that are infinite or NaN")
     local = LocalMap(_apart(network.graph), points)

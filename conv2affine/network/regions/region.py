@@ -19,7 +19,7 @@ from conv2affine.convolution.sizes import layout_sizes, readable_bytes
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.regions.local import LocalMap
 
-__all__ = ["LinearRegion", "check_bytes", "csr_bytes", "of_points", "to_csr", "vectors"]
+__all__ = ["LinearRegion", "check_bytes", "csr_bytes", "join_inputs", "of_points", "to_csr"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -103,7 +103,7 @@ class LinearRegion:
         Returns:
             (samples,), bool.
         """
-        points = vectors([x] if isinstance(x, Tensor) else x)
+        points = join_inputs([x] if isinstance(x, Tensor) else x)
         local = self._local
         if points.shape[1] != local.shape[1]:
             raise ValueError(f"x must have {local.shape[1]} elements per sample, got {points.shape[1]}")
@@ -127,7 +127,7 @@ def of_points(values: Any, device: torch.device) -> Tensor:
     return (tensor[0] if len(tensor) == 1 else tensor).to(device)
 
 
-def vectors(inputs: Sequence[Tensor]) -> Array:
+def join_inputs(inputs: Sequence[Tensor]) -> Array:
     """(samples, elements): one vector of all inputs for each sample."""
     flat = [x.detach().reshape(len(x), -1).double().cpu() for x in inputs]
     joined: Array = torch.cat(flat, 1).numpy()
