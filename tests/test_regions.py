@@ -48,6 +48,10 @@ def kind(name):
 
 
 CASES = {**dict.fromkeys(PIECEWISE, family), **dict.fromkeys(KINDS, kind)}
+SHORT = ("vgg-bn", "temporal", "clip", "maximum", "min pool")
+each_case = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name not in SHORT)) for name in CASES]
+)
 
 
 @cache
@@ -80,7 +84,7 @@ def same(first, second):
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("name", CASES)
+@each_case
 def test_map_is_the_jacobian_and_the_rest(name):
     model, x, region = case(name)
     expected = torch.stack([jacobian(model, point) for point in x])
@@ -92,7 +96,7 @@ def test_map_is_the_jacobian_and_the_rest(name):
     torch.testing.assert_close(region.bias, rest[0], atol=1e-10, rtol=0)
 
 
-@pytest.mark.parametrize("name", CASES)
+@each_case
 def test_region_ends_where_one_element_changes_its_piece(name):
     _, x, region = case(name)
     x = x[:1]
@@ -119,6 +123,7 @@ def test_region_ends_where_one_element_changes_its_piece(name):
         assert {n: int(((there[n] != here[n]) & clear[n]).sum()) for n in here} == changes
 
 
+@pytest.mark.long
 @given(networks(STEPS))
 @settings(max_examples=10, deadline=None)
 def test_random_networks(drawn):
@@ -365,7 +370,7 @@ def test_memory_is_refused_first(monkeypatch):
         linear_region(model, x[:1])
 
 
-@pytest.mark.parametrize("name", CASES)
+@each_case
 def test_memory_bound_holds(name):
     """The bound is one, and where nothing cancels or is off it is not far off."""
     _, _, region = case(name)

@@ -16,7 +16,7 @@ from conv2affine.interop.dtensor import check_mesh, from_rows, local_rows, local
 from conv2affine.matrix import to_matrix
 from conv2affine.sparse_linear import SparseLinear
 
-__all__ = ["ShardedSparseLinear", "sharded_linear"]
+__all__ = ["SHARDED", "GatheredSparseLinear", "ShardedSparseLinear", "check_line", "sharded_linear"]
 
 SHARDED: tuple[Placement] = (Shard(0),)
 
@@ -58,6 +58,14 @@ class ShardedSparseLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, device_mesh={self.device_mesh}"
 
 
+class GatheredSparseLinear(ShardedSparseLinear):
+    """A `ShardedSparseLinear` that gives all outputs to every rank, by one all-gather."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """`x @ W.T + b`, for an input of shape `(*, in_features)`."""
+        return super().forward(x).full_tensor()
+
+
 def sharded_linear(
     conv: Conv,
     input_size: InputSize,
@@ -67,12 +75,7 @@ def sharded_linear(
     drop_zeros: bool = False,
 ) -> nn.Linear | ShardedSparseLinear:
     """`to_linear` with a device mesh; it describes arguments, results and errors."""
-    check_mesh(device_mesh)
-    if device_mesh.ndim != 1:
-        raise ValueError(
-            f"device_mesh must have one dimension, got {device_mesh}; pass the one that shards the layer, such as "
-            'device_mesh["tp"]'
-        )
+    check_line(device_mesh)
     with torch.enable_grad():  # without it, a parametrised weight would not require gradients
         weight, bias, geometry = read(conv, input_size)
     rows = local_rows(geometry.shape[0], device_mesh, SHARDED)
@@ -94,6 +97,16 @@ def sharded_linear(
         "bias", None if bias_part is None else _sharded(bias_part, geometry.shape[0], device_mesh)
     )
     return linear.train(conv.training)
+
+
+def check_line(device_mesh: DeviceMesh) -> None:
+    """Refuse anything but a device mesh of one dimension."""
+    check_mesh(device_mesh)
+    if device_mesh.ndim != 1:
+        raise ValueError(
+            f"device_mesh must have one dimension, got {device_mesh}; pass the one that shards the layer, such as "
+            'device_mesh["tp"]'
+        )
 
 
 def _sharded(part: nn.Parameter, rows: int, device_mesh: DeviceMesh) -> nn.Parameter:

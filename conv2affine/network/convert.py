@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import fx, nn
@@ -19,9 +19,12 @@ from conv2affine.network.progress import progress
 from conv2affine.network.report import NetworkPlan, describe
 from conv2affine.network.torch.checking.verify import verify
 from conv2affine.network.torch.exporter import export_torch
-from conv2affine.network.torch.layers import NetworkLayout, layer
+from conv2affine.network.torch.layers import NetworkLayout, choose_layout, layer
 from conv2affine.network.torch.models.intake import Model, hold
 from conv2affine.network.torch.models.surroundings import alone, on_cpu
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["plan_network", "to_linear_network"]
 
@@ -36,6 +39,7 @@ def to_linear_network(
     merge: Merge = "auto",
     max_pool: Literal["max", "relu"] = "max",
     dtype: torch.dtype | None = None,
+    device_mesh: DeviceMesh | None = None,
 ) -> fx.GraphModule:
     """The same network with every affine piece as one linear layer.
 
@@ -52,6 +56,9 @@ def to_linear_network(
         max_pool: "max" keeps max pooling, "relu" turns it into linear layers and ReLUs. Default: "max".
         dtype: Of the layers, which are computed in float64 and rounded once. Default: the dtype in which `model`
             computes most. What it computes in other dtypes is kept as it is.
+        device_mesh: The ranks that share the network, in one dimension; each calls this with the same model and inputs.
+            Layers of more than 16 MiB are sharded by rows, as CSR, and their outputs gathered; all else is on every
+            rank. Default: None, the whole network in this process.
 
     Returns:
         A `torch.fx.GraphModule` that takes and returns what `model` does, for a batch of any size: `nn.Linear` and
@@ -85,12 +92,19 @@ def to_linear_network(
     """
     model, inputs = hold(model, example_inputs)
     network, dtype = prepare(model, inputs, layout, merge, max_pool, dtype)
-    plan = describe(network.graph, dtype, layout)
+    ranks = 1
+    if device_mesh is not None:
+        from conv2affine.network.torch.ranks import number_of_ranks, shared_layer  # imports torch.distributed
+
+        ranks = number_of_ranks(device_mesh)
+    plan = describe(network.graph, dtype, layout, ranks=ranks)
     check_memory(plan)
     with progress(len(plan.layers)) as each:
 
-        def make(name: str, matrix: Matrix, bias: Array | None) -> nn.Linear:
+        def make(name: str, matrix: Matrix, bias: Array | None) -> nn.Module:
             each(name)
+            if device_mesh is not None and choose_layout(matrix, dtype, layout, ranks) == "sharded":
+                return shared_layer(matrix, bias, dtype, device_mesh)
             return layer(matrix, bias, dtype, layout)
 
         net = export_torch(network, lambda each: dtype if each is network.dtype else each, make)

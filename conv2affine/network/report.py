@@ -31,8 +31,10 @@ class Row:
         rows: Outputs.
         cols: Inputs.
         nnz: Number of entries; an upper bound where a product is not written out yet. 0 for a step.
-        bytes: Bytes of each layout, "dense" and "sparse", and "gather" where that is possible; empty for a step.
+        bytes: Bytes of each layout, "dense" and "sparse", "gather" where that is possible, and "sharded" where several
+            ranks share it, of each of them; empty for a step.
         layout: The layout chosen; "" for a step.
+        ranks: Number of ranks that share it.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Row:
     nnz: int = 0
     bytes: tuple[tuple[str, int], ...] = ()
     layout: str = ""
+    ranks: int = 1
 
 
 @dataclass(frozen=True, repr=False)
@@ -73,13 +76,13 @@ class NetworkPlan:
 
     @property
     def bytes(self) -> int:
-        """Bytes of all layers in the layouts chosen."""
+        """Bytes of all layers in the layouts chosen; of several ranks, those of each."""
         return sum(dict(row.bytes)[row.layout] for row in self.layers)
 
     @property
     def peak_bytes(self) -> int:
         """Bytes while it is made: all layers, and the largest of them in float64."""
-        return self.bytes + max((12 * row.nnz for row in self.layers if row.kind == "computed"), default=0)
+        return self.bytes + max((12 * row.nnz // row.ranks for row in self.layers if row.kind == "computed"), default=0)
 
     def _lines(self) -> list[tuple[str, ...]]:
         """The heading, a line for each row, and the totals."""
@@ -107,7 +110,9 @@ class NetworkPlan:
         )
 
 
-def describe(graph: Graph, dtype: torch.dtype, layout: NetworkLayout, *, gather: bool = False) -> NetworkPlan:
+def describe(
+    graph: Graph, dtype: torch.dtype, layout: NetworkLayout, *, gather: bool = False, ranks: int = 1
+) -> NetworkPlan:
     """The plan of a graph, before any of its matrices is written out; with `gather`, selections need no matrix."""
     rows = []
     for node in graph.nodes:
@@ -117,10 +122,13 @@ def describe(graph: Graph, dtype: torch.dtype, layout: NetworkLayout, *, gather:
                     continue  # only added
                 name = _names(node.origins[source] or node.origin)
                 kind = "copied" if matrix.copied else "computed"
-                sizes, chosen = layout_bytes(matrix, dtype), choose_layout(matrix, dtype, layout)
+                sizes, chosen = layout_bytes(matrix, dtype), choose_layout(matrix, dtype, layout, ranks)
+                sharing = ranks if chosen == "sharded" else 1
+                if sharing > 1:
+                    sizes["sharded"] = -(-sizes["sparse"] // ranks)
                 if gather and isinstance(matrix, Selection):
                     sizes["gather"], chosen = matrix.shape[0] * (8 + dtype.itemsize), "gather"
-                rows.append(Row(name, kind, *matrix.shape, matrix.nnz, tuple(sizes.items()), chosen))
+                rows.append(Row(name, kind, *matrix.shape, matrix.nnz, tuple(sizes.items()), chosen, sharing))
         else:
             kind = f"kept: {node.kind}" if isinstance(node, Kept) else node.kind
             rows.append(Row(_names(node.origin), kind, node.outputs[0].size, node.inputs[0].size))

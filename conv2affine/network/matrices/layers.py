@@ -20,7 +20,7 @@ from conv2affine.matrix import to_matrix
 from conv2affine.network.matrices.matrix import Array, Matrix
 from conv2affine.network.matrices.pattern import Pattern, places
 
-__all__ = ["Convolution", "Repeated", "Separable", "repeated"]
+__all__ = ["Convolution", "Repeated", "Separable", "repeated", "to_csr_array"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +171,11 @@ class Separable(Matrix):
 
 
 def _csr(weight: Tensor, geometry: Geometry) -> csr_array:
-    matrix = to_matrix(weight, geometry, layout=torch.sparse_csr)
+    return to_csr_array(to_matrix(weight, geometry, layout=torch.sparse_csr))
+
+
+def to_csr_array(matrix: Tensor) -> csr_array:
+    """A CSR tensor in the same memory, its columns ascending."""
     parts = tuple(part.numpy() for part in (matrix.values(), matrix.col_indices(), matrix.crow_indices()))
     csr = csr_array(parts, shape=tuple(matrix.shape))
     csr.has_sorted_indices = True  # so that SciPy does not check

@@ -21,6 +21,8 @@ NetworkLayout = Literal["auto", "dense", "sparse"]
 LAYOUTS = ("auto", "dense", "sparse")
 # Below this a dense matrix is faster, and easier to read.
 SMALL_BYTES = 2**20
+# Layers above this are shared by all ranks: each gathers the outputs, which takes longer than a small product.
+SHARED_BYTES = 2**24
 
 
 class Sized(Protocol):
@@ -39,12 +41,15 @@ def layout_bytes(matrix: Sized, dtype: torch.dtype) -> dict[str, int]:
     return {name: next(size.bytes for size in sizes if size.layout is layout) for name, layout in names.items()}
 
 
-def choose_layout(matrix: Sized, dtype: torch.dtype, layout: NetworkLayout) -> str:
-    """The layout asked for; for "auto" the sparse one, unless the dense one is small or hardly larger."""
-    if layout != "auto":
-        return layout
-    sizes = layout_bytes(matrix, dtype)
-    return "dense" if sizes["dense"] <= max(SMALL_BYTES, 2 * sizes["sparse"]) else "sparse"
+def choose_layout(matrix: Sized, dtype: torch.dtype, layout: NetworkLayout, ranks: int = 1) -> str:
+    """The layout asked for; for "auto" the sparse one, unless the dense one is small or hardly larger.
+
+    A large layer of several ranks is "sharded": each has the sparse matrix of its rows.
+    """
+    if layout == "auto":
+        sizes = layout_bytes(matrix, dtype)
+        layout = "dense" if sizes["dense"] <= max(SMALL_BYTES, 2 * sizes["sparse"]) else "sparse"
+    return "sharded" if ranks > 1 and layout_bytes(matrix, dtype)[layout] > SHARED_BYTES else layout
 
 
 def layer(matrix: Matrix, bias: Array | None, dtype: torch.dtype, layout: NetworkLayout = "auto") -> nn.Linear:
