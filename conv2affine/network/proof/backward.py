@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 
 from conv2affine.network.matrices.matrix import Array
 
-__all__ = ["Affine", "Bend", "Box", "lowest"]
+__all__ = ["Affine", "Bend", "Rows", "Source", "lowest"]
 
 Rows = NDArray[np.int64] | slice
 
 
 @dataclass(frozen=True)
-class Box:
+class Source:
     """An input, center -+ radius."""
 
     center: Array
@@ -96,7 +96,7 @@ class Bend:
         return constant + self.offset @ negative, {self.source: weights}
 
 
-def lowest(weights: Mapping[Any, Array], steps: Iterable[tuple[Any, Box | Affine | Bend]]) -> Any:
+def lowest(weights: Mapping[Any, Array], steps: Iterable[tuple[Any, Source | Affine | Bend]]) -> Any:
     """Numbers that sum over values x of weights[x].T @ x is not below; steps are from the last value to the inputs."""
     waiting = dict(weights)
     total: Any = 0.0

@@ -19,7 +19,7 @@ from scipy.sparse import csr_array
 
 from conv2affine.network.graph import Graph, Piece, Step, Value
 from conv2affine.network.matrices.matrix import Array
-from conv2affine.network.proof.backward import Affine, Bend, Box, Rows, lowest
+from conv2affine.network.proof.backward import Affine, Bend, Rows, Source, lowest
 from conv2affine.network.proof.forward import Forward, Interval, Range, forward
 from conv2affine.network.proof.rounding import DOUBLE, UNDERFLOW, gamma
 
@@ -65,7 +65,7 @@ class _Bounds:
     def __init__(self, graph: Graph, dtype: torch.dtype) -> None:
         self.graph, self.dtype, self.users = graph, dtype, graph.users
         self.ranges: dict[Value, Range] = {}
-        self.steps: dict[Value, Box | Affine | Bend] = {}
+        self.steps: dict[Value, Source | Affine | Bend] = {}
         self.live: dict[Value, Rows] = {}
 
     def add_input(self, value: Value, interval: Interval) -> None:
@@ -74,7 +74,7 @@ class _Bounds:
         largest = np.maximum(np.abs(low), np.abs(high))
         error = (self.sums(value.size) + gamma(4, DOUBLE)) * 2 * largest
         self.ranges[value], self.live[value] = Range(interval, largest), slice(None)
-        self.steps[value] = Box((low + high) / 2, (high - low) / 2, self.error(value, error))
+        self.steps[value] = Source((low + high) / 2, (high - low) / 2, self.error(value, error))
 
     def add_relu(self, x: Value, y: Value) -> None:
         """A ReLU."""
