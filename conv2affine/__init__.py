@@ -15,7 +15,8 @@ from conv2affine.projection import from_matrix
 from conv2affine.sparse_linear import SparseLinear
 
 if TYPE_CHECKING:
-    from conv2affine.network.convert import to_linear_network, to_mlp
+    from conv2affine.network.convert import to_linear_network
+    from conv2affine.network.vectors import to_mlp
 
 try:
     __version__ = version("conv2affine")
@@ -43,15 +44,14 @@ __all__ = [
 ]
 
 
+_NETWORKS = {"to_linear_network": "conv2affine.network.convert", "to_mlp": "conv2affine.network.vectors"}
 _MODULES = ("distributed", "files", "onnx")
 
 
 def __getattr__(name: str) -> Any:
     """Import on first use what takes time to import, or needs more than is always installed."""
-    if name in ("to_linear_network", "to_mlp"):
-        from conv2affine.network import convert
-
-        return getattr(convert, name)
+    if name in _NETWORKS:
+        return getattr(import_module(_NETWORKS[name]), name)
     if name in _MODULES:
         return import_module(f"conv2affine.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -33,7 +33,7 @@ app = typer.Typer(
 
 
 class Form(str, Enum):
-    """What a network becomes."""
+    """The form of the result."""
 
     graph = "graph"
     mlp = "mlp"
@@ -48,7 +48,7 @@ class Merge(str, Enum):
 
 
 class MaxPool(str, Enum):
-    """What max pooling becomes."""
+    """How max pooling is written."""
 
     max = "max"
     relu = "relu"
@@ -133,10 +133,10 @@ def convert(
     max_pool: MaxPoolOption = MaxPool.max,
     dtype: DTypeOption = None,
     shape: ShapeOption = None,
-    opset: Annotated[int | None, typer.Option(help="Opset of the result; 13, if nothing that is kept changed.")] = None,
+    opset: Annotated[int | None, typer.Option(help="Opset of the result; 13 unless kept operators changed.")] = None,
     max_gib: Annotated[float, typer.Option(min=0, max=2**20, help="Refuse layers of more than this, in GiB.")] = 1.0,
     flat: Annotated[
-        bool, typer.Option("--flat", help="Make inputs and outputs vectors, so that nothing reshapes.")
+        bool, typer.Option("--flat", help="Make inputs and outputs vectors, so that no Reshape is needed.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the file OUT if it is there.")] = False,
     as_json: JsonOption = False,
@@ -183,7 +183,7 @@ def convert(
 
 @contextmanager
 def _errors(debug: bool) -> Iterator[None]:
-    """Show an error as one line; or as it is, for those who look for its cause."""
+    """Show an error as one line, or with its traceback if `debug`."""
     try:
         yield
     except Exception as error:

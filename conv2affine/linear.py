@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor, nn
 
-from conv2affine.convolution.arguments import Conv, InputSize
+from conv2affine.convolution.arguments import Conv, InputSize, is_network
 from conv2affine.convolution.build import expand
 from conv2affine.convolution.geometry import Geometry
 from conv2affine.convolution.layouts import Layout, named_layout
 from conv2affine.convolution.parameters import weight_and_bias
-from conv2affine.dispatch import is_network
 from conv2affine.matrix import to_matrix
 from conv2affine.sparse_linear import SparseLinear
 
@@ -106,7 +105,7 @@ def to_linear(
             f'layout ({layout}) must be torch.strided or torch.sparse_csr in a linear layer, or "dense" or "sparse"'
         )
     if is_network(conv, input_size):
-        from conv2affine.network.convert import module_to_linear
+        from conv2affine.network.vectors import module_to_linear
 
         if index_dtype is not None or drop_zeros or device_mesh is not None:
             raise ValueError("index_dtype, drop_zeros and device_mesh must be left out for a whole module")

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor
 
-from conv2affine.convolution.arguments import Conv, InputSize
+from conv2affine.convolution.arguments import Conv, InputSize, is_network
 from conv2affine.convolution.geometry import Geometry
 from conv2affine.convolution.parameters import read
 from conv2affine.convolution.sizes import layout_sizes, readable_bytes
-from conv2affine.dispatch import is_network
-from conv2affine.display import html_table
+from conv2affine.interop.notebook import html_table
 from conv2affine.operators import ops
 
 if TYPE_CHECKING:

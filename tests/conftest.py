@@ -1,5 +1,6 @@
 """Shared by the tests: fixtures, seeded random numbers, the comparison of tensors bit by bit, and memory."""
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,24 @@ def model():
 def x():
     """Four samples for `model`."""
     return samples(4, *SHAPE)
+
+
+@pytest.fixture
+def break_row(monkeypatch):
+    """A function that puts one row of the last layer, which has six, off by 1 %, in modules that make layers."""
+
+    def break_row(row, *modules):
+        for module in modules:
+            monkeypatch.setattr(module, "layer", functools.partial(_broken, module.layer, row))
+
+    return break_row
+
+
+def _broken(layer, row, *args):
+    made = layer(*args)
+    if made.out_features == 6:
+        made.weight[row] *= 1.01
+    return made
 
 
 def random(*size, dtype=torch.float32):

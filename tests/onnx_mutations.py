@@ -23,8 +23,7 @@ from test_onnx_rules import AFFINE, KEPT, PIECEWISE, model
 
 from conv2affine.onnx import convert
 from conv2affine.onnx.importing.reader import read
-from conv2affine.onnx.pipeline import sample
-from conv2affine.onnx.running.runner import runner
+from conv2affine.onnx.running.runner import runner, sample
 
 SECONDS = 20
 SEED = 2  # of inputs on which `convert` did not compare the two

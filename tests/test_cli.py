@@ -54,14 +54,14 @@ def test_convert(file, tmp_path):
     result = run("convert", file, tmp_path / "out.onnx", *SHAPE, "--opset", 14)
     assert result.exit_code == 0
     assert not result.stdout
-    assert "kept: y: no rule knows the operator" in result.stderr
+    assert "kept: y: no rule covers the operator" in result.stderr
     assert "opset 14, any number of samples; differs from" in result.stderr
     assert operators(onnx.load(tmp_path / "out.onnx")) == ["Reshape", "Gemm", "Sigmoid", "Reshape"]
 
 
 def test_convert_as_json(file, tmp_path):
     report = json.loads(run("convert", file, tmp_path / "out.onnx", *SHAPE, "--json", "--dtype", "float64").stdout)
-    assert report["kept"] == {"y": "no rule knows the operator"}
+    assert report["kept"] == {"y": "no rule covers the operator"}
     assert report["difference"] < 1e-6
     assert report["any_batch"]
     assert report["opset"] == 13

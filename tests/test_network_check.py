@@ -7,7 +7,7 @@ from network_models import Function
 from torch import nn
 
 import conv2affine
-from conv2affine.network import convert
+from conv2affine.network import convert, vectors
 from conv2affine.network.torch.importing import rules
 from conv2affine.network.torch.rounding import InDouble, Noise
 
@@ -26,18 +26,10 @@ def uneven(dtype):
 @DTYPES
 @pytest.mark.parametrize("function", [conv2affine.to_linear_network, conv2affine.to_mlp])
 @pytest.mark.parametrize("row", [0, 1, 4])
-def test_a_layer_with_a_wrong_row_is_refused(function, row, dtype, monkeypatch):
-    layer = convert.layer
-
-    def broken(*args):
-        made = layer(*args)
-        if made.out_features == 6:
-            made.weight[row] *= 1.01
-        return made
-
+def test_a_layer_with_a_wrong_row_is_refused(function, row, dtype, break_row):
     model, x = uneven(dtype), torch.rand(2, 3, 8, 8, dtype=dtype)
     function(model, x)
-    monkeypatch.setattr(convert, "layer", broken)
+    break_row(row, convert, vectors)
     with pytest.raises(RuntimeError, match=rf"off by .* at \[\d+, {row}\], where rounding explains .* in output 0"):
         function(model, x)
 

@@ -359,7 +359,7 @@ NO_MOVES = {
 
 @pytest.mark.parametrize("function", NO_MOVES.values(), ids=NO_MOVES)
 def test_what_does_more_than_to_move_is_refused(function):
-    with pytest.raises(ValueError, match="more than to move"):
+    with pytest.raises(ValueError, match="more than move elements"):
         follow(function, [Value((1, 9))])
 
 

@@ -9,7 +9,7 @@ from onnx_models import operators
 from torch import nn
 
 from conv2affine.onnx import export
-from conv2affine.onnx.importing.aten import POINTWISE
+from conv2affine.onnx.importing.aten import ONNX_NAMES
 from conv2affine.onnx.running import runner
 
 
@@ -70,7 +70,7 @@ class Applied(nn.Module):
 BINARY = (torch.add, torch.sub, torch.mul, torch.div)
 
 
-@pytest.mark.parametrize("name", [name for name in POINTWISE if name not in ("matmul", "bmm")])
+@pytest.mark.parametrize("name", [name for name in ONNX_NAMES if name not in ("matmul", "bmm")])
 def test_export_of_each_pointwise_step(name):
     function = getattr(torch, name, None) or getattr(nn.functional, name)
     assert export(Applied(function), torch.randn(2, 3)).is_batched

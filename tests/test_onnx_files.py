@@ -26,7 +26,7 @@ def test_packed(tmp_path):
 
 
 PACKED = {
-    "truncated": (lambda data: gzip.compress(data)[:-20], "must be a file of gzip, and is broken"),
+    "truncated": (lambda data: gzip.compress(data)[:-20], "must be a gzip file, and is broken"),
     "bomb": (lambda data: gzip.compress(bytes(2**28)), "must be at most 134217728 bytes when unpacked"),
     "no-model": (lambda data: gzip.compress(b"none"), "must be an ONNX file"),
 }
@@ -102,7 +102,7 @@ def test_old_opset(nodes, function, opset):
 @pytest.mark.parametrize("op_type", ["BatchNormalization", "Dropout"])
 def test_old_training_is_refused(op_type):
     args = "x, s, s, s, s" if op_type == "BatchNormalization" else "x"
-    with pytest.raises(ValueError, match=f"{op_type} node y must be of inference, with is_test = 1"):
+    with pytest.raises(ValueError, match=f"{op_type} node y must be for inference, with is_test = 1"):
         convert(old(f"y = {op_type}({args})", {"s": S} if "s" in args else {}, 6))
 
 

@@ -14,8 +14,8 @@ from onnx_models import cnn, difference, inputs, model, operators, random
 from torch import nn
 
 from conv2affine.onnx import convert, export
+from conv2affine.onnx.exporting.opsets import MIN_OPSET
 from conv2affine.onnx.exporting.writer import Writer
-from conv2affine.onnx.pipeline import MIN_OPSET
 
 DOUBLE = dict.fromkeys("xy", TensorProto.DOUBLE)
 W, R = random(1, 12, 2), random(1, 12, 3)
@@ -163,7 +163,7 @@ def test_arguments_that_are_float32_in_any_file_stay_so():
 def test_onnxruntime_runs_the_result_if_it_runs_the_source(monkeypatch):
     """Nor is a result published that only onnx.reference runs."""
     original = model("y = Sigmoid(x)", {"x": ("N", 3)})
-    monkeypatch.setattr("conv2affine.onnx.pipeline._choose_opset", lambda *args: onnx.defs.onnx_opset_version() - 1)
+    monkeypatch.setattr("conv2affine.onnx.pipeline.choose_opset", lambda *args: onnx.defs.onnx_opset_version() - 1)
     monkeypatch.setattr("onnxruntime.InferenceSession", only_below(onnx.defs.onnx_opset_version() - 1))
     with pytest.raises(NotImplementedError, match=r"onnxruntime must run the result .* does not: too new"):
         convert(original)
@@ -221,7 +221,7 @@ def test_rows_of_samples_inside_are_no_reason():
 
 def test_a_wrong_batch_is_no_reason_to_take_one_sample(monkeypatch):
     """What is wrong for several samples only is an error, not one that is written for one sample."""
-    monkeypatch.setattr("conv2affine.onnx.exporting.exporter.Exporter.sizes", lambda self, shape: list(shape))
+    monkeypatch.setattr("conv2affine.onnx.exporting.values.Values.sizes", lambda self, shape: list(shape))
     with pytest.raises(RuntimeError, match="onnxruntime cannot run the model"):
         convert(cnn())
 

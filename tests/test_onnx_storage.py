@@ -169,7 +169,7 @@ GREEDY = {
 @pytest.mark.parametrize("nodes", GREEDY.values(), ids=GREEDY)
 def test_what_a_file_asks_for_is_counted_before_it_is_made(nodes, monkeypatch):
     """Small files that ask for much, by a smaller limit."""
-    monkeypatch.setattr(inference, "MAX_BYTES", 2**20)
+    monkeypatch.setattr(inference, "PROTOBUF_BYTES", 2**20)
     nodes = nodes.replace("(v0,", "(x,").replace("(t0,", "(a,")
     constants = {"r": [2, 8], "s": [2**6, 2**9], "a": random(2**9, 1), "b": random(1, 2**9)}
     arrays = {name: array if name in "ab" else np.array(array) for name, array in constants.items()}

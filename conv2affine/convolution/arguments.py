@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeGuard
 
 import torch
@@ -25,6 +25,7 @@ __all__ = [
     "input_sizes",
     "integers",
     "is_iterable",
+    "is_network",
     "shown",
 ]
 
@@ -97,6 +98,23 @@ def _advice(conv: object, name: str) -> str:
         "with an example input x, batch first, to_linear(module, x), to_linear_network(module, x) and plan(module, x) "
         "take any module"
     )
+
+
+def is_network(model: object, example_inputs: object) -> bool:
+    """Whether a call is for the network side: with example inputs, and of a module that is no convolution layer."""
+    examples = example_inputs if isinstance(example_inputs, tuple | list) else [example_inputs]
+    if isinstance(model, Tensor) or not examples or not all(map(_is_example, examples)):
+        return False
+    try:
+        check_layer(model)
+    except TypeError:
+        return True
+    return False
+
+
+def _is_example(x: object) -> bool:
+    """A tensor, a dict of them, or an array, which the network side refuses by name."""
+    return isinstance(x, Tensor | Mapping) or len(getattr(x, "shape", ())) > 0
 
 
 def check_groups(groups: object) -> int:

@@ -1,4 +1,4 @@
-"""How two outputs are compared: each element by its own scale, which noise in the computation shows."""
+"""How two outputs are compared: each element by its own scale, which is measured with noise in the computation."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ __all__ = [
     "RUNS",
     "difference",
     "distance",
+    "is_close",
     "own_part",
     "scale",
     "tolerance_of",
@@ -28,7 +29,7 @@ __all__ = [
 RUNS = 4
 # Roundings add up, over the layers and over the elements of a sum; what goes wrong is off by far more.
 ROUNDINGS = 1000
-# One rounding in float64, and some more: noise of 2e-16 would be rounded itself. The affine pieces are computed so.
+# One rounding in float64, with a margin: noise of 2e-16 would itself be rounded. The affine pieces are compared so.
 EPS = 1e-12
 EXACT = ROUNDINGS * EPS
 # Units of noise where the dtype itself rounds: a single one would often be lost to rounding.
@@ -43,19 +44,19 @@ INFINITIES = "infinities or NaN"
 
 
 def tolerance_of(eps: float) -> float:
-    """By what part of its own scale an element may differ, where one rounding is `eps`."""
+    """How far an element may differ, relative to its own scale, where one rounding is `eps`."""
     return min(ROUNDINGS * eps, ROUGHEST)
 
 
 def own_part(own: Any, size: Tensor) -> Any:
-    """The part of a result's own scale that is allowed, next to the scale of the model."""
+    """A result's own scale, capped relative to the scale of the model."""
     finite = size[size.isfinite()]
     largest = max(1.0, float(finite.max())) if finite.numel() else 1.0
     return torch.as_tensor(own).clamp(max=OWN_SCALE * largest)
 
 
 def scale(exact: Tensor, moved: Sequence[Tensor], eps: float) -> Tensor:
-    """|exact| and the most by which an element moves, per unit of noise; infinite where an integer moves."""
+    """|exact| plus the largest movement of each element per unit of noise; infinite where an integer moves."""
     size = exact.abs().double() if exact.dtype in (*WIDER, *WIDE) else torch.zeros_like(exact, dtype=torch.float64)
     distances = torch.stack([distance(exact, run) for run in moved])
     return (size + distances.amax(0) / eps).nan_to_num(torch.inf)
@@ -91,3 +92,14 @@ def distance(first: Tensor, second: Tensor) -> Tensor:
         return (first != second).double()
     same = (first == second) | (first.isnan() & second.isnan())
     return torch.where(same, 0, (first.to(wide) - second.to(wide)).abs())
+
+
+def is_close(first: Tensor, second: Tensor, tolerance: float) -> bool:
+    """Whether two tensors differ by at most `tolerance` times the largest finite element."""
+    if first.shape != second.shape:
+        return False
+    if first.is_complex():
+        first, second = torch.view_as_real(first), torch.view_as_real(second)
+    finite = first[first.isfinite()].abs()
+    largest = float(finite.max()) if len(finite) else 0.0
+    return torch.allclose(first.double(), second.double(), rtol=0, atol=tolerance * largest, equal_nan=True)

@@ -1,7 +1,7 @@
-"""The one intermediate form of a network: affine pieces and nonlinear steps, in the order in which they are computed.
+"""The intermediate form of a network: affine pieces and nonlinear steps, in the order of computation.
 
 A value is one tensor per sample; pieces see it as a flat vector, steps as a tensor of its shape. Importers append
-nodes, passes make a new graph of a graph, exporters print it.
+nodes, passes turn a graph into a new one, exporters write it out.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ __all__ = ["Graph", "Kept", "Node", "Piece", "Step", "Value"]
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """One tensor of the network, as it is for a single sample.
+    """One tensor of the network, for a single sample.
 
     Args:
-        shape: Of a batch of one sample: with the batch axis, wherever it is.
+        shape: For a batch of one sample, so it includes the batch axis, wherever that is.
         name: Of the module or node that it comes from.
     """
 
@@ -58,7 +58,7 @@ class Piece:
 
     @property
     def origin(self) -> tuple[str, ...]:
-        """All modules whose work it does; where there are none, what its output is called."""
+        """All modules whose work it does; the name of its output if there are none."""
         names = tuple(dict.fromkeys(name for names in self.origins.values() for name in names))
         return names or (self.output.name,)
 
@@ -73,7 +73,8 @@ class Step:
         shapes: Of the inputs, as `call` takes them.
         outputs: What it computes, one value.
         parameters: Of the kind, by name.
-        call: The operator that it was, an `AtenCall` or `OnnxCall`, if it is run as such. Default: as the kind says.
+        call: The original operator, an `AtenCall` or `OnnxCall`, if the step runs as that. Default: it runs as its kind
+            defines.
         origin: Name of the module, or node of a file, that it comes from.
     """
 
@@ -118,7 +119,7 @@ class Graph:
         inputs: The network's inputs.
         nodes: Pieces and steps; each uses values of nodes before it.
         outputs: The network's outputs.
-        output_shapes: Their shapes, which a pass does not change.
+        output_shapes: Their shapes, which passes do not change.
     """
 
     inputs: list[Value] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""The nonlinear steps with a meaning of their own, whatever file or program they come from; all are piecewise linear.
+"""The nonlinear steps that have a definition here, whatever file or program they come from; all are piecewise linear.
 
 kind          inputs  parameters                    meaning, for each element
 relu          x                                     max(x, 0)
@@ -11,7 +11,7 @@ window_max    x       windows                       y[r] = max over k of x[windo
 window_min    x       windows                       y[r] = min over k of x[windows[r, k]]
 
 All parameters are arrays: slope, low and high of shape (size of x,) or (), where low may be -inf and high inf; windows
-of shape (size of y, most elements in a window), where -1 is no element.
+of shape (size of y, most elements in a window), where -1 stands for no element.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What comes between an imported network and its layers: passes, limits, and what cannot be a chain."""
+"""The way from an imported network to its layers: passes, limits, and the refusal of what cannot be a chain."""
 
 from __future__ import annotations
 
@@ -8,33 +8,30 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from conv2affine.convolution.guard import memory_left
 from conv2affine.convolution.sizes import readable_bytes
 from conv2affine.network.graph import Graph, Kept, Step
 from conv2affine.network.passes.chain import Layer, chain
-from conv2affine.network.passes.ends import join_ends, slices
 from conv2affine.network.passes.merge import MERGE, Merge
 from conv2affine.network.passes.merge import merge as merge_pieces
 from conv2affine.network.passes.simplify import simplify
 from conv2affine.network.passes.to_relu import to_relu
 from conv2affine.network.report import NetworkPlan
 from conv2affine.network.rules.bends import MASKS
-from conv2affine.network.torch.importing.importer import TorchNetwork, import_torch
-from conv2affine.network.torch.layers import LAYOUTS, Layout
+from conv2affine.network.torch.importing.importer import import_torch
+from conv2affine.network.torch.importing.network import TorchNetwork
+from conv2affine.network.torch.layers import LAYOUTS, NetworkLayout
 
 __all__ = [
     "DTYPES",
-    "check_floats",
     "check_memory",
     "in_mode_of",
     "one_of",
     "prepare",
     "reason_of",
     "to_layers",
-    "with_slices",
-    "with_vectors",
+    "to_pieces",
 ]
 
 DTYPES = (None, torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -42,7 +39,12 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def prepare(
-    model: nn.Module, inputs: Sequence[Tensor], layout: Layout, mode: Merge, max_pool: str, dtype: torch.dtype | None
+    model: nn.Module,
+    inputs: Sequence[Tensor],
+    layout: NetworkLayout,
+    mode: Merge,
+    max_pool: str,
+    dtype: torch.dtype | None,
 ) -> tuple[TorchNetwork, torch.dtype]:
     """The network after all passes, and the dtype of its layers."""
     one_of("layout", layout, LAYOUTS)
@@ -50,18 +52,23 @@ def prepare(
     one_of("max_pool", max_pool, ("max", "relu"))
     one_of("dtype", dtype, DTYPES)
     network = import_torch(model, inputs)
-    graph = simplify(network.graph)
+    dtype = dtype or network.dtype
+    return dataclasses.replace(network, graph=to_pieces(network.graph, mode, max_pool, dtype)), dtype
+
+
+def to_pieces(graph: Graph, mode: Merge, max_pool: str, dtype: torch.dtype) -> Graph:
+    """The graph of the affine pieces of a network, and of the steps between them."""
+    graph = simplify(graph)
     if max_pool == "relu":
-        graph = simplify(to_relu(graph, dtype or network.dtype, ("window_max",)))
-    graph = merge_pieces(graph, mode)
-    return dataclasses.replace(network, graph=simplify(graph)), dtype or network.dtype
+        graph = simplify(to_relu(graph, dtype, ("window_max",)))
+    return simplify(merge_pieces(graph, mode))
 
 
 def to_layers(graph: Graph, dtype: torch.dtype) -> list[Layer]:
     """The chain of a graph whose steps are piecewise linear, computed in `dtype`; see `join_ends`."""
     graph = simplify(to_relu(graph, dtype))
     kept = [node for node in graph.nodes if isinstance(node, Kept)]
-    for node in sorted(kept, key=lambda node: node.kind in MASKS):  # what becomes of a comparison says more than that
+    for node in sorted(kept, key=lambda node: node.kind in MASKS):  # what uses a comparison explains more
         raise NotImplementedError(
             f"{', '.join(node.origin)}: {node.kind} must be affine or piecewise linear to become linear layers and "
             f"ReLUs, and is not{reason_of(node)}; to_linear_network, or form graph, keeps it as it is"
@@ -86,41 +93,9 @@ def reason_of(step: Step | Kept) -> str:
 
 
 def in_mode_of(model: nn.Module, result: Module) -> Module:
-    """The result in the mode of the model."""
+    """The result in the training mode of the model; it requires gradients if the model does."""
     requires_grad = any(parameter.requires_grad for parameter in model.parameters())
     return result.train(model.training).requires_grad_(requires_grad)
-
-
-def with_vectors(network: TorchNetwork, result: str) -> TorchNetwork:
-    """The network of one vector each as input and output; refuses what cannot be a part of them."""
-    for constant in network.constants:
-        raise ValueError(
-            f"{result} has outputs of one dtype, {network.dtype}, and the model has a constant one of "
-            f"{constant.dtype}; to_linear_network keeps it"
-        )
-    inputs = network.graph.inputs
-    if len(inputs) == 1 and len(inputs[0].shape) == 1:
-        raise ValueError(f"{result} takes vectors, and the model takes numbers; let it take x of shape (batch, 1)")
-    graph = join_ends(network.graph)
-    leaf = graph.outputs[0]
-    return dataclasses.replace(network, graph=graph, leaves=[leaf], structure=pytree.tree_structure(leaf))
-
-
-def with_slices(result: Module, graph: Graph) -> Module:
-    """The result, which knows where the inputs and outputs of the model are in its vectors."""
-    result.input_slices = slices(graph.inputs)  # type: ignore[assignment]
-    result.output_slices = slices(graph.outputs)  # type: ignore[assignment]
-    return result
-
-
-def check_floats(network: TorchNetwork, result: str) -> None:
-    """Refuse inputs of whole numbers that are not cast."""
-    for dtype in network.input_dtypes:
-        if not dtype.is_floating_point:
-            raise ValueError(
-                f"{result} takes floating-point numbers, and the model takes {dtype}, of which it computes more than a "
-                "cast; let it begin with x.float()"
-            )
 
 
 def one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:

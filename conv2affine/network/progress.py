@@ -1,4 +1,4 @@
-"""A progress bar on stderr, for people only."""
+"""A progress bar on stderr, shown in a terminal only."""
 
 from __future__ import annotations
 

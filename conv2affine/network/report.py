@@ -1,4 +1,4 @@
-"""What a network becomes: one line per piece and step, and what it takes."""
+"""The table of a network's layers and steps, with the bytes that they take."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import torch
 
 from conv2affine.convolution.sizes import readable_bytes
-from conv2affine.display import html_table
+from conv2affine.interop.notebook import html_table
 from conv2affine.network.graph import Graph, Kept, Piece
 from conv2affine.network.matrices.matrix import Selection
 from conv2affine.network.passes.chain import Layer
-from conv2affine.network.torch.layers import Layout as LayoutName
-from conv2affine.network.torch.layers import choose_layout, layout_bytes
+from conv2affine.network.torch.layers import NetworkLayout, choose_layout, layout_bytes
 
 __all__ = ["NetworkPlan", "Row", "describe", "describe_layers"]
 
@@ -28,11 +27,11 @@ class Row:
     Args:
         name: The modules whose work it does.
         kind: "copied" where each entry is a parameter of the model, "computed" where entries were computed in float64;
-            for a step its kind, "kept: ..." where it has no meaning but its own.
+            for a step its kind, "kept: ..." for an operator that stays as it is.
         rows: Outputs.
         cols: Inputs.
-        nnz: Entries; at most so many where a product is not written out yet. 0 for a step.
-        bytes: Bytes of each layout, "dense" and "sparse", and "gather" where it may be that; empty for a step.
+        nnz: Number of entries; an upper bound where a product is not written out yet. 0 for a step.
+        bytes: Bytes of each layout, "dense" and "sparse", and "gather" where that is possible; empty for a step.
         layout: The layout chosen; "" for a step.
     """
 
@@ -64,7 +63,7 @@ class NetworkPlan:
 
     @property
     def kept(self) -> tuple[Row, ...]:
-        """The steps that stay as they are because no rule knows them."""
+        """The steps that stay as they are because no rule covers them."""
         return tuple(row for row in self.rows if row.kind.startswith("kept"))
 
     @property
@@ -108,7 +107,7 @@ class NetworkPlan:
         )
 
 
-def describe(graph: Graph, dtype: torch.dtype, layout: LayoutName, *, gather: bool = False) -> NetworkPlan:
+def describe(graph: Graph, dtype: torch.dtype, layout: NetworkLayout, *, gather: bool = False) -> NetworkPlan:
     """The plan of a graph, before any of its matrices is written out; with `gather`, selections need no matrix."""
     rows = []
     for node in graph.nodes:
@@ -128,7 +127,7 @@ def describe(graph: Graph, dtype: torch.dtype, layout: LayoutName, *, gather: bo
     return NetworkPlan(tuple(rows), dtype)
 
 
-def describe_layers(layers: Sequence[Layer], dtype: torch.dtype, layout: LayoutName) -> NetworkPlan:
+def describe_layers(layers: Sequence[Layer], dtype: torch.dtype, layout: NetworkLayout) -> NetworkPlan:
     """The plan of a chain, before its matrices are written out; its ReLUs are left out."""
     rows = []
     for layer in layers:
@@ -147,7 +146,7 @@ def describe_layers(layers: Sequence[Layer], dtype: torch.dtype, layout: LayoutN
 
 
 def _names(origin: Sequence[str]) -> str:
-    """Names of modules, a few of them."""
+    """Names of modules, shortened where there are many."""
     return ", ".join(origin) if len(origin) <= 3 else f"{origin[0]}, {origin[1]}, ... {origin[-1]}"
 
 

@@ -1,4 +1,4 @@
-"""An ONNX operator with its constant arguments: how a step is run as it was."""
+"""An ONNX operator with its constant arguments, to run a step as it was."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class BatchNormalization(OpRun):
 
 
 def evaluator(proto: ModelProto | NodeProto) -> ReferenceEvaluator:
-    """What runs a model or a node by `onnx.reference`, and as the standard wants."""
+    """Runs a model or a node by `onnx.reference`, as the standard defines it."""
     return ReferenceEvaluator(proto, new_ops=[BatchNormalization])
 
 
@@ -50,13 +50,13 @@ class OnnxCall:
 
     Args:
         op_type: Its name.
-        opset: By which it is meant.
+        opset: Opset that defines it.
         args: Its arguments: a `Slot` for each input, arrays for constants, None for what is left out.
         attributes: Its attributes.
         outputs: Names of all of its results in the file, "" for one that is left out.
         results: Which of its results are wanted.
         inputs: Names of its arguments in the file.
-        reason: Why it is kept, if no rule knows it as it is.
+        reason: Why it is kept, if no rule covers it as it is.
     """
 
     op_type: str
@@ -79,21 +79,21 @@ class OnnxCall:
 
     @property
     def tensors(self) -> list[str]:
-        """Names in the file of the values that it takes and gives, if it comes from a file."""
+        """Names in the file of its inputs and used results, if it comes from a file."""
         taken = [name for name, arg in zip(self.inputs, self.args, strict=False) if isinstance(arg, Slot)]
         return [*taken, *(self.outputs[number] for number in self.results)] if self.inputs else []
 
     def node(self, inputs: Sequence[str], outputs: Sequence[str], name: str = "") -> NodeProto:
         """The node of these names, one for each of `args` and of `outputs`.
 
-        A result that nothing uses has a name all the same: the operator may require it, or go by their number.
+        Unused results have names too: the operator may require them, or depend on their number.
         """
         node = NodeProto(op_type=self.op_type, input=inputs, output=outputs, name=name)
         node.attribute.extend(self.attributes)
         return node
 
     def run(self, inputs: Sequence[Any], *, double: bool = False) -> list[Any]:
-        """Its results that are used, of arrays, by `onnx.reference`; with constants as float64 too if `double`."""
+        """Its results that are used, by `onnx.reference`, for arrays; if `double`, with float64 constants too."""
         feeds = self.feeds(inputs)
         if double:
             for number, arg in enumerate(self.args):
@@ -102,17 +102,17 @@ class OnnxCall:
         model = self.model(feeds)
         try:
             run = evaluator(model).run
-        except RuntimeError:  # it has no older one: what changed since is an addition
+        except RuntimeError:  # it lacks the older version; later ones only add to it
             run = evaluator(model.graph.node[0]).run
         return list(run([info.name for info in model.graph.output], feeds))
 
     def feeds(self, inputs: Sequence[Any]) -> dict[str, Any]:
-        """All arguments that it has, by the names that they have in its model."""
+        """All its arguments, by their names in its model."""
         arrays = (inputs[arg.number] if isinstance(arg, Slot) else arg for arg in self.args)
         return {f"x{number}": array for number, array in enumerate(arrays) if array is not None}
 
     def model(self, feeds: Mapping[str, Any]) -> ModelProto:
-        """A model of it alone: of a node alone, onnx.reference takes the newest meaning."""
+        """A model of this node alone: for a bare node, onnx.reference takes the newest opset."""
         names = [f"x{number}" if f"x{number}" in feeds else "" for number in range(len(self.args))]
         node = self.node(names, [output and f"y{number}" for number, output in enumerate(self.outputs)])
         read = [make_info(name, array) for name, array in feeds.items()]

@@ -51,19 +51,19 @@ def convert(
             Gemm and ReLU in turn, for networks of affine and piecewise-linear steps. Default: "graph".
         merge: In form "graph", as in `to_linear_network`. Default: "auto".
         max_pool: In form "graph", as in `to_linear_network`. Default: "max".
-        opset: Of the result. Default: 13, which most readers take; that of the source if it keeps steps that changed.
+        opset: Of the result. Default: 13, which most readers take; the source's if it keeps operators that changed.
         dtype: Of the layers, and of inputs and outputs that are float32 or float64; the layers are computed in float64.
             Default: float64 if an input or output of the model is, otherwise float32.
         shapes: Shapes of inputs, by name, where sizes after the first are not fixed.
-        max_bytes: Bytes that the layers may have. Default: 1 GiB. More than 128 MiB are written to a file of their own,
+        max_bytes: Limit for the bytes of the layers. Default: 1 GiB. Above 128 MiB, they have a file of their own,
             `path` with ".data" after it.
         flat: Whether inputs and outputs are vectors (batch, elements), so that an mlp is Gemm and Relu alone; an mlp of
-            several inputs or outputs takes one vector, `inputs`, or gives one, `outputs`, that has their elements in
-            order. Default: False: they have the names and shapes that they had.
+            several inputs or outputs takes one vector, `inputs`, or returns one, `outputs`, with their elements in
+            order. Default: False, which keeps their names and shapes.
         overwrite: Whether a file at `path` may be replaced. Default: False.
 
     Returns:
-        The `Conversion`: its `model` takes and gives what the source does, under the same names. It was compared with
+        The `Conversion`: its `model` takes and returns what the source does, under the same names. It was compared with
         the source on random inputs before anything was written. Its `input_slices` and `output_slices` say where each
         input and output is in the vector of all.
 
@@ -73,8 +73,8 @@ def convert(
         FileNotFoundError: If `source` is not there.
         ValueError: If the model is broken, depends on chance, or lacks sizes; or if `path` is the source itself.
         NotImplementedError: If a node cannot be kept, or, in form "mlp", is neither affine nor piecewise linear; the
-            message names it. If onnxruntime takes the model and not the result, or this is no valid ONNX: some
-            operators have no float64.
+            message names it. If onnxruntime takes the model but not the result, or the result is not valid ONNX, as
+            some operators have no float64.
         MemoryError: If the layers need more than `max_bytes`, or than is left; the message has the table.
         RuntimeError: If the result is not what the source computes.
 
@@ -119,7 +119,7 @@ def export(
 
     Args:
         model: As in `to_linear_network`.
-        example_inputs: As in `to_linear_network`; whole numbers as in `to_mlp`.
+        example_inputs: As in `to_linear_network`; integers as in `to_mlp`.
         path: As in `convert`.
         form: As in `convert`.
         merge: As in `convert`.

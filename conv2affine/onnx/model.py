@@ -1,4 +1,4 @@
-"""What is known of a model: as its file has it, and as a network."""
+"""A model: as its file has it, and as a network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from onnx import ModelProto, NodeProto, TensorProto, TypeProto
 
 from conv2affine.network.graph import Graph
 
-__all__ = ["DTYPES", "EPS", "FLOATS", "HALVES", "Model", "OnnxNetwork", "TensorInfo", "input_info", "location"]
+__all__ = ["DTYPES", "EPS", "FLOATS", "HALVES", "CheckedModel", "OnnxNetwork", "TensorInfo", "input_info", "location"]
 
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, *HALVES)
@@ -38,7 +38,7 @@ class TensorInfo:
         elem_type: As in `onnx.TensorProto`.
         dims: A number, or a name for a size that is not fixed. Of an input.
         shape: Of a batch of one sample; all sizes are numbers. Of an input.
-        is_cast: Whether the result takes whole numbers as floating. Of an input.
+        is_cast: Whether the result takes integers as floating point. Of an input.
     """
 
     name: str
@@ -59,16 +59,16 @@ class TensorInfo:
 
 
 @dataclass(frozen=True)
-class Model:
-    """A model that was checked.
+class CheckedModel:
+    """A model that has passed all checks.
 
     Args:
         proto: The model, its nodes in the order of computation, its functions written out, its data in it.
         wide: The same with float32 for types of half the size.
-        rounding: Of the roughest of these; 0 if it has none.
+        rounding: Of the coarsest of these; 0 if it has none.
         opset: Of the standard operators.
         inputs: Those that are not initializers.
-        outputs: Their types are not looked at.
+        outputs: Their types are not read.
         size: Bytes of its file, as it is on disk, with its external data.
     """
 
@@ -92,7 +92,7 @@ class OnnxNetwork:
         is_batched: Whether all inputs may hold any number of samples.
         opset: Of the model.
         dtype: In which it computes: float64 if an input or output has that, else the widest type of the inputs.
-        eps: Rounding of the roughest type that it computes in.
+        eps: Rounding of the coarsest type that it computes in.
     """
 
     graph: Graph
@@ -105,7 +105,7 @@ class OnnxNetwork:
 
 
 def location(node: NodeProto) -> str:
-    """What to call a node."""
+    """The name of a node in messages."""
     return node.name or next(filter(None, node.output), "") or str(node.op_type)
 
 

@@ -8,28 +8,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx
 import torch
-from onnx import ModelProto, TensorProto, defs, external_data_helper
+from onnx import ModelProto, defs, external_data_helper
 from onnx.shape_inference import InferenceError
 
 from conv2affine.convolution.sizes import readable_bytes
-from conv2affine.network.graph import Kept, Node, Step, Value
+from conv2affine.network.graph import Kept, Step
 from conv2affine.network.passes.chain import Layer
-from conv2affine.network.passes.ends import join_ends, slices
 from conv2affine.network.passes.merge import MERGE, Merge
-from conv2affine.network.passes.merge import merge as merge_pieces
-from conv2affine.network.passes.simplify import replace_inputs, simplify
-from conv2affine.network.passes.to_relu import to_relu
-from conv2affine.network.prepare import check_memory, to_layers
+from conv2affine.network.passes.simplify import simplify
+from conv2affine.network.prepare import check_memory, to_layers, to_pieces
 from conv2affine.network.progress import progress
 from conv2affine.network.report import NetworkPlan, describe, describe_layers
+from conv2affine.onnx.ends import apart, begin_at_casts, check_floats, joined, slices_by_name
 from conv2affine.onnx.exporting.exporter import Exporter, gathers
+from conv2affine.onnx.exporting.opsets import MIN_OPSET, choose_opset
 from conv2affine.onnx.exporting.storage import data_of, publish, save
-from conv2affine.onnx.model import FLOATS, OnnxNetwork, TensorInfo
+from conv2affine.onnx.model import OnnxNetwork, TensorInfo
 from conv2affine.onnx.running.runner import Run, compare, runner, sample
 from conv2affine.onnx.running.trials import first_mixing, layer_runner
 
@@ -38,19 +37,16 @@ __all__ = ["MAX_BYTES", "Conversion", "Form", "MaxPool", "Options", "prepare", "
 Form = Literal["graph", "mlp"]
 MaxPool = Literal["max", "relu"]
 FORMS = ("graph", "mlp")
-# Readers of ONNX that are no longer worked on end here; all of ours is older.
-OPSET = 13
 MAX_BYTES = 2**30
-MIN_OPSET = 8  # the first in which Max broadcasts
 BATCHES = (1, 3)
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What became of a network.
+    """The result of a conversion.
 
     Args:
-        load: Gives the new model.
+        load: Returns the new model.
         plan: Its layers and steps.
         kept: For each node that stays as it is, why.
         difference: The largest found between both models, relative to the largest element of the output.
@@ -71,7 +67,7 @@ class Conversion:
 
     @cached_property
     def model(self) -> ModelProto:
-        """The new model; one that has its data in a file of its own is loaded when it is asked for."""
+        """The new model; one with its data in a separate file is loaded on first use."""
         return self.load()
 
 
@@ -114,14 +110,12 @@ class Prepared:
 def prepare(network: OnnxNetwork, options: Options) -> Prepared:
     """Run the passes, and make the plan."""
     dtype = options.dtype or network.dtype
-    graph = simplify(network.graph)
     if options.form == "mlp":
-        network = _without_casts(dataclasses.replace(network, graph=graph))
-        layers = to_layers(simplify(_join(network).graph), dtype)
+        network = begin_at_casts(dataclasses.replace(network, graph=simplify(network.graph)))
+        check_floats(network)
+        layers = to_layers(simplify(joined(network).graph), dtype)
         return Prepared(network, layers, describe_layers(layers, dtype, "dense"), dtype)
-    if options.max_pool == "relu":
-        graph = simplify(to_relu(graph, dtype, ("window_max",)))
-    graph = simplify(merge_pieces(graph, options.merge))
+    graph = to_pieces(network.graph, options.merge, options.max_pool, dtype)
     plan = describe(graph, dtype, "dense", gather=gathers(graph))
     return Prepared(dataclasses.replace(network, graph=graph), None, plan, dtype)
 
@@ -134,11 +128,11 @@ def run(
     path: Path | None,
     overwrite: bool,
 ) -> Conversion:
-    """Convert a network; `original` gives what the result is compared with, as in `first_mixing`."""
+    """Convert a network; `original` makes the run that the result is compared with, as in `first_mixing`."""
     prepared = prepare(network, options)
     steps = [node for node in prepared.network.graph.nodes if isinstance(node, Step | Kept) and node.call is not None]
     steps = [] if prepared.layers else steps
-    opset = _choose_opset(steps, options.opset)
+    opset = choose_opset(steps, options.opset)
     if prepared.plan.bytes > options.max_bytes:
         sparse = sum(dict(row.bytes)["sparse"] for row in prepared.plan.layers)
         largest = max(prepared.plan.layers, key=lambda row: dict(row.bytes)[row.layout])
@@ -161,30 +155,8 @@ def run(
         elif is_large:
             external_data_helper.load_external_data_for_model(model, temporary)
     kept = {name: step.call.reason for step in steps for name in step.origin if step.call.reason}
-    ends = _slices(network.inputs, network.graph.inputs), _slices(network.outputs, network.graph.outputs)
+    ends = slices_by_name(network.inputs, network.graph.inputs), slices_by_name(network.outputs, network.graph.outputs)
     return Conversion(load, prepared.plan, kept, difference, not static, static, *ends)
-
-
-def _without_casts(network: OnnxNetwork) -> OnnxNetwork:
-    """A network that begins with what it casts its integers to, as pixels: a chain takes floats."""
-    graph, users = network.graph, network.graph.users
-    names: dict[Value, Value] = {}
-    inputs = []
-    for value, tensor in zip(graph.inputs, network.inputs, strict=True):
-        if tensor.elem_type not in FLOATS and value not in graph.outputs and all(map(_is_cast, users[value])):
-            names.update({cast.outputs[0]: value for cast in users[value]})
-            tensor = dataclasses.replace(tensor, elem_type=TensorProto.FLOAT)
-        inputs.append(tensor)
-    nodes = [replace_inputs(node, names) for node in graph.nodes if node.outputs[0] not in names]
-    graph = dataclasses.replace(graph, nodes=nodes, outputs=[names.get(value, value) for value in graph.outputs])
-    return dataclasses.replace(network, graph=graph, inputs=tuple(inputs))
-
-
-def _is_cast(node: Node) -> bool:
-    """Whether a node casts to floats."""
-    if not isinstance(node, Kept) or node.kind != "Cast":
-        return False
-    return any(attribute.name == "to" and attribute.i in FLOATS for attribute in node.call.attributes)
 
 
 def _write(
@@ -198,7 +170,7 @@ def _write(
 ) -> tuple[ModelProto, float]:
     """Write the model to a file, and compare it with the original."""
     network, layers = prepared.network, prepared.layers
-    result = _join(network) if layers is not None and flat else network
+    result = joined(network) if layers is not None and flat else network
     with progress(len(prepared.plan.layers)) as each, data_of(file, prepared.plan.bytes) as data:
         exporter = Exporter(result, prepared.dtype, opset, is_batched, flat, each, data)
         model = exporter.graph() if layers is None else exporter.mlp(layers)
@@ -212,7 +184,7 @@ def _write(
             raise NotImplementedError(f"{wanted} must be valid ONNX, and is not: {reason}; {other}") from error
         raise RuntimeError(f"{wanted} must be valid ONNX, and is not: {reason}; please report this") from error
     got = runner(file) if data is None else layer_runner(file)
-    separate = got if result is network else _apart(got, network)
+    separate = got if result is network else apart(got, network)
     eps = max(network.eps, torch.finfo(prepared.dtype).eps)
     floats = {tensor.name: exporter.writer.dtype for tensor in network.inputs if tensor.is_floating}
     differences = [
@@ -222,62 +194,3 @@ def _write(
     if got.refusal and not original.refusal:
         raise NotImplementedError(f"onnxruntime must run {wanted}, and does not: {got.refusal}; {other}")
     return model, max(differences)
-
-
-def _join(network: OnnxNetwork) -> OnnxNetwork:
-    """The network of one vector of all inputs, and of one of all outputs, where there are several."""
-    graph = join_ends(network.graph)
-    inputs, outputs = network.inputs, network.outputs
-    if len(inputs) > 1:
-        for tensor in inputs:
-            if tensor.elem_type not in FLOATS:
-                name = TensorProto.DataType.Name(tensor.elem_type).lower()
-                raise NotImplementedError(
-                    f"inputs of a chain must be of type float or double, and {tensor.name} is of {name}; form graph "
-                    "takes it"
-                )
-        [value] = graph.inputs
-        inputs = (
-            dataclasses.replace(inputs[0], name=value.name, dims=(inputs[0].dims[0], value.size), shape=value.shape),
-        )
-    if len(outputs) > 1:
-        outputs = (dataclasses.replace(outputs[0], name=graph.outputs[0].name),)
-    return dataclasses.replace(network, graph=graph, inputs=inputs, outputs=outputs)
-
-
-def _apart(got: Run, network: OnnxNetwork) -> Run:
-    """What takes and gives a vector for each tensor of a network, by a result that takes and gives one for all."""
-    starts = [part.start for part in slices(network.graph.outputs)]
-    [joined] = _join(network).inputs
-
-    def run(inputs: Mapping[str, Any]) -> list[Any]:
-        vector = np.concatenate([inputs[tensor.name] for tensor in network.inputs], axis=1)
-        return np.split(got({joined.name: vector})[0], starts[1:], axis=1)
-
-    return dataclasses.replace(got, function=run)
-
-
-def _slices(tensors: Sequence[TensorInfo], values: Sequence[Value]) -> dict[str, slice]:
-    return dict(zip((tensor.name for tensor in tensors), slices(values), strict=True))
-
-
-def _choose_opset(steps: Sequence[Step | Kept], wanted: int | None) -> int:
-    """The opset of the result: one by which all steps that are kept mean what they meant."""
-    sources = sorted({step.call.opset for step in steps}, reverse=True)
-    for opset in [OPSET, *sources, *range(OPSET - 1, MIN_OPSET - 1, -1)] if wanted is None else [wanted]:
-        changed = [step for step in steps if _since(step, opset) != _since(step, step.call.opset)]
-        if not changed:
-            return opset
-    step = changed[0]
-    raise ValueError(
-        f"opset ({wanted or OPSET}) must not change the meaning of node {', '.join(step.origin)} "
-        f"({step.call.op_type}), which is kept; use opset {step.call.opset}"
-    )
-
-
-def _since(step: Step | Kept, opset: int) -> int:
-    """The opset that last changed an operator."""
-    try:
-        return int(defs.get_schema(step.call.op_type, opset, "").since_version)
-    except defs.SchemaError:
-        return 0

@@ -33,7 +33,7 @@ class Units:
     """The units of a layer that compute or carry one value.
 
     Args:
-        map: What they compute, of the values of the layer before.
+        map: What they compute from the values of the layer before.
         is_pair: Whether they are relu(v) and relu(-v), and not v itself.
         origin: The modules whose work they do.
     """
@@ -86,7 +86,7 @@ class Layer:
         return np.concatenate([bias for pair in signs for bias in pair])
 
     def matrix(self) -> Matrix:
-        """All units together; a matrix that is the only one is not written out."""
+        """The matrix of all units; a single matrix is not written out."""
         if len(self.units) == len(self.before) == 1:
             [unit], [inputs] = self.units.values(), self.before.values()
             if not unit.is_pair and not inputs.is_pair and unit.map.terms:
@@ -211,13 +211,13 @@ class _Chain:
         return self.level[value] + (not isinstance(self.producer.get(value), Step))
 
     def read(self, value: Value, layer: int) -> Units:
-        """What computes a value in a layer, of values that the layer before has; found once for all its readers."""
+        """The units that compute a value in a layer from the values of the layer before; found once for all readers."""
         if (value, layer) not in self.read_before:
             self.read_before[value, layer] = self.find(value, layer)
         return self.read_before[value, layer]
 
     def find(self, value: Value, layer: int) -> Units:
-        """What `read` keeps."""
+        """Find what `read` caches."""
         node = self.producer.get(value)
         if isinstance(node, Piece):
             if self.level[value] == layer - 1:

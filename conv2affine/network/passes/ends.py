@@ -17,9 +17,9 @@ __all__ = ["join_ends", "slices"]
 
 
 def join_ends(graph: Graph) -> Graph:
-    """A graph of one input and one output, which have the elements of all inputs, or of all outputs, in their order.
+    """A graph of one input and one output, which hold the elements of all inputs, or of all outputs, in order.
 
-    An input or an output that is the only one stays as it is.
+    A single input or output stays as it is.
     """
     return _join_outputs(_join_inputs(graph))
 

@@ -59,7 +59,7 @@ def _pays(piece: Piece, following: list[Piece], is_read: bool) -> bool:
 
 
 def _substitute(piece: Piece, merged: dict[Value, Piece]) -> Piece:
-    """The piece with others in the place of their values."""
+    """The piece with merged pieces in place of their values."""
     map: AffineMap[Value] = AffineMap({}, piece.map.bias)
     origins: dict[Value, tuple[str, ...]] = {}
     for source, matrix in piece.map.terms.items():

@@ -1,4 +1,4 @@
-"""Passes that make a graph smaller and change no number: names for the same value, equal nodes, unused nodes."""
+"""Passes that shrink a graph and change no result: they remove aliases, equal nodes and unused nodes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def remove_aliases(graph: Graph) -> Graph:
 
 
 def remove_equal(graph: Graph) -> Graph:
-    """With one node for all that compute the same from the same."""
+    """With one node in place of all that compute the same from the same values."""
 
     def first(node: Node, seen: dict[Hashable, list[Node]]) -> Value | None:
         if len(node.outputs) > 1:
@@ -54,7 +54,7 @@ def remove_unused(graph: Graph) -> Graph:
 
 
 def replace_inputs(node: Node, names: Mapping[Value, Value]) -> Node:
-    """The same node of other inputs."""
+    """The same node with other inputs."""
     if not any(value in names for value in node.inputs):
         return node
     if not isinstance(node, Piece):
@@ -68,7 +68,7 @@ def replace_inputs(node: Node, names: Mapping[Value, Value]) -> Node:
 
 
 def _rename(graph: Graph, name: Any) -> Graph:
-    """Without the nodes for which `name` knows another value; it may remember what it has seen."""
+    """Without the nodes for which `name` gives another value; it may keep what it has seen."""
     names: dict[Value, Value] = {}
     nodes: list[Node] = []
     seen: dict[Hashable, list[Node]] = {}
@@ -84,7 +84,7 @@ def _rename(graph: Graph, name: Any) -> Graph:
 
 
 def _content(node: Node) -> Any:
-    """All that decides what a node computes from its inputs."""
+    """Everything that determines what a node computes from its inputs."""
     if isinstance(node, Piece):
         return node.map.bias, list(node.map.terms.values())
     return node.shapes, node.call, dict(node.parameters) if isinstance(node, Step) else None

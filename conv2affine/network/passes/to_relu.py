@@ -4,7 +4,7 @@ leaky_relu(x) = relu(x) - slope * relu(-x)    max(a, b) = a + relu(b - a)
 |x|           = relu(x) + relu(-x)            min(a, b) = a - relu(a - b)
 
 clip(x) = low + relu(x - low) - relu(x - high)     where |low| is the smaller bound
-        = high - relu(high - x) + relu(low - x)    where |high| is
+        = high - relu(high - x) + relu(low - x)    where |high| is the smaller
         = x - relu(x - high) + relu(low - x)       where both are large, as x - low rounds away the digits of x
 
 The maximum of a window is that of its halves, and so on.
@@ -28,7 +28,7 @@ from conv2affine.network.rules.moves import selection
 __all__ = ["to_relu"]
 
 Map = AffineMap[Value]
-# x - low is off by roundings of low. Up to here that is no more than a few roundings of an x of about 1.
+# x - low carries the rounding error of low. Up to this bound, that is a few roundings of an x of about 1.
 LARGE_BOUND = 8.0
 
 
@@ -37,7 +37,7 @@ def to_relu(graph: Graph, dtype: torch.dtype, kinds: Container[str] | None = Non
 
     Args:
         graph: Any graph.
-        dtype: In which the result computes. A bound that no number of it passes is none.
+        dtype: The dtype in which the result computes. A bound that no number of this dtype exceeds is dropped.
         kinds: Of the steps to rewrite. Default: all kinds that are piecewise linear.
     """
     largest = torch.finfo(dtype).max
@@ -62,7 +62,7 @@ def to_relu(graph: Graph, dtype: torch.dtype, kinds: Container[str] | None = Non
 
 @dataclasses.dataclass(frozen=True)
 class _Writer:
-    """Adds what becomes of one step to a graph, which computes with numbers up to `largest`."""
+    """Adds the pieces and ReLUs of one step to a graph; `largest` is the largest number of the dtype."""
 
     graph: Graph
     origin: str
@@ -70,7 +70,7 @@ class _Writer:
     biases: Mapping[Value, Any]
 
     def bias(self, map: Map) -> Any:
-        """How large the constants are in the elements of one value."""
+        """The absolute constant in each element of a value."""
         [source] = map.terms
         return self.biases.get(source, np.zeros(map.size))
 
@@ -143,7 +143,7 @@ def _minimum(writer: _Writer, a: Map, b: Map) -> Map:
 
 
 def _smaller_first(writer: _Writer, a: Map, b: Map) -> tuple[Map, Map]:
-    """The same elements, first those of small constants: a + relu(b - a) loses the digits of b where a is -1e9."""
+    """The operands, swapped where a has the large constant: a + relu(b - a) loses the digits of b where a is -1e9."""
     is_large = _is_large(writer.bias(a), writer.bias(b))
     if not is_large.any():
         return a, b
@@ -158,7 +158,7 @@ def _window_max(writer: _Writer, x: Map, windows: Any) -> Map:
     """A tree: each round halves the windows; a pair that occurs in several of them is compared once."""
     bias = writer.bias(x)
     while windows.shape[1] > 1:
-        windows = -np.sort(-windows, axis=1)  # what is no element comes last
+        windows = -np.sort(-windows, axis=1)  # -1 comes last
         if windows.shape[1] % 2:
             windows = np.pad(windows, ((0, 0), (0, 1)), constant_values=-1)
         pairs, inverse = np.unique(windows.reshape(-1, 2), axis=0, return_inverse=True)

@@ -1,4 +1,4 @@
-"""Rules of the nonlinear steps with a meaning of their own; see `network.kinds`."""
+"""Rules of the nonlinear steps that `network.kinds` defines."""
 
 from __future__ import annotations
 

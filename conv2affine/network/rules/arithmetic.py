@@ -153,7 +153,7 @@ def gemm(
 
 
 def einsum(context: Context, *operands: Any, equation: str) -> Map:
-    """What the equation makes of the unit vectors of its one operand that is not constant."""
+    """The matrix of an equation, from the unit vectors of its one operand that is not constant."""
     moved = [number for number, operand in enumerate(operands) if isinstance(operand, Value)]
     if len(moved) != 1:
         raise NoRuleError("it multiplies values")
@@ -161,7 +161,7 @@ def einsum(context: Context, *operands: Any, equation: str) -> Map:
     shape = operands[number].shape
     size = prod(shape)
     if size * max(size, prod(context.shape)) > MAX_EINSUM:
-        raise NoRuleError(f"{prod(context.shape)} results of {size} elements are too many to try each")
+        raise NoRuleError(f"{prod(context.shape)} results of {size} elements are too many to compute")
     terms, arrow, result = equation.replace(" ", "").partition("->")
     if not arrow:
         once = sorted(letter for letter in set(terms) if letter.isalpha() and terms.count(letter) == 1)

@@ -1,6 +1,6 @@
-"""Operators that only move elements need no rules: they are run on the numbers of the elements.
+"""Operators that only move elements need no rules: they are run on element numbers.
 
-A concatenation has one all the same: it is frequent, and cheap without them.
+Concatenation has a function of its own: it is frequent, and cheaper without running it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def follow(function: Function, values: Sequence[Value]) -> list[tuple[AffineMap[
     """The affine maps of an operator that copies each element of its result from its inputs, or from constants.
 
     Args:
-        function: The operator: takes one float64 array of the shape of each value, gives one array or several. All
-            else that it reads or fills in is constant.
-        values: The inputs. Each of them once.
+        function: The operator: takes one float64 array of the shape of each value, returns one array or several.
+            Anything else that it reads or fills in is constant.
+        values: The inputs, each once.
 
     Returns:
         (map, shape) for each array of the result.
@@ -41,7 +41,7 @@ def follow(function: Function, values: Sequence[Value]) -> list[tuple[AffineMap[
         parts = np.split(elements, np.cumsum(sizes)[:-1]) if sizes else []
         return _arrays(function(*(part.reshape(value.shape) for part, value in zip(parts, values, strict=True))))
 
-    # No element of the other inputs is a number of an element; and they have both signs, which max and clip tell apart.
+    # None of the other numbers is an element number, and both signs occur, so that max and clip are noticed.
     other = np.random.default_rng(0).random(total)
     other -= 0.5
     numbers, checks = run(np.arange(1.0, total + 1)), run(other)
@@ -60,7 +60,7 @@ def _map(values: Sequence[Value], other: Any, numbers: Any, constant: Any, check
     moved = (numbers != constant) & ~np.isnan(numbers)
     index = np.where(moved, numbers, 0).astype(np.int64)
     index -= 1
-    # Other elements at the same places: sums of elements would give themselves away.
+    # The same places with other elements: that exposes sums of elements.
     copies = np.where(moved, np.take(other, index, mode="clip"), constant) if len(other) else constant
     differ = copies != check
     if (
@@ -68,7 +68,7 @@ def _map(values: Sequence[Value], other: Any, numbers: Any, constant: Any, check
         or index.max(initial=-1) >= len(other)
         or not np.isnan([copies[differ], check[differ]]).all()
     ):
-        raise ValueError("the operator does more than to move elements")
+        raise ValueError("the operator does more than move elements")
     terms = {}
     for value in values:
         read = (index >= 0) & (index < value.size)
@@ -79,7 +79,7 @@ def _map(values: Sequence[Value], other: Any, numbers: Any, constant: Any, check
 
 
 def concatenate(values: Sequence[Any], shape: Sequence[int], axis: int) -> AffineMap[Value] | None:
-    """The map of a concatenation, as of `follow`, without running it.
+    """The map of a concatenation, as `follow` finds it, without running it.
 
     Args:
         values: What is concatenated, in order; a value may occur several times.
@@ -105,5 +105,5 @@ def concatenate(values: Sequence[Any], shape: Sequence[int], axis: int) -> Affin
 
 
 def selection(index: Any, cols: int, positions: int = 1) -> Matrix:
-    """A selection, its index one for so many positions; the identity where it is that."""
+    """A selection, with one index for that many positions; without an index where it is the identity."""
     return Selection(None if np.array_equal(index, np.arange(cols // positions)) else index, cols, None, positions)

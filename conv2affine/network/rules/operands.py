@@ -1,9 +1,9 @@
-"""What rules are written with: the context of an operator, arguments that are constant or depend on the inputs, steps.
+"""What rules are written with: the context of an operator, its arguments, constant or not, and steps.
 
 A rule takes a context, the operands of the operator, and all else that it needs by neutral names. An operand that
 depends on the network's inputs is a `Value`; any other is an array, a tensor or a number; None if it is left out. It
 returns an affine map, or the value of a step that it added to the graph, or a map and a shape for each result. Where it
-does not know the operator with these arguments, it raises `NoRuleError`.
+does not cover the operator with these arguments, it raises `NoRuleError`.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ __all__ = [
 
 Map = AffineMap[Value]
 Rule = Callable[..., Any]
-# The one number that is not finite and still has a meaning as a parameter of a step: no bound.
+# The only infinite parameters of steps that have a meaning: no bound.
 UNBOUNDED = {"low": -np.inf, "high": np.inf}
 # What a rule may write out: its windows, the numbers of its elements, a matrix along an axis.
 MAX_NUMBERS = 2**24
 
 
 class NoRuleError(Exception):
-    """The operator, or the operator with these arguments, has no rule; with a message, why."""
+    """The operator, or the operator with these arguments, has no rule; the message says why."""
 
 
 def check_numbers(count: int) -> None:
@@ -68,7 +68,7 @@ class Call(Protocol):
         """Which of its results are used; None if it has only one."""
 
     def run(self, inputs: Sequence[Any], *, double: bool = False) -> list[Any]:
-        """Its results that are used, for arrays as inputs; with constants as float64 too if `double`."""
+        """Its results that are used, for arrays as inputs; if `double`, with float64 constants too."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +100,7 @@ class Context:
 
 
 def value(argument: Any) -> Value:
-    """An argument that has to depend on the inputs."""
+    """An argument that must depend on the inputs."""
     if not isinstance(argument, Value):
         raise NoRuleError
     return argument
@@ -112,13 +112,13 @@ def constant(argument: Any) -> Array:
         raise NoRuleError
     if isinstance(argument, Tensor):
         if argument.layout is not torch.strided:
-            raise NoRuleError(f"a constant of it has the layout {argument.layout}")
+            raise NoRuleError(f"one of its constants has the layout {argument.layout}")
         argument = argument.detach().double().cpu().numpy()
     return np.asarray(argument, np.float64)
 
 
 def weight(context: Context, argument: Any) -> tuple[Tensor, bool]:
-    """A constant of floating numbers as a tensor, and whether these are numbers of the model as they are."""
+    """A floating-point constant as a tensor, and whether it is an unchanged parameter of the model."""
     if isinstance(argument, Tensor) and argument.is_floating_point() and argument.layout is torch.strided:
         return argument.detach().cpu(), argument.untyped_storage().data_ptr() in context.parameters
     if isinstance(argument, np.ndarray) and argument.dtype in (np.float32, np.float64):
@@ -148,7 +148,7 @@ def scaled(map: Map, scale: Any, shape: Sequence[int]) -> Map:
 
 
 def masked(argument: Any, mask: Array, shape: Sequence[int]) -> Map:
-    """The map of a value or a constant that is broadcast to a shape, and 0 where the mask is, whatever it is there."""
+    """The map of a value or a constant broadcast to a shape, with 0 wherever the mask is 0, even for infinities."""
     if not isinstance(argument, Value):
         return AffineMap.constant(np.where(mask, constant(argument), np.zeros(shape)))
     read = np.broadcast_to(mask, shape).ravel() != 0

@@ -1,4 +1,4 @@
-"""Rules of what goes over positions: convolution, pooling, resizing."""
+"""Rules of operators over positions: convolution, pooling, resizing."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def convolution(
     transposed: bool = False,
     output_padding: Sequence[int] = (),
 ) -> Map:
-    """A convolution of each sample, of which there is one but where other axes became that of the samples."""
+    """A convolution of each sample: there is one, unless other axes were moved into the first."""
     samples, _, *input_size = value(x).shape
     tensor, copied = weight(context, kernel)
     try:
@@ -93,7 +93,7 @@ def max_pool(context: Context, x: Any, window: Window) -> Value:
 
 
 def _taps(input_size: Sequence[int], output_size: Sequence[int], window: Window) -> list[Any]:
-    """What windows read along each axis; those without elements have no largest one and no mean."""
+    """What windows read along each axis; one without elements has no maximum and no mean."""
     taps = windows.taps(input_size, output_size, window)
     if any((axis < 0).all(axis=1).any() for axis in taps):
         raise NoRuleError("a window lies in the padding")

@@ -1,4 +1,4 @@
-"""Rules of what moves elements: most are run on the numbers of the elements."""
+"""Rules of operators that move elements: most are run on element numbers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def move(context: Context, *arguments: Any, **attributes: Any) -> Any:
     check_numbers(sum(value.size for value in context.inputs) + sum(map(prod, context.shapes)))
     try:
         return follow(lambda *arrays: context.call.run(arrays, double=True), context.inputs)
-    except Exception as error:  # that it does more than to move, or whatever the operator trips over
+    except Exception as error:  # it does more than move elements, or it fails
         raise NoRuleError(str(error)) from error
 
 
@@ -40,7 +40,7 @@ def copy(context: Context, x: Any) -> Map:
 
 
 def concat(context: Context, parts: Sequence[Any], axis: int) -> Any:
-    """All parts, one after the other along an axis."""
+    """All parts, concatenated along an axis."""
     return concatenate(parts, context.shape, axis) or move(context)
 
 
@@ -62,13 +62,13 @@ def pad(context: Context, sides: Any, fill: Any) -> Map:
 
 
 def add_at(context: Context, x: Any, other: Any, places: Any) -> Map:
-    """The sum of x and of what of another is added at places, the numbers of elements of x."""
+    """The sum of x and of another operand, each of whose elements is added at a place: an element number of x."""
     size = prod(context.shape)
     return broadcast(x, context.shape) + broadcast(other, places.shape).then(gather_sums(places.ravel(), size))
 
 
 def fold(context: Context, x: Any, window: Window) -> Map:
-    """The sum of what windows over the last axes read, (samples, channels * window, positions), where they read it."""
+    """The sum of windows (samples, channels * window, positions), each added where it would be read, as col2im does."""
     image = context.shape[2:]
     counts = [
         (size + sum(axis.padding) - (axis.kernel - 1) * axis.dilation - 1) // axis.stride + 1

@@ -27,7 +27,7 @@ __all__ = [
 
 
 class Axis(NamedTuple):
-    """How a window lies and moves along one axis; padding is (left, right)."""
+    """The window and its steps along one axis; padding is (left, right)."""
 
     kernel: int
     stride: int = 1
@@ -58,7 +58,7 @@ def average_pool(
     # Rounded down, no window leaves the padded input.
     full = all((i + sum(a.padding) - (a.kernel - 1) * a.dilation - 1) // a.stride + 1 == o for a, i, o in sizes)
     if full and (divisor or not any(map(any, padding))):
-        # All windows are alike: a convolution, which may become one with that before it.
+        # All windows are alike: a convolution, which may be merged with the one before it.
         count = divisor or prod(kernel_size)
         weight = torch.full((channels, 1, *kernel_size), 1 / count, dtype=torch.float64)
         return convolution(weight, input_size, stride, padding, dilation, channels, copied=False)

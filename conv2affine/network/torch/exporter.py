@@ -16,15 +16,12 @@ from torch.utils import _pytree as pytree
 
 from conv2affine.network.graph import Kept, Piece, Step, Value
 from conv2affine.network.matrices.matrix import Array, Matrix, Selection
+from conv2affine.network.torch.batching import runs_on_batches, runs_on_vectors
 from conv2affine.network.torch.importing.call import AtenCall
-from conv2affine.network.torch.importing.importer import TorchNetwork
+from conv2affine.network.torch.importing.network import TorchNetwork
 from conv2affine.network.torch.modules import Container, PerSample
 
 __all__ = ["export_torch"]
-
-# Operators that treat the first axis as a batch, whatever their constant arguments are.
-BATCHED = re.compile(r"(adaptive_)?max_pool\dd(_with_indices)?|group_norm|scaled_dot_product_attention|upsample_.*")
-Number = float | Tensor
 
 
 def export_torch(
@@ -35,12 +32,12 @@ def export_torch(
     """The module of a network.
 
     Args:
-        network: What was imported, its graph after any passes.
-        cast: What becomes of a dtype of the imported module.
-        make: Makes the layer of a name, a matrix and a bias.
+        network: The imported network, with its graph after all passes.
+        cast: Maps a dtype of the imported module to that of the result.
+        make: Makes a layer from a name, a matrix and a bias.
 
     Returns:
-        A module that takes and gives what the imported one does.
+        A module that takes and returns what the imported one does.
     """
     return _Exporter(network, cast, make).run()
 
@@ -71,7 +68,7 @@ class _Exporter:
         results = iter([self.shaped(self.nodes[v], s) for v, s in zip(graph.outputs, graph.output_shapes, strict=True)])
         leaves = [next(results) if isinstance(leaf, Value) else leaf for leaf in self.network.leaves]
         self.output([self.constant(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves])
-        # Before there is a module, so that its code is written once. No call does anything but to compute its result.
+        # Before the module is made, so that its code is generated once. No call has a side effect.
         self.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
         module = fx.GraphModule(self.root, self.graph, "LinearNetwork")
         return module.to(self.network.device).eval()
@@ -123,10 +120,10 @@ class _Exporter:
         if op.reads_memory:
             inputs = [self.graph.call_method("contiguous", (node,)) for node in inputs]
         shapes = [*step.shapes, *(value.shape for value in step.outputs)]
-        if _is_pointwise(op) and len(set(shapes)) == 1 and not _tensors(op):
+        if runs_on_vectors(op, shapes):
             result: Any = self.call(self.graph, self.root, op, inputs)
             shapes = [(1, value.size) for value in step.outputs]
-        elif _is_batched(op, shapes):
+        elif runs_on_batches(op, shapes):
             shaped = [self.shaped(node, shape) for node, shape in zip(inputs, step.shapes, strict=True)]
             result = self.call(self.graph, self.root, op, shaped)
             shapes = [value.shape for value in step.outputs]
@@ -145,7 +142,7 @@ class _Exporter:
             self.nodes[value] = self.flat(node, shape)
 
     def kind(self, step: Step, inputs: list[fx.Node]) -> fx.Node:
-        """A step that its kind describes."""
+        """A step that its kind defines."""
         if step.kind in SIMPLE:
             return self.graph.call_function(SIMPLE[step.kind], tuple(inputs))
         numbers = {name: self.number(self.root, self.graph, array) for name, array in step.parameters.items()}
@@ -162,14 +159,14 @@ class _Exporter:
         raise NotImplementedError(f"a step of kind {step.kind} from {step.origin} has no operator to run it")
 
     def number(self, root: nn.Module, graph: fx.Graph, array: Any, as_tensor: bool = False) -> Any:
-        """A parameter of a kind: a number, or a buffer."""
+        """A parameter of a step: a number, or a buffer."""
         array = np.asarray(array)
         if array.ndim == 0 and not as_tensor:
             return array.item()
         return self.buffer(root, graph, torch.from_numpy(np.array(array)).to(self.cast(self.network.dtype)))
 
     def constant(self, tensor: Tensor) -> fx.Node:
-        """A constant of one sample, as often as there are samples."""
+        """A constant of one sample, repeated for each sample."""
         first = next(iter(self.graph.nodes))
         samples = self.graph.call_method("size", (first, 0))
         return self.graph.call_method(
@@ -183,7 +180,7 @@ class _Exporter:
         return graph.get_attr(name)
 
     def call(self, graph: fx.Graph, root: nn.Module, op: AtenCall, inputs: list[fx.Node]) -> fx.Node:
-        """An operator of inputs, its constant tensors as buffers."""
+        """A call of an operator, with its constant tensors as buffers."""
 
         def constant(argument: Any) -> Any:
             if isinstance(argument, Tensor):
@@ -201,7 +198,7 @@ class _Exporter:
         return fx.GraphModule(root, graph)
 
     def flat(self, node: fx.Node, shape: tuple[int, ...]) -> fx.Node:
-        """One vector per sample, of a batch of tensors of a shape (1, ...)."""
+        """A batch of tensors of shape (1, ...) as one vector per sample."""
         if len(shape) == 2:
             return node
         return (
@@ -211,7 +208,7 @@ class _Exporter:
         )
 
     def shaped(self, node: fx.Node, shape: tuple[int, ...]) -> fx.Node:
-        """A batch of tensors of a shape (1, ...), of one vector per sample."""
+        """One vector per sample as a batch of tensors of shape (1, ...)."""
         if len(shape) == 1:
             return self.graph.call_method("flatten", (node,))
         if shape[0] != 1:  # a reshape to (-1, ...) would not do where there are no elements
@@ -237,34 +234,7 @@ SIMPLE: dict[str, Callable[..., Any]] = {
 
 
 def _is_plain(structure: pytree.TreeSpec) -> bool:
-    """Whether outputs are nested by tuples, lists and dicts alone, which fx writes into the code."""
+    """Whether outputs are nested in tuples, lists and dicts only, which fx writes into the code."""
     if structure.is_leaf():
         return True
     return structure.type in (tuple, list, dict) and all(map(_is_plain, structure.children()))
-
-
-def _tensors(op: AtenCall) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves((op.args, op.kwargs)) if isinstance(leaf, Tensor)]
-
-
-def _is_pointwise(op: AtenCall) -> bool:
-    return torch.Tag.pointwise in op.target.tags or op.target.overloadpacket in POINTWISE
-
-
-# PyTorch does not say of these that they are.
-POINTWISE = {torch.ops.aten.hardswish, torch.ops.aten.log_sigmoid_forward}
-
-
-def _is_batched(op: AtenCall, shapes: list[tuple[int, ...]]) -> bool:
-    """Whether an operator takes a batch of any size as it takes a batch of one."""
-    axes = len(shapes[0])
-    if any(shape[:1] != (1,) for shape in shapes) or len({len(shape) for shape in shapes}) != 1:
-        return False
-    if _is_pointwise(op):
-        return all(tensor.dim() < axes or len(tensor) == 1 for tensor in _tensors(op))
-    name = op.target.overloadpacket.__name__
-    if name in ("softmax", "_softmax", "log_softmax", "_log_softmax"):
-        return bool(op.args[1] % axes != 0)
-    if name == "layer_norm":
-        return len(op.args[1]) < axes
-    return axes > 2 and BATCHED.fullmatch(name) is not None

@@ -15,16 +15,16 @@ from conv2affine.network.matrices.layers import Convolution, Repeated
 from conv2affine.network.matrices.matrix import Array, Matrix
 from conv2affine.sparse_linear import SparseLinear
 
-__all__ = ["LAYOUTS", "Layout", "choose_layout", "layer", "layout_bytes", "row_chunks"]
+__all__ = ["LAYOUTS", "NetworkLayout", "choose_layout", "layer", "layout_bytes", "row_chunks"]
 
-Layout = Literal["auto", "dense", "sparse"]
+NetworkLayout = Literal["auto", "dense", "sparse"]
 LAYOUTS = ("auto", "dense", "sparse")
 # Below this a dense matrix is faster, and easier to read.
 SMALL_BYTES = 2**20
 
 
 class Sized(Protocol):
-    """What has a number of rows, columns and entries."""
+    """Anything with a number of rows, columns and entries."""
 
     @property
     def shape(self) -> tuple[int, int]: ...
@@ -39,7 +39,7 @@ def layout_bytes(matrix: Sized, dtype: torch.dtype) -> dict[str, int]:
     return {name: next(size.bytes for size in sizes if size.layout is layout) for name, layout in names.items()}
 
 
-def choose_layout(matrix: Sized, dtype: torch.dtype, layout: Layout) -> str:
+def choose_layout(matrix: Sized, dtype: torch.dtype, layout: NetworkLayout) -> str:
     """The layout asked for; for "auto" the sparse one, unless the dense one is small or hardly larger."""
     if layout != "auto":
         return layout
@@ -47,7 +47,7 @@ def choose_layout(matrix: Sized, dtype: torch.dtype, layout: Layout) -> str:
     return "dense" if sizes["dense"] <= max(SMALL_BYTES, 2 * sizes["sparse"]) else "sparse"
 
 
-def layer(matrix: Matrix, bias: Array | None, dtype: torch.dtype, layout: Layout = "auto") -> nn.Linear:
+def layer(matrix: Matrix, bias: Array | None, dtype: torch.dtype, layout: NetworkLayout = "auto") -> nn.Linear:
     """The layer x -> x @ matrix.T + bias, an `nn.Linear` or a `SparseLinear`; numbers are rounded here, once."""
     weight = _weight(matrix, dtype, choose_layout(matrix, dtype, layout))
     rounded = None if bias is None else torch.tensor(bias, dtype=dtype)

@@ -14,7 +14,7 @@ __all__ = ["Affine", "Container", "PerSample"]
 
 
 class Container(nn.Module):
-    """Puts outputs into the container of which the model makes them.
+    """Puts outputs into the container that the model returns.
 
     Args:
         structure: How the outputs are nested.
@@ -33,7 +33,7 @@ class PerSample(nn.Module):
     """Runs a module on one sample after the other, as batches of one.
 
     Args:
-        module: Takes and gives tensors of a batch of one sample.
+        module: Takes and returns tensors of a batch of one sample.
         origin: What it runs, and for which of the user's modules.
     """
 
@@ -42,7 +42,7 @@ class PerSample(nn.Module):
         self.module, self.origin = module, origin
 
     def forward(self, *inputs: Tensor) -> Any:
-        """Inputs and results have one axis more, the first."""
+        """Inputs and results have one more axis, in front."""
         if inputs[0].shape[0]:  # len() would be a constant in an export
             try:
                 return torch.vmap(self.module)(*inputs)
@@ -53,7 +53,7 @@ class PerSample(nn.Module):
                     f"{self.origin} must be affine, or an operator that torch.vmap runs on each sample, and PyTorch "
                     "has no rule for that; compute the same with other operators"
                 ) from error
-        one = self.module(*(x.new_zeros(x.shape[1:]) for x in inputs))  # many operators do not take nothing
+        one = self.module(*(x.new_zeros(x.shape[1:]) for x in inputs))  # many operators refuse empty tensors
         return pytree.tree_map(lambda result: result.unsqueeze(0)[:0], one)
 
 

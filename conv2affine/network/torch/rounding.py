@@ -17,7 +17,7 @@ __all__ = ["WIDE", "WIDER", "InDouble", "Noise", "wider"]
 WIDE = (torch.float64, torch.complex128)
 WIDER = {torch.complex32: torch.complex128, torch.complex64: torch.complex128}
 WIDER |= dict.fromkeys((torch.float16, torch.bfloat16, torch.float32), torch.float64)
-# Number of random factors that are used in turn.
+# Number of random factors, which are reused.
 FACTORS = 2**16
 # Operators that move or choose elements, and round none.
 MOVES = frozenset(
@@ -29,7 +29,7 @@ MOVES = frozenset(
 
 
 def wider(item: Any) -> Any:
-    """A tensor in float64, or that dtype, in the place of a narrower one; anything else as it is."""
+    """A tensor in float64, or that dtype, in place of a narrower one; anything else as it is."""
     if isinstance(item, Tensor):
         return item.to(WIDER[item.dtype]) if item.dtype in WIDER else item
     return WIDER.get(item, item) if isinstance(item, torch.dtype) else item
@@ -38,8 +38,8 @@ def wider(item: Any) -> Any:
 class Noise(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within it, what each operator computes is multiplied by random numbers from 1 - size to 1 + size.
 
-    An output then moves by about size * sqrt(sum of t^2) over the terms t of the sums of which it is made, as roundings
-    of this size move it: each element by its own scale.
+    An output then moves by about size * sqrt(sum of t^2) over the terms t that are added up in it, as roundings of this
+    size move it: each element by its own scale.
 
     Args:
         size: As `torch.finfo(dtype).eps`.
@@ -69,7 +69,7 @@ class Noise(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """One result; a view stays as it is, and what was written to is moved in place."""
         if not isinstance(x, Tensor) or x.dtype not in (*WIDER, *WIDE) or (alias is not None and not alias.is_write):
             return x
-        # The same random numbers over and over, from another one on each time: new ones would take most of the time.
+        # The same random numbers are reused, each time from another start: new ones would take most of the time.
         start = self.random.randrange(FACTORS)
         factors = self.factors[start : start + FACTORS].to(x.device, x.dtype.to_real())
         copy = x.clone()  # its elements fill its memory
@@ -81,13 +81,13 @@ class Noise(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class InDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Within it, all that inputs reach is computed in float64 besides, whatever dtypes operators are told to give.
+    """Within it, all that depends on inputs is also computed in float64, whatever dtype an operator is asked for.
 
-    What they do not reach is computed only as it is without.
+    All else is computed as usual.
 
     Args:
         inputs: The inputs, which the model may write to.
-        noise: Of further computations in float64.
+        noise: For further computations in float64.
         runs: Number of these.
     """
 
@@ -99,7 +99,7 @@ class InDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
 
     def exact(self, item: Any, run: int = 0) -> Any:
-        """A tensor in float64, without noise or as in one of the runs with it; anything else as it is, but dtypes."""
+        """A tensor in float64, without noise or as in one of the runs with it; dtypes are widened, all else stays."""
         return self.values[item][run] if isinstance(item, Tensor) and item in self.values else wider(item)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

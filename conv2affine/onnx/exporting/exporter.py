@@ -11,12 +11,13 @@ import torch
 from onnx import ModelProto, helper
 from torch import Tensor
 
-from conv2affine.network.graph import Graph, Kept, Piece, Step, Value
+from conv2affine.network.graph import Graph, Kept, Piece, Step
 from conv2affine.network.matrices.matrix import Matrix, Selection
 from conv2affine.network.passes.chain import Layer, write_out
 from conv2affine.network.torch.layers import layer, row_chunks
 from conv2affine.onnx.call import runs_on_vectors
 from conv2affine.onnx.exporting.storage import external_tensor
+from conv2affine.onnx.exporting.values import Values
 from conv2affine.onnx.exporting.writer import Writer, as_array, write_kept, write_kind, write_selection
 from conv2affine.onnx.model import DTYPES, OnnxNetwork, TensorInfo
 
@@ -28,7 +29,8 @@ CHUNK_BYTES = 2**24
 def gathers(graph: Graph) -> bool:
     """Whether selections are written as Gather, Mul and Where, not as Gemm: if a step is kept.
 
-    Its values may be infinite, and 0 times infinity is not 0; and its readers know more than Gemm and Relu anyhow.
+    Its values may be infinite, and 0 times infinity is not 0; and readers of the result must support more than
+    Gemm and Relu anyway.
     """
     return any(isinstance(node, Kept) for node in graph.nodes)
 
@@ -37,13 +39,13 @@ class Exporter:
     """Writes one model.
 
     Args:
-        network: What was imported, its graph after any passes.
+        network: The imported network, with its graph after all passes.
         dtype: Of the layers.
         opset: Of the result.
-        is_batched: Whether it takes any number of samples, else one.
+        is_batched: Whether the result takes any number of samples, or one.
         flat: Whether its inputs and outputs are vectors.
         each: Called with the name of each layer before it is made.
-        data: As of the writer; layers go there a few rows at a time.
+        data: As in `Writer`; layers are written there a few rows at a time.
     """
 
     def __init__(
@@ -60,22 +62,11 @@ class Exporter:
         self.elem_type = next(elem_type for elem_type, other in DTYPES.items() if other is dtype)
         names = [tensor.name for tensor in (*network.inputs, *network.outputs)]
         self.writer = Writer(helper.tensor_dtype_to_np_dtype(self.elem_type), opset, names, data)
-        self.flat: dict[Value, str] = {}  # names of values as vectors
-        self.shaped: dict[tuple[Value, tuple[int, ...]], str] = {}  # names of values as tensors
-        graph, self.is_vector = network.graph, flat
-        self.gathers = gathers(graph)
-        self.output_shapes = [(1, value.size) for value in graph.outputs] if flat else graph.output_shapes
-        # Outputs that need no reshape are computed under their names at once.
-        self.wishes = {
-            value: tensor.name
-            for value, shape, tensor in zip(graph.outputs, self.output_shapes, network.outputs, strict=True)
-            if self.is_flat(shape) and value not in graph.inputs
-        }
+        self.values = Values(network, self.writer, is_batched, flat)
+        self.gathers = gathers(network.graph)
 
     def graph(self) -> ModelProto:
         """The model of form "graph"."""
-        for value, tensor in zip(self.network.graph.inputs, self.network.inputs, strict=True):
-            self.enter(value, tensor)
         for node in self.network.graph.nodes:
             if isinstance(node, Piece):
                 self.piece(node)
@@ -85,14 +76,12 @@ class Exporter:
 
     def mlp(self, layers: Sequence[Layer]) -> ModelProto:
         """The model of form "mlp"."""
-        for value, tensor in zip(self.network.graph.inputs, self.network.inputs, strict=True):
-            self.enter(value, tensor)
         made = []
         for item, matrix, bias in write_out(layers):
             origin = item.origin[0] if item.origin else "carried"
             made.append((origin, *self.layer(matrix, bias, origin)))
         self.writer.initializers.reverse()  # the last layer was the first
-        vectors = [self.vector(value) for value in self.network.graph.inputs]
+        vectors = [self.values.vector(value) for value in self.network.graph.inputs]
         x = vectors[0] if len(vectors) == 1 else self.writer.call("Concat", vectors, "inputs", axis=1)
         for origin, weight, offset in reversed(made[1:]):
             x = self.writer.call("Relu", [self.writer.linear(x, weight, offset, origin)], origin)
@@ -103,21 +92,14 @@ class Exporter:
     def last(self, x: str, weight: Any, bias: Any, origin: str) -> None:
         """The last layer of a chain, and its results for each output."""
         outputs = self.network.graph.outputs
-        ends = zip(self.output_shapes, self.network.outputs, strict=True)
-        wishes = [tensor.name if self.is_flat(shape) else None for shape, tensor in ends]
+        ends = zip(self.values.output_shapes, self.network.outputs, strict=True)
+        wishes = [tensor.name if self.values.is_flat(shape) else None for shape, tensor in ends]
         if len(outputs) == 1:
-            self.flat[outputs[0]] = self.writer.linear(x, weight, bias, origin, wishes[0])
+            self.values.flat[outputs[0]] = self.writer.linear(x, weight, bias, origin, wishes[0])
             return
         joined = self.writer.linear(x, weight, bias, origin)
         names = self.writer.split(joined, [value.size for value in outputs], wishes)
-        self.flat.update(zip(outputs, names, strict=True))
-
-    def enter(self, value: Value, tensor: TensorInfo) -> None:
-        """Enter the name of an input."""
-        if self.is_vector:
-            self.flat[value] = tensor.name
-        else:
-            self.shaped[value, value.shape] = tensor.name
+        self.values.flat.update(zip(outputs, names, strict=True))
 
     def layer(self, matrix: Matrix, bias: Any, origin: str) -> tuple[str, str]:
         """Names of the weight and the bias of a layer."""
@@ -158,10 +140,10 @@ class Exporter:
         }
         if len(selected) == len(terms) and bias.any() and not self.gathers:
             del selected[next(iter(selected))]  # the bias needs a layer
-        wish = self.wishes.get(piece.output)
+        wish = self.values.wishes.get(piece.output)
         operands = []
         for source, matrix in terms.items():
-            x, origin = self.vector(source), (piece.origins.get(source) or piece.origin)[0]
+            x, origin = self.values.vector(source), (piece.origins.get(source) or piece.origin)[0]
             if source in selected:
                 x = write_selection(self.writer, x, selected[source], origin)
             else:
@@ -174,70 +156,36 @@ class Exporter:
         total, *others = operands
         for other in others:
             total = self.writer.call("Add", [total, other], piece.origin[0], wish if other is others[-1] else None)
-        self.flat[piece.output] = total
+        self.values.flat[piece.output] = total
 
     def step(self, step: Step | Kept) -> None:
         """A nonlinear step on vectors, or on tensors of its own shape."""
-        origin = (*step.origin, step.kind)[0]
+        values, origin = self.values, (*step.origin, step.kind)[0]
         if isinstance(step, Step) and step.call is None:
             [output] = step.outputs
-            x = [self.vector(value) for value in step.inputs]
-            self.flat[output] = write_kind(self.writer, step, x, origin, self.wishes.get(output))
+            x = [values.vector(value) for value in step.inputs]
+            values.flat[output] = write_kind(self.writer, step, x, origin, values.wishes.get(output))
             return
         if runs_on_vectors(step):
             [value] = step.outputs
-            self.flat[value] = self.wishes.get(value) or self.writer.name(origin)
-            names, results = [self.vector(value) for value in step.inputs], [self.flat[value]]
+            values.flat[value] = values.wishes.get(value) or self.writer.name(origin)
+            names, results = [values.vector(value) for value in step.inputs], [values.flat[value]]
         else:
-            names = [self.tensor(value, shape, origin) for value, shape in zip(step.inputs, step.shapes, strict=True)]
-            results = [self.result(value, origin) for value in step.outputs]
+            names = [values.tensor(value, shape, origin) for value, shape in zip(step.inputs, step.shapes, strict=True)]
+            results = [values.result(value, origin) for value in step.outputs]
         write_kept(self.writer, step, names, results, origin)
 
-    def vector(self, value: Value) -> str:
-        """The name of a value as one vector per sample."""
-        if value not in self.flat:
-            name = self.shaped[value, value.shape]
-            if not self.is_flat(value.shape):
-                origin = f"{value.name}/flat"
-                name = self.writer.reshape(name, [-1 if self.is_batched else 1, value.size], origin)
-            self.flat[value] = name
-        return self.flat[value]
-
-    def tensor(self, value: Value, shape: tuple[int, ...], origin: str, output: str | None = None) -> str:
-        """The name of a value as a tensor of a shape."""
-        if output is None and (value, shape) in self.shaped:
-            return self.shaped[value, shape]
-        if self.is_flat(shape):
-            name = self.vector(value)
-            return name if output is None else self.writer.call("Identity", [name], origin, output)
-        name = self.writer.reshape(self.vector(value), self.sizes(shape), f"{origin}/shaped", output)
-        self.shaped[value, shape] = name
-        return name
-
-    def result(self, value: Value, origin: str) -> str:
-        """The name of a new result as a tensor of its shape."""
-        names = [
-            tensor.name
-            for other, shape, tensor in zip(
-                self.network.graph.outputs, self.output_shapes, self.network.outputs, strict=True
-            )
-            if other is value and shape == value.shape
-        ]
-        name = names[0] if names else self.writer.name(origin)
-        self.shaped[value, value.shape] = name
-        return name
-
     def finish(self, form: str) -> ModelProto:
-        """The model, once all values are there."""
+        """The model, once all nodes are written."""
         graph, infos = self.network.graph, []
         there = {tensor.name for tensor in self.network.inputs}  # an output may be an input
         there.update(name for node in self.writer.nodes for name in node.output)
-        for value, shape, tensor in zip(graph.outputs, self.output_shapes, self.network.outputs, strict=True):
+        for value, shape, tensor in zip(graph.outputs, self.values.output_shapes, self.network.outputs, strict=True):
             if tensor.name not in there:
-                self.tensor(value, shape, tensor.name, tensor.name)
-            infos.append(self.info(tensor, self.sizes(shape)))
+                self.values.tensor(value, shape, tensor.name, tensor.name)
+            infos.append(self.info(tensor, self.values.sizes(shape)))
         inputs = [
-            self.info(tensor, (1, value.size) if self.is_vector else tensor.shape)
+            self.info(tensor, (1, value.size) if self.values.are_vectors else tensor.shape)
             for value, tensor in zip(graph.inputs, self.network.inputs, strict=True)
         ]
         made = helper.make_graph(self.writer.nodes, "conv2affine", inputs, infos, self.writer.initializers)
@@ -252,11 +200,3 @@ class Exporter:
         elem_type = self.elem_type if tensor.is_floating else tensor.elem_type
         dims = [next(t.dims[0] for t in self.network.inputs), *shape[1:]] if self.is_batched and shape else shape
         return helper.make_tensor_value_info(tensor.name, elem_type, dims)
-
-    def is_flat(self, shape: Sequence[int]) -> bool:
-        """Whether a tensor of this shape is one vector per sample already."""
-        return len(shape) == 2 and shape[0] == 1
-
-    def sizes(self, shape: Sequence[int]) -> list[int]:
-        """What reshapes to a shape."""
-        return [-1, *shape[1:]] if self.is_batched and shape else list(shape)

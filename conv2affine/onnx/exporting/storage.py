@@ -1,4 +1,4 @@
-"""Writes models: large ones with their data in a file next to them; and whole or not at all."""
+"""Writes models, completely or not at all; large ones with their data in a file next to them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def check_target(path: Path, overwrite: bool, source: object = None) -> None:
         raise ValueError(f"path ({str(path)!r}) must not hold NUL")
     try:
         str(path).encode()
-    except UnicodeEncodeError:  # onnx takes no other
+    except UnicodeEncodeError:  # onnx requires it
         raise ValueError(f"path ({str(path)!r}) must be text in UTF-8") from None
     data = path.with_name(path.name + SUFFIX) if path.name else path
     try:
@@ -68,7 +68,7 @@ def _has_data_in(model: Path, data: Path) -> bool:
 
 @contextmanager
 def data_of(path: Path, size: int) -> Iterator[BinaryIO | None]:
-    """The file for the data of a model of so many bytes; None if these are few, and stay in it."""
+    """The file for the data of a model of `size` bytes; None for a small one, which keeps its data in itself."""
     if size <= LARGE:
         yield None
         return
@@ -82,7 +82,7 @@ def save(model: ModelProto, path: Path) -> None:
 
 
 def publish(file: Path, path: Path, overwrite: bool) -> None:
-    """Move a model, and its data, to where it is wanted; the model itself last.
+    """Move a model and its data to their destination, the model last.
 
     Raises:
         FileExistsError: If another writer was there first, and `overwrite` is not set.
@@ -104,7 +104,7 @@ def publish(file: Path, path: Path, overwrite: bool) -> None:
         if new.exists() and old.is_file():
             new.chmod(stat.S_IMODE(old.stat().st_mode))
     if has_data:
-        path.unlink(missing_ok=True)  # it may have other data: whoever ends this here leaves no mixture
+        path.unlink(missing_ok=True)  # it may have other data: an interruption never leaves mismatched files
         os.replace(data, wanted)
     os.replace(file, path)
     if not has_data:
@@ -112,7 +112,7 @@ def publish(file: Path, path: Path, overwrite: bool) -> None:
 
 
 def _place(file: Path, path: Path) -> None:
-    """Move a file to where none is; unlike os.replace, it fails where one is."""
+    """Move a file; unlike os.replace, it fails if the target exists."""
     try:
         os.link(file, path)
     except FileExistsError:
@@ -123,7 +123,7 @@ def _place(file: Path, path: Path) -> None:
 
 
 def external_tensor(file: BinaryIO, name: str, shape: Sequence[int], dtype: Any, chunks: Iterable[Any]) -> TensorProto:
-    """Write the data of a tensor to a file, one chunk of rows after the other; gives the tensor without it."""
+    """Write the data of a tensor to a file, one chunk of rows at a time; returns the tensor without it."""
     file.write(bytes(-file.tell() % ALIGNMENT))
     start = file.tell()
     for chunk in chunks:

@@ -33,8 +33,8 @@ class Writer:
     Args:
         dtype: Of floating constants.
         opset: Of the model.
-        names: That are taken by inputs and outputs.
-        data: The file that takes the data of large tensors, if they are not to be in the model.
+        names: Taken by inputs and outputs.
+        data: The file for the data of large tensors, if that is not to be in the model.
     """
 
     def __init__(self, dtype: Any, opset: int, names: Sequence[str], data: BinaryIO | None = None) -> None:
@@ -68,7 +68,7 @@ class Writer:
     def call(
         self, op_type: str, inputs: Sequence[str], origin: str, output: str | None = None, **attributes: Any
     ) -> str:
-        """A node of one result, both named after where they come from."""
+        """A node with one result, both named after their origin."""
         result = self.name(origin) if output is None else output
         self.nodes.append(helper.make_node(op_type, inputs, [result], self.name(f"{origin}/{op_type}"), **attributes))
         return result
@@ -89,7 +89,7 @@ class Writer:
         return names
 
     def reshape(self, x: str, shape: Sequence[int], origin: str, output: str | None = None) -> str:
-        """The same elements as a tensor of another shape, which OMLT wants to come from a node."""
+        """The same elements as a tensor of another shape; OMLT requires the shape to come from a node."""
         if self.opset < MIN_INTEGER_CONSTANT:
             target = self.constant(f"{origin}.shape", np.array(shape, np.int64))
             return self.call("Reshape", [x, target], origin, output)
@@ -100,7 +100,7 @@ class Writer:
 
 
 def write_kind(writer: Writer, step: Step, x: list[str], origin: str, output: str | None) -> str:
-    """Write a step that its kind describes; gives the name of its result.
+    """Write a step that its kind defines; returns the name of its result.
 
     Args:
         writer: Of the model.
@@ -131,7 +131,7 @@ def write_kind(writer: Writer, step: Step, x: list[str], origin: str, output: st
         return x[0] if finite else call("Identity", x, origin, output)
     if step.kind in WINDOWS:
         windows = step.parameters["windows"]
-        # What is no element is replaced by another of the window, which changes neither maximum nor minimum.
+        # -1 is replaced by another element of the window, which changes neither maximum nor minimum.
         windows = np.where(windows < 0, windows.max(axis=1, keepdims=True), windows)
         gathered = call("Gather", [*x, constant(f"{origin}.windows", windows)], origin, axis=1)
         if writer.opset < 18:
@@ -201,6 +201,6 @@ def write_selection(writer: Writer, x: str, selection: Selection, origin: str) -
 
 def as_array(tensor: Tensor) -> Any:
     """The array that shares the memory of a tensor."""
-    if tensor.dtype is torch.bfloat16:  # torch gives NumPy's own types only
+    if tensor.dtype is torch.bfloat16:  # torch converts to NumPy's own types only
         return tensor.view(torch.int16).numpy().view(helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16))
     return tensor.numpy()

@@ -1,7 +1,7 @@
 """From a PyTorch module to a network whose steps are ONNX operators, to be written as an ONNX model.
 
-This serves those who have PyTorch and onnx alone. `torch.onnx.export`, then `convert`, needs onnxscript; it writes
-operators of opset 18, where old readers end at 13; and the result is compared with its file, not with the module.
+For users who have PyTorch and onnx only. `torch.onnx.export`, then `convert`, needs onnxscript; it writes operators of
+opset 18, but old readers support 13 at most; and the result is compared with its file, not with the module.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from conv2affine.onnx.running.runner import Run
 
 __all__ = ["import_module", "module_runner"]
 
-# The name of each operator that a module may keep, and the first opset by which it means the same. Their arguments are
+# The name of each operator that a module may keep, and the first opset in which it means the same. Their arguments are
 # those of PyTorch.
-POINTWISE = {
+ONNX_NAMES = {
     **{
         name: (name.capitalize(), 13) for name in ("ceil", "erf", "exp", "floor", "log", "neg", "reciprocal", "sigmoid")
     },
@@ -43,12 +43,12 @@ POINTWISE = {
     "bmm": ("MatMul", 13),
     "mish": ("Mish", 18),
 }
-MIN_OPSET = 13  # of the result; they mean the same since
+MIN_OPSET = 13  # of the result; their meaning has not changed since
 SOFTMAX = {"_softmax": "Softmax", "softmax": "Softmax", "_log_softmax": "LogSoftmax", "log_softmax": "LogSoftmax"}
 
 
 def import_module(model: nn.Module, examples: Sequence[Tensor], wanted: int | None = None) -> OnnxNetwork:
-    """The network of a module, its operators by a wanted opset if that has them all.
+    """The network of a module, with operators of the wanted opset if it has them all.
 
     Raises:
         TypeError: If an input has a type that ONNX files of linear layers do not have.
@@ -62,12 +62,12 @@ def import_module(model: nn.Module, examples: Sequence[Tensor], wanted: int | No
         )
     # One opset for all: a later one only adds to what these operators take.
     kinds = {node.kind for node in network.graph.nodes if isinstance(node, Kept)}
-    opset = max([MIN_OPSET, wanted or 0, *(first for kind, (_, first) in POINTWISE.items() if kind in kinds)])
+    opset = max([MIN_OPSET, wanted or 0, *(first for kind, (_, first) in ONNX_NAMES.items() if kind in kinds)])
     graph = dataclasses.replace(network.graph, nodes=[_node(node, opset) for node in network.graph.nodes])
     if any(dtype not in (torch.float32, torch.float64) for dtype in network.input_dtypes):
         raise TypeError(
-            "example_inputs must be tensors of float32 or float64, or whole numbers that the model casts to that "
-            "before anything else is computed of them; call model.float(), or let it begin with x.float()"
+            "example_inputs must be tensors of float32 or float64, or integers that the model casts to that before "
+            "it computes anything else; call model.float(), or let it begin with x.float()"
         )
     elem_types = [helper.np_dtype_to_tensor_dtype(x[:0].cpu().numpy().dtype) for x in examples]
     inputs = tuple(
@@ -81,7 +81,7 @@ def import_module(model: nn.Module, examples: Sequence[Tensor], wanted: int | No
 
 
 def module_runner(model: nn.Module, network: OnnxNetwork) -> Run:
-    """What runs a module as others run an ONNX model."""
+    """Runs a module the way others run an ONNX model."""
     device = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
 
     def run(mode: Any, inputs: Mapping[str, Any]) -> list[Any]:
@@ -97,21 +97,21 @@ def _node(node: Node, opset: int) -> Node:
     """The node, with an ONNX operator for that of PyTorch."""
     if isinstance(node, Piece):
         return node
-    if isinstance(node, Step):  # its kind says all
+    if isinstance(node, Step):  # its kind defines it
         return dataclasses.replace(node, call=None)
     name, args, kwargs = node.kind, node.call.args, node.call.kwargs
-    if name == "softplus" and args[1:] == (1, 20):  # beta and threshold, which ONNX has not, at their defaults
+    if name == "softplus" and args[1:] == (1, 20):  # beta and threshold, which ONNX lacks, at their defaults
         args = args[:1]
     if name in SOFTMAX and len(args) > 1:
         axis = helper.make_attribute("axis", args[1])
         call = OnnxCall(SOFTMAX[name], opset, args[:1], (axis,), reason="it is not affine")
     elif (
-        name in POINTWISE
+        name in ONNX_NAMES
         and not kwargs
         and all(isinstance(arg, Slot | Tensor | float | int) for arg in args)
-        and len(args) <= defs.get_schema(*POINTWISE[name]).max_input
+        and len(args) <= defs.get_schema(*ONNX_NAMES[name]).max_input
     ):
-        call = OnnxCall(POINTWISE[name][0], opset, tuple(map(_argument, args)), (), reason="it is not affine")
+        call = OnnxCall(ONNX_NAMES[name][0], opset, tuple(map(_argument, args)), (), reason="it is not affine")
     else:
         raise NotImplementedError(
             f"{', '.join(node.origin)} ({name}) has no ONNX operator here; use torch.onnx.export, and convert the file"

@@ -1,4 +1,4 @@
-"""From an ONNX model to a graph, one node after the other."""
+"""From an ONNX model to a graph, one node at a time."""
 
 from __future__ import annotations
 
@@ -17,47 +17,47 @@ from conv2affine.network.rules.operands import Context, NoRuleError, values
 from conv2affine.onnx.call import OnnxCall
 from conv2affine.onnx.importing.inference import Budget, check_size, check_work, infer, inferred_shape
 from conv2affine.onnx.importing.rules import find_rule
-from conv2affine.onnx.model import DTYPES, EPS, FLOATS, HALVES, Model, OnnxNetwork, TensorInfo, location
+from conv2affine.onnx.model import DTYPES, EPS, FLOATS, HALVES, CheckedModel, OnnxNetwork, TensorInfo, location
 from conv2affine.onnx.running.runner import runner
 from conv2affine.onnx.running.trials import DISPUTED, agrees, run_alone
 
 __all__ = ["import_onnx"]
 
-# Types of inputs and outputs, which have to be made up and compared: those that NumPy has.
+# Types of inputs and outputs, which are generated and compared: those that NumPy has.
 TYPES = frozenset(map(helper.np_dtype_to_tensor_dtype, map(np.dtype, "?bBhHiIqQefd")))
 LARGE = 2**16  # elements of constants
 RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
 
 
 @np.errstate(all="ignore")  # constants may hold anything; what matters is checked
-def import_onnx(model: Model) -> OnnxNetwork:
+def import_onnx(model: CheckedModel) -> OnnxNetwork:
     """The graph of a model.
 
     Args:
-        model: As `read` gives it.
+        model: From `read`.
 
     Returns:
         The graph, not simplified: one piece or step for each node.
 
     Raises:
         ValueError: If the model breaks the rules of its operators, or depends on chance.
-        NotImplementedError: If it has what no value of a graph can be: subgraphs, sequences, other domains.
+        NotImplementedError: If it has what a graph cannot represent: subgraphs, sequences, other domains.
     """
     return _Importer(model).run()
 
 
 class _Importer:
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: CheckedModel) -> None:
         self.model = model
         self.graph = Graph()
-        self.results: dict[str, Any] = {"": None}  # names to values, or to arrays where no input reaches
+        self.results: dict[str, Any] = {"": None}  # by name: values, or arrays where they depend on no input
         self.types: dict[str, TypeProto] = {}
         self.parameters: set[int] = set()  # addresses of the numbers of the file
         self.budget = Budget(model.size)
         self.used = {*model.outputs, *(name for node in model.proto.graph.node for name in node.input if name)}
 
     def run(self) -> OnnxNetwork:
-        """Go through the nodes."""
+        """Import all nodes."""
         for tensor in self.model.inputs:
             self.budget.count(tensor.shape, f"input {tensor.name}")
             _check_type(tensor.elem_type, f"input {tensor.name}")
@@ -99,17 +99,17 @@ class _Importer:
         )
 
     def node(self, node: NodeProto) -> None:
-        """Enter the results of a node."""
+        """Record the results of a node."""
         where = f"{node.op_type} node {location(node)}"
         names = [name for name in node.output if name in self.used]
         if not names:
             return
         attributes = {attribute.name: attribute for attribute in node.attribute}
         if node.domain not in ("", "ai.onnx"):
-            raise NotImplementedError(f"{where}: operators of domain {node.domain} are not known")
+            raise NotImplementedError(f"{where}: operators of domain {node.domain} are not supported")
         for attribute in node.attribute:
             if attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
-                raise NotImplementedError(f"{where}: subgraphs, as in attribute {attribute.name}, are not known")
+                raise NotImplementedError(f"{where}: subgraphs, as in attribute {attribute.name}, are not supported")
         args = [self.results[name] for name in node.input]
         if node.op_type in RANDOM or _is_training(node, attributes, args):
             raise ValueError(f"{where} depends on chance or on its batch; export the model for inference")
@@ -119,7 +119,7 @@ class _Importer:
             blanks = [np.broadcast_to(np.float32(0), value.shape) for value in inputs]
             try:
                 results = _fold(call, blanks, sum(map(prod, shapes)))
-            except Exception as error:  # whatever the reference trips over
+            except Exception as error:  # onnx.reference may raise anything
                 raise ValueError(f"{where} must have a result: {error}") from error
             for name, result in zip(names, results, strict=True):
                 self.constant(name, np.asarray(result))
@@ -131,13 +131,13 @@ class _Importer:
             self.results[name] = value
 
     def constant(self, name: str, array: Any) -> None:
-        """Enter a constant."""
+        """Record a constant."""
         check_size(array.shape, name)
         self.results[name] = array
         self.types[name] = helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
 
     def infer(self, node: NodeProto, where: str) -> tuple[tuple[int, ...], ...]:
-        """Enter the types of the results of a node, and count them; gives the shapes of those that are used."""
+        """Record the types of the results of a node, and count them; returns the shapes of those that are used."""
         args = [self.results[name] for name in node.input]
         inferred = infer(node, self.model.opset, self.model.wide.ir_version, self.results, self.types, where)
         self.types.update(inferred)
@@ -149,7 +149,7 @@ class _Importer:
         return tuple(shapes)
 
     def values(self, context: Context, node: NodeProto, args: list[Any]) -> list[Value]:
-        """The results of a node that inputs reach: by its rule, or of the operator that is kept."""
+        """The results of a node that depends on inputs: by its rule, or from the kept operator."""
         moved = [name for name in node.input if isinstance(self.results[name], Value)]
         moved += [name for name in node.output if name in self.used]
         rule = find_rule(node.op_type)
@@ -160,7 +160,7 @@ class _Importer:
             if made and made[0] != context.shapes[0]:
                 raise NotImplementedError(
                     f"{node.op_type} node {context.origin}: its result must have the shape that onnx infers, "
-                    f"{context.shapes[0]}, and what runs the model gives {made[0]}; change its attributes"
+                    f"{context.shapes[0]}, and the runtime gives {made[0]}; change its attributes"
                 )
         if node.op_type == "Where" and isinstance(args[0], Value) and node.input[0] not in node.input[1:]:
             moved.remove(node.input[0])  # a mask
@@ -169,7 +169,7 @@ class _Importer:
             type = TensorProto.DataType.Name(self.types[others[0]].tensor_type.elem_type)
             reason = f"{others[0]} is of type {type.lower()}"
         elif rule is None:
-            reason = "no rule knows the operator"
+            reason = "no rule covers the operator"
         else:
             attributes = {a.name: _shown(helper.get_attribute_value(a)) for a in node.attribute}
             try:
@@ -177,9 +177,9 @@ class _Importer:
                 if trial is None or agrees(self.graph.nodes[-1], trial):  # type: ignore[arg-type]  # no rule keeps
                     return results
                 self.graph.nodes.pop()
-                reason = "what runs the model computes it otherwise"
+                reason = "the runtime computes it differently"
             except NoRuleError as error:
-                reason = str(error) or "no rule knows it with these inputs"
+                reason = str(error) or "no rule covers it with these inputs"
             except ValueError as error:  # of NumPy, for shapes that do not fit
                 where = f"{node.op_type} node {context.origin}"
                 raise ValueError(f"{where} must follow the rules of its operator: {error}") from error
@@ -193,7 +193,7 @@ class _Importer:
 
 
 def _fold(call: OnnxCall, blanks: Sequence[Any], size: int) -> list[Any]:
-    """The results, of so many elements, of a node that no input reaches; large ones by what runs models faster."""
+    """The results, of `size` elements, of a node that depends on no input; large ones by the faster runtime."""
     if size + sum(arg.size for arg in call.args if isinstance(arg, np.ndarray)) <= LARGE or blanks:
         return call.run(blanks)
     feeds = call.feeds(())
@@ -205,7 +205,7 @@ def _array(tensor: TensorProto, where: str) -> Any:
     check_size(tensor.dims, where)
     try:
         return numpy_helper.to_array(tensor)
-    except Exception as error:  # what is broken in a tensor turns up as any exception
+    except Exception as error:  # a broken tensor may raise anything
         raise ValueError(f"{where} must hold a tensor: {error}") from error
 
 
@@ -216,7 +216,7 @@ def _check_type(elem_type: int, where: str) -> None:
 
 
 def _dtype(inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]) -> torch.dtype:
-    """In which the layers are computed, unless another dtype is asked for."""
+    """The dtype of the layers, unless another is asked for."""
     if any(tensor.elem_type == TensorProto.DOUBLE for tensor in outputs):
         return torch.float64
     types = [tensor.elem_type for tensor in inputs if tensor.elem_type in FLOATS]
@@ -231,5 +231,5 @@ def _is_training(node: NodeProto, attributes: Mapping[str, AttributeProto], args
 
 
 def _shown(attribute: Any) -> Any:
-    """The value of an attribute, text as such."""
+    """The value of an attribute, decoded if it is text."""
     return attribute.decode(errors="replace") if isinstance(attribute, bytes) else attribute

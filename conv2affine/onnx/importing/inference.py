@@ -13,24 +13,24 @@ from onnx.shape_inference import InferenceError
 
 from conv2affine.convolution.sizes import readable_bytes
 from conv2affine.network.rules.bends import MASKS
-from conv2affine.onnx.importing.reader import BASE_BYTES, MAX_BYTES
+from conv2affine.onnx.importing.reader import BASE_BYTES, PROTOBUF_BYTES
 from conv2affine.onnx.importing.rules import find_rule
-from conv2affine.onnx.model import Model, location
+from conv2affine.onnx.model import CheckedModel, location
 
 __all__ = ["Budget", "check_rules", "check_size", "check_work", "infer", "inferred_shape"]
 
-# Constants of the file that say sizes and axes have fewer elements, and shape inference looks only at those.
+# Constants that hold sizes and axes have fewer elements, and shape inference reads only these.
 SMALL = 1024
 # No single value of a network for which matrices can be made has more elements.
 MAX_ELEMENTS = 2**27
 ITEM_BYTES = 8
-# What each byte of a file may ask for. Other people's networks ask for up to 10 times their size.
+# Bytes of values that are allowed per byte of the file. Known networks need up to 10 times their size.
 BYTES_PER_BYTE = 32
-# A model is run several times. So many operations take seconds: of a pool, one for each element that it reads; of a
-# cubic Resize in onnxruntime, many for each element that it makes.
+# A model is run several times, and MAX_WORK operations take seconds: a pool takes one for each element that it reads, a
+# cubic Resize in onnxruntime CUBIC for each element of its result.
 MAX_WORK, CUBIC = 2**30, 2**10
 POOLS = ("AveragePool", "LpPool", "MaxPool")
-# Operators that give at most so many numbers for each element of their first input, whatever these are.
+# Operators whose result has at most this many numbers per element of their first input, whatever its values.
 BOUNDED = {"NonZero": 8, "Compress": 1, "Unique": 4}
 
 
@@ -42,7 +42,7 @@ class Budget:
     """
 
     def __init__(self, size: int) -> None:
-        self.max_bytes = min(MAX_BYTES, BASE_BYTES + BYTES_PER_BYTE * size)
+        self.max_bytes = min(PROTOBUF_BYTES, BASE_BYTES + BYTES_PER_BYTE * size)
         self.bytes = 0
 
     def count(self, shape: Sequence[int], where: str) -> None:
@@ -76,8 +76,8 @@ def check_work(node: NodeProto, shape: Sequence[int], where: str) -> None:
         )
 
 
-def check_rules(model: Model) -> None:
-    """Raise NotImplementedError if an operator between inputs and outputs has no rule; it costs nothing to know."""
+def check_rules(model: CheckedModel) -> None:
+    """Raise NotImplementedError if an operator between inputs and outputs has no rule; this is cheap to find out."""
     live = set(model.outputs)
     for node in reversed(model.wide.graph.node):
         if not live.isdisjoint(node.output):
@@ -86,10 +86,10 @@ def check_rules(model: Model) -> None:
     for node in model.wide.graph.node:
         if live.isdisjoint(node.output) or reached.isdisjoint(node.input) or node.op_type in ("Shape", "Size"):
             continue
-        if find_rule(node.op_type) is None and node.op_type not in MASKS:  # what takes a mask decides
+        if find_rule(node.op_type) is None and node.op_type not in MASKS:  # the operator that takes the mask decides
             raise NotImplementedError(
                 f"{location(node)}: {node.op_type} must be affine or piecewise linear to become linear layers and "
-                "ReLUs, and is not: no rule knows the operator; form graph keeps it as it is"
+                "ReLUs, and is not: no rule covers the operator; form graph keeps it as it is"
             )
         reached.update(filter(None, node.output))
 
@@ -105,7 +105,7 @@ def infer(
         ir_version: Of the model.
         results: Values and constants so far, by name.
         types: Of these.
-        where: What to call the node.
+        where: Name of the node in messages.
 
     Raises:
         ValueError: If it breaks the rules of its operator.
@@ -133,7 +133,7 @@ def infer(
 def inferred_shape(
     node: NodeProto, name: str, inferred: Mapping[str, TypeProto], args: Sequence[Any], where: str
 ) -> tuple[int, ...]:
-    """The shape of a result; of one of constants alone at least as many elements.
+    """The shape of a result; if it depends on constants only, a shape of at least as many elements.
 
     Raises:
         NotImplementedError: If it is not known.

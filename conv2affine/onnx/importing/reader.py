@@ -15,18 +15,18 @@ from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, external_data_helper
 
 from conv2affine.onnx.importing.upgrade import inlined, open_sizes, upgraded, widened
-from conv2affine.onnx.model import Model, input_info, location
+from conv2affine.onnx.model import CheckedModel, input_info, location
 
-__all__ = ["BASE_BYTES", "MAX_BYTES", "read"]
+__all__ = ["BASE_BYTES", "PROTOBUF_BYTES", "read"]
 
-MAX_BYTES = 2**31 - 1  # of one protobuf message, of external data, and of all constants and values
+PROTOBUF_BYTES = 2**31 - 1  # of one protobuf message, of external data, and of all constants and values
 GZIP = b"\x1f\x8b"
-# What a file of gzip may be when unpacked: numbers do not shrink by more.
+# Limits for an unpacked gzip file: weights do not compress better.
 SMALL_FILE, MAX_RATIO = 2**27, 20
 BASE_BYTES = 2**26  # that any model may ask for, however small its files are
 
 
-def read(source: ModelProto | str | Path, shapes: Mapping[str, Sequence[int]] | None = None) -> Model:
+def read(source: ModelProto | str | Path, shapes: Mapping[str, Sequence[int]] | None = None) -> CheckedModel:
     """Read and check a model.
 
     Args:
@@ -66,7 +66,7 @@ def read(source: ModelProto | str | Path, shapes: Mapping[str, Sequence[int]] | 
         raise ValueError(f"shapes must be of inputs ({', '.join(names)}), got {', '.join(given)}")
     inputs = tuple(input_info(info.name, info.type, given.get(info.name)) for info in infos)
     opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
-    return Model(proto, *widened(proto), opset, inputs, tuple(info.name for info in proto.graph.output), size)
+    return CheckedModel(proto, *widened(proto), opset, inputs, tuple(info.name for info in proto.graph.output), size)
 
 
 def _parse(path: Path) -> tuple[ModelProto, int]:
@@ -77,8 +77,8 @@ def _parse(path: Path) -> tuple[ModelProto, int]:
         raise
     except (OSError, ValueError) as error:  # a name that is too long, or with NUL
         raise ValueError(f"source ({str(path)!r}) must be a path that a file can have: {error}") from error
-    if size > MAX_BYTES:
-        raise ValueError(f"{path} ({size} bytes) must be at most {MAX_BYTES} bytes, without its external data")
+    if size > PROTOBUF_BYTES:
+        raise ValueError(f"{path} ({size} bytes) must be at most {PROTOBUF_BYTES} bytes, without its external data")
     data = _bytes(path, size)
     try:
         proto: ModelProto = ModelProto.FromString(data)
@@ -89,23 +89,23 @@ def _parse(path: Path) -> tuple[ModelProto, int]:
     for tensor in tensors:
         file = _external_file(tensor, folder)
         files[file] = file.stat().st_size
-    max_bytes = left = min(MAX_BYTES - len(data), BASE_BYTES + sum(files.values()))
+    max_bytes = left = min(PROTOBUF_BYTES - len(data), BASE_BYTES + sum(files.values()))
     for tensor in tensors:
         left -= _load_external(tensor, folder, left, max_bytes)
     return proto, size + sum(files.values())
 
 
 def _bytes(path: Path, size: int) -> bytes:
-    """What a file holds, unpacked if it is one of gzip, as those of VNN-COMP are."""
+    """The bytes of a file, unpacked if it is a gzip file, as in VNN-COMP."""
     with path.open("rb") as file:
         if file.read(len(GZIP)) != GZIP:
             return path.read_bytes()
-    max_bytes = min(MAX_BYTES, max(SMALL_FILE, MAX_RATIO * size))
+    max_bytes = min(PROTOBUF_BYTES, max(SMALL_FILE, MAX_RATIO * size))
     try:
         with gzip.open(path) as unpacked:
             data = unpacked.read(max_bytes + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} must be a file of gzip, and is broken: {error}") from error
+        raise ValueError(f"{path} must be a gzip file, and is broken: {error}") from error
     if len(data) > max_bytes:
         raise ValueError(f"{path} ({size} bytes) must be at most {max_bytes} bytes when unpacked")
     return data
@@ -123,7 +123,7 @@ def _external_file(tensor: TensorProto, folder: Path) -> Path:
 
 
 def _load_external(tensor: TensorProto, folder: Path, left: int, max_bytes: int) -> int:
-    """Read the data of a tensor, of which so many bytes are left; gives their number."""
+    """Read the external data of a tensor, at most `left` bytes; returns their number."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     name, length = str(entries["location"]), str(entries.get("length", ""))
     size = int(length) if length.isdecimal() else (folder / name).stat().st_size
@@ -142,7 +142,7 @@ def _load_external(tensor: TensorProto, folder: Path, left: int, max_bytes: int)
 
 
 def _check_text(graph: GraphProto) -> None:
-    """Raise an error for names that are not text, which protobuf gives as bytes."""
+    """Raise an error for names that are not text, which protobuf returns as bytes."""
     infos = [*graph.input, *graph.output]
     names = [
         *(info.name for info in infos),

@@ -1,7 +1,7 @@
 """The rules of ONNX operators: their inputs and attributes, read into the neutral arguments of `network.rules`.
 
 A rule takes a context, the operator's inputs in their order, and its attributes by name as keywords. An attribute or an
-input that a rule does not take is no mistake of the file: the operator has no rule then.
+input that a rule does not take is not an error: the operator has no rule then.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def pad(
     numbers = constant(pads if pads_input is None else pads_input).astype(int)
     if mode != "constant" or (numbers >= 0).all():
         return shapes.move(context)
-    sides = np.zeros((len(context.shape), 2), int)  # onnx.reference does not know that negative numbers cut
+    sides = np.zeros((len(context.shape), 2), int)  # onnx.reference does not cut for negative numbers
     sides[slice(None) if axes is None else constant(axes).astype(int)] = numbers.reshape(2, -1).T
     return shapes.pad(context, sides, value if value_input is None else value_input)
 

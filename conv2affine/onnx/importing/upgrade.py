@@ -24,15 +24,15 @@ from conv2affine.onnx.model import EPS, HALVES, location
 __all__ = ["MIN_OPSET", "all_nodes", "inlined", "open_sizes", "upgraded", "widened"]
 
 MAX_NODES = 1_000_000  # of a model with its functions written out
-MIN_OPSET = 8  # by which models of older opsets are read
-INFERS = 6  # the first opset of which onnx infers all shapes
+MIN_OPSET = 8  # to which older models are converted
+INFERS = 6  # the first opset for which onnx infers all shapes
 ADDS_ONLY = 7  # opset 8 only adds to it: broadcasting to Max, Min, Mean and Sum, attributes to MaxPool
 # Attributes that are types of results.
 TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "stash_type")
 
 
 def upgraded(proto: ModelProto) -> ModelProto:
-    """The model by an opset that the importer knows.
+    """The model in an opset that the importer supports.
 
     Raises:
         ValueError: If it has none, or one that onnx does not know or cannot convert.
@@ -51,17 +51,17 @@ def upgraded(proto: ModelProto) -> ModelProto:
     types = {info.name: TypeProto.FromString(info.type.SerializeToString()) for info in infos}
     try:
         onnx.checker.check_model(proto)
-        # What broadcasts needs shapes, of one sample, and those are inferred from opset 6 on.
+        # Broadcasting needs shapes, of one sample; these are inferred from opset 6 on.
         for dim in (dim for info in infos for dim in info.type.tensor_type.shape.dim[:1]):
             dim.dim_value = dim.dim_value or 1
         if opset < INFERS:
             proto = version_converter.convert_version(proto, INFERS)
         _align(proto)
         made: ModelProto = version_converter.convert_version(onnx.shape_inference.infer_shapes(proto), MIN_OPSET)
-    except Exception as error:  # whatever it trips over
+    except Exception as error:  # the converter may raise anything
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"the model's opset ({opset}) must be one from which onnx.version_converter leads to {MIN_OPSET}: {reason}"
+            f"the model's opset ({opset}) must be one that onnx.version_converter converts to {MIN_OPSET}: {reason}"
         ) from error
     del made.graph.value_info[:]
     for info in (info for info in (*made.graph.input, *made.graph.output) if info.name in types):
@@ -73,7 +73,7 @@ def _align(proto: ModelProto) -> None:
     """Write out what opset 6 aligns along an axis, which the converter gets wrong.
 
     Raises:
-        ValueError: If a node is one of training, which the converter takes for one of inference.
+        ValueError: If a node is for training, which the converter takes for inference.
     """
     inferred = onnx.shape_inference.infer_shapes(proto).graph
     infos = (*inferred.input, *inferred.output, *inferred.value_info)
@@ -84,7 +84,7 @@ def _align(proto: ModelProto) -> None:
     for number, node in enumerate(nodes):
         attributes = {attribute.name: attribute.i for attribute in node.attribute}
         if node.op_type in ("BatchNormalization", "Dropout") and not attributes.get("is_test"):
-            raise ValueError(f"{node.op_type} node {location(node)} must be of inference, with is_test = 1")
+            raise ValueError(f"{node.op_type} node {location(node)} must be for inference, with is_test = 1")
         if node.op_type == "PRelu" or (attributes.get("broadcast") and "axis" in attributes):
             x, other = (ranks[name] for name in node.input)
             axis = attributes.get("axis", min(1, x - other)) % x
@@ -99,7 +99,7 @@ def _align(proto: ModelProto) -> None:
 
 
 def open_sizes(proto: ModelProto) -> None:
-    """Name sizes that are open, as tools write them: -1, or a first size of 0."""
+    """Name open sizes, however tools write them: -1, or a first size of 0."""
     for info in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
         for axis, dim in enumerate(info.type.tensor_type.shape.dim):
             if dim.HasField("dim_value") and (dim.dim_value < 0 or (dim.dim_value == 0 and axis == 0)):
@@ -110,7 +110,7 @@ def inlined(proto: ModelProto) -> ModelProto:
     """The model with its functions written out.
 
     Raises:
-        ValueError: If they call themselves, or are too many nodes.
+        ValueError: If they call themselves, or expand to too many nodes.
     """
     if not proto.functions:
         return proto
@@ -120,9 +120,9 @@ def inlined(proto: ModelProto) -> ModelProto:
 
 
 def widened(proto: ModelProto) -> tuple[ModelProto, float]:
-    """The model with float32 for float16 and bfloat16, and the rounding of the roughest of these; 0 if it has none.
+    """The model with float32 for float16 and bfloat16, and the rounding of the coarsest of these; 0 if it has none.
 
-    It computes the same but for that rounding, and all that reads models knows float32.
+    It computes the same up to that rounding, and every reader supports float32.
     """
     if not _has_halves(proto):
         return proto, 0.0
@@ -162,7 +162,7 @@ def _has_halves(proto: ModelProto) -> bool:
 
 
 def _check_functions(proto: ModelProto) -> None:
-    """Raise an error if the functions of a model call themselves, or are too many nodes when written out."""
+    """Raise an error if the functions of a model call themselves, or have too many nodes when written out."""
     functions = {(function.domain, function.name, function.overload): function for function in proto.functions}
     called = {
         key: Counter((node.domain, node.op_type, node.overload) for node in all_nodes(function.node))

@@ -1,4 +1,4 @@
-"""Reads the attributes of the ONNX operators that go over positions into the neutral arguments of `network.rules`."""
+"""Reads the attributes of ONNX's convolutions, pooling and resizing into the neutral arguments of `network.rules`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Ints = Sequence[int] | None
 # Along an axis; all windows together have to fit into memory.
 MAX_KERNEL = 2**12
 MAX_AXES = 3  # of a convolution
-LOOP = 64  # onnx.reference takes as long for one element of a Resize as other rules for so many
+LOOP = 64  # onnx.reference takes as long for one element of a Resize as other rules for this many
 ROUND: Mapping[str, Callable[[Any], Any]] = {
     "floor": np.floor,
     "ceil": np.ceil,
@@ -52,7 +52,7 @@ def conv_transpose(
     extra = list(output_padding or [0] * len(window))
     auto_pad = attributes.get("auto_pad")
     if output_shape is not None or auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-        # What is more than the output is cut off; the odd one at the end for SAME_UPPER, else at the start.
+        # What exceeds the output is cut off; an odd element at the end for SAME_UPPER, else at the start.
         sizes = zip(window, value(x).shape[2:], extra, context.shape[2:], strict=True)
         cut = [(i - 1) * a.stride + (a.kernel - 1) * a.dilation + 1 + e - o for a, i, e, o in sizes]
         if min(cut) < 0:
@@ -84,7 +84,7 @@ def col2im(context: Context, x: Any, image_shape: Any, block_shape: Any, **attri
 def grid_sample(
     context: Context, x: Any, grid: Any, *, mode: str = "linear", padding_mode: str = "zeros", align_corners: int = 0
 ) -> Any:
-    """As PyTorch samples; readers that do otherwise are found by running the node."""
+    """As PyTorch samples; a runtime that differs is found by running the node."""
     coordinates = torch.from_numpy(constant(grid))
     name = {"linear": "bilinear", "cubic": "bicubic"}.get(mode, mode)
 
@@ -105,7 +105,7 @@ def resize(context: Context, x: Any, *other: Any, **attributes: Any) -> Any:
         raise NoRuleError("keep_aspect_ratio_policy")
     shape = value(x).shape
     axes = list(attributes.pop("axes", range(len(shape))))
-    if len(other) < 2:  # Upsample, and Resize before opset 11, which had neither a choice nor the sizes
+    if len(other) < 2:  # Upsample, and Resize before opset 11, which had no modes and no sizes
         attributes.update(coordinate_transformation_mode="asymmetric", nearest_mode="floor")
     scales = attributes.pop("scales", other[min(len(other), 2) - 1] if other else None)
     by_scale = scales is not None and np.size(scales) > 0
@@ -114,9 +114,7 @@ def resize(context: Context, x: Any, *other: Any, **attributes: Any) -> Any:
         numbers = np.ones(len(shape))
         numbers[axes] = constant(scales)
     if attributes.get("coordinate_transformation_mode") == "align_corners" and (numbers % 1).any():
-        raise NoRuleError(
-            "coordinate_transformation_mode = align_corners, which readers do not agree on for such scales"
-        )
+        raise NoRuleError("coordinate_transformation_mode = align_corners, on which readers disagree for such scales")
     sizes = zip(shape, context.shape, numbers, strict=True)
     lines = [_line(size, outputs, number, by_scale, attributes) for size, outputs, number in sizes]
     return positions.resize(context, x, lines)

@@ -7,7 +7,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper, shape_inference
 
 __all__ = ["with_noise"]
 
-FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
+NOISY = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
 
 
 def with_noise(model: ModelProto, size: float) -> ModelProto:
@@ -23,7 +23,7 @@ def with_noise(model: ModelProto, size: float) -> ModelProto:
     reached = {value.name for value in model.graph.input} - constants
     noisy = ModelProto()
     noisy.CopyFrom(model)
-    for type in FLOATS:
+    for type in NOISY:
         one = np.ones((), helper.tensor_dtype_to_np_dtype(type))
         noisy.graph.initializer.append(numpy_helper.from_array(one, f"one/{type}"))
     del noisy.graph.node[:]
@@ -34,7 +34,7 @@ def with_noise(model: ModelProto, size: float) -> ModelProto:
             continue
         reached.update(node.output)
         for number, name in enumerate(node.output):
-            if types.get(name) in FLOATS:
+            if types.get(name) in NOISY:
                 exact, noise, factor = f"{name}/exact", f"{name}/noise", f"{name}/factor"
                 copy.output[number] = exact
                 random = helper.make_node("RandomUniformLike", [exact], [noise])

@@ -1,4 +1,4 @@
-"""Runs models, and compares what two of them make of the same inputs."""
+"""Runs models, and compares the outputs of two of them for the same inputs."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ HALF_DTYPES = [helper.tensor_dtype_to_np_dtype(elem_type) for elem_type in HALVE
 
 @dataclass
 class Run:
-    """Runs a model: called with inputs by name, gives the outputs in order.
+    """Runs a model: takes inputs by name, returns the outputs in order.
 
     Args:
-        function: What runs it.
+        function: Runs it.
         refusals: Why onnxruntime does not take the model, or did not run it; none if it does, or is not installed.
-        noisy: Gives what runs the model with noise of a size after each operator.
+        noisy: Makes a run with noise of a given size after each operator.
     """
 
     function: Callable[[Mapping[str, Any]], list[Any]]
@@ -58,7 +58,7 @@ class RunError(RuntimeError):
 
 
 def runner(model: ModelProto | Path) -> Run:
-    """What runs a model: onnxruntime where that is installed and takes and runs the model, else onnx.reference.
+    """Runs a model by onnxruntime, where that is installed and supports the model, else by onnx.reference.
 
     Args:
         model: The model, or its file.
@@ -104,18 +104,18 @@ def _onnxruntime(model: ModelProto | Path) -> Run:
 
 
 def _reference(model: ModelProto | Path, max_looped: int | None = None) -> Callable[[Mapping[str, Any]], list[Any]]:
-    """What runs a model by onnx.reference, types of half the size as float32.
+    """Runs a model by onnx.reference, with float32 for types of half the size.
 
     Args:
         model: The model, or its file.
-        max_looped: Of how many elements a result may be that it computes one by one.
+        max_looped: Limit for the elements of a result that it computes one by one.
     """
     try:
         proto = onnx.load_model(model) if isinstance(model, Path) else model
         run_wide = evaluator(widened(proto)[0]).run
         looped = 0 if max_looped is None else _looped(proto)
     except Exception as error:
-        raise RunError(f"neither onnxruntime nor onnx.reference take the model: {error}") from error
+        raise RunError(f"neither onnxruntime nor onnx.reference takes the model: {error}") from error
     if max_looped is not None and looped > max_looped:
         raise RunError(
             f"onnxruntime does not run the model, and onnx.reference is slow at results of {looped} elements"
@@ -129,7 +129,7 @@ def _reference(model: ModelProto | Path, max_looped: int | None = None) -> Calla
                 outputs = run_wide(None, wide)
                 named = zip(proto.graph.output, outputs, strict=True)
                 return [x.astype(np.float16) if info.name in halves else x for info, x in named]
-        except Exception as error:  # whatever the reference trips over
+        except Exception as error:  # onnx.reference may raise anything
             raise RunError(f"onnx.reference cannot run the model: {error}") from error
 
     return run
@@ -144,7 +144,7 @@ def _looped(proto: ModelProto) -> int:
 
 
 def sample(tensors: Sequence[TensorInfo], batch: int, is_batched: bool) -> dict[str, Any]:
-    """Random inputs; of so many samples each, if they may hold any number of them."""
+    """Random inputs, of `batch` samples each if they may hold any number of them."""
     random = np.random.default_rng(batch)
     inputs = {}
     for tensor in tensors:
@@ -167,15 +167,15 @@ def compare(
 ) -> float:
     """The largest difference of two models, relative to the largest element of each output.
 
-    Each element may differ by what rounding changes in it: that is what noise after each operator of the first changes.
+    Each element may differ by what rounding can change in it, measured with noise after each operator of the first.
 
     Args:
         expected: The original.
-        got: What was made of it.
+        got: The result.
         inputs: Of the original.
         dtypes: Of the inputs that the second model takes in another type.
         eps: One rounding, relative to what is rounded.
-        flat: The number of samples, if the second model takes and gives vectors.
+        flat: The number of samples, if the second model takes and returns vectors.
 
     Raises:
         ValueError: If the original does not run.
@@ -206,7 +206,7 @@ def compare(
 
 
 def _moved(run: Run, inputs: Mapping[str, Any], eps: float) -> list[list[Any]]:
-    """The outputs of several runs with noise; of the inputs only, where a model does not run with noise inside."""
+    """The outputs of several runs with noise: in the inputs only, where a model does not run with noise inside."""
     try:
         noisy = run.noisy(eps) if run.noisy else run
         return [noisy(inputs) for _ in range(RUNS)]
@@ -223,7 +223,7 @@ def _near(x: Any, eps: float, random: Any) -> Any:
 
 
 def _tensor(array: Any) -> torch.Tensor:
-    """A copy as a tensor; whole numbers as int64, as PyTorch has not all of NumPy's types."""
+    """A copy as a tensor; integers as int64, as PyTorch lacks some of NumPy's types."""
     return torch.from_numpy(np.array(array, np.int64 if array.dtype.kind in "iu" else None))
 
 

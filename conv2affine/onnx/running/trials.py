@@ -1,6 +1,6 @@
-"""What running a model, or a node of it, shows: whether each sample is treated by itself, and whether a rule is right.
+"""What a run of a model, or of one node, shows: whether samples are independent, and whether a rule is right.
 
-onnxruntime, onnx.reference and shape inference disagree at some attributes of a few operators. What runs the model
+onnxruntime, onnx.reference and shape inference disagree on some attributes of a few operators. The runtime of the model
 decides: onnxruntime where it takes the node, else onnx.reference. Where a rule disagrees, the node is kept; where the
 inferred shape does, it is refused, as no result could be declared.
 """
@@ -25,7 +25,7 @@ from conv2affine.onnx.running.runner import Run, RunError, runner, sample
 __all__ = ["DISPUTED", "agrees", "first_mixing", "layer_runner", "run_alone", "with_outputs"]
 
 SAMPLES = 3
-# Pooling with ceil_mode, auto_pad or dilations; resizing by no whole number, and sampling; slices that start before an
+# Pooling with ceil_mode, auto_pad or dilations; resizing by fractions, and sampling; slices that start before an
 # axis.
 DISPUTED = ("AveragePool", "GridSample", "LpPool", "MaxPool", "Resize", "Slice", "Upsample")
 TOLERANCE = 1e-4  # of the largest element: scales and coordinates are float32
@@ -34,7 +34,7 @@ Trial = tuple[Any, list[Any]]
 
 
 def layer_runner(path: Path) -> Run:
-    """What runs a model that has its large layers outside: no more than one of them at a time is in memory."""
+    """Runs a model with external data, with at most one of its large layers in memory at a time."""
     proto = onnx.load_model(path, load_external_data=False)
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
     outside = {name for name, tensor in tensors.items() if external_data_helper.uses_external_data(tensor)}
@@ -85,13 +85,13 @@ def with_outputs(proto: ModelProto, names: Sequence[str]) -> ModelProto:
 def first_mixing(network: OnnxNetwork, steps: Sequence[Step | Kept], original: Callable[[Sequence[str]], Run]) -> str:
     """Why the result cannot take any number of samples; "" if it can.
 
-    Every output, and what a kept step takes and gives on tensors of its own, has to be for a batch what it is for each
+    Every output, and what a kept step takes and returns as tensors, must be the same for a batch as for each
     sample, along its first axis.
 
     Args:
-        network: What was imported.
+        network: The imported network.
         steps: Those that are kept, after all passes.
-        original: Gives what runs the model, with these values of the file as further outputs.
+        original: Makes a run of the model with these values of the file as further outputs.
     """
     if not network.is_batched:
         return "the first sizes of its inputs are fixed"
@@ -157,7 +157,7 @@ def run_alone(node: NodeProto, opset: int, results: Mapping[str, Any], types: Ma
 
 
 def agrees(node: Piece | Step, trial: Trial) -> bool:
-    """Whether a piece or step makes of the input what the operator that it stands for makes of it."""
+    """Whether a piece or step computes the same as the operator that it stands for."""
     x, (expected, *_) = trial
     if node.outputs[0].shape != expected.shape:
         return False

@@ -1,4 +1,4 @@
-"""A PyTorch operator with its constant arguments: how a step is run as it was."""
+"""A PyTorch operator with its constant arguments, to run a step as it was."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 
 from conv2affine.network.graph import Value
 
-__all__ = ["AtenCall", "Slot"]
+__all__ = ["AtenCall", "Slot", "operator_name", "origin"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class AtenCall:
         args: Its arguments, with a `Slot` for each input.
         kwargs: Likewise.
         results: Which of its results are used; None if it has only one.
-        reason: Why it is kept, where a rule knows it with other arguments.
+        reason: Why it is kept, where a rule covers it with other arguments.
     """
 
     target: Any
@@ -69,7 +69,7 @@ class AtenCall:
         return args, kwargs
 
     def run(self, inputs: Sequence[Any], *, double: bool = False) -> list[Any]:
-        """Its results that are used, for arrays as inputs; with constants as float64 too if `double`."""
+        """Its results that are used, for arrays as inputs; if `double`, with float64 constants too."""
 
         def widened(argument: Any) -> Any:
             is_floating = isinstance(argument, Tensor) and argument.is_floating_point()
@@ -79,3 +79,14 @@ class AtenCall:
         args, kwargs = map_aggregate((args, kwargs), widened)
         result = self.target(*args, **kwargs)
         return [(result if self.results is None else result[number]).numpy() for number in self.results or (0,)]
+
+
+def origin(node: fx.Node) -> str:
+    """The module that a node comes from; the name of the node where that is the whole model."""
+    modules = node.meta.get("nn_module_stack") or {"": ("", None)}
+    return list(modules.values())[-1][0] or node.name
+
+
+def operator_name(target: Any) -> str:
+    """PyTorch's name of an operator, without its overload."""
+    return str(target._schema.name).removeprefix("aten::")

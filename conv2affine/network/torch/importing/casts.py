@@ -1,4 +1,4 @@
-"""Where a network of whole numbers, such as the pixels of an image, begins: at their cast to floating point."""
+"""Lets a network of integer inputs, such as the pixels of an image, begin after their cast to floating point."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch.export import ExportedProgram
 __all__ = ["begin_at_casts"]
 
 aten = torch.ops.aten
-# They move elements, and take whole numbers as they take others; so do views.
+# They move elements of any dtype; so do views.
 MOVING = (aten.clone, aten.flip, aten.repeat, aten.roll)
-# Their result is that of the same operator after a cast, if it has a floating dtype.
+# With a floating-point result, they equal the same operator after a cast.
 CASTING = (aten._to_copy, aten.mul, aten.div, aten.add, aten.sub)
 
 
 def begin_at_casts(program: ExportedProgram, dtype: torch.dtype) -> None:
-    """Let inputs of whole numbers be floating, where a program does no more with them than to move and cast them.
+    """Make integer inputs floating point where a program only moves and casts them.
 
     Args:
-        program: Decomposed; what it says of dtypes is changed in place.
-        dtype: Of the inputs then.
+        program: Decomposed; its dtypes are changed in place.
+        dtype: The new dtype of these inputs.
     """
     inputs = program.graph_signature.user_inputs
     for node in program.graph.find_nodes(op="placeholder"):
@@ -33,7 +33,7 @@ def begin_at_casts(program: ExportedProgram, dtype: torch.dtype) -> None:
 
 
 def _before_casts(node: fx.Node, dtype: torch.dtype) -> list[fx.Node]:
-    """A node and all that only moves its elements before they are cast; none, if there are other users."""
+    """A node and those that only move its elements before a cast; none if there are other users."""
     moved = [node]
     for each in moved:
         for user in each.users:

@@ -1,4 +1,4 @@
-"""What no input of a module reaches: computed once, as the module does it."""
+"""The constants of a module: what does not depend on its inputs is computed once, as the module computes it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["fold_constants", "is_random"]
 
 
 def fold_constants(program: ExportedProgram, state: frozenset[str]) -> None:
-    """Put constants in the place of operators that no input reaches: the weights of normalised convolutions, say.
+    """Replace operators that do not depend on inputs by constants, such as the weights of normalised convolutions.
 
     They run as the module runs them: not decomposed, in its dtypes, and in training mode where it says so.
 
     Args:
         program: Not decomposed; changed in place.
-        state: Names of buffers that each run of the module replaces, and that are no constants.
+        state: Names of buffers that each run of the module replaces, so that they are not constant.
     """
     values = _Constants(program, state.union(program.graph_signature.buffers_to_mutate.values())).values
     graph, signature = program.graph, program.graph_signature
@@ -52,7 +52,7 @@ def fold_constants(program: ExportedProgram, state: frozenset[str]) -> None:
 
 
 class _Constants:
-    """The results of all operators that no input and no state reach, but of those that are written to."""
+    """The results of all operators that depend on no input and no state, except those that are written to."""
 
     def __init__(self, program: ExportedProgram, state: frozenset[str]) -> None:
         self.targets = {spec.arg.name: spec.target for spec in program.graph_signature.input_specs}
@@ -65,11 +65,11 @@ class _Constants:
                 self.run(node)
             elif isinstance(self.held.get(target), Tensor) and target not in state:
                 self.values[node] = self.held[target].detach()
-        if self.written - state:  # what was read before is no constant either
+        if self.written - state:  # what was computed from it before is not constant either
             self.__init__(program, state | self.written)  # type: ignore[misc]
 
     def run(self, node: fx.Node) -> None:
-        """Enter the result of an operator if it is a constant; take out what it writes to."""
+        """Record the result of an operator if it is constant; drop what it writes to."""
         target: Any = node.target
         if target is not operator.getitem:
             if not isinstance(target, torch._ops.OpOverload):
@@ -86,7 +86,7 @@ class _Constants:
                     self.values[node] = target(*args, **kwargs)
 
     def forget(self, written: Any) -> None:
-        """Take out all that shares memory with what is written to."""
+        """Drop everything that shares memory with what is written to."""
         memory = _memory(self.values[written])
         for node in [node for node, value in self.values.items() if _memory(value) == memory]:
             del self.values[node]
@@ -99,7 +99,7 @@ def _memory(value: Any) -> int | None:
 
 
 def is_random(target: Any, args: Any, kwargs: Any) -> bool:
-    """Whether an operator depends on chance, as PyTorch says, and is not told to leave that out."""
+    """Whether an operator draws random numbers: PyTorch tags it so, and no argument turns it off."""
     if torch.Tag.nondeterministic_seeded not in getattr(target, "tags", ()):
         return False
     given = dict(zip([argument.name for argument in target._schema.arguments], args, strict=False)) | kwargs

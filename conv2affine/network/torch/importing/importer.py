@@ -1,11 +1,10 @@
-"""From a PyTorch module to a graph, one operator after the other."""
+"""From a PyTorch module to a graph, one operator at a time."""
 
 from __future__ import annotations
 
 import dataclasses
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,10 @@ from conv2affine.network.graph import Graph, Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.passes.simplify import remove_unused
 from conv2affine.network.rules.operands import Context, NoRuleError, values
-from conv2affine.network.torch.importing.call import AtenCall
+from conv2affine.network.torch.importing.call import AtenCall, operator_name, origin
 from conv2affine.network.torch.importing.casts import begin_at_casts
-from conv2affine.network.torch.importing.constants import is_random
+from conv2affine.network.torch.importing.network import TorchNetwork
+from conv2affine.network.torch.importing.refusals import check_chance, check_result, check_state
 from conv2affine.network.torch.importing.rules import find_rule, masks
 from conv2affine.network.torch.models.advice import check_runs
 from conv2affine.network.torch.models.held import Held, make_traceable
@@ -30,40 +30,9 @@ from conv2affine.network.torch.models.program import export, floating_dtypes
 from conv2affine.network.torch.models.unchanged import unchanged, warm_up
 from conv2affine.network.torch.rounding import wider
 
-__all__ = ["TorchNetwork", "import_torch", "operator_name", "origin"]
+__all__ = ["import_torch"]
 
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True)
-class TorchNetwork:
-    """An imported module.
-
-    Args:
-        graph: Its values are those of a batch of one sample.
-        leaves: Outputs of the module: values; tensors, which no input reaches; or what is no tensor.
-        structure: How the outputs are nested.
-        dtypes: Floating dtypes of what depends on the inputs, the most frequent first.
-        input_dtypes: Of the inputs, as the graph takes them.
-        device: Of the module; of its inputs, if it holds no tensor.
-    """
-
-    graph: Graph
-    leaves: list[Any]
-    structure: pytree.TreeSpec
-    dtypes: tuple[torch.dtype, ...]
-    input_dtypes: tuple[torch.dtype, ...]
-    device: torch.device
-
-    @property
-    def constants(self) -> list[Tensor]:
-        """Outputs that no input reaches, of other dtypes than that in which the module computes most."""
-        return [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """In which the module computes most."""
-        return self.dtypes[0]
 
 
 @np.errstate(all="ignore")  # constants may hold anything; what matters is checked
@@ -72,8 +41,8 @@ def import_torch(model: nn.Module, inputs: Sequence[Tensor], *, floats: bool = F
 
     Args:
         model: Any module that `torch.export` takes.
-        inputs: Batch first; only the first sample is looked at.
-        floats: Whether the graph takes inputs of whole numbers, such as images, as floating, if the module casts them.
+        inputs: Batch first; only the first sample is used.
+        floats: Whether the graph takes integer inputs, such as images, as floating point, if the module casts them.
 
     Returns:
         The graph, not simplified: one piece or step for each operator.
@@ -81,7 +50,7 @@ def import_torch(model: nn.Module, inputs: Sequence[Tensor], *, floats: bool = F
     Raises:
         ValueError: If the result depends on chance or on the other samples of the batch, as in training mode; or on
             what the module keeps from one call to the next.
-        NotImplementedError: If `torch.export` fails, or the exported graph has what is no operator.
+        NotImplementedError: If `torch.export` fails, or the exported graph has nodes that are not operators.
     """
     sample = tuple(x[:1].clone() for x in inputs)  # in memory of its own
     with unchanged(model):
@@ -105,7 +74,7 @@ class _Importer:
     ) -> None:
         self.program = program
         self.names = dict(zip(program.graph_signature.user_inputs, names, strict=False))
-        self.replaced = replaced  # buffers, by each run
+        self.replaced = replaced  # buffers that each run replaces
         self.graph = Graph()
         self.results: dict[fx.Node, Any] = {}
         state = program.state_dict.values()
@@ -116,7 +85,7 @@ class _Importer:
         self.dtypes = floating_dtypes(program)
 
     def run(self) -> TorchNetwork:
-        """Go through the nodes."""
+        """Import all nodes."""
         for node in self.program.graph.nodes:
             if node.op == "placeholder":
                 self.results[node] = self.placeholder(node)
@@ -124,7 +93,7 @@ class _Importer:
                 self.results[node] = self.call(node)
             elif node.op != "output":
                 raise NotImplementedError(f"node {node.name} ({node.target}) of the exported graph must be an operator")
-        self.check_state()
+        check_state(self.program, self.replaced)
         specs = self.program.graph_signature.output_specs
         leaves = [self.output(spec.arg) for spec in specs if spec.kind == OutputKind.USER_OUTPUT]
         for leaf in leaves:
@@ -140,35 +109,18 @@ class _Importer:
         taken = tuple(self.nodes[name].meta["val"].dtype for name in self.program.graph_signature.user_inputs)
         return TorchNetwork(graph, leaves, self.program.call_spec.out_spec, self.dtypes, taken, self.device)
 
-    def check_state(self) -> None:
-        """Refuse a buffer that a run changes and the outputs depend on."""
-        signature = self.program.graph_signature
-        outputs = set(signature.user_outputs)
-        for name in sorted(self.replaced.union(signature.buffers_to_mutate.values())):
-            reached = {node for node in self.nodes.values() if signature.inputs_to_buffers.get(node.name) == name}
-            for node in self.program.graph.nodes:
-                # What is overwritten is not read.
-                read = node.all_input_nodes[node.target is aten.copy.default :]
-                if node.op == "call_function" and reached.intersection(read):
-                    reached.add(node)
-            if outputs.intersection(node.name for node in reached):
-                raise ValueError(
-                    f"the model must give the same result for the same input, and {name} is a buffer that it keeps "
-                    "from one run to the next; make it an input and an output"
-                )
-
     def placeholder(self, node: fx.Node) -> Any:
         spec = self.inputs[node.name]
         if spec.kind is InputKind.USER_INPUT:
             return self.graph.add_input(node.meta["val"].shape, self.names.get(node.name, node.name))
         name = spec.target
         if name is None or spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
-            raise NotImplementedError(f"{node.name} must be a tensor for networks to be converted, and it is an object")
+            raise NotImplementedError(f"{node.name} must be a tensor, and is an object")
         tensor = self.program.state_dict.get(name)
         return (self.program.constants[name] if tensor is None else tensor).detach()
 
     def output(self, argument: Any) -> Any:
-        """A value, or what is no tensor."""
+        """A value, or an output that is not a tensor."""
         node = self.nodes.get(getattr(argument, "name", ""))
         if node is None:
             return getattr(argument, "value", None)
@@ -184,7 +136,7 @@ class _Importer:
         return self.graph.add_piece(AffineMap.constant(result.double().cpu().numpy()), result.shape, node.name)
 
     def call(self, node: fx.Node) -> Any:
-        """The value of a node: a tensor if no input reaches it, else a value, or a tuple of them."""
+        """The value of a node: a tensor if it does not depend on inputs, else a value, or a tuple of them."""
         target: Any = node.target
         given: Any = (node.args, node.kwargs)
         args, kwargs = map_arg(given, self.results.__getitem__)
@@ -195,22 +147,16 @@ class _Importer:
         if not isinstance(target, torch._ops.OpOverload):  # arithmetic of sizes
             return target(*args, **kwargs)
         name = operator_name(target)
-        if is_random(target, args, kwargs) or (
-            name == "_native_batch_norm_legit_functional"
-            or (name == "_native_batch_norm_legit" and "stats" in target._overloadname)
-        ):
-            raise ValueError(
-                f"{origin(node)} ({name}) must not depend on chance or on the other samples of a batch; call "
-                "model.eval(), and give batch norm its running statistics"
-            )
+        check_chance(node, args, kwargs)
         reads_shape_only = name.endswith("_like") or name.startswith("new_")
         call, inputs = AtenCall.of(target, *map_arg(given, self.blank if reads_shape_only else self.own))
         if not inputs:
             return _constant(target, *((call.args, call.kwargs) if reads_shape_only else (args, kwargs)))
         fakes = node.meta.get("val")
-        if fakes is None:  # it only asserts
+        if fakes is None:  # it is an assertion
             return None
-        self.check(node, name)
+        reached = [arg for arg in node.all_input_nodes if isinstance(self.results[arg], Value)]
+        check_result(node, reached)
         several = isinstance(fakes, tuple | list)
         fakes = fakes if several else [fakes]
         if any(isinstance(size, torch.SymInt) for fake in fakes if fake is not None for size in fake.shape):
@@ -223,8 +169,7 @@ class _Importer:
         call = dataclasses.replace(call, results=used if several else None)
         shapes = tuple(tuple(fakes[number].shape) for number in used)
         context = Context(self.graph, call, inputs, shapes, self.parameters, origin(node))
-        # What is computed in another dtype is rounded there, or is no number.
-        reached = [arg for arg in node.all_input_nodes if isinstance(self.results[arg], Value)]
+        # What is computed in another dtype is rounded there, or is not a number.
         may_be_masks = masks(name, node.args) if len(reached) > 1 else ()
         dtypes = {arg.meta["val"].dtype for arg in reached}
         if all(arg in may_be_masks for arg in reached if arg.meta["val"].dtype is torch.bool):
@@ -243,35 +188,8 @@ class _Importer:
             results = self.graph.add_kept(name, inputs, shapes, call, origin(node))
         return dict(zip(used, results, strict=True)) if several else results[0]
 
-    def check(self, node: fx.Node, name: str) -> None:
-        """Refuse an operator whose result is no tensor of a known size, or depends on where elements lie in memory."""
-        if isinstance(node.meta["val"], torch.SymInt | torch.SymFloat | torch.SymBool):
-            raise ValueError(
-                f"{origin(node)} ({name}) must not make one number of a whole batch; let it stay a tensor, with an "
-                "element for each sample"
-            )
-        if self.has_unknown_size(node, name):
-            raise NotImplementedError(
-                f"{origin(node)} ({name}) must not select elements by values of the inputs, as x[x > 0] does; multiply "
-                "by a mask, or use torch.where"
-            )
-        if name.startswith("as_strided") and not _fills_memory(node.all_input_nodes[0]):
-            raise NotImplementedError(
-                f"{origin(node)} ({name}) must take a tensor that is contiguous and fills its memory, not a view of "
-                "another; call .clone(memory_format=torch.contiguous_format) before it"
-            )
-
-    def has_unknown_size(self, node: fx.Node, name: str) -> bool:
-        """Whether values of the network's inputs decide how many elements are read or written."""
-        indexes = name in ("index", "index_put")
-        read = pytree.tree_leaves(node.args[1]) if indexes else node.all_input_nodes
-        reached = [arg for arg in read if isinstance(arg, fx.Node) and isinstance(self.results[arg], Value)]
-        if indexes:
-            return any(arg.meta["val"].dtype in (torch.bool, torch.uint8) for arg in reached)
-        return torch.Tag.dynamic_output_shape in node.target.tags and bool(reached)  # type: ignore[union-attr]
-
     def blank(self, node: fx.Node) -> Any:
-        """What a node results in; zeros of its shape and dtype where inputs reach it."""
+        """The result of a node; zeros of its shape and dtype if it depends on inputs."""
         result = self.results[node]
         if not isinstance(result, Value):
             return result
@@ -279,37 +197,20 @@ class _Importer:
         return torch.zeros(result.shape, dtype=fake.dtype, device=fake.device)
 
     def own(self, node: fx.Node) -> Any:
-        """What a node results in, in the dtype that it has in the module."""
+        """The result of a node, in its dtype in the module."""
         result = self.results[node]
         return result.to(node.meta["val"].dtype) if isinstance(result, Tensor) else result
 
 
-def origin(node: fx.Node) -> str:
-    """The module that a node comes from; the name of the node where that is the whole model."""
-    modules = node.meta.get("nn_module_stack") or {"": ("", None)}
-    return list(modules.values())[-1][0] or node.name
-
-
-def operator_name(target: Any) -> str:
-    """What PyTorch calls an operator, without its overload."""
-    return str(target._schema.name).removeprefix("aten::")
-
-
 def _constant(target: Any, args: Any, kwargs: Any) -> Any:
-    """The result of an operator that no input reaches.
+    """The result of an operator that does not depend on inputs.
 
-    What decompositions compute of weights is a part of the layers: in float64, but for views and casts.
+    What decompositions compute from weights is part of the layers: in float64, except for views and casts.
     """
     name = operator_name(target)
     if name != "_to_copy" and not any(result.alias_info for result in target._schema.returns):
         args, kwargs = pytree.tree_map(wider, (args, kwargs))
     with torch.no_grad():
         result = target(*args, **kwargs)
-    # What is left empty is never read, but it must not turn into NaN.
+    # Uninitialised elements are never read, but must not turn into NaN.
     return torch.zeros_like(result) if name == "empty" else result
-
-
-def _fills_memory(node: fx.Node) -> bool:
-    """Whether the elements of a tensor lie in memory in their order, and nothing else with them."""
-    tensor = node.meta["val"]
-    return bool(tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.itemsize)

@@ -1,7 +1,7 @@
 """The rules of ATen operators: their arguments, read into the neutral ones of `network.rules`.
 
-A rule takes a context and the operator's arguments by the names of their schema, but for those in `NAMES`. It may leave
-out arguments: then it is used only where these have their defaults.
+A rule takes a context and the operator's arguments by the names of their schema, or by those in `NAMES`. It need not
+take all of them: it applies only where the others have their defaults.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ NAMES: dict[str, str | None] = {
     **{"A": "matrix", "B": "other"},
     **{"min": "low", "max": "high", "min_val": "low", "max_val": "high", "divisor_override": "divisor"},
     **{"running_mean": "mean", "running_var": "variance"},
-    # Of a result, all but its shape; and of training.
+    # They matter for shapes, which are known, and for training.
     **dict.fromkeys(("keepdim", "ceil_mode", "memory_format", "momentum")),
-    # And of `_convolution`, how it is computed.
+    # They select how `_convolution` is computed.
     **dict.fromkeys(("benchmark", "deterministic", "cudnn_enabled", "allow_tf32")),
 }
 
@@ -69,7 +69,7 @@ def addmm(context: Context, x: Any, mat1: Any, other: Any, beta: Any = 1, alpha:
 
 def bilinear(context: Context, i1: Any, i2: Any, i3: Any, **axes: Any) -> Any:
     if list(axes.values()) != [[1, 3], [0], [1, 2], [2, 3]]:
-        raise NoRuleError("it is not that of nn.Bilinear")
+        raise NoRuleError("its axes are not those of nn.Bilinear")
     return arithmetic.einsum(context, i1, i2, i3, equation="ni,oij,nj->no")
 
 
@@ -191,7 +191,7 @@ RULES: dict[str, Rule] = {
 
 
 def masks(name: str, args: Sequence[Any]) -> Sequence[Any]:
-    """Which arguments of an operator may be of type bool, though it gives numbers."""
+    """Which arguments of an operator may be of type bool although its result is numeric."""
     if name == "mul":
         return args if all(isinstance(arg, fx.Node) for arg in args) else ()
     return args[:1] if name == "where" else ()
@@ -205,7 +205,7 @@ def find_rule(target: Any) -> Rule | None:
 
 
 def _apply(rule: Rule, target: Any, context: Context, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """The result of a rule, which need not take arguments that have their defaults."""
+    """The result of a rule; arguments that it does not take must have their defaults."""
     parameters = _parameters(rule)
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     taken = {}

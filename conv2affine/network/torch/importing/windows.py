@@ -1,4 +1,4 @@
-"""Reads the arguments of the ATen operators that go over positions into the neutral ones of `network.rules`."""
+"""Reads the arguments of ATen's convolutions, pooling and resizing into the neutral ones of `network.rules`."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def adaptive(rule: Rule, axes: int) -> Rule:
 
 
 def upsample(name: str, axes: int) -> Rule:
-    """Along each axis by itself, from its unit vectors; cubic and antialiased ones have no operator for one axis."""
+    """Each axis separately, from its unit vectors; cubic and antialiased resizing have no operator for one axis."""
 
     def upsample(context: Context, x: Any, align_corners: bool, **arguments: Any) -> Any:
         scales = arguments.get("scale_factors")
@@ -92,6 +92,6 @@ def _window(kernel_size: Any, stride: Any, padding: Any, dilation: Any, axes: in
 
 
 def _per_axis(numbers: Any, axes: int) -> list[int]:
-    """One number per axis, of as many or of one."""
+    """One number per axis, from as many or from one."""
     per: list[int] = [numbers] if isinstance(numbers, int) else list(numbers)
     return per * axes if len(per) == 1 else per

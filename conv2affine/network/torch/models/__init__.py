@@ -1,1 +1,1 @@
-"""Models as users hold them, exported and left as they were."""
+"""Models as users have them, exported and left as they were."""

@@ -1,4 +1,4 @@
-"""Whether a model runs on its example inputs; and if not, what would help."""
+"""Checks that a model runs on its example inputs; if not, says what would help."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def check_runs(model: nn.Module, inputs: Sequence[Tensor]) -> None:
 
 
 def reason(error: Exception) -> str:
-    """What an exception says, in one line; TorchScript has that last."""
+    """The message of an exception, in one line; TorchScript puts it last."""
     lines = str(error).strip().splitlines() or [""]
     return lines[-1 if "TorchScript" in lines[0] else 0].removeprefix("RuntimeError: ").rstrip(".")
 
 
 def _advice(model: nn.Module, inputs: Sequence[Tensor]) -> str:
-    """The first change with which the model runs."""
+    """The first change that makes the model run."""
     if isinstance(model, Named) and model.in_one_dict:
         return f"name the tensors as forward does: {', '.join(inspect.signature(model.model.forward).parameters)}"
     parameters = _required(model)
@@ -52,7 +52,7 @@ def _advice(model: nn.Module, inputs: Sequence[Tensor]) -> str:
                 return f"pass x.to({str(there) if isinstance(there, torch.dtype) else repr(str(there))})"
     two = _try(model, [torch.stack([x, x]) for x in inputs])
     if not isinstance(two, Exception) and all(len(x) == 2 for x in pytree.tree_leaves(two) if _has_axes(x)):
-        return "pass x.unsqueeze(0): the first axis is that of the samples"
+        return "pass x.unsqueeze(0): the first axis is the batch"
     if not _fails(model, inputs):
         return (
             "if it takes one sample, without a batch axis: pass a module whose forward returns "
@@ -62,7 +62,7 @@ def _advice(model: nn.Module, inputs: Sequence[Tensor]) -> str:
 
 
 def _required(model: nn.Module) -> list[str]:
-    """The names of the inputs that a model wants."""
+    """The names of the inputs that a model requires."""
     try:
         parameters = inspect.signature(model.forward).parameters.values()
     except (TypeError, ValueError):
@@ -80,7 +80,7 @@ def _fails(model: nn.Module, inputs: Sequence[Tensor]) -> bool:
 
 
 def _try(model: nn.Module, inputs: Sequence[Tensor]) -> Any:
-    """What a model makes of copies of inputs, or the exception that it raises."""
+    """The outputs of a model for copies of inputs, or the exception that it raises."""
     try:
         with torch.no_grad(), users_device(inputs):
             return model(*(x.clone() for x in inputs))

@@ -1,4 +1,4 @@
-"""Models as people hold them, each as a module that takes tensors, batch first."""
+"""Models as users have them, each wrapped as a module that takes tensors, batch first."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["Held", "Named", "Program", "Script", "class_name", "make_traceable"]
 
 
 class Held(nn.Module):
-    """Runs what people hold in the place of a plain module of tensors.
+    """A wrapper of what is not a plain module of tensors.
 
     Args:
         model: What to run.
-        names: Of its inputs, if it has some for them.
+        names: Of its inputs, if they have any.
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str] = ()) -> None:
@@ -28,7 +28,7 @@ class Held(nn.Module):
 
 
 class Script(Held):
-    """Runs what TorchScript traced or scripted, where torch.export can see its operators.
+    """Runs a TorchScript module so that torch.export sees its operators.
 
     Args:
         model: A `torch.jit.ScriptModule`.
@@ -45,7 +45,7 @@ class Program(Held):
     """Runs an exported program; one that was exported for one sample, on each sample by itself.
 
     Args:
-        module: Of `ExportedProgram.module`. Its inputs have one size for their first axis, 1 or any.
+        module: From `ExportedProgram.module`. The first size of its inputs is 1 or free.
     """
 
     def __init__(self, module: Any) -> None:
@@ -63,7 +63,7 @@ class Program(Held):
             )
 
     def forward(self, *inputs: Tensor) -> Any:
-        """What the program makes of its inputs."""
+        """The outputs of the program."""
         if not self.is_for_one:
             return self.call(inputs)
         results = [self.call([x[n : n + 1] for x in inputs]) for n in range(len(inputs[0]))]
@@ -101,12 +101,12 @@ class Named(Held):
 
 
 def class_name(model: nn.Module) -> str:
-    """The name of the class of a module that the user knows."""
+    """The class name of the user's module."""
     return type(model.model if isinstance(model, Held) else model).__name__
 
 
 def make_traceable(model: nn.Module) -> None:
-    """Put modules that torch.export takes, and that compute the same, in the place of some inside of a module.
+    """Replace submodules that torch.export does not take by modules that compute the same.
 
     Args:
         model: Within `unchanged`.
@@ -114,7 +114,7 @@ def make_traceable(model: nn.Module) -> None:
     for module in list(model.modules()):
         if isinstance(module, torch.jit.ScriptModule):
             for name, parameter in module.named_parameters(recurse=False):
-                if not isinstance(parameter, nn.Parameter):  # of a file
+                if not isinstance(parameter, nn.Parameter):  # loaded from a file
                     setattr(module, name, nn.Parameter(parameter.detach(), parameter.requires_grad))
         elif not isinstance(module, Script):
             for name, child in module._modules.items():
@@ -126,7 +126,7 @@ def make_traceable(model: nn.Module) -> None:
 
 
 def _concatenate(first: Any, *others: Any) -> Any:
-    """The results for all samples, of those for each."""
+    """The results for all samples, from those for each."""
     if not isinstance(first, Tensor):
         return first
     if first.shape[:1] != (1,):

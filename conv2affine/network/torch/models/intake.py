@@ -1,4 +1,4 @@
-"""What users pass as a model and its example inputs, as a module and tensors."""
+"""Turns what users pass as a model and its example inputs into a module and tensors."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ Model = nn.Module | ExportedProgram | str | Path
 
 
 def hold(model: Model, example_inputs: Any) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """A module and its example inputs, of what a user passes.
+    """The module and the tensors of what a user passes.
 
     Args:
         model: A module, an `ExportedProgram`, or the file of one, or of a TorchScript module.
         example_inputs: A tensor, a tuple of them, or a dict of tensors by name.
 
     Raises:
-        TypeError: If the model is something else, or an input no real dense tensor.
-        ValueError: If the model has no values, or takes another number of samples than one or any.
+        TypeError: If the model is something else, or an input is not a real dense tensor.
+        ValueError: If the model has no values, or takes a fixed number of samples other than one.
     """
     if isinstance(model, str | Path):
         model = _load(Path(model))
@@ -40,7 +40,7 @@ def hold(model: Model, example_inputs: Any) -> tuple[nn.Module, tuple[Tensor, ..
         if "mkldnn" in str(model.graph):
             raise TypeError(
                 "model must be TorchScript as it was traced, scripted or frozen, and torch.jit.optimize_for_inference "
-                "changed it; pass the module that it was made of"
+                "changed it; pass the module that it was made from"
             )
         model = Script(model)
     elif isinstance(model, fx.GraphModule) and hasattr(model, "_in_spec"):

@@ -23,7 +23,7 @@ from conv2affine.network.torch.models.surroundings import users_device
 __all__ = ["export", "floating_dtypes", "tensors", "unwrap"]
 
 aten = torch.ops.aten
-# Kept whole: a rule knows them, or they say more than what they decompose into.
+# Not decomposed: a rule covers them, or they say more than what they decompose into.
 UNDECOMPOSED = (
     *("linear", "matmul", "pad", "prelu", "glu", "scaled_dot_product_attention", "layer_norm", "group_norm"),
     "linalg_solve",
@@ -39,15 +39,15 @@ UNDECOMPOSED = (
 # What to do, where torch.export fails.
 BRANCHES = "compute with tensors alone, without branches on what is in them, as torch.where(x > 0, a, b)"
 ASSIGNS = (
-    "let forward assign no tensor, as weight.data = ...: give it to the function, as F.linear(x, torch.renorm(weight, "
+    "let forward assign no tensor, as weight.data = ...: pass it to the function, as F.linear(x, torch.renorm(weight, "
     "2, 0, 1)), or assign it once, before the conversion"
 )
 
 
 def export(model: nn.Module, inputs: tuple[Tensor, ...], state: frozenset[str] = frozenset()) -> ExportedProgram:
-    """The operators of a module, as PyTorch finds them; `state` are names of buffers that each run replaces."""
+    """The operators of a module, as PyTorch traces them; `state` names the buffers that each run replaces."""
     with warnings.catch_warnings(), torch.no_grad(), users_device(inputs):
-        warnings.simplefilter("ignore")  # of PyTorch about itself; the result is checked
+        warnings.simplefilter("ignore")  # PyTorch's about itself; the result is checked
         try:
             if isinstance(model, Program):  # by itself, its operators keep the names of their modules
                 program: ExportedProgram = torch.export.export(model.model, *model.arguments(inputs))
@@ -78,7 +78,7 @@ def _leave_out_wrapper(program: ExportedProgram) -> None:
 
 @functools.cache
 def _decompositions() -> Any:
-    """PyTorch's table, without the operators that are kept whole."""
+    """PyTorch's table, without the operators that are not decomposed."""
     table = torch.export.default_decompositions()
     for name in UNDECOMPOSED:
         packet = getattr(aten, name)
@@ -89,7 +89,7 @@ def _decompositions() -> Any:
 
 
 def _index_put(x: Tensor, indices: Any, values: Tensor, accumulate: bool = False) -> Any:
-    """One number, written where a mask holds: a choice, which does not ask where that is."""
+    """One number, written where a mask holds, as torch.where, whose shape does not depend on the mask."""
     first = indices[0]
     if accumulate or values.numel() != 1 or len(indices) > 1 or first.dtype is not torch.bool or first.shape != x.shape:
         return NotImplemented
@@ -116,7 +116,7 @@ def tensors(example_inputs: Any) -> tuple[Tensor, ...]:
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
     if not isinstance(inputs, tuple | list) or not inputs:
         raise TypeError(
-            "example_inputs must be a tensor, or a tuple of tensors in the order in which the model takes them, or a "
+            "example_inputs must be a tensor, or a tuple of tensors in the order that the model takes, or a "
             f"dict of them by name, got {'an empty ' * isinstance(inputs, tuple | list)}{_class_and_advice(inputs)}"
         )
     for number, x in enumerate(inputs):
@@ -143,11 +143,11 @@ def _class_and_advice(x: Any) -> str:
         return f"{name}; pass torch.from_numpy(x)"
     if isinstance(x, int):
         return f"{name}; pass a tensor, as torch.rand(1, 3, 32, 32) for a size, and set other arguments in a module"
-    return name if isinstance(x, tuple | list) else f"{name}; set what is no tensor in a module"
+    return name if isinstance(x, tuple | list) else f"{name}; set arguments that are not tensors in a module"
 
 
 def unwrap(model: Any) -> nn.Module:
-    """The module inside of what compiles or distributes it, checked."""
+    """The module inside wrappers that compile or distribute it, checked."""
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         return unwrap(model.module)
     dynamo = sys.modules.get("torch._dynamo")  # its import would draw random numbers

@@ -71,7 +71,7 @@ def users_device(inputs: Sequence[Any]) -> Any:
 
 
 def _tracing() -> str:
-    """What gives tensors without values at present, if anything does."""
+    """What makes tensors without values at present, if anything does."""
     if torch._C._functorch.maybe_current_level() is not None:
         return "a transform of torch.func, such as vmap or grad"
     if torch.compiler.is_exporting():

@@ -1,4 +1,4 @@
-"""To run a model and leave it as it was; and to find what it keeps from one run to the next."""
+"""Runs a model and leaves it as it was; and finds what it keeps from one run to the next."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from conv2affine.network.torch.models.surroundings import users_device
 
 __all__ = ["unchanged", "warm_up"]
 
-# What every module has; its tensors are in the dicts among these.
+# Attributes of every module; its tensors are in the dicts among them.
 PYTORCHS = frozenset(vars(nn.Module()))
 
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """Put back what runs of a model change in the meantime: its attributes, their tensors, and the random state."""
+    """Restore what runs of a model change: its attributes, their tensors, and the random state."""
     state = _State(model)
     cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     python, numpy = random.getstate(), np.random.get_state()
@@ -37,14 +37,14 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
 
 def warm_up(model: nn.Module, inputs: Sequence[Tensor]) -> frozenset[str]:
-    """Run a model twice, so that what it computes once and keeps is a tensor with values before it is traced.
+    """Run a model twice, so that what it computes once and caches has values before it is traced.
 
     Args:
         model: Within `unchanged`.
         inputs: Batch first.
 
     Returns:
-        Names of the buffers that each run replaces, of which torch.export says nothing.
+        Names of the buffers that each run replaces, which torch.export does not report.
 
     Raises:
         ValueError: If it keeps a tensor from one run to the next.
@@ -82,7 +82,7 @@ def _runs(model: nn.Module, inputs: Sequence[Tensor]) -> bool:
 
 
 def _is_read(model: nn.Module, inputs: Sequence[Tensor], owner: Any, key: Any) -> bool:
-    """Whether a model reads one of its tensors: it cannot with something else in its place."""
+    """Whether a model reads one of its tensors: it then fails with something else in its place."""
     if not isinstance(owner, dict | list):
         return True
     kept = owner[key] if isinstance(owner, list) or key in owner else None
@@ -108,12 +108,11 @@ class _State:
     """What a model holds: its modules' attributes, containers and helper objects in them, and copies of all tensors.
 
     Attributes:
-        attributes: By name: who holds a tensor, or None; under which key; and a copy of it. Without parameters and
-            buffers.
-        numbers: Names of what is a number.
-        stamps: By name of a tensor: which it is, and how often it was written to.
+        attributes: By name: the owner of a tensor, or of None; the key; and a copy. Without parameters and buffers.
+        numbers: Names of numbers.
+        stamps: By name of a tensor: its identity, and how often it was written to.
         buffers: By name, without copies.
-        tensors: Each tensor, what it shares memory with now, and a copy.
+        tensors: Each tensor, an alias of its present memory, and a copy.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -130,7 +129,7 @@ class _State:
                 self.module(name, module)
 
     def module(self, name: str, module: nn.Module) -> None:
-        """What a module holds itself."""
+        """Record what a module itself holds."""
         if id(module) in self.seen:
             return
         self.seen[id(module)] = module
@@ -149,7 +148,7 @@ class _State:
                         self.tensor(tensor)
 
     def script(self, name: str, module: torch.jit.ScriptModule) -> None:
-        """What a TorchScript module holds itself, outside of Python."""
+        """Record what a TorchScript module itself holds, outside of Python."""
         registered = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
         held: Any = module
         for key in held._concrete_type.get_attributes() if hasattr(held, "_concrete_type") else ():
@@ -162,7 +161,7 @@ class _State:
                     self.value(f"{name}.{key}".lstrip("."), value, module, key, True)
 
     def value(self, name: str, value: Any, owner: Any, key: Any, inside: bool) -> None:
-        """An attribute or an element; `inside` the module itself, and not a helper object."""
+        """Record an attribute or an element; `inside` the module itself, not a helper object."""
         if value is None:
             self.attributes[name] = owner, key, None
         elif isinstance(value, Tensor):
@@ -178,7 +177,7 @@ class _State:
             self.inner(name, value, inside)
 
     def inner(self, name: str, value: Any, inside: bool) -> None:
-        """What a container or a helper object holds."""
+        """Record what a container or a helper object holds."""
         items: list[tuple[Any, Any]]
         if isinstance(value, dict):
             items = list(value.items())
@@ -203,7 +202,7 @@ class _State:
             self.value(f"{name}.{key}", element, value, key, inside)
 
     def tensor(self, tensor: Tensor) -> Tensor | None:
-        """A copy of a tensor."""
+        """Record a tensor; returns its copy."""
         if tensor.is_meta or tensor.layout is not torch.strided or is_lazy(tensor):
             return None
         copy = tensor.detach().clone()
@@ -211,7 +210,7 @@ class _State:
         return copy
 
     def put_back(self) -> None:
-        """Make everything as it was."""
+        """Restore everything."""
         for container, content in reversed(self.containers):
             if isinstance(container, list):
                 container[:] = content

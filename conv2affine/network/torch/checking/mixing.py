@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from conv2affine.network.torch.importing.importer import operator_name, origin
+from conv2affine.network.comparison import is_close
+from conv2affine.network.torch.importing.call import operator_name, origin
 from conv2affine.network.torch.models.program import export
 
-__all__ = ["first_mixing", "is_close"]
+__all__ = ["first_mixing"]
 
 
 def first_mixing(model: nn.Module, inputs: Sequence[Tensor], tolerance: float) -> str:
-    """The first operator whose result for a batch has other elements than its results for each sample have together.
+    """The first operator whose result for a batch differs from its results for the single samples.
 
     Args:
         model: Any module that `torch.export` takes.
@@ -23,14 +24,14 @@ def first_mixing(model: nn.Module, inputs: Sequence[Tensor], tolerance: float) -
         tolerance: Of the elements, relative to the largest.
 
     Returns:
-        "MODULE (OPERATOR)"; "" if there is none, or if it cannot be found out.
+        "MODULE (OPERATOR)"; "" if there is none, or if it cannot be determined.
     """
     samples = [tuple(x[n : n + 1] for x in inputs) for n in range(len(inputs[0]))]
     try:
         programs = [export(model, batch).module() for batch in (samples[0], tuple(inputs))]
         alone = [_Recorder(programs[0]).record(sample) for sample in samples]
         together = _Recorder(programs[1]).record(inputs)
-    except Exception:  # whatever it is, it only explains
+    except Exception:  # of any kind: this only explains another error
         return ""
     for name, (node, result) in together.items():
         if name in alone[0] and not _is_union(result, [results[name][1] for results in alone], tolerance):
@@ -54,19 +55,8 @@ class _Recorder(fx.Interpreter):
 
 
 def _is_union(together: Tensor, alone: Sequence[Tensor], tolerance: float) -> bool:
-    """Whether a result has the elements of those of the samples, in any order; or is the same for each of them."""
+    """Whether a result has the elements of the samples' results, in any order, or equals each of them."""
     if together.shape == alone[0].shape:
         return all(is_close(together, one, tolerance) for one in alone)
     elements = torch.cat([one.flatten() for one in alone])
     return is_close(together.flatten().double().sort()[0], elements.double().sort()[0], tolerance)
-
-
-def is_close(first: Tensor, second: Tensor, tolerance: float) -> bool:
-    """Whether two tensors differ by at most so much of the largest finite element."""
-    if first.shape != second.shape:
-        return False
-    if first.is_complex():
-        first, second = torch.view_as_real(first), torch.view_as_real(second)
-    finite = first[first.isfinite()].abs()
-    largest = float(finite.max()) if len(finite) else 0.0
-    return torch.allclose(first.double(), second.double(), rtol=0, atol=tolerance * largest, equal_nan=True)

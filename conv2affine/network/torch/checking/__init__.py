@@ -1,0 +1,1 @@
+"""The check at the end of every conversion."""

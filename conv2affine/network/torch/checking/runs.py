@@ -1,0 +1,158 @@
+"""Runs of a model, of what it was converted to, and of its affine pieces: outputs, and the scale of each element."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from conv2affine.network.comparison import COARSE, RUNS, is_close, scale
+from conv2affine.network.torch.exporter import export_torch
+from conv2affine.network.torch.importing.network import TorchNetwork
+from conv2affine.network.torch.models.surroundings import users_device
+from conv2affine.network.torch.modules import Affine
+from conv2affine.network.torch.rounding import InDouble, Noise, wider
+
+__all__ = [
+    "Apart",
+    "exact_outputs",
+    "expected_outputs",
+    "piece_outputs",
+    "result_outputs",
+    "run",
+    "samples",
+]
+
+# The random samples, in units of the largest element of the example; and as many samples of that are run at most.
+SCALES = (1 / 64, 1 / 2, 4)
+SAMPLES = 8
+
+
+def samples(inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The first samples of the example, and random ones of several scales, the same in every call."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.cat([x[:SAMPLES].detach(), _random(x, generator)]) for x in inputs]
+
+
+def _random(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Random samples like those of x; integers are taken from x, or 0, which is a valid index too."""
+    if x.is_floating_point():
+        largest = torch.cat([x.detach().double().abs().flatten().cpu(), torch.ones(1)]).max()
+        sample = torch.randn(len(SCALES), *x.shape[1:], generator=generator, dtype=torch.float64)
+        scales = torch.tensor(SCALES, dtype=torch.float64).view(-1, *[1] * (x.dim() - 1))
+        return (sample * scales * largest).to(x)
+    chosen = x[torch.randint(len(x), (len(SCALES),), generator=generator)]
+    return chosen * (torch.rand(chosen.shape, generator=generator) < 0.75).to(x)
+
+
+def expected_outputs(model: nn.Module, inputs: Sequence[Tensor], noise: float, flat: bool) -> list[Any]:
+    """The outputs of the model, which it must repeat."""
+    try:
+        expected, again = (run(model, inputs, flat) for _ in range(2))
+    except Exception as error:
+        raise ValueError(
+            f"the model must take a batch of any size, and failed on one of {len(inputs[0])}: {error}"
+        ) from error
+    if not all(_repeats(a, b, noise) for a, b in zip(expected, again, strict=True)):
+        raise ValueError(
+            "the model must give the same result for the same input, and two runs differ; call model.eval(), and "
+            "remove what depends on chance, or what is changed by a run and used in the next"
+        )
+    return expected
+
+
+class Apart(nn.Module):
+    """Calls a module that takes and returns joined vectors with separate inputs, and returns separate outputs."""
+
+    def __init__(self, module: nn.Module, outputs: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.module, self.sizes = module, [math.prod(x.shape[1:]) for x in outputs]
+
+    def forward(self, *inputs: Tensor) -> list[Tensor]:
+        """Join, run and split."""
+        joined = inputs if len(inputs) == 1 else [torch.cat([x.reshape(len(x), -1) for x in inputs], 1)]
+        vector: Tensor = self.module(*joined).flatten(1)
+        if vector.shape[1] != sum(self.sizes):  # the model mixes samples: this is the wrong shape for each output
+            return [vector] * len(self.sizes)
+        return list(torch.split(vector, self.sizes, 1))
+
+
+def result_outputs(
+    result: nn.Module, inputs: Sequence[Tensor], eps: float, flat: bool
+) -> tuple[list[Any], list[Tensor | float]]:
+    """The outputs of the result, and the scale of each of their elements: what it computes inside may be larger."""
+    got = _leaves(result(*inputs), flat)
+    with Noise(COARSE * eps):
+        moved = _leaves(result(*(x.repeat(RUNS, *[1] * (x.dim() - 1)) for x in inputs)), flat)
+    scales: list[Tensor | float] = []
+    for a, b in zip(got, moved, strict=True):
+        has_rows = isinstance(a, Tensor) and b.shape == (RUNS * len(inputs[0]), *a.shape[1:])
+        scales.append(scale(a, list(b.unflatten(0, (RUNS, -1))), COARSE * eps) if has_rows else 0)
+    return got, scales
+
+
+def piece_outputs(network: TorchNetwork, inputs: Sequence[Tensor], expected: list[Any], flat: bool) -> list[Any]:
+    """The outputs of the affine pieces and steps in float64; None if a step, such as one that reads bytes, cannot."""
+    module: nn.Module = export_torch(network, wider, lambda _, matrix, bias: Affine(matrix, bias))
+    module = Apart(module, expected) if flat else module
+    try:
+        outputs = _leaves(module(*map(wider, inputs)), flat)
+    except RuntimeError:
+        return [None] * len(expected)
+    return [
+        d if isinstance(d, Tensor) and isinstance(a, Tensor) and d.shape == a.shape else None
+        for a, d in zip(expected, outputs, strict=True)
+    ]
+
+
+def exact_outputs(
+    model: nn.Module, inputs: Sequence[Tensor], expected: list[Any], eps: float, flat: bool
+) -> tuple[list[Any], list[Any], bool]:
+    """The outputs in float64, the scale of each of their elements, and whether the model can run in float64 at all.
+
+    The scale is how far an element moves, for one unit of noise.
+    """
+    is_double = True
+    copies = [x.clone() for x in inputs]
+    try:
+        with InDouble(copies, Noise(eps), RUNS) as double, users_device(inputs):
+            outputs = model(*copies)
+        exact, *moved = (
+            _leaves(pytree.tree_map(partial(double.exact, run=run), outputs), flat) for run in range(RUNS + 1)
+        )
+        if any(isinstance(a, Tensor) and a.shape != b.shape for a, b in zip(expected, exact, strict=True)):
+            raise TypeError("the bytes of float64 are not those of the model's dtype")
+    except Exception:  # an operator has no float64, or writes to constants of another dtype
+        exact, is_double, eps = expected, False, COARSE * eps
+        with Noise(eps):
+            moved = [run(model, inputs, flat) for _ in range(RUNS)]
+    scales = [scale(a, runs, eps) if isinstance(a, Tensor) else 0 for a, *runs in zip(exact, *moved, strict=True)]
+    return exact, scales, is_double
+
+
+def run(model: nn.Module, inputs: Sequence[Tensor], flat: bool) -> list[Any]:
+    """The outputs of a model for copies of inputs, as it may write to them."""
+    with users_device(inputs):
+        return _leaves(model(*(x.clone() for x in inputs)), flat)
+
+
+def _leaves(outputs: Any, flat: bool) -> list[Any]:
+    """The outputs as a list; with `flat`, the tensors among them, as one vector per sample."""
+    leaves = list(pytree.tree_leaves(outputs))
+    if not flat:
+        return leaves
+    return [x.flatten(1) if x.dim() > 1 else x.unsqueeze(-1) for x in leaves if isinstance(x, Tensor)]
+
+
+def _repeats(first: Any, second: Any, tolerance: float) -> bool:
+    """Whether two runs on the same inputs agree; sums in another order may round differently."""
+    if not isinstance(first, Tensor):
+        return bool(first == second)
+    if first.shape != second.shape or not first.is_floating_point():
+        return torch.equal(first, second)
+    return is_close(first, second, tolerance)

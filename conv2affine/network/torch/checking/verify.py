@@ -1,0 +1,135 @@
+"""The check at the end of every conversion: the result is compared with the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from conv2affine.network.comparison import (
+    EPS,
+    EXACT,
+    INFINITIES,
+    OWN_ROUNDINGS,
+    difference,
+    distance,
+    is_close,
+    own_part,
+    tolerance_of,
+)
+from conv2affine.network.torch.checking.mixing import first_mixing
+from conv2affine.network.torch.checking.runs import (
+    Apart,
+    exact_outputs,
+    expected_outputs,
+    piece_outputs,
+    result_outputs,
+    run,
+    samples,
+)
+from conv2affine.network.torch.importing.network import TorchNetwork
+from conv2affine.network.torch.models.unchanged import unchanged
+
+__all__ = ["verify"]
+
+
+def verify(
+    model: nn.Module,
+    result: nn.Module,
+    inputs: Sequence[Tensor],
+    network: TorchNetwork,
+    dtype: torch.dtype,
+    *,
+    flat: bool = False,
+) -> None:
+    """Compare a result with the model, on example inputs and on random ones of several scales.
+
+    The result is compared in its own dtype, and its affine pieces in float64. Each output element may differ by
+    what rounding can change in it, which is measured with noise after each operator of the model.
+
+    Args:
+        model: What was converted.
+        result: What it was converted to.
+        inputs: Example inputs.
+        network: That of `model`, with the graph that the result computes.
+        dtype: The dtype in which the result computes what the model computes in the first of its dtypes.
+        flat: Whether the result takes and returns one vector per sample, of all inputs and outputs of the model.
+
+    Raises:
+        ValueError: If the model does not take any batch, mixes its samples, returns anything but one row per
+            sample, has infinities that linear layers spread, or does not repeat its results.
+        RuntimeError: If the results differ by more than rounding.
+    """
+    inputs = samples(inputs)
+    eps = max(EPS, *(torch.finfo(each).eps for each in (dtype, *network.dtypes)))
+    tolerance = tolerance_of(eps)
+    dtypes = {network.dtype: dtype}
+    floor = OWN_ROUNDINGS * max(torch.finfo(each).tiny * torch.finfo(each).eps for each in (dtype, *network.dtypes))
+    with unchanged(model), torch.no_grad():
+        expected = expected_outputs(model, inputs, tolerance, flat)
+        taken = [x.to(each) for x, each in zip(inputs, network.input_dtypes, strict=True)]
+        own = [x.to(dtypes.get(x.dtype, x.dtype)) for x in taken]
+        got, own_scales = result_outputs(Apart(result, expected) if flat else result, own, eps, flat)
+        exact, scales, is_double = exact_outputs(model, inputs, expected, eps, flat)
+        pieces = piece_outputs(network, taken, expected, flat)
+        outputs = zip(expected, got, exact, pieces, scales, own_scales, strict=True)
+        for number, (a, b, c, d, size, own_size) in enumerate(outputs):
+            is_compared = isinstance(a, Tensor) and a.shape == b.shape
+            drift = distance(a, c) if is_compared else 0
+            if is_compared:
+                own_size = own_part(own_size, size)
+            allowed = tolerance * size + OWN_ROUNDINGS * eps * own_size + drift + floor if is_compared else 0
+            problem = difference(a, b, allowed)
+            wanted = dtypes.get(a.dtype, a.dtype) if isinstance(a, Tensor) else None
+            if not problem and wanted is not getattr(b, "dtype", None):
+                problem = f"{b.dtype} for {wanted}"
+            if not problem and is_compared and d is not None:
+                # Some models compute something else in float64, such as those that read the limits of their dtype.
+                allowed = (EXACT if is_double else tolerance) * (size + own_size)
+                problem = difference(torch.where(drift <= tolerance * size, c, d), d, allowed)
+                problem = problem and f"{problem} in float64"
+            if problem:
+                _refuse(model, inputs, number, problem, tolerance, flat)
+
+
+def _refuse(
+    model: nn.Module, inputs: Sequence[Tensor], number: int, problem: str, tolerance: float, flat: bool
+) -> NoReturn:
+    """Raise the error that explains a difference in an output."""
+    _explain(model, inputs, number, tolerance, flat)
+    if problem == INFINITIES:
+        raise ValueError(
+            f"output {number} does not have the {INFINITIES} of the model's: linear layers spread them, as 0 * inf is "
+            "NaN; make all constants finite, and no larger than the dtype can hold"
+        )
+    raise RuntimeError(f"the result does not equal the model, {problem} in output {number}; please report this")
+
+
+def _explain(model: nn.Module, inputs: Sequence[Tensor], number: int, tolerance: float, flat: bool) -> None:
+    """Raise ValueError if the model does not treat each sample by itself."""
+    count = len(inputs[0])
+    alone = [run(model, [x[n : n + 1] for x in inputs], flat)[number] for n in range(count)]
+    together = run(model, inputs, flat)[number]
+    if not isinstance(together, Tensor):
+        if together != alone[0]:
+            raise ValueError(
+                f"output {number} must be a tensor, or the same for every batch, and is {together!r} for {count} "
+                f"samples, {alone[0]!r} for one"
+            )
+        return
+    joined = torch.cat(alone) if alone[0].dim() else torch.stack(alone)
+    if together.shape == joined.shape and is_close(together, joined, tolerance):
+        return
+    name = first_mixing(model, inputs, tolerance)
+    if not name and together.shape != joined.shape:
+        raise ValueError(
+            f"output {number} must have one row per sample, batch first, and has shape {tuple(together.shape)} for "
+            f"{count} samples, {tuple(alone[0].shape)} for one; permute it, or expand a constant to the batch"
+        )
+    raise ValueError(
+        f"{name or 'the model'} mixes the samples of a batch: its result for one depends on the others, or on their "
+        "number; only models that treat each sample by itself can be converted (batch norm needs eval() and running "
+        "statistics)"
+    )

@@ -1,0 +1,197 @@
+"""The public functions whose results take and return one vector per sample: a chain, and a single linear layer."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from conv2affine.network.graph import Graph, Piece, Value
+from conv2affine.network.matrices.affine import AffineMap
+from conv2affine.network.matrices.matrix import Selection
+from conv2affine.network.passes.chain import to_graph, write_out
+from conv2affine.network.passes.ends import join_ends, slices
+from conv2affine.network.passes.merge import merge as merge_pieces
+from conv2affine.network.passes.simplify import simplify
+from conv2affine.network.prepare import (
+    DTYPES,
+    check_memory,
+    in_mode_of,
+    one_of,
+    reason_of,
+    to_layers,
+)
+from conv2affine.network.progress import progress
+from conv2affine.network.report import describe, describe_layers
+from conv2affine.network.torch.checking.verify import verify
+from conv2affine.network.torch.importing.importer import import_torch
+from conv2affine.network.torch.importing.network import TorchNetwork
+from conv2affine.network.torch.layers import LAYOUTS, NetworkLayout, layer
+from conv2affine.network.torch.models.held import class_name
+from conv2affine.network.torch.models.intake import Model, hold
+from conv2affine.network.torch.models.surroundings import alone, on_cpu
+
+__all__ = ["module_to_linear", "to_mlp"]
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@alone
+@on_cpu
+def to_mlp(
+    model: Model, example_inputs: Any, *, layout: NetworkLayout = "auto", dtype: torch.dtype | None = None
+) -> nn.Sequential:
+    """The same network as a plain chain of linear layers and ReLUs, residual connections and max pooling included.
+
+        mlp(x) == model(x).flatten(1)
+
+    Several inputs are joined into one vector, in order, and so are several outputs: for inputs a, b and outputs c, d
+
+        mlp(cat([a.flatten(1), b.flatten(1)], 1)) == cat([c.flatten(1), d.flatten(1)], 1)
+
+    Args:
+        model: A module whose steps are affine or piecewise linear, in evaluation mode.
+        example_inputs: A tensor or a tuple of tensors, batch first, as `model` takes them. If these are integers that
+            the model casts before it computes anything else, such as images of uint8, the chain takes them as floating
+            point: `mlp(x.float())`.
+        layout: As in `to_linear_network`.
+        dtype: As in `to_linear_network`.
+
+    Returns:
+        An `nn.Sequential` of one `nn.Flatten`, then alternately `nn.Linear` or `SparseLinear` and `nn.ReLU`, the last a
+        linear layer. Its attributes `input_slices` and `output_slices` are tuples of a slice for each input and
+        output: `mlp(x)[:, mlp.output_slices[1]]` is the second output. `plan` is a table of its layers.
+
+    Raises:
+        NotImplementedError: If a step is neither affine nor piecewise linear; the message names it and its module.
+        ValueError: As `to_linear_network`.
+        MemoryError: As `to_linear_network`.
+        RuntimeError: As `to_linear_network`.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2), nn.Hardtanh())
+        >>> to_mlp(model, torch.rand(1, 1, 6, 6))
+        Sequential(
+          (0): Flatten(start_dim=1, end_dim=-1)
+          (1): Linear(in_features=36, out_features=48, bias=True)
+          (2): ReLU()
+          (3): Linear(in_features=48, out_features=32, bias=True)
+          (4): ReLU()
+          (5): Linear(in_features=32, out_features=16, bias=True)
+          (6): ReLU()
+          (7): Linear(in_features=16, out_features=8, bias=True)
+        )
+    """
+    one_of("layout", layout, LAYOUTS)
+    one_of("dtype", dtype, DTYPES)
+    model, inputs = hold(model, example_inputs)
+    original = import_torch(model, inputs, floats=True)
+    network = _with_vectors(original, "a chain")
+    dtype = dtype or network.dtype
+    layers = to_layers(simplify(network.graph), dtype)
+    _check_floats(network, "a chain")
+    plan = describe_layers(layers, dtype, layout)
+    check_memory(plan)
+    modules: list[nn.Module] = []
+    with progress(len(layers)) as each:
+        for item, matrix, bias in write_out(layers):
+            each(item.origin[0] if item.origin else "carried")
+            modules = [layer(matrix, bias, dtype, layout), nn.ReLU(), *modules]
+    mlp = nn.Sequential(nn.Flatten(), *modules[:-1]).to(network.device)
+    mlp.plan = plan  # type: ignore[assignment]
+    network = dataclasses.replace(network, graph=to_graph(layers))
+    verify(model, mlp, inputs, network, dtype, flat=True)
+    return in_mode_of(model, _with_slices(mlp, original.graph))
+
+
+@alone
+@on_cpu
+def module_to_linear(
+    module: Model, example_input: Any, *, layout: NetworkLayout = "dense", dtype: torch.dtype | None = None
+) -> nn.Linear:
+    """The fully-connected layer that is equivalent to a module that is affine in its input.
+
+        fc(x.flatten(1)) == module(x).flatten(1)
+
+    Args:
+        module: Any module that is affine: padding and convolution, convolution and batch norm, pooling, ...
+        example_input: A tensor, batch first; or a tuple of them, which the layer takes as one vector; integers as in
+            `to_mlp`.
+        layout: "dense", "sparse", or "auto", as in `to_linear_network`. Default: "dense".
+        dtype: As in `to_linear_network`.
+
+    Returns:
+        An `nn.Linear` or `SparseLinear`. `weight[r, c]` is what input element c contributes to output element r, both
+        counted in C order over all axes but the batch's. Several inputs or outputs follow one another: the
+        attributes `input_slices` and `output_slices` say where each is.
+
+    Raises:
+        TypeError: If the module is not affine; the message names its first nonlinear step.
+        ValueError: As `to_mlp`.
+        MemoryError: As `to_linear_network`.
+        RuntimeError: As `to_linear_network`.
+
+    Example:
+        >>> module = nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(3, 8, 3), nn.AvgPool2d(2))
+        >>> module_to_linear(module, torch.rand(1, 3, 8, 8))
+        Linear(in_features=192, out_features=128, bias=True)
+    """
+    one_of("layout", layout, LAYOUTS)
+    one_of("dtype", dtype, DTYPES)
+    module, inputs = hold(module, example_input)
+    original = import_torch(module, inputs, floats=True)
+    network = _with_vectors(original, "a linear layer")
+    graph = merge_pieces(simplify(network.graph), "always")
+    map: AffineMap[Value] = AffineMap.identity(graph.inputs[0], graph.inputs[0].size)
+    for node in graph.nodes:
+        if not isinstance(node, Piece):
+            raise TypeError(
+                f"module ({class_name(module)}) must be affine in its input, and {', '.join(node.origin)} "
+                f"({node.kind}) is not{reason_of(node)}; to_linear_network converts the affine pieces around such steps"
+            )
+        map = node.map  # the whole map: the graph has one piece at most
+    _check_floats(network, "a linear layer")
+    dtype = dtype or network.dtype
+    check_memory(describe(graph, dtype, layout))
+    [source] = graph.inputs
+    matrix = map.terms.get(source, Selection(np.full(map.size, -1), source.size))
+    fc = layer(matrix, map.bias if map.bias.any() else None, dtype, layout).to(network.device)
+    network = dataclasses.replace(network, graph=graph)
+    verify(module, nn.Sequential(nn.Flatten(), fc), inputs, network, dtype, flat=True)
+    return in_mode_of(module, _with_slices(fc, original.graph))
+
+
+def _with_vectors(network: TorchNetwork, result: str) -> TorchNetwork:
+    """The network with one vector as input and one as output; refuses what cannot be part of these."""
+    for constant in network.constants:
+        raise ValueError(
+            f"{result} has outputs of one dtype, {network.dtype}, and the model has a constant output of "
+            f"{constant.dtype}; to_linear_network keeps it"
+        )
+    inputs = network.graph.inputs
+    if len(inputs) == 1 and len(inputs[0].shape) == 1:
+        raise ValueError(f"{result} takes vectors, and the model takes numbers; let it take x of shape (batch, 1)")
+    graph = join_ends(network.graph)
+    leaf = graph.outputs[0]
+    return dataclasses.replace(network, graph=graph, leaves=[leaf], structure=pytree.tree_structure(leaf))
+
+
+def _with_slices(result: Module, graph: Graph) -> Module:
+    """The result, with attributes that say where the model's inputs and outputs are in its vectors."""
+    result.input_slices = slices(graph.inputs)  # type: ignore[assignment]
+    result.output_slices = slices(graph.outputs)  # type: ignore[assignment]
+    return result
+
+
+def _check_floats(network: TorchNetwork, result: str) -> None:
+    """Refuse integer inputs that are not cast."""
+    for dtype in network.input_dtypes:
+        if not dtype.is_floating_point:
+            raise ValueError(
+                f"{result} takes floating-point numbers, and the model takes {dtype} and does more than "
+                "cast it; let it begin with x.float()"
+            )
