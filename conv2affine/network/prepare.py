@@ -17,6 +17,8 @@ from conv2affine.network.passes.merge import MERGE, Merge
 from conv2affine.network.passes.merge import merge as merge_pieces
 from conv2affine.network.passes.simplify import simplify
 from conv2affine.network.passes.to_relu import to_relu
+from conv2affine.network.proof.chains import chain_for_box
+from conv2affine.network.proof.forward import Interval
 from conv2affine.network.report import NetworkPlan
 from conv2affine.network.rules.bends import MASKS
 from conv2affine.network.torch.importing.importer import import_torch
@@ -64,7 +66,7 @@ def to_pieces(graph: Graph, mode: Merge, max_pool: str, dtype: torch.dtype) -> G
     return simplify(merge_pieces(graph, mode))
 
 
-def to_layers(graph: Graph, dtype: torch.dtype) -> list[Layer]:
+def to_layers(graph: Graph, dtype: torch.dtype, box: Interval | None = None) -> list[Layer]:
     """The chain of a graph whose steps are piecewise linear, computed in `dtype`; see `join_ends`."""
     graph = simplify(to_relu(graph, dtype))
     kept = [node for node in graph.nodes if isinstance(node, Kept)]
@@ -73,7 +75,8 @@ def to_layers(graph: Graph, dtype: torch.dtype) -> list[Layer]:
             f"{', '.join(node.origin)}: {node.kind} must be affine or piecewise linear to become linear layers and "
             f"ReLUs, and is not{reason_of(node)}; to_linear_network, or form graph, keeps it as it is"
         )
-    return chain(simplify(merge_pieces(graph)))
+    graph = simplify(merge_pieces(graph))
+    return chain(graph) if box is None else chain_for_box(graph, box, dtype)
 
 
 def check_memory(plan: NetworkPlan) -> None:

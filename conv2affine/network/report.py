@@ -51,10 +51,12 @@ class NetworkPlan:
     Args:
         rows: In the order of computation.
         dtype: Of the layers.
+        box: The inputs that it is for; "" for all. Default: "".
     """
 
     rows: tuple[Row, ...]
     dtype: torch.dtype
+    box: str = ""
 
     @property
     def layers(self) -> tuple[Row, ...]:
@@ -89,22 +91,24 @@ class NetworkPlan:
 
     def __repr__(self) -> str:
         steps = len(self.rows) - len(self.layers)
-        return f"NetworkPlan({len(self.layers)} layers, {steps} steps, {self.nnz:,} entries, {self.dtype})"
+        shown = f"{len(self.layers)} layers, {steps} steps, {self.nnz:,} entries, {self.dtype}"
+        return f"NetworkPlan({shown}, for {self.box})" if self.box else f"NetworkPlan({shown})"
 
     def _repr_html_(self) -> str:
         heading, *lines = self._lines()
-        return html_table(heading, lines, LEFT)
+        return html_table(heading, lines, LEFT) + (f"<p>for {self.box}</p>" if self.box else "")
 
     def __str__(self) -> str:
         lines = self._lines()
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join(
+        table = "\n".join(
             "  ".join(
                 cell.ljust(w) if n in LEFT else cell.rjust(w)
                 for n, (cell, w) in enumerate(zip(line, widths, strict=True))
             ).rstrip()
             for line in lines
         )
+        return f"{table}\nfor {self.box}" if self.box else table
 
 
 def describe(graph: Graph, dtype: torch.dtype, layout: NetworkLayout, *, gather: bool = False) -> NetworkPlan:

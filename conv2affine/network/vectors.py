@@ -7,12 +7,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from conv2affine.network.graph import Graph, Piece, Value
 from conv2affine.network.matrices.affine import AffineMap
-from conv2affine.network.matrices.matrix import Selection
+from conv2affine.network.matrices.matrix import Array, Selection
 from conv2affine.network.passes.chain import to_graph, write_out
 from conv2affine.network.passes.ends import join_ends, slices
 from conv2affine.network.passes.merge import merge as merge_pieces
@@ -26,6 +26,8 @@ from conv2affine.network.prepare import (
     to_layers,
 )
 from conv2affine.network.progress import progress
+from conv2affine.network.proof.box import read_box
+from conv2affine.network.proof.forward import Interval
 from conv2affine.network.report import describe, describe_layers
 from conv2affine.network.torch.checking.verify import verify
 from conv2affine.network.torch.importing.importer import import_torch
@@ -34,6 +36,7 @@ from conv2affine.network.torch.layers import LAYOUTS, NetworkLayout, layer
 from conv2affine.network.torch.models.held import class_name
 from conv2affine.network.torch.models.intake import Model, hold
 from conv2affine.network.torch.models.surroundings import alone, on_cpu
+from conv2affine.network.torch.modules import BoxChain
 
 __all__ = ["module_to_linear", "to_mlp"]
 
@@ -43,7 +46,12 @@ Module = TypeVar("Module", bound=nn.Module)
 @alone
 @on_cpu
 def to_mlp(
-    model: Model, example_inputs: Any, *, layout: NetworkLayout = "auto", dtype: torch.dtype | None = None
+    model: Model,
+    example_inputs: Any,
+    *,
+    layout: NetworkLayout = "auto",
+    dtype: torch.dtype | None = None,
+    box: tuple[Any, Any] | None = None,
 ) -> nn.Sequential:
     """The same network as a plain chain of linear layers and ReLUs, residual connections and max pooling included.
 
@@ -60,15 +68,24 @@ def to_mlp(
             point: `mlp(x.float())`.
         layout: As in `to_linear_network`.
         dtype: As in `to_linear_network`.
+        box: (low, high), if the chain is for inputs low <= x <= high only: it is smaller then, has bounds, and is not
+            the model for any other input. Each is a number, a tensor or array that broadcasts to one sample of the
+            input, or, for several inputs, a tuple of these; all finite. Default: None, for all inputs.
 
     Returns:
         An `nn.Sequential` of one `nn.Flatten`, then alternately `nn.Linear` or `SparseLinear` and `nn.ReLU`, the last a
         linear layer. Its attributes `input_slices` and `output_slices` are tuples of a slice for each input and
         output: `mlp(x)[:, mlp.output_slices[1]]` is the second output. `plan` is a table of its layers.
+        With a box, `box` is the pair of float64 tensors (elements of all inputs,), and `bounds` has for each linear
+        layer the pair (low, high) of float64 tensors (rows,): what the layer computes is never outside of them, for any
+        input in the box. Roundings in `dtype` are included, in any order of summation, but not other algorithms than
+        sums of products, such as TF32.
 
     Raises:
         NotImplementedError: If a step is neither affine nor piecewise linear; the message names it and its module.
-        ValueError: As `to_linear_network`.
+        TypeError: If `box` is no pair of real numbers, tensors or arrays.
+        ValueError: As `to_linear_network`. If `box` has another shape than the inputs, is not finite, or is empty; or
+            if numbers may overflow in it.
         MemoryError: As `to_linear_network`.
         RuntimeError: As `to_linear_network`.
 
@@ -92,20 +109,34 @@ def to_mlp(
     original = import_torch(model, inputs, floats=True)
     network = _with_vectors(original, "a chain")
     dtype = dtype or network.dtype
-    layers = to_layers(simplify(network.graph), dtype)
+    within = None if box is None else read_box(box, {value.name: value.shape for value in original.graph.inputs})
+    limits = None if within is None else within.rounded(dtype, *network.input_dtypes)
+    layers = to_layers(simplify(network.graph), dtype, limits)
     _check_floats(network, "a chain")
-    plan = describe_layers(layers, dtype, layout)
+    plan = dataclasses.replace(describe_layers(layers, dtype, layout), box=str(within or ""))
     check_memory(plan)
     modules: list[nn.Module] = []
+    bounds: list[Interval | None] = []
     with progress(len(layers)) as each:
         for item, matrix, bias in write_out(layers):
             each(item.origin[0] if item.origin else "carried")
             modules = [layer(matrix, bias, dtype, layout), nn.ReLU(), *modules]
-    mlp = nn.Sequential(nn.Flatten(), *modules[:-1]).to(network.device)
+            bounds = [item.bounds, *bounds]
+    kind = nn.Sequential if within is None else BoxChain
+    mlp = kind(nn.Flatten(), *modules[:-1]).to(network.device)
     mlp.plan = plan  # type: ignore[assignment]
+    if within is not None:
+        mlp.where, mlp.box = str(within), _tensors(within.low, within.high)  # type: ignore[assignment]
+        mlp.bounds = tuple(_tensors(*interval) for interval in bounds if interval)  # type: ignore[assignment]
+        points = within.points([x.dtype for x in inputs])
+        inputs = tuple(point.to(x.device) for point, x in zip(points, inputs, strict=True))
     network = dataclasses.replace(network, graph=to_graph(layers))
-    verify(model, mlp, inputs, network, dtype, flat=True)
+    verify(model, mlp, inputs, network, dtype, flat=True, only=within is not None)
     return in_mode_of(model, _with_slices(mlp, original.graph))
+
+
+def _tensors(*arrays: Array) -> tuple[Tensor, ...]:
+    return tuple(torch.from_numpy(array.copy()) for array in arrays)
 
 
 @alone

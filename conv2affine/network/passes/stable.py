@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from conv2affine.network.graph import Graph, Node, Piece, Step, Value
+from conv2affine.network.graph import Graph, Node, Piece, Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.matrix import Selection
 from conv2affine.network.passes.chain import levels
@@ -49,7 +49,7 @@ class _Writer:
 
     def leave_out(self) -> Graph:
         """The graph without ReLUs that are zero, that nothing reads, or that are their input, where that pays."""
-        read = self.read()
+        read = self.read(self.graph)
         names: dict[Value, Value] = {}
         nodes: list[Node] = []
         for old in self.graph.nodes:
@@ -70,12 +70,12 @@ class _Writer:
         outputs = [names.get(value, value) for value in self.graph.outputs]
         return dataclasses.replace(self.graph, nodes=nodes, outputs=outputs)
 
-    def read(self) -> dict[Value, Mask]:
+    def read(self, graph: Graph) -> dict[Value, Mask]:
         """Which elements of each value have a part in the outputs, for some input in the box."""
-        read = {value: np.zeros(value.size, bool) for value in self.users}
-        for value in self.graph.outputs:
+        read = {value: np.zeros(value.size, bool) for value in graph.users}
+        for value in graph.outputs:
             read[value][:] = True
-        for node in reversed(self.graph.nodes):
+        for node in reversed(graph.nodes):
             [y] = node.outputs
             if isinstance(node, Piece):
                 for source, matrix in node.map.terms.items():
@@ -105,9 +105,13 @@ class _Writer:
         return bool(straight.any() and after <= before)
 
     def carry(self, graph: Graph) -> Graph:
-        """The graph with a ReLU for each sign that is known of what is carried."""
-        level = levels(graph)
-        is_rectified = {value for node in graph.nodes if isinstance(node, Step) for value in node.outputs}
+        """The graph with ReLUs for what is carried, one for each element whose sign is known."""
+        level, read = levels(graph), self.read(graph)
+        late = {value: np.zeros(value.size, bool) for value in level}
+        for node in graph.nodes:
+            for source, matrix in node.map.terms.items() if isinstance(node, Piece) else ():
+                if level[source] < level[node.output]:
+                    late[source][matrix.csr()[np.flatnonzero(read[node.output])].indices] = True
         carried: dict[Value, Map] = {}
         nodes: list[Node] = []
         for node in graph.nodes:
@@ -115,10 +119,10 @@ class _Writer:
                 map, origins = AffineMap[Value]({}, node.map.bias), dict(node.origins)
                 for source, matrix in node.map.terms.items():
                     inner = Map.identity(source, source.size)
-                    if level[source] < level[node.output] and source not in is_rectified:
+                    if level[source] < level[node.output]:
                         if source not in carried:
                             part = Graph()
-                            carried[source] = self.by_sign(part, source)
+                            carried[source] = self.by_sign(part, source, late[source])
                             nodes += part.nodes
                         inner = carried[source]
                     map += inner.then(matrix)
@@ -127,11 +131,11 @@ class _Writer:
             nodes.append(node)
         return dataclasses.replace(graph, nodes=nodes)
 
-    def by_sign(self, part: Graph, x: Value) -> Map:
-        """A value by ReLUs of its elements whose sign is known."""
+    def by_sign(self, part: Graph, x: Value, read: Mask) -> Map:
+        """The elements of a value that are read, by ReLUs of those whose sign is known."""
         low, high = self.bounds[x]
-        unknown = ~self.signs(x)
-        map = self.rectified(part, x, low >= 0) + self.rectified(part, x, (low < 0) & (high <= 0), -1)
+        unknown = read & ~self.signs(x)
+        map = self.rectified(part, x, read & (low >= 0)) + self.rectified(part, x, read & (low < 0) & (high <= 0), -1)
         if unknown.all():
             return Map.identity(x, x.size)
         if unknown.any():

@@ -44,9 +44,9 @@ class Box:
         return f"{len(self.low):,} inputs from {low:.6g} to {high:.6g}, each within {width:.6g}"
 
     def rounded(self, *dtypes: torch.dtype) -> Interval:
-        """The bounds of what the numbers in the box are in other floating dtypes."""
+        """The bounds of the numbers in the box and of what they are rounded to in these dtypes."""
         ends = [(self.low, self.high)]
-        for dtype in dtypes:
+        for dtype in filter(lambda dtype: dtype.is_floating_point, dtypes):
             low, high = (torch.from_numpy(end).to(dtype).double().numpy() for end in (self.low, self.high))
             ends.append((low, high))
         lows, highs = zip(*ends, strict=True)

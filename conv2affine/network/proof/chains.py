@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from conv2affine.network.graph import Graph, Piece
-from conv2affine.network.passes.chain import Layer, to_graph
+from conv2affine.network.passes.chain import Layer, chain, to_graph
 from conv2affine.network.passes.stable import stable
 from conv2affine.network.proof.bounds import bounds
 from conv2affine.network.proof.forward import Interval
 
-__all__ = ["for_box", "with_bounds"]
+__all__ = ["chain_for_box"]
 
 
-def for_box(graph: Graph, box: Interval, dtype: torch.dtype) -> Graph:
-    """A graph of one input that computes the same in a box, without the ReLUs that do nothing there."""
+def chain_for_box(graph: Graph, box: Interval, dtype: torch.dtype) -> list[Layer]:
+    """The layers of a chain that computes the same as a graph in a box, with the bounds of their rows there.
+
+    Args:
+        graph: Of one input and one output, pieces and ReLUs only.
+        box: Bounds of the input.
+        dtype: In which the chain computes: no number that it computes is outside of the bounds.
+    """
     [value] = graph.inputs
-    return stable(graph, bounds(graph, {value: box}, dtype))
-
-
-def with_bounds(layers: Sequence[Layer], box: Interval, dtype: torch.dtype) -> list[Layer]:
-    """Layers with bounds of what their rows compute in a dtype, for inputs in a box."""
-    graph = to_graph(layers)
-    found = bounds(graph, {graph.inputs[0]: box}, dtype)
-    intervals = iter([found[node.output] for node in graph.nodes if isinstance(node, Piece)])
+    layers = chain(stable(graph, bounds(graph, {value: box}, dtype)))
+    written = to_graph(layers)
+    found = bounds(written, {written.inputs[0]: box}, dtype)
+    intervals = iter([found[node.output] for node in written.nodes if isinstance(node, Piece)])
     result = []
     for layer in layers:
         ends: list[Interval] = []
