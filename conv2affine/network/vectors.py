@@ -129,7 +129,7 @@ def to_mlp(
         mlp.where, mlp.box = str(within), _tensors(within.low, within.high)  # type: ignore[assignment]
         mlp.bounds = tuple(_tensors(*interval) for interval in bounds if interval)  # type: ignore[assignment]
         points = within.points([x.dtype for x in inputs])
-        inputs = tuple(point.to(x.device) for point, x in zip(points, inputs, strict=True))
+        inputs = tuple(point.flatten(0, 1).to(x.device) for point, x in zip(points, inputs, strict=True))
     network = dataclasses.replace(network, graph=to_graph(layers))
     verify(model, mlp, inputs, network, dtype, flat=True, only=within is not None)
     return in_mode_of(model, _with_slices(mlp, original.graph))

@@ -38,6 +38,7 @@ def convert(
     shapes: Mapping[str, Sequence[int]] | None = None,
     max_bytes: int = MAX_BYTES,
     flat: bool = False,
+    box: tuple[Any, Any] | None = None,
     overwrite: bool = False,
 ) -> Conversion:
     r"""The same network, from ONNX to ONNX, as linear layers with nonlinear steps between them.
@@ -60,6 +61,9 @@ def convert(
         flat: Whether inputs and outputs are vectors (batch, elements), so that an mlp is Gemm and Relu alone; an mlp of
             several inputs or outputs takes one vector, `inputs`, or returns one, `outputs`, with their elements in
             order. Default: False, which keeps their names and shapes.
+        box: In form "mlp", (low, high) as in `to_mlp`: the result is the network for inputs in this box only, smaller,
+            and `bounds` of the `Conversion` has the bounds of its layers. For several inputs, each is one number for
+            all, a tuple in their order, or a dict by name. Default: None, for all inputs.
         overwrite: Whether a file at `path` may be replaced. Default: False.
 
     Returns:
@@ -68,7 +72,8 @@ def convert(
         input and output is in the vector of all.
 
     Raises:
-        TypeError: If `source` is neither a model nor a path, or `shapes` are not integers by name.
+        TypeError: If `source` is neither a model nor a path, `shapes` are not integers by name, or `box` is no pair of
+            real numbers or arrays.
         FileExistsError: If there is a file at `path`, and `overwrite` is not set.
         FileNotFoundError: If `source` is not there.
         ValueError: If the model is broken, depends on chance, or lacks sizes; or if `path` is the source itself.
@@ -89,7 +94,7 @@ def convert(
         >>> [node.op_type for node in result.model.graph.node]
         ['Constant', 'Reshape', 'Gemm', 'Relu', 'Gemm', 'Constant', 'Reshape']
     """
-    options = Options(form, merge, max_pool, opset, dtype, max_bytes, flat)
+    options = Options(form, merge, max_pool, opset, dtype, max_bytes, flat, box)
     target = None if path is None else Path(path)
     if target is not None:
         check_target(target, overwrite, source)
@@ -113,6 +118,7 @@ def export(
     dtype: torch.dtype | None = None,
     max_bytes: int = MAX_BYTES,
     flat: bool = False,
+    box: tuple[Any, Any] | None = None,
     overwrite: bool = False,
 ) -> Conversion:
     """A PyTorch module as an ONNX model of linear layers, with nonlinear steps between them.
@@ -128,6 +134,7 @@ def export(
         dtype: As in `convert`.
         max_bytes: As in `convert`.
         flat: As in `convert`.
+        box: As in `convert`.
         overwrite: As in `convert`.
 
     Returns:
@@ -146,7 +153,7 @@ def export(
         >>> [node.op_type for node in result.model.graph.node]
         ['Constant', 'Reshape', 'Gemm', 'Tanh', 'Constant', 'Reshape']
     """
-    options = Options(form, merge, max_pool, opset, dtype, max_bytes, flat)
+    options = Options(form, merge, max_pool, opset, dtype, max_bytes, flat, box)
     target = None if path is None else Path(path)
     if target is not None:
         check_target(target, overwrite)

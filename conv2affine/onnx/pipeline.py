@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
 import torch
-from onnx import ModelProto, defs, external_data_helper
+from onnx import ModelProto, defs, external_data_helper, helper
 from onnx.shape_inference import InferenceError
 
 from conv2affine.convolution.sizes import readable_bytes
@@ -23,12 +23,14 @@ from conv2affine.network.passes.merge import MERGE, Merge
 from conv2affine.network.passes.simplify import simplify
 from conv2affine.network.prepare import check_memory, to_layers, to_pieces
 from conv2affine.network.progress import progress
+from conv2affine.network.proof.box import Box, read_box
+from conv2affine.network.proof.forward import Interval
 from conv2affine.network.report import NetworkPlan, describe, describe_layers
 from conv2affine.onnx.ends import apart, begin_at_casts, check_floats, joined, slices_by_name
 from conv2affine.onnx.exporting.exporter import Exporter, gathers
 from conv2affine.onnx.exporting.opsets import MIN_OPSET, choose_opset
 from conv2affine.onnx.exporting.storage import data_of, publish, save
-from conv2affine.onnx.model import OnnxNetwork, TensorInfo
+from conv2affine.onnx.model import DTYPES, FLOATS, OnnxNetwork, TensorInfo
 from conv2affine.onnx.running.runner import Run, compare, runner, sample
 from conv2affine.onnx.running.trials import first_mixing, layer_runner
 
@@ -54,6 +56,8 @@ class Conversion:
         static: Why it does not; "" if it does.
         input_slices: Where the elements of each input are in the vector of all, by name.
         output_slices: Likewise.
+        bounds: Of a chain for a box, the smallest and largest numbers of each layer there, by the name of its output:
+            a pair of float64 arrays (rows,). Roundings are included, as those of `to_mlp`.
     """
 
     load: Callable[[], ModelProto] = field(repr=False)
@@ -64,6 +68,7 @@ class Conversion:
     static: str = ""
     input_slices: Mapping[str, slice] = field(default_factory=dict)
     output_slices: Mapping[str, slice] = field(default_factory=dict)
+    bounds: Mapping[str, Interval] = field(default_factory=dict, repr=False)
 
     @cached_property
     def model(self) -> ModelProto:
@@ -82,6 +87,7 @@ class Options:
     dtype: torch.dtype | None
     max_bytes: int
     flat: bool = False
+    box: Any = None
 
     def __post_init__(self) -> None:
         for name, allowed in (("form", FORMS), ("merge", MERGE), ("max_pool", ("max", "relu"))):
@@ -94,6 +100,8 @@ class Options:
             raise ValueError(f"opset ({self.opset!r}) must be {opsets[0]} to {opsets[-1]}")
         if not self.max_bytes >= 0:
             raise ValueError(f"max_bytes ({self.max_bytes}) must be >= 0")
+        if self.box is not None and self.form != "mlp":
+            raise ValueError(f"box must come with form 'mlp', got form {self.form!r}: only a chain is made for a box")
 
 
 @dataclass(frozen=True)
@@ -104,6 +112,7 @@ class Prepared:
     layers: Sequence[Layer] | None
     plan: NetworkPlan
     dtype: torch.dtype
+    box: Box | None = None
 
 
 @np.errstate(all="ignore")
@@ -113,8 +122,14 @@ def prepare(network: OnnxNetwork, options: Options) -> Prepared:
     if options.form == "mlp":
         network = begin_at_casts(dataclasses.replace(network, graph=simplify(network.graph)))
         check_floats(network)
-        layers = to_layers(simplify(joined(network).graph), dtype)
-        return Prepared(network, layers, describe_layers(layers, dtype, "dense"), dtype)
+        box, limits = None, None
+        if options.box is not None:
+            values = zip(network.inputs, network.graph.inputs, strict=True)
+            box = read_box(options.box, {tensor.name: value.shape for tensor, value in values})
+            limits = box.rounded(dtype, *(DTYPES[x.elem_type] for x in network.inputs if x.elem_type in DTYPES))
+        layers = to_layers(simplify(joined(network).graph), dtype, limits)
+        plan = dataclasses.replace(describe_layers(layers, dtype, "dense"), box=str(box or ""))
+        return Prepared(network, layers, plan, dtype, box)
     graph = to_pieces(network.graph, options.merge, options.max_pool, dtype)
     plan = describe(graph, dtype, "dense", gather=gathers(graph))
     return Prepared(dataclasses.replace(network, graph=graph), None, plan, dtype)
@@ -147,7 +162,9 @@ def run(
     folder = None if path is None else path.parent
     with tempfile.TemporaryDirectory(prefix=".conv2affine-", dir=folder) as temporary:
         file = Path(temporary) / (path.name if path else "model.onnx")
-        model, difference = _write(prepared, network.inputs, opset, not static, options.flat, original(()), file)
+        model, difference, bounds = _write(
+            prepared, network.inputs, opset, not static, options.flat, original(()), file
+        )
         is_large = any(map(external_data_helper.uses_external_data, model.graph.initializer))
         load = partial(onnx.load_model, path) if path and is_large else lambda: model
         if path is not None:
@@ -156,7 +173,7 @@ def run(
             external_data_helper.load_external_data_for_model(model, temporary)
     kept = {name: step.call.reason for step in steps for name in step.origin if step.call.reason}
     ends = slices_by_name(network.inputs, network.graph.inputs), slices_by_name(network.outputs, network.graph.outputs)
-    return Conversion(load, prepared.plan, kept, difference, not static, static, *ends)
+    return Conversion(load, prepared.plan, kept, difference, not static, static, *ends, bounds)
 
 
 def _write(
@@ -167,13 +184,15 @@ def _write(
     flat: bool,
     original: Run,
     file: Path,
-) -> tuple[ModelProto, float]:
+) -> tuple[ModelProto, float, dict[str, Interval]]:
     """Write the model to a file, and compare it with the original."""
     network, layers = prepared.network, prepared.layers
     result = joined(network) if layers is not None and flat else network
     with progress(len(prepared.plan.layers)) as each, data_of(file, prepared.plan.bytes) as data:
         exporter = Exporter(result, prepared.dtype, opset, is_batched, flat, each, data)
         model = exporter.graph() if layers is None else exporter.mlp(layers)
+    if prepared.box is not None:
+        model.metadata_props.add(key="conv2affine.box", value=prepared.box.json())
     save(model, file)
     wanted, other = f"the result in {prepared.dtype} and opset {opset}", "choose another dtype or opset"
     try:
@@ -188,9 +207,27 @@ def _write(
     eps = max(network.eps, torch.finfo(prepared.dtype).eps)
     floats = {tensor.name: exporter.writer.dtype for tensor in network.inputs if tensor.is_floating}
     differences = [
-        compare(original, separate, sample(inputs, batch, is_batched), floats, eps, batch if flat else None)
-        for batch in (BATCHES if is_batched else BATCHES[:1])
+        compare(original, separate, given, floats, eps, batch if flat else None)
+        for batch, given in _samples(inputs, is_batched, prepared.box)
     ]
     if got.refusal and not original.refusal:
         raise NotImplementedError(f"onnxruntime must run {wanted}, and does not: {got.refusal}; {other}")
-    return model, max(differences)
+    bounds = {name: interval for name, interval in exporter.bounds.items() if interval is not None}
+    return model, max(differences), bounds
+
+
+def _samples(
+    tensors: Sequence[TensorInfo], is_batched: bool, box: Box | None
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Inputs on which a result is compared, in the box if it is for one, and how many samples they are."""
+    if box is None:
+        for batch in BATCHES if is_batched else BATCHES[:1]:
+            yield batch, sample(tensors, batch, is_batched)
+        return
+    kinds = [helper.tensor_dtype_to_np_dtype(tensor.elem_type) for tensor in tensors]
+    wide = [np.float64 if x.elem_type in FLOATS else kind for x, kind in zip(tensors, kinds, strict=True)]
+    points = box.points([torch.from_numpy(np.empty(0, kind)).dtype for kind in wide])
+    arrays = [x.numpy().astype(kind) for x, kind in zip(points, kinds, strict=True)]
+    batches: Any = [[x.reshape(-1, *x.shape[2:]) for x in arrays]] if is_batched else zip(*arrays, strict=True)
+    for batch in batches:
+        yield len(batch[0]), {tensor.name: x for tensor, x in zip(tensors, batch, strict=True)}

@@ -108,10 +108,11 @@ class _Writer:
         """The graph with ReLUs for what is carried, one for each element whose sign is known."""
         level, read = levels(graph), self.read(graph)
         late = {value: np.zeros(value.size, bool) for value in level}
-        for node in graph.nodes:
-            for source, matrix in node.map.terms.items() if isinstance(node, Piece) else ():
-                if level[source] < level[node.output]:
-                    late[source][matrix.csr()[np.flatnonzero(read[node.output])].indices] = True
+        for piece in [node for node in graph.nodes if isinstance(node, Piece)]:
+            rows = np.flatnonzero(read[piece.output])
+            for source, matrix in piece.map.terms.items():
+                if level[source] < level[piece.output]:
+                    late[source][matrix.csr()[rows].indices] = True
         carried: dict[Value, Map] = {}
         nodes: list[Node] = []
         for node in graph.nodes:

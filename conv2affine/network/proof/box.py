@@ -53,7 +53,7 @@ class Box:
         return Interval(np.minimum.reduce(lows), np.maximum.reduce(highs))
 
     def points(self, dtypes: Sequence[torch.dtype]) -> list[Tensor]:
-        """A few samples of each input in the box; of whole numbers, where the dtype is one of those."""
+        """A few points of each input, (points, *shape); of whole numbers, where the dtype is one of those."""
         generator = np.random.default_rng(0)
         size = len(self.low)
         corners = np.where(generator.random((CORNERS, size)) < 0.5, self.low, self.high)
@@ -65,7 +65,7 @@ class Box:
         ):
             if not (dtype.is_floating_point or dtype is torch.bool):
                 points = _whole(points, dtype)
-            result.append(torch.from_numpy(points).to(dtype).view(len(points), *shape[1:]))
+            result.append(torch.from_numpy(points).to(dtype).view(len(points), *shape))
         return result
 
     def json(self) -> str:
@@ -73,9 +73,7 @@ class Box:
         if len(self.low) <= MAX_NUMBERS:
             return json.dumps({"low": self.low.tolist(), "high": self.high.tolist()})
         ends = np.stack([self.low, self.high]).astype("<f8")
-        return json.dumps(
-            {"box": str(self), "sha256 of low, high as float64": hashlib.sha256(ends.tobytes()).hexdigest()}
-        )
+        return json.dumps({"box": str(self), "sha256": hashlib.sha256(ends.tobytes()).hexdigest()})
 
 
 def read_box(box: Any, shapes: Mapping[str, Sequence[int]]) -> Box:
