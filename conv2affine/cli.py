@@ -138,7 +138,15 @@ def convert(
     flat: Annotated[
         bool, typer.Option("--flat", help="Make inputs and outputs vectors, so that no Reshape is needed.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file OUT if it is there.")] = False,
+    box: Annotated[
+        tuple[float, float] | None,
+        typer.Option(metavar="LOW HIGH", help="In form mlp, for inputs from LOW to HIGH only: a smaller network."),
+    ] = None,
+    bounds: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.npz", help="Write the bounds of each layer in the box: LAYER.low and LAYER.high."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the files that are there.")] = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -149,7 +157,12 @@ def convert(
     with _errors(debug):
         _refuse_torch_file(source)
         from conv2affine import onnx
+        from conv2affine.onnx.exporting.storage import check_target, save_bounds
 
+        if bounds is not None:
+            if box is None:
+                raise ValueError("--bounds must come with --box LOW HIGH: there are bounds only for inputs in a box")
+            check_target(bounds, force)
         result = onnx.convert(
             source,
             target,
@@ -161,8 +174,11 @@ def convert(
             opset=opset,
             max_bytes=int(max_gib * 2**30),
             flat=flat,
+            box=box,
             overwrite=force,
         )
+        if bounds is not None:
+            save_bounds(result.bounds, bounds)
         opset = result.model.opset_import[0].version
         if as_json:
             report: dict[str, Any] = {"difference": result.difference, "opset": opset, "any_batch": result.is_batched}

@@ -39,8 +39,7 @@ class Box:
     shapes: tuple[tuple[int, ...], ...]
 
     def __str__(self) -> str:
-        width = float((self.high - self.low).max(initial=0))
-        low, high = float(self.low.min(initial=0)), float(self.high.max(initial=0))
+        low, high, width = float(self.low.min()), float(self.high.max()), float((self.high - self.low).max())
         return f"{len(self.low):,} inputs from {low:.6g} to {high:.6g}, each within {width:.6g}"
 
     def rounded(self, *dtypes: torch.dtype) -> Interval:
