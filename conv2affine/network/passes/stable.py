@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from conv2affine.network.graph import Graph, Node, Piece, Value
 from conv2affine.network.matrices.affine import AffineMap
-from conv2affine.network.matrices.matrix import Selection
+from conv2affine.network.matrices.matrix import Matrix, Selection
 from conv2affine.network.passes.chain import levels
 from conv2affine.network.passes.merge import merge
 from conv2affine.network.passes.simplify import replace_inputs, simplify
@@ -79,7 +79,7 @@ class _Writer:
             [y] = node.outputs
             if isinstance(node, Piece):
                 for source, matrix in node.map.terms.items():
-                    read[source][matrix.csr()[np.flatnonzero(read[y])].indices] = True
+                    read[source][_columns(matrix, read[y])] = True
             else:
                 read[y] &= self.bounds[y].high > 0
                 read[node.inputs[0]] |= read[y]
@@ -109,10 +109,9 @@ class _Writer:
         level, read = levels(graph), self.read(graph)
         late = {value: np.zeros(value.size, bool) for value in level}
         for piece in [node for node in graph.nodes if isinstance(node, Piece)]:
-            rows = np.flatnonzero(read[piece.output])
             for source, matrix in piece.map.terms.items():
                 if level[source] < level[piece.output]:
-                    late[source][matrix.csr()[rows].indices] = True
+                    late[source][_columns(matrix, read[piece.output])] = True
         carried: dict[Value, Map] = {}
         nodes: list[Node] = []
         for node in graph.nodes:
@@ -161,6 +160,13 @@ class _Writer:
         self.bounds[few] = Interval(sign * low, sign * high)
         self.bounds[y] = Interval(*(np.maximum(bound, 0) for bound in self.bounds[few]))
         return _at(Map.identity(y, y.size), np.where(mask, mask.cumsum() - 1, -1), sign)
+
+
+def _columns(matrix: Matrix, rows: Mask) -> NDArray[np.int64]:
+    """The columns that have numbers other than 0 in these rows, each once or several times."""
+    part = matrix.csr()[np.flatnonzero(rows)]
+    columns: NDArray[np.int64] = part.indices[part.data != 0]
+    return columns
 
 
 def _at(map: Map, index: NDArray[np.int64], sign: int = 1) -> Map:
