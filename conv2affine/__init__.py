@@ -16,6 +16,7 @@ from conv2affine.sparse_linear import SparseLinear
 
 if TYPE_CHECKING:
     from conv2affine.network.convert import to_linear_network
+    from conv2affine.network.regions import LinearRegion, linear_region
     from conv2affine.network.vectors import to_mlp
 
 try:
@@ -25,12 +26,14 @@ except PackageNotFoundError:  # built in place by CMake, without an installation
 
 __all__ = [
     "Geometry",
+    "LinearRegion",
     "Plan",
     "SparseLinear",
     "as_linear_operator",
     "conv_matrix",
     "conv_transpose_matrix",
     "from_matrix",
+    "linear_region",
     "plan",
     "reference",
     "to_bias",
@@ -44,7 +47,12 @@ __all__ = [
 ]
 
 
-_NETWORKS = {"to_linear_network": "conv2affine.network.convert", "to_mlp": "conv2affine.network.vectors"}
+_NETWORKS = {
+    "LinearRegion": "conv2affine.network.regions",
+    "linear_region": "conv2affine.network.regions",
+    "to_linear_network": "conv2affine.network.convert",
+    "to_mlp": "conv2affine.network.vectors",
+}
 _MODULES = ("distributed", "files", "onnx")
 
 

@@ -27,6 +27,7 @@ from conv2affine.network.torch.layers import LAYOUTS, NetworkLayout
 
 __all__ = [
     "DTYPES",
+    "check_kept",
     "check_memory",
     "in_mode_of",
     "one_of",
@@ -69,14 +70,19 @@ def to_pieces(graph: Graph, mode: Merge, max_pool: str, dtype: torch.dtype) -> G
 def to_layers(graph: Graph, dtype: torch.dtype, box: Interval | None = None) -> list[Layer]:
     """The chain of a graph whose steps are piecewise linear, computed in `dtype`; see `join_ends`."""
     graph = simplify(to_relu(graph, dtype))
+    check_kept(graph, "to become linear layers and ReLUs", "to_linear_network, or form graph, keeps it as it is")
+    graph = simplify(merge_pieces(graph))
+    return chain(graph) if box is None else chain_for_box(graph, box, dtype)
+
+
+def check_kept(graph: Graph, purpose: str, advice: str) -> None:
+    """Refuse a graph with a step that is neither affine nor piecewise linear."""
     kept = [node for node in graph.nodes if isinstance(node, Kept)]
     for node in sorted(kept, key=lambda node: node.kind in MASKS):  # what uses a comparison explains more
         raise NotImplementedError(
-            f"{', '.join(node.origin)}: {node.kind} must be affine or piecewise linear to become linear layers and "
-            f"ReLUs, and is not{reason_of(node)}; to_linear_network, or form graph, keeps it as it is"
+            f"{', '.join(node.origin)}: {node.kind} must be affine or piecewise linear {purpose}, and is not"
+            f"{reason_of(node)}; {advice}"
         )
-    graph = simplify(merge_pieces(graph))
-    return chain(graph) if box is None else chain_for_box(graph, box, dtype)
 
 
 def check_memory(plan: NetworkPlan) -> None:

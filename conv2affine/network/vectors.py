@@ -38,7 +38,7 @@ from conv2affine.network.torch.models.intake import Model, hold
 from conv2affine.network.torch.models.surroundings import alone, on_cpu
 from conv2affine.network.torch.modules import BoxChain
 
-__all__ = ["module_to_linear", "to_mlp"]
+__all__ = ["check_floats", "module_to_linear", "to_mlp", "with_vectors"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -107,12 +107,12 @@ def to_mlp(
     one_of("dtype", dtype, DTYPES)
     model, inputs = hold(model, example_inputs)
     original = import_torch(model, inputs, floats=True)
-    network = _with_vectors(original, "a chain")
+    network = with_vectors(original, "a chain")
     dtype = dtype or network.dtype
     within = None if box is None else read_box(box, {value.name: value.shape for value in original.graph.inputs})
     limits = None if within is None else within.rounded(dtype, *network.input_dtypes)
     layers = to_layers(simplify(network.graph), dtype, limits)
-    _check_floats(network, "a chain")
+    check_floats(network, "a chain")
     plan = dataclasses.replace(describe_layers(layers, dtype, layout), box=str(within or ""))
     check_memory(plan)
     modules: list[nn.Module] = []
@@ -175,7 +175,7 @@ def module_to_linear(
     one_of("dtype", dtype, DTYPES)
     module, inputs = hold(module, example_input)
     original = import_torch(module, inputs, floats=True)
-    network = _with_vectors(original, "a linear layer")
+    network = with_vectors(original, "a linear layer")
     graph = merge_pieces(simplify(network.graph), "always")
     map: AffineMap[Value] = AffineMap.identity(graph.inputs[0], graph.inputs[0].size)
     for node in graph.nodes:
@@ -185,7 +185,7 @@ def module_to_linear(
                 f"({node.kind}) is not{reason_of(node)}; to_linear_network converts the affine pieces around such steps"
             )
         map = node.map  # the whole map: the graph has one piece at most
-    _check_floats(network, "a linear layer")
+    check_floats(network, "a linear layer")
     dtype = dtype or network.dtype
     check_memory(describe(graph, dtype, layout))
     [source] = graph.inputs
@@ -196,7 +196,7 @@ def module_to_linear(
     return in_mode_of(module, _with_slices(fc, original.graph))
 
 
-def _with_vectors(network: TorchNetwork, result: str) -> TorchNetwork:
+def with_vectors(network: TorchNetwork, result: str) -> TorchNetwork:
     """The network with one vector as input and one as output; refuses what cannot be part of these."""
     for constant in network.constants:
         raise ValueError(
@@ -218,7 +218,7 @@ def _with_slices(result: Module, graph: Graph) -> Module:
     return result
 
 
-def _check_floats(network: TorchNetwork, result: str) -> None:
+def check_floats(network: TorchNetwork, result: str) -> None:
     """Refuse integer inputs that are not cast."""
     for dtype in network.input_dtypes:
         if not dtype.is_floating_point:

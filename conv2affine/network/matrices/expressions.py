@@ -37,6 +37,11 @@ class Product(Matrix):
         y: Array = _once(self, self.outer.apply, _once(self, self.inner.apply, x))
         return y
 
+    def apply_transposed(self, y: Array) -> Array:
+        if _has_shared_parts(self):
+            return super().apply_transposed(y)
+        return self.inner.apply_transposed(self.outer.apply_transposed(y))
+
     def csr(self, dtype: Any = np.float64) -> csr_array:
         if isinstance(self.outer, Selection):
             # Numbers that only change places can be rounded before that.
@@ -100,6 +105,11 @@ class Sum(Matrix):
         y: Array = _once(self, self.first.apply, x) + _once(self, self.second.apply, x)
         return y
 
+    def apply_transposed(self, y: Array) -> Array:
+        if _has_shared_parts(self):
+            return super().apply_transposed(y)
+        return self.first.apply_transposed(y) + self.second.apply_transposed(y)
+
     def csr(self, dtype: Any = np.float64) -> csr_array:
         return csr_array(_once(self, self.first.csr, np.float64) + _once(self, self.second.csr, np.float64)).astype(
             dtype, copy=False
@@ -133,6 +143,11 @@ def _once(whole: Product | Sum, method: Any, argument: Any) -> Any:
     if key not in results:
         results[key] = argument, method(argument)  # with the argument, so that no other gets its id
     return results[key][1]
+
+
+def _has_shared_parts(matrix: Product | Sum) -> bool:
+    """Whether a part occurs several times: its transposed product is another one each time, so it cannot run once."""
+    return max(_occurrences(matrix).values(), default=0) > 1
 
 
 def _occurrences(matrix: Product | Sum) -> Counter[Matrix]:

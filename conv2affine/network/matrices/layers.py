@@ -15,7 +15,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from conv2affine.convolution.geometry import Geometry
-from conv2affine.convolution.product import forward
+from conv2affine.convolution.product import adjoint, forward
 from conv2affine.matrix import to_matrix
 from conv2affine.network.matrices.matrix import Array, Matrix
 from conv2affine.network.matrices.pattern import Pattern, places
@@ -49,6 +49,11 @@ class Convolution(Matrix):
         g = self.geometry
         batch = torch.from_numpy(np.ascontiguousarray(x)).view(len(x), g.in_channels, *g.input_size)
         return forward(batch, self.weight.detach().double(), g).flatten(1).numpy()
+
+    def apply_transposed(self, y: Array) -> Array:
+        g = self.geometry
+        batch = torch.from_numpy(np.ascontiguousarray(y)).view(len(y), g.out_channels, *g.output_size)
+        return adjoint(batch, self.weight.detach().double(), g).flatten(1).numpy()
 
     def tensor(self, dtype: torch.dtype, layout: torch.layout) -> Tensor:
         """The matrix as a tensor."""
@@ -92,6 +97,10 @@ class Repeated(Matrix):
     def apply(self, x: Array) -> Array:
         each = self.block.apply(x.reshape(len(x) * self.times, self.block.shape[1]))
         return each.reshape(len(x), self.shape[0])
+
+    def apply_transposed(self, y: Array) -> Array:
+        each = self.block.apply_transposed(y.reshape(len(y) * self.times, self.block.shape[0]))
+        return each.reshape(len(y), self.shape[1])
 
     def tensor(self, dtype: torch.dtype) -> Tensor:
         """The dense matrix."""

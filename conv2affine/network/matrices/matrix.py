@@ -42,6 +42,10 @@ class Matrix:
         """(batch, cols) -> (batch, rows): its product with each sample, without writing it out."""
         raise NotImplementedError
 
+    def apply_transposed(self, y: Array) -> Array:
+        """(batch, rows) -> (batch, cols): the product of the transposed matrix with each sample."""
+        return np.ascontiguousarray((self.csr().T @ y.T).T)
+
     def csr(self, dtype: Any = np.float64) -> csr_array:
         """The matrix written out by rows; the columns ascend."""
         raise NotImplementedError

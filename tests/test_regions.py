@@ -1,0 +1,380 @@
+"""The affine map around a point, against jacrev, and the region where it holds, against points around it."""
+
+from functools import cache
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from network_models import OTHERS, PIECEWISE, Function, Several, build, samples
+from random_networks import PIECEWISE as STEPS
+from random_networks import Network, example_input, networks
+from torch import nn
+
+import conv2affine
+from conv2affine import linear_region, to_mlp
+from conv2affine.network.regions import local as local_module
+from conv2affine.network.regions import region as region_module
+from conv2affine.network.regions.local import LocalMap
+
+# Each kind of step, with parameters of every form.
+KINDS = {
+    "leaky": nn.LeakyReLU(0.2),
+    "prelu": nn.PReLU(2),
+    "relu6": nn.ReLU6(),
+    "clip": nn.Hardtanh(-0.2, 0.3),
+    "upper bound": Function(lambda x: x.clamp(max=0.1)),
+    "abs": Function(torch.abs),
+    "maximum": Function(lambda x: torch.maximum(x, x.flip(2))),
+    "minimum": Function(lambda x: torch.minimum(2 * x, x.roll(1, 2) + 0.1)),
+    "max pool": nn.MaxPool2d(3, 2, 1),
+    "min pool": Function(lambda x: -F.max_pool2d(-x, 2)),
+    "amin": Function(lambda x: x.amin(3)),
+    "amax": Function(lambda x: x.amax((2, 3))),
+    "mask": Function(lambda x: torch.where(x > 0, x, 0.1 * x) + torch.sign(x) * F.relu(x.abs() - 0.1)),
+}
+
+
+def family(name):
+    make, shape = PIECEWISE[name]
+    return build(make), samples(3, *shape)
+
+
+def kind(name):
+    """A network with this step in its middle."""
+    return build(lambda: nn.Sequential(nn.Conv2d(2, 2, 3), KINDS[name], nn.Flatten())), samples(3, 2, 7, 7)
+
+
+CASES = {**dict.fromkeys(PIECEWISE, family), **dict.fromkeys(KINDS, kind)}
+
+
+@cache
+def case(name):
+    """A model, three points, and the region of the first of them."""
+    model, x = CASES[name](name)
+    return model, x, linear_region(model, x[:1])
+
+
+def jacobian(model, x):
+    return torch.func.jacrev(lambda x: model(x[None]).flatten())(x).flatten(1).detach()
+
+
+def pattern(region, points):
+    """The pattern that the region of each point has."""
+    sides = LocalMap(region._local.graph, points.flatten(1).numpy()).sides.values()
+    return dict(zip(region.pattern, (torch.from_numpy(side.pattern) for side in sides), strict=True))
+
+
+def decided(region, points):
+    """Where no input moves two candidates that are equal: else any of them may be taken, as in a window of zeros."""
+    local = LocalMap(region._local.graph, points.flatten(1).numpy())
+    sides, ends = local.sides.values(), np.cumsum([side.is_wall.shape[1] for side in local.sides.values()])
+    equal = np.split((local.walls[:, 0] == 0) & local.is_wall, ends[:-1], 1)
+    masks = (torch.from_numpy(~side.by_element(part)) for side, part in zip(sides, equal, strict=True))
+    return dict(zip(region.pattern, masks, strict=True))
+
+
+def same(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_map_is_the_jacobian_and_the_rest(name):
+    model, x, region = case(name)
+    expected = torch.stack([jacobian(model, point) for point in x])
+    rest = model(x).detach().flatten(1) - (expected @ x.flatten(1)[..., None])[..., 0]
+    regions = linear_region(model, x)
+    torch.testing.assert_close(regions.weight, expected, atol=1e-10, rtol=0)
+    torch.testing.assert_close(regions.bias, rest, atol=1e-10, rtol=0)
+    torch.testing.assert_close(region.weight, expected[0], atol=1e-10, rtol=0)
+    torch.testing.assert_close(region.bias, rest[0], atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_region_ends_where_one_element_changes_its_piece(name):
+    _, x, region = case(name)
+    x = x[:1]
+    g, h = region.constraints
+    norms = g.to_dense().norm(dim=1)
+    distances = torch.where(norms > 0, (h - g @ x.flatten()) / norms, torch.inf)
+    torch.testing.assert_close(region.radius, distances.min())
+    assert region.radius > 0
+    # Within the radius, in any direction.
+    directions = samples(20, x.numel())
+    inside = x.flatten() + 0.999 * region.radius * directions / directions.norm(dim=1, keepdim=True)
+    assert region.contains(inside.view(-1, *x.shape[1:])).all()
+    here, clear = pattern(region, x), decided(region, x)
+    assert all((steps == here[name]).all() for name, steps in pattern(region, inside).items())
+    # Through the nearest wall: overlapping windows can have the same one.
+    number = int(distances.argmin())
+    normal = g.to_dense()[number] / norms[number]
+    nearest = distances < region.radius * (1 + 1e-9)
+    walls = {name: int(nearest[rows].sum()) for name, rows in region.wall_slices.items()}
+    for factor, changes in ((0.999, dict.fromkeys(walls, 0)), (1.001, walls)):
+        point = (x.flatten() + factor * region.radius * normal).view(x.shape)
+        assert region.contains(point).tolist() == [factor < 1]
+        there = pattern(region, point)
+        assert {n: int(((there[n] != here[n]) & clear[n]).sum()) for n in here} == changes
+
+
+@given(networks(STEPS))
+@settings(max_examples=10, deadline=None)
+def test_random_networks(drawn):
+    axes, steps = drawn
+    model, x = Network(axes, steps), example_input(axes)
+    regions = linear_region(model, x)
+    # Within the region the map is the network; at x itself even where a step is at a wall.
+    product = (regions.weight @ x.flatten(1)[..., None])[..., 0] + regions.bias
+    torch.testing.assert_close(product, model(x).detach().flatten(1), atol=1e-9, rtol=1e-9)
+    assert regions.contains(x).all()
+    move = 0.5 * regions.radius.clamp(max=1)[:, None] * F.normalize(samples(3, x[0].numel()))
+    product = (regions.weight @ (x.flatten(1) + move)[..., None])[..., 0] + regions.bias
+    expected = model(x + move.view(x.shape)).detach().flatten(1)
+    torch.testing.assert_close(product, expected, atol=1e-9, rtol=1e-9)
+
+
+def test_constraints_by_hand():
+    """max(x, y, x + y) of y = clip(x0, -1, 1): each wall as one would write it."""
+    model = Function(lambda x: torch.stack([x[:, 0].clamp(-1, 1), x[:, 1]], 1).amax(1, keepdim=True))
+    region = linear_region(model, torch.tensor([[0.5, 0.75]], dtype=torch.float64))
+    g, h = region.constraints
+    # x0 >= -1, x0 <= 1, x0 <= x1
+    assert g.to_dense().tolist() == [[-1, 0], [1, 0], [1, -1]]
+    assert h.tolist() == [1, 1, 0]
+    assert region.weight.tolist() == [[0, 1]]
+    assert [steps.flatten().tolist() for steps in region.pattern.values()] == [[1], [1]]
+    torch.testing.assert_close(region.radius, torch.tensor(0.25 / 2**0.5, dtype=torch.float64))
+
+
+def dense(*sizes):
+    layers = [layer for pair in pairwise(sizes) for layer in (nn.Linear(*pair), nn.ReLU())][:-1]
+    return nn.Sequential(*layers).double().requires_grad_(False), samples(1, sizes[0])
+
+
+DENSE = [(5, 8, 3), (6, 10, 7, 4)]
+
+
+@pytest.mark.parametrize("sizes", DENSE)
+def test_constraints_of_a_dense_network(sizes):
+    """Layer after layer, as in textbooks."""
+    model, x = dense(*sizes)
+    a, b, walls = torch.eye(sizes[0], dtype=torch.float64), torch.zeros(sizes[0], dtype=torch.float64), []
+    for layer in model[:-1:2]:
+        a, b = layer.weight @ a, layer.weight @ b + layer.bias
+        on = a @ x[0] + b > 0
+        sign = 1 - 2 * on.double()
+        walls.append(torch.cat([sign[:, None] * a, -(sign * b)[:, None]], 1))
+        a, b = on[:, None] * a, on * b
+    g, h = linear_region(model, x).constraints
+    torch.testing.assert_close(torch.cat([g.to_dense(), h[:, None]], 1), torch.cat(walls), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("sizes", DENSE)
+def test_constraints_are_the_half_spaces_of_relucent(sizes):
+    for name in ("relucent", "gurobipy", "networkx", "plotly"):  # it needs these for a polyhedron
+        pytest.importorskip(name)
+    import relucent
+
+    model, x = dense(*sizes)
+    layers = [layer for layer in to_mlp(model, x) if isinstance(layer, nn.Linear)]
+    network = relucent.convert([(layer.weight.numpy(), layer.bias.numpy()) for layer in layers])
+    g, h = linear_region(model, x).constraints
+    halfspaces = relucent.Complex(network).add_point(x).halfspaces_np
+    np.testing.assert_allclose(halfspaces, np.c_[g.to_dense(), -h], atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["vgg-bn", "shufflenet"])
+def test_batch_is_its_points(name):
+    model, x, _ = case(name)
+    regions = linear_region(model, x)
+    for number in range(len(x)):
+        region = linear_region(model, x[number : number + 1])
+        torch.testing.assert_close(regions.weight[number], region.weight, atol=1e-14, rtol=0)
+        torch.testing.assert_close(regions.bias[number], region.bias, atol=1e-14, rtol=0)
+        torch.testing.assert_close(regions.radius[number], region.radius, rtol=1e-12, atol=0)
+        assert same({name: steps[number] for name, steps in regions.pattern.items()}, region.pattern)
+    assert regions.contains(x).tolist() == [True] * 3
+    assert regions.contains(x.roll(1, 0)).tolist() == [False] * 3
+
+
+def test_chunks_are_the_whole(monkeypatch):
+    model, x, whole = case("unet")
+    expected = whole.constraints[0].to_dense(), whole.radius
+    monkeypatch.setattr(local_module, "CHUNK", 50_000)
+    region = linear_region(model, x[:1])
+    torch.testing.assert_close(region.weight, whole.weight, atol=1e-14, rtol=0)
+    torch.testing.assert_close(region.constraints[0].to_dense(), expected[0], atol=1e-14, rtol=0)
+    torch.testing.assert_close(region.radius, expected[1], rtol=1e-12, atol=0)
+
+
+def test_steps_at_walls_are_ties():
+    model = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(3, 2, bias=False)).double()
+    region = linear_region(model, torch.tensor([[1.0, 0.0, -1.0]], dtype=torch.float64))
+    assert {name: tied.tolist() for name, tied in region.ties.items()} == {"0": [False, True, False]}
+    assert region.pattern["0"].tolist() == [1, 0, 0]  # at 0 it is off
+    assert region.radius == 0
+    assert torch.equal(region.weight, model[2].weight * torch.tensor([1.0, 0.0, 0.0]))
+
+
+def test_equal_elements_of_a_window_are_ties_unless_nothing_moves_them():
+    pool = nn.Sequential(nn.ReLU(), nn.MaxPool1d(2))
+    tied = linear_region(pool, torch.tensor([[[3.0, 3.0, 1.0, 2.0]]]))
+    assert {name: x.tolist() for name, x in tied.ties.items()} == {"1": [[True, False]]}
+    assert tied.weight.tolist() == [[1, 0, 0, 0], [0, 0, 0, 1]]  # the first of them
+    dead = linear_region(pool, torch.tensor([[[-1.0, -3.0, 1.0, 2.0]]]))
+    assert not dead.ties
+    assert dead.radius == pytest.approx(1 / 2**0.5)  # from 1 to 2
+
+
+def test_equal_functions_have_no_wall():
+    model = Function(lambda x: torch.maximum(x.mean(1, keepdim=True), x.sum(1, keepdim=True) / 3))
+    region = linear_region(model, samples(1, 3))
+    assert (region.ties, region.radius) == ({}, torch.inf)
+
+
+def test_several_inputs_and_outputs():
+    class Pair(nn.Module):
+        def forward(self, a, b):
+            return torch.relu(a), {"sum": a.flatten(1) + b, "same": b}
+
+    a, b = samples(1, 2, 3), samples(1, 6)
+    region = linear_region(Pair(), (a, b))
+    assert region.input_slices == (slice(0, 6), slice(6, 12))
+    assert region.weight.shape == (18, 12)
+    identity = torch.eye(6, dtype=torch.float64)
+    same_output, total = (region.weight[part] for part in (region.output_slices[1:]))
+    assert torch.equal(same_output, torch.cat([identity, identity], 1) if same_output[0, 0] else total)
+    assert region.contains((a, b)).tolist() == [True]
+    assert region.contains((-a, b)).tolist() == [False]
+
+
+def test_affine_model_has_no_walls():
+    x = samples(2, 3, 5, 5)
+    model = build(lambda: nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2)))
+    region = linear_region(model, x)
+    assert region.radius.tolist() == [torch.inf] * 2
+    single = linear_region(model, x[:1])
+    assert single.constraints[0].shape == (0, 75)
+    assert (
+        torch.equal(single.weight, jacobian(model, x[0])) or (single.weight - jacobian(model, x[0])).abs().max() < 1e-14
+    )
+    assert single.contains(1e6 * x).all()
+
+
+def test_unused_constant_and_passed_values():
+    """Outputs that are inputs, or constants, and steps of constants."""
+    model = Function(lambda x: torch.cat([x, torch.relu(x - x), torch.ones_like(x)], 1))
+    region = linear_region(model, samples(1, 2))
+    assert region.weight.tolist() == [[1, 0], [0, 1], *[[0, 0]] * 4]
+    assert region.bias.tolist() == [0, 0, 0, 0, 1, 1]
+    assert region.radius == torch.inf
+
+
+def test_float32_is_computed_in_float64_and_rounded_once():
+    model, x = family("vgg-bn")
+    exact = linear_region(model, x[:1].float().double())
+    rounded = linear_region(model.float(), x[:1].float())
+    assert rounded.weight.dtype is rounded.constraints[0].dtype is torch.float32
+    torch.testing.assert_close(rounded.weight.double(), exact.weight, rtol=1e-6, atol=1e-7)
+    assert linear_region(model, x[:1].float(), dtype=torch.float64).weight.dtype is torch.float64
+
+
+def test_whole_numbers_are_taken_as_floating():
+    images = torch.randint(0, 256, (1, 1, 4, 4), dtype=torch.uint8)
+    model = nn.Sequential(Function(lambda x: x.double() / 255), nn.Conv2d(1, 2, 3).double(), nn.ReLU())
+    region = linear_region(model, images)
+    torch.testing.assert_close(
+        region.weight @ images.double().flatten() + region.bias, model(images).detach().flatten()
+    )
+
+
+def test_later_changes_of_the_model_do_not_reach_it():
+    model, x = family("mobilenet")
+    region, other = linear_region(model, x[:1]), linear_region(model, x[:1])
+    expected = region.radius
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(-2)
+    assert torch.equal(other.radius, expected)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_steps_are_refused_by_name(name):
+    make, shape = OTHERS[name]
+    with pytest.raises(
+        NotImplementedError, match=r"must be affine or piecewise linear to have linear regions.*before it"
+    ):
+        linear_region(build(make), samples(1, *shape))
+
+
+def test_steps_that_no_output_needs_are_not_refused():
+    class Unused(nn.Module):
+        def forward(self, x):
+            x.sigmoid()
+            return torch.relu(x)
+
+    assert linear_region(Unused(), samples(1, 4)).weight.shape == (4, 4)
+    with pytest.raises(NotImplementedError, match="argmax"):
+        linear_region(build(Several), (samples(1, 2, 3), samples(1, 6)))
+
+
+def test_sparse_weight():
+    model, x, region = case("densenet")
+    sparse = linear_region(model, x[:1], layout="sparse").weight
+    assert sparse.layout is torch.sparse_csr
+    assert torch.equal(sparse.to_dense(), region.weight)
+
+
+def test_refusals():
+    model, x, _ = case("resnet")
+    with pytest.raises(ValueError, match="'auto'"):
+        linear_region(model, x, layout="auto")
+    with pytest.raises(ValueError, match=r"must be \"dense\" for 3 points; or take x\[i : i \+ 1\]"):
+        linear_region(model, x, layout="sparse")
+    regions = linear_region(model, x)
+    for name in ("constraints", "wall_slices"):
+        with pytest.raises(
+            ValueError, match=rf"{name} must be asked of one point, and there are 3; take x\[i : i \+ 1\]"
+        ):
+            getattr(regions, name)
+    with pytest.raises(ValueError, match="x must have 3 samples"):
+        regions.contains(x[:2])
+    with pytest.raises(ValueError, match="x must have 192 elements per sample, got 64"):
+        regions.contains(x[:, :1])
+
+
+def test_a_point_must_be_finite():
+    with pytest.raises(ValueError, match="finite"):
+        linear_region(nn.ReLU(), torch.tensor([[1.0, torch.inf]]))
+
+
+def test_memory_is_refused_first(monkeypatch):
+    model, x = family("unet")
+    region = linear_region(model, x[:1])  # its constraints are not known yet
+    monkeypatch.setattr(region_module, "memory_left", lambda: 100_000)
+    monkeypatch.setattr(local_module.LocalMap, "forward", None)  # nothing is computed
+    with pytest.raises(
+        MemoryError, match=r"constraints of 1000 x 192 with up to \d+ entries need .* radius needs less"
+    ):
+        region.constraints  # noqa: B018
+    monkeypatch.undo()
+    monkeypatch.setattr(region_module, "memory_left", lambda: 100_000)
+    with pytest.raises(MemoryError, match=r"weight of 128 x 192 elements for 1 points need 196.61 kB.*sparse"):
+        linear_region(model, x[:1])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_memory_bound_holds(name):
+    """The bound is one, and where nothing cancels or is off it is not far off."""
+    _, _, region = case(name)
+    bounds = region._local.entries()
+    counts = [int((matrix.to_dense() != 0).sum()) for matrix in (region.weight, region.constraints[0])]
+    assert counts[0] <= bounds[0]
+    assert counts[1] <= bounds[1]
+
+
+def test_it_is_public():
+    assert repr(linear_region(nn.ReLU(), torch.ones(1, 2))) == "LinearRegion(2 outputs, 2 inputs, 1 steps, 2 walls)"
+    assert conv2affine.LinearRegion.__name__ == "LinearRegion"
