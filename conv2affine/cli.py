@@ -75,6 +75,14 @@ ShapeOption = Annotated[
     list[str] | None,
     typer.Option(help="Shape of an input with symbolic sizes, once per input: --shape image=1,3,32,32"),
 ]
+BoxOption = Annotated[
+    tuple[float, float] | None,
+    typer.Option(metavar="LOW HIGH", help="In form mlp, for inputs from LOW to HIGH only: a smaller network."),
+]
+BoundsOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.npz", help="Write the bounds of each layer in the box: LAYER.low and LAYER.high."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -138,14 +146,8 @@ def convert(
     flat: Annotated[
         bool, typer.Option("--flat", help="Make inputs and outputs vectors, so that no Reshape is needed.")
     ] = False,
-    box: Annotated[
-        tuple[float, float] | None,
-        typer.Option(metavar="LOW HIGH", help="In form mlp, for inputs from LOW to HIGH only: a smaller network."),
-    ] = None,
-    bounds: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.npz", help="Write the bounds of each layer in the box: LAYER.low and LAYER.high."),
-    ] = None,
+    box: BoxOption = None,
+    bounds: BoundsOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the files that are there.")] = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -157,12 +159,10 @@ def convert(
     with _errors(debug):
         _refuse_torch_file(source)
         from conv2affine import onnx
-        from conv2affine.onnx.exporting.storage import check_target, save_bounds
+        from conv2affine.onnx.exporting.storage import save_bounds
 
         if bounds is not None:
-            if box is None:
-                raise ValueError("--bounds must come with --box LOW HIGH: there are bounds only for inputs in a box")
-            check_target(bounds, force)
+            _check_bounds(bounds, box, force)
         result = onnx.convert(
             source,
             target,
@@ -218,6 +218,14 @@ def _refuse_torch_file(path: Path) -> None:
             f"{path} must be an ONNX file, and has the name of a PyTorch file; load the model in Python, and write it "
             f"with torch.onnx.export(model, (x,), '{path.stem}.onnx'), where x is an example input"
         )
+
+
+def _check_bounds(path: Path, box: tuple[float, float] | None, force: bool) -> None:
+    from conv2affine.onnx.exporting.storage import check_target
+
+    if box is None:
+        raise ValueError("--bounds must come with --box LOW HIGH: bounds are for inputs in a box")
+    check_target(path, force)
 
 
 def _dtype(dtype: DType | None) -> Any:

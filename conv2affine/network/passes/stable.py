@@ -89,15 +89,15 @@ class _Writer:
         """Whether merging these elements of a ReLU into what reads them adds no entries."""
         [x], [y] = node.inputs, node.outputs
         piece, readers = self.producer.get(x), [user for user in self.users[y] if isinstance(user, Piece)]
-        if y in self.graph.outputs or not isinstance(piece, Piece) or len(readers) < len(self.users[y]):
+        if not isinstance(piece, Piece) or len(readers) < len(self.users[y]):
             return False
         inner = {source: matrix.counts(1)[straight] for source, matrix in piece.map.terms.items()}
+        outer = [reader.map.terms[y] for reader in readers] + [Selection(None, y.size)] * (y in self.graph.outputs)
         before, after = sum(int(counts.sum()) for counts in inner.values()), 0
-        for reader in readers:
-            matrix = reader.map.terms[y]
-            outer = matrix.counts(0)[straight]
-            before += int(outer.sum())
-            after += sum(min(int(outer @ counts), matrix.shape[0] * source.size) for source, counts in inner.items())
+        for matrix in outer:
+            each = matrix.counts(0)[straight]
+            before += int(each.sum())
+            after += sum(min(int(each @ counts), matrix.shape[0] * source.size) for source, counts in inner.items())
         if bent.any():  # the layer stays, and what the piece reads is carried through it
             if not all(self.signs(source).all() for source in inner):
                 return False

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 
+from conv2affine.convolution.guard import memory_left
+from conv2affine.convolution.sizes import readable_bytes
 from conv2affine.network.graph import Graph, Piece, Step, Value
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.proof.backward import Affine, Bend, Rows, Source, lowest
@@ -29,6 +31,7 @@ __all__ = ["Interval", "bounds"]
 DENSE = 0.25
 # Numbers of a value that are pushed back at a time: few enough for a cache, enough for a product to be worth its call.
 CHUNK = 2**19
+BYTES = 12  # of an entry and its column
 
 
 def bounds(
@@ -44,8 +47,16 @@ def bounds(
         backward: Whether what a ReLU reads and may bend, and the outputs, are bounded backward too. Default: True.
 
     Raises:
+        MemoryError: If the matrices of all pieces need more memory than is left.
         ValueError: If the numbers may overflow in `dtype`, or it has too few digits for sums of so many terms.
     """
+    entries = [matrix.nnz for node in graph.nodes if isinstance(node, Piece) for matrix in node.map.terms.values()]
+    needed, left = BYTES * (sum(entries) + 4 * max(entries, default=0)), memory_left()
+    if needed > left:
+        raise MemoryError(
+            f"bounds need up to {readable_bytes(needed)} for matrices in float64, and there are {readable_bytes(left)} "
+            "left; choose a smaller input"
+        )
     found = _Bounds(graph, dtype)
     for value in graph.inputs:
         found.add_input(value, box[value])

@@ -140,7 +140,6 @@ def external_tensor(file: BinaryIO, name: str, shape: Sequence[int], dtype: Any,
 
 def save_bounds(bounds: Mapping[str, Interval], path: Path) -> None:
     """Write a NumPy file with the arrays NAME.low and NAME.high for each layer."""
-    with path.open("wb") as file:  # by its name, NumPy would add .npz to it
-        np.savez_compressed(
-            file, **{f"{name}.{end}": getattr(bounds[name], end) for name in bounds for end in ("low", "high")}
-        )
+    arrays = {f"{name}.{end}": array for name, pair in bounds.items() for end, array in pair._asdict().items()}
+    with path.open("wb") as file:  # NumPy adds .npz to names without it
+        np.savez_compressed(file, **arrays)
