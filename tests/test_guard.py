@@ -109,6 +109,7 @@ assert conv2affine.to_linear(conv, 8).weight.shape == (4096, 1024)
     assert "sparse_csr, int32: 72.65 MB, fits" in result.stdout
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("layout", [torch.sparse_csr, torch.sparse_csc, torch.sparse_coo], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("drop_zeros", [False, True], ids=["all", "drop_zeros"])
