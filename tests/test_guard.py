@@ -59,9 +59,11 @@ def test_pages_that_are_never_touched_take_no_memory(monkeypatch):
 @pytest.mark.parametrize(
     "geometry",
     [
-        Geometry(3, 64, (7, 7), input_size=64, stride=2, padding=3),
-        Geometry(16, 32, (3, 3), input_size=32, padding=1),
-        Geometry(8, 16, (4, 4), input_size=32, stride=2, padding=1, transposed=True),
+        pytest.param(Geometry(3, 64, (7, 7), input_size=64, stride=2, padding=3), marks=pytest.mark.long),
+        pytest.param(Geometry(16, 32, (3, 3), input_size=32, padding=1), marks=pytest.mark.long),
+        pytest.param(
+            Geometry(8, 16, (4, 4), input_size=32, stride=2, padding=1, transposed=True), marks=pytest.mark.long
+        ),
         Geometry(1, 1, (3,), input_size=30_000, padding=1),
         Geometry(3, 4, (3, 3), input_size=224, padding=1),
         Geometry(1, 2, (5, 5, 5), input_size=(20, 30, 40)),

@@ -53,12 +53,15 @@ def test_a_signal_ends_an_operator(signalled, op, below_autograd):
 
 
 def test_another_thread_hears_none(signalled):
+    def wait():
+        signal.setitimer(signal.ITIMER_REAL, 1e-6)
+        thread.join()
+
     results = []
     thread = threading.Thread(target=lambda: results.append(conv_matrix(FULL[0][0], SIZE, padding=SIZE - 1)))
     thread.start()
     with pytest.raises(KeyboardInterrupt):
-        signal.setitimer(signal.ITIMER_REAL, 1e-6)
-        thread.join()
+        wait()
     thread.join()
     assert torch.equal(results[0], torch.ones(SIZE, SIZE))
 
