@@ -70,6 +70,7 @@ def test_calls_can_be_timed(table):
     assert all(len(rounds) == 1 and rounds[0] > 0 for rounds in seconds.values())
 
 
+@pytest.mark.long
 def test_checkouts_are_timed_by_turns(tmp_path):
     root = Path(__file__).parents[1]
     workers = Worker(root, 1), Worker(root, 1)

@@ -59,9 +59,11 @@ def test_pages_that_are_never_touched_take_no_memory(monkeypatch):
 @pytest.mark.parametrize(
     "geometry",
     [
-        Geometry(3, 64, (7, 7), input_size=64, stride=2, padding=3),
-        Geometry(16, 32, (3, 3), input_size=32, padding=1),
-        Geometry(8, 16, (4, 4), input_size=32, stride=2, padding=1, transposed=True),
+        pytest.param(Geometry(3, 64, (7, 7), input_size=64, stride=2, padding=3), marks=pytest.mark.long),
+        pytest.param(Geometry(16, 32, (3, 3), input_size=32, padding=1), marks=pytest.mark.long),
+        pytest.param(
+            Geometry(8, 16, (4, 4), input_size=32, stride=2, padding=1, transposed=True), marks=pytest.mark.long
+        ),
         Geometry(1, 1, (3,), input_size=30_000, padding=1),
         Geometry(3, 4, (3, 3), input_size=224, padding=1),
         Geometry(1, 2, (5, 5, 5), input_size=(20, 30, 40)),
@@ -121,6 +123,7 @@ assert conv2affine.to_linear(conv, 8).weight.shape == (4096, 1024)
     assert "sparse_csr, int32: 72.65 MB, fits" in result.stdout
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("layout", [torch.sparse_csr, torch.sparse_csc, torch.sparse_coo], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("drop_zeros", [False, True], ids=["all", "drop_zeros"])

@@ -23,6 +23,7 @@ def uneven(dtype):
     return model
 
 
+@pytest.mark.diagonal
 @DTYPES
 @pytest.mark.parametrize("function", [conv2affine.to_linear_network, conv2affine.to_mlp])
 @pytest.mark.parametrize("row", [0, 1, 4])
@@ -59,6 +60,7 @@ ZEROS = {
 }
 
 
+@pytest.mark.diagonal
 @DTYPES
 @pytest.mark.parametrize("function", ZEROS.values(), ids=ZEROS)
 def test_a_result_of_zeros_passes(function, dtype):
@@ -121,6 +123,7 @@ def slices(x, w):
     return out @ w + before
 
 
+@pytest.mark.diagonal
 @DTYPES
 @pytest.mark.parametrize("function", CONSTANTS.values(), ids=CONSTANTS)
 def test_what_no_input_reaches_runs_as_it_is(function, dtype):
@@ -153,6 +156,7 @@ MASKED = {
 LARGE = torch.tensor([0, -1e9, 0, -1e9, 0, -1e4])
 
 
+@pytest.mark.diagonal
 @DTYPES
 @pytest.mark.parametrize("function", MASKED.values(), ids=MASKED)
 def test_large_constants_in_a_maximum_cost_no_digits(function, dtype):
@@ -187,6 +191,7 @@ def test_autocast_inside_of_a_model_is_no_error(seed):
     torch.testing.assert_close(conv2affine.to_linear_network(model, x)(x), model(x), atol=1e-2, rtol=1e-2)
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kept", [nn.GroupNorm(2, 8), nn.LayerNorm(3), nn.Softmax(1)], ids=lambda m: type(m).__name__)
 def test_rounding_the_inputs_of_a_kept_step_is_no_error(kept, dtype):
