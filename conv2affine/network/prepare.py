@@ -61,7 +61,8 @@ def to_layers(graph: Graph, dtype: torch.dtype) -> list[Layer]:
     """The chain of a graph whose steps are piecewise linear, computed in `dtype`; see `join_ends`."""
     graph = simplify(to_relu(graph, dtype))
     kept = [node for node in graph.nodes if isinstance(node, Kept)]
-    for node in sorted(kept, key=lambda node: node.kind in MASKS):  # what becomes of a comparison says more than that
+    # What becomes of a comparison, or of complex numbers, says more than that they are made.
+    for node in sorted(kept, key=lambda node: node.kind in MASKS or node.kind == "complex"):
         raise NotImplementedError(
             f"{', '.join(node.origin)}: {node.kind} must be affine or piecewise linear to become linear layers and "
             f"ReLUs, and is not{reason_of(node)}; to_linear_network, or form graph, keeps it as it is"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -83,7 +85,8 @@ class Noise(TorchDispatchMode):  # type: ignore[no-untyped-call]
 class InDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within it, all that inputs reach is computed in float64 besides, whatever dtypes operators are told to give.
 
-    What they do not reach is computed only as it is without.
+    What they do not reach is computed only as it is without; but for what a function that they reach computes of
+    constants alone inside, as complex convolutions do.
 
     Args:
         inputs: The inputs, which the model may write to.
@@ -97,6 +100,20 @@ class InDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.values = WeakTensorKeyDictionary(
             {x: [wider(x.clone()), *(noise.moved(wider(x), None) for _ in range(runs))] for x in inputs}
         )
+        self.functions = _Functions(self)
+
+    def __enter__(self) -> InDouble:
+        self.functions.__enter__()  # type: ignore[no-untyped-call]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self.functions.__exit__(*error)  # type: ignore[no-untyped-call]
+
+    def reaches(self, *leaves: Any) -> bool:
+        """Whether inputs reach any of these."""
+        return any(isinstance(x, Tensor) and x in self.values for x in leaves)
 
     def exact(self, item: Any, run: int = 0) -> Any:
         """A tensor in float64, without noise or as in one of the runs with it; anything else as it is, but dtypes."""
@@ -104,7 +121,7 @@ class InDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         leaves, structure = pytree.tree_flatten((args, kwargs or {}))
-        if not any(isinstance(x, Tensor) and x in self.values for x in leaves):
+        if not self.functions.is_reached and not self.reaches(*leaves):
             return func(*args, **(kwargs or {}))
         for argument, x in zip(func._schema.arguments, args, strict=False):
             if argument.is_write and isinstance(x, Tensor) and x not in self.values and x.dtype in WIDER:
@@ -120,3 +137,22 @@ class InDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if isinstance(result, Tensor):
                 self.values[result] = exact
         return results
+
+
+class _Functions(TorchFunctionMode):
+    """Knows whether a function of PyTorch that inputs reach, and that is not written in Python, runs at present."""
+
+    def __init__(self, double: InDouble) -> None:
+        super().__init__()
+        self.double, self.is_reached = double, False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if isinstance(func, FunctionType):
+            with self:
+                return func(*args, **(kwargs or {}))
+        before = self.is_reached
+        self.is_reached = before or self.double.reaches(*pytree.tree_leaves((args, kwargs)))
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            self.is_reached = before

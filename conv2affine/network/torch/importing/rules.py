@@ -52,6 +52,13 @@ def instance_norm(context: Context, x: Any, use_input_stats: bool, **options: An
     return arithmetic.batch_norm(context, x, **options)
 
 
+def refused(reason: str) -> Rule:
+    def rule(context: Context, **arguments: Any) -> Any:
+        raise NoRuleError(reason)
+
+    return rule
+
+
 def linear(context: Context, x: Any, weight: Any, bias: Any = None) -> Any:
     return arithmetic.gemm(context, x, weight, bias, transpose_other=True)
 
@@ -139,14 +146,14 @@ DIMENSIONS = (1, 2, 3)
 # By the name of the operator, with its overload where only that has the rule.
 RULES: dict[str, Rule] = {
     **dict.fromkeys(MOVING, shapes.move),
-    **dict.fromkeys(("clone", "alias", "_to_copy"), copy),
+    **dict.fromkeys(("clone", "alias", "_to_copy", "resolve_conj", "resolve_neg"), copy),
     "cat": cat,
     "index_put": index_put,
     "scatter_add": scatter_add,
     # Arithmetic
     "add": add,
     "sub": subtract,
-    "neg": arithmetic.negate,
+    **dict.fromkeys(("neg", "_neg_view"), arithmetic.negate),
     "mul": arithmetic.multiply,
     "div.Tensor": arithmetic.divide,
     "pow": arithmetic.power,
@@ -187,6 +194,9 @@ RULES: dict[str, Rule] = {
     "hardtanh": hardtanh,
     "hardsigmoid": hardsigmoid,
     "threshold": threshold,
+    # What complex numbers become that is not affine
+    "hypot": refused("the absolute value of complex numbers is not piecewise linear"),
+    "complex": refused("its result is complex"),
 }
 
 

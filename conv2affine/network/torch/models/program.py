@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
+from conv2affine.network.torch.importing.complex import complex_as_pairs
 from conv2affine.network.torch.importing.constants import fold_constants
 from conv2affine.network.torch.models.advice import reason
 from conv2affine.network.torch.models.held import Named, Program, class_name
@@ -55,6 +56,7 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], state: frozenset[str] =
                 program = torch.export.export(model, inputs)
             fold_constants(program, state)
             decomposed: ExportedProgram = program.run_decompositions(_decompositions())
+            complex_as_pairs(decomposed)
             if isinstance(model, Named):
                 _leave_out_wrapper(decomposed)
         except Exception as error:
