@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.weak import WeakTensorKeyDictionary
 
 __all__ = ["WIDE", "WIDER", "InDouble", "Noise", "wider"]
@@ -121,7 +120,7 @@ class InDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         leaves, structure = pytree.tree_flatten((args, kwargs or {}))
-        if not self.functions.is_reached and not self.reaches(*leaves):
+        if not self.reaches(*leaves) and not (self.functions.is_reached and _rounds(func)):
             return func(*args, **(kwargs or {}))
         for argument, x in zip(func._schema.arguments, args, strict=False):
             if argument.is_write and isinstance(x, Tensor) and x not in self.values and x.dtype in WIDER:
@@ -139,20 +138,25 @@ class InDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return results
 
 
+def _rounds(func: Any) -> bool:
+    """Whether an operator is neither a cast nor a view, and does not write to its arguments."""
+    return func.overloadpacket.__name__ != "_to_copy" and not any(each.alias_info for each in func._schema.returns)
+
+
 class _Functions(TorchFunctionMode):
-    """Knows whether a function of PyTorch that inputs reach, and that is not written in Python, runs at present."""
+    """Knows whether a function of PyTorch that inputs reach runs at present."""
 
     def __init__(self, double: InDouble) -> None:
         super().__init__()
         self.double, self.is_reached = double, False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if isinstance(func, FunctionType):
-            with self:
-                return func(*args, **(kwargs or {}))
         before = self.is_reached
         self.is_reached = before or self.double.reaches(*pytree.tree_leaves((args, kwargs)))
         try:
+            if not self.is_reached:  # within a mode, linalg.eigvalsh computes otherwise
+                with _disable_current_modes():
+                    return func(*args, **(kwargs or {}))
             return func(*args, **(kwargs or {}))
         finally:
             self.is_reached = before
