@@ -88,6 +88,26 @@ def test_what_inputs_reach_is_computed_in_float64_and_nothing_else():
     assert 0 < (double.exact(y) - expected).abs().max() < 1e-4
 
 
+FUNCTIONS = {
+    "written-in-python": lambda x: F.interpolate(x, scale_factor=1.7, mode="linear"),
+    "with-sums-of-weights-inside": lambda x: F.conv1d(x.to(torch.complex64), PARTS).imag,
+    "with-a-constant-of-its-own": lambda x: torch.istft(torch.stft(x[0], 4, return_complex=True), 4),
+}
+PARTS = torch.randn(1, 2, 3, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.filterwarnings("ignore:A window was not provided")
+@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+def test_all_inside_of_a_function_is_in_float64(function):
+    x = torch.randn(1, 2, 8, generator=torch.Generator().manual_seed(1))
+    with InDouble([x], Noise(1e-12), 1) as double:
+        y = function(x)
+    assert y.dtype is torch.float32
+    wide = PARTS.to(torch.complex128)
+    expected = F.conv1d(x.to(wide.dtype), wide).imag if "conv1d" in function.__code__.co_names else function(x.double())
+    torch.testing.assert_close(double.exact(y), expected, atol=1e-12, rtol=0)
+
+
 def test_noise_moves_each_element_by_its_own_scale():
     weight = torch.randn(3, 50, dtype=torch.float64) * torch.tensor([[1e5], [1.0], [1e-6]])
     x = torch.rand(400, 50, dtype=torch.float64)

@@ -78,7 +78,8 @@ def to_layers(graph: Graph, dtype: torch.dtype, box: Interval | None = None) -> 
 def check_kept(graph: Graph, purpose: str, advice: str) -> None:
     """Refuse a graph with a step that is neither affine nor piecewise linear."""
     kept = [node for node in graph.nodes if isinstance(node, Kept)]
-    for node in sorted(kept, key=lambda node: node.kind in MASKS):  # what uses a comparison explains more
+    # What becomes of a comparison, or of complex numbers, says more than that they are made.
+    for node in sorted(kept, key=lambda node: node.kind in MASKS or node.kind == "complex"):
         raise NotImplementedError(
             f"{', '.join(node.origin)}: {node.kind} must be affine or piecewise linear {purpose}, and is not"
             f"{reason_of(node)}; {advice}"

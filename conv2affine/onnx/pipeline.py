@@ -94,7 +94,10 @@ class Options:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} ({getattr(self, name)!r}) must be one of {allowed}")
         if self.dtype not in (None, torch.float32, torch.float64):
-            raise ValueError(f"dtype ({self.dtype}) must be torch.float32 or torch.float64")
+            raise ValueError(
+                f"dtype ({self.dtype}) must be torch.float32 or torch.float64, in which a result can be compared with "
+                "its source; halve the result afterwards, with onnxconverter_common.float16"
+            )
         opsets = range(MIN_OPSET, defs.onnx_opset_version() + 1)
         if self.opset is not None and self.opset not in opsets:
             raise ValueError(f"opset ({self.opset!r}) must be {opsets[0]} to {opsets[-1]}")

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx.node import map_aggregate
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from conv2affine.convolution.product import in_chunks
@@ -86,7 +87,8 @@ class Noise(TorchDispatchMode):  # type: ignore[no-untyped-call]
 class InDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within it, all that depends on inputs is also computed in float64, whatever dtype an operator is asked for.
 
-    All else is computed as usual.
+    All else is computed as usual, except what a function that inputs reach computes of constants alone inside, as complex
+    convolutions do.
 
     Args:
         inputs: The inputs, which the model may write to.
@@ -99,6 +101,20 @@ class InDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.values = WeakTensorKeyDictionary(
             {x: noise.moved(wider(x), None) if noise else wider(x.clone()) for x in inputs}
         )
+        self.functions = _Functions(self)
+
+    def __enter__(self) -> InDouble:
+        self.functions.__enter__()  # type: ignore[no-untyped-call]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self.functions.__exit__(*error)  # type: ignore[no-untyped-call]
+
+    def reaches(self, *leaves: Any) -> bool:
+        """Whether inputs reach any of these."""
+        return any(isinstance(x, Tensor) and x in self.values for x in leaves)
 
     def exact(self, item: Any) -> Any:
         """A tensor in float64; dtypes are widened, all else stays."""
@@ -108,7 +124,7 @@ class InDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         tensors: list[Tensor] = []
         map_aggregate((args, kwargs), lambda x: tensors.append(x) if isinstance(x, Tensor) else None)
-        if not any(x in self.values for x in tensors):
+        if not self.reaches(*tensors) and not (self.functions.is_reached and _rounds(func)):
             return func(*args, **kwargs)
         for argument, x in zip(func._schema.arguments, args, strict=False):
             if argument.is_write and isinstance(x, Tensor) and x not in self.values and x.dtype in WIDER:
@@ -135,3 +151,27 @@ def _in_double(func: Any, args: Any, kwargs: Any) -> Any:
 def _leaves(results: Any) -> Any:
     """What an operator gives, one by one."""
     return [results] if isinstance(results, Tensor) else pytree.tree_leaves(results)
+
+
+def _rounds(func: Any) -> bool:
+    """Whether an operator is neither a cast nor a view, and does not write to its arguments."""
+    return func.overloadpacket.__name__ != "_to_copy" and not any(each.alias_info for each in func._schema.returns)
+
+
+class _Functions(TorchFunctionMode):
+    """Knows whether a function of PyTorch that inputs reach runs at present."""
+
+    def __init__(self, double: InDouble) -> None:
+        super().__init__()
+        self.double, self.is_reached = double, False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = self.is_reached
+        self.is_reached = before or self.double.reaches(*pytree.tree_leaves((args, kwargs)))
+        try:
+            if not self.is_reached:  # within a mode, linalg.eigvalsh computes otherwise
+                with _disable_current_modes():
+                    return func(*args, **(kwargs or {}))
+            return func(*args, **(kwargs or {}))
+        finally:
+            self.is_reached = before

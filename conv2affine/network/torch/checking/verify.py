@@ -143,7 +143,8 @@ def _refuse(
     if problem == INFINITIES:
         raise ValueError(
             f"output {number} does not have the {INFINITIES} of the model's: linear layers spread them, as 0 * inf is "
-            "NaN; make all constants finite, and no larger than the dtype can hold"
+            "NaN; make all constants finite, and no larger than the dtype can hold; or if what the result computes is "
+            "larger than that, as 65504 in float16, pass dtype=torch.float32"
         )
     raise RuntimeError(f"the result does not equal the model, {problem} in output {number}; please report this")
 
