@@ -87,8 +87,8 @@ class Noise(TorchDispatchMode):  # type: ignore[no-untyped-call]
 class InDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within it, all that depends on inputs is also computed in float64, whatever dtype an operator is asked for.
 
-    All else is computed as usual, except what a function that inputs reach computes of constants alone inside, as complex
-    convolutions do.
+    All else is computed as usual, except what a function that inputs reach computes of constants alone inside, as
+    complex convolutions do.
 
     Args:
         inputs: The inputs, which the model may write to.
