@@ -75,6 +75,9 @@ ShapeOption = Annotated[
     list[str] | None,
     typer.Option(help="Shape of an input with symbolic sizes, once per input: --shape image=1,3,32,32"),
 ]
+MaxGibOption = Annotated[
+    float, typer.Option(min=0, max=2**20, help="Refuse layers of more than this, in GiB; plan says so.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -102,6 +105,7 @@ def plan(
     max_pool: MaxPoolOption = MaxPool.max,
     dtype: DTypeOption = None,
     shape: ShapeOption = None,
+    max_gib: MaxGibOption = 1.0,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -120,6 +124,7 @@ def plan(
             max_pool=max_pool.value,
             dtype=_dtype(dtype),
             shapes=_shapes(shape),
+            max_bytes=int(max_gib * 2**30),
         )
         print(json.dumps(_plan(table), indent=2) if as_json else table)
 
@@ -134,7 +139,7 @@ def convert(
     dtype: DTypeOption = None,
     shape: ShapeOption = None,
     opset: Annotated[int | None, typer.Option(help="Opset of the result; 13, if nothing that is kept changed.")] = None,
-    max_gib: Annotated[float, typer.Option(min=0, max=2**20, help="Refuse layers of more than this, in GiB.")] = 1.0,
+    max_gib: MaxGibOption = 1.0,
     flat: Annotated[
         bool, typer.Option("--flat", help="Make inputs and outputs vectors, so that nothing reshapes.")
     ] = False,
@@ -224,4 +229,4 @@ def _shapes(given: list[str] | None) -> dict[str, tuple[int, ...]]:
 def _plan(table: NetworkPlan) -> dict[str, Any]:
     """A plan, for JSON."""
     rows = [{**asdict(row), "bytes": dict(row.bytes)} for row in table.rows]
-    return {"rows": rows, "nnz": table.nnz, "bytes": table.bytes}
+    return {"rows": rows, "nnz": table.nnz, "bytes": table.bytes, "refusal": table.refusal}

@@ -29,8 +29,10 @@ __all__ = [
     "check_floats",
     "check_memory",
     "in_mode_of",
+    "memory_refusal",
     "one_of",
     "prepare",
+    "prepare_chain",
     "reason_of",
     "to_layers",
     "with_slices",
@@ -57,6 +59,20 @@ def prepare(
     return dataclasses.replace(network, graph=simplify(graph)), dtype or network.dtype
 
 
+def prepare_chain(
+    model: nn.Module, inputs: Sequence[Tensor], layout: Layout, dtype: torch.dtype | None
+) -> tuple[TorchNetwork, TorchNetwork, list[Layer], torch.dtype]:
+    """The network as it is and with one vector at each end, the layers of its chain, and their dtype."""
+    one_of("layout", layout, LAYOUTS)
+    one_of("dtype", dtype, DTYPES)
+    original = import_torch(model, inputs, floats=True)
+    network = with_vectors(original, "a chain")
+    dtype = dtype or network.dtype
+    layers = to_layers(simplify(network.graph), dtype)
+    check_floats(network, "a chain")
+    return original, network, layers, dtype
+
+
 def to_layers(graph: Graph, dtype: torch.dtype) -> list[Layer]:
     """The chain of a graph whose steps are piecewise linear, computed in `dtype`; see `join_ends`."""
     graph = simplify(to_relu(graph, dtype))
@@ -69,14 +85,21 @@ def to_layers(graph: Graph, dtype: torch.dtype) -> list[Layer]:
     return chain(simplify(merge_pieces(graph)))
 
 
+def memory_refusal(plan: NetworkPlan) -> str:
+    """Why there is too little memory for the layers of a plan; "" if there is enough."""
+    left = memory_left()
+    if plan.peak_bytes <= left:
+        return ""
+    return (
+        f"the layers need {readable_bytes(plan.peak_bytes)}, and there are {readable_bytes(left)} left; choose a "
+        "smaller input or another layout"
+    )
+
+
 def check_memory(plan: NetworkPlan) -> None:
     """Raise MemoryError if the layers of a plan need more memory than is left."""
-    left = memory_left()
-    if plan.peak_bytes > left:
-        raise MemoryError(
-            f"the layers need {readable_bytes(plan.peak_bytes)}, and there are {readable_bytes(left)} left; choose a "
-            f"smaller input or another layout\n{plan}"
-        )
+    if refusal := memory_refusal(plan):
+        raise MemoryError(f"{refusal}\n{plan}")
 
 
 def reason_of(step: Step | Kept) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 
 import torch
 
@@ -52,10 +53,12 @@ class NetworkPlan:
     Args:
         rows: In the order of computation.
         dtype: Of the layers.
+        refusal: Why the conversion would be refused for its size; "" if it would not.
     """
 
     rows: tuple[Row, ...]
     dtype: torch.dtype
+    refusal: str = ""
 
     @property
     def layers(self) -> tuple[Row, ...]:
@@ -94,18 +97,19 @@ class NetworkPlan:
 
     def _repr_html_(self) -> str:
         heading, *lines = self._lines()
-        return html_table(heading, lines, LEFT)
+        return html_table(heading, lines, LEFT) + (self.refusal and f"<p>refused: {escape(self.refusal)}</p>")
 
     def __str__(self) -> str:
         lines = self._lines()
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join(
+        table = "\n".join(
             "  ".join(
                 cell.ljust(w) if n in LEFT else cell.rjust(w)
                 for n, (cell, w) in enumerate(zip(line, widths, strict=True))
             ).rstrip()
             for line in lines
         )
+        return table + (self.refusal and f"\nrefused: {self.refusal}")
 
 
 def describe(graph: Graph, dtype: torch.dtype, layout: LayoutName, *, gather: bool = False) -> NetworkPlan:

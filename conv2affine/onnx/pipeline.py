@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from onnx import ModelProto, TensorProto, defs, external_data_helper
 from onnx.shape_inference import InferenceError
 
 from conv2affine.convolution.sizes import readable_bytes
+from conv2affine.display import html_table
 from conv2affine.network.graph import Kept, Node, Step, Value
 from conv2affine.network.passes.chain import Layer
 from conv2affine.network.passes.ends import join_ends, slices
@@ -24,7 +26,7 @@ from conv2affine.network.passes.merge import MERGE, Merge
 from conv2affine.network.passes.merge import merge as merge_pieces
 from conv2affine.network.passes.simplify import replace_inputs, simplify
 from conv2affine.network.passes.to_relu import to_relu
-from conv2affine.network.prepare import check_memory, to_layers
+from conv2affine.network.prepare import memory_refusal, to_layers
 from conv2affine.network.progress import progress
 from conv2affine.network.report import NetworkPlan, describe, describe_layers
 from conv2affine.onnx.exporting.exporter import Exporter, gathers
@@ -33,7 +35,7 @@ from conv2affine.onnx.model import FLOATS, OnnxNetwork, TensorInfo
 from conv2affine.onnx.running.runner import Run, compare, runner, sample
 from conv2affine.onnx.running.trials import first_mixing, layer_runner
 
-__all__ = ["MAX_BYTES", "Conversion", "Form", "MaxPool", "Options", "prepare", "run"]
+__all__ = ["MAX_BYTES", "Conversion", "Form", "MaxPool", "Options", "prepare", "run", "size_refusal"]
 
 Form = Literal["graph", "mlp"]
 MaxPool = Literal["max", "relu"]
@@ -45,9 +47,9 @@ MIN_OPSET = 8  # the first in which Max broadcasts
 BATCHES = (1, 3)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Conversion:
-    """What became of a network.
+    """What became of a network; in a notebook, the table of its layers and why steps were kept.
 
     Args:
         load: Gives the new model.
@@ -73,6 +75,17 @@ class Conversion:
     def model(self) -> ModelProto:
         """The new model; one that has its data in a file of its own is loaded when it is asked for."""
         return self.load()
+
+    def __repr__(self) -> str:
+        return f"Conversion({self.plan!r}, kept {len(self.kept)}, {self._facts()})"
+
+    def _repr_html_(self) -> str:
+        kept = html_table(("kept", "because"), self.kept.items(), left=(0, 1)) if self.kept else ""
+        return f"{self.plan._repr_html_()}{kept}<p>{escape(self._facts())}</p>"
+
+    def _facts(self) -> str:
+        samples = "any number of samples" if self.is_batched else "one sample"
+        return f"{samples}, difference {self.difference:.1e}"
 
 
 @dataclass(frozen=True)
@@ -139,16 +152,8 @@ def run(
     steps = [node for node in prepared.network.graph.nodes if isinstance(node, Step | Kept) and node.call is not None]
     steps = [] if prepared.layers else steps
     opset = _choose_opset(steps, options.opset)
-    if prepared.plan.bytes > options.max_bytes:
-        sparse = sum(dict(row.bytes)["sparse"] for row in prepared.plan.layers)
-        largest = max(prepared.plan.layers, key=lambda row: dict(row.bytes)[row.layout])
-        raise MemoryError(
-            f"the layers need {readable_bytes(prepared.plan.bytes)}, more than max_bytes "
-            f"({readable_bytes(options.max_bytes)}); the largest is that of {largest.name} ({largest.rows} x "
-            f"{largest.cols}); choose a smaller input, or raise max_bytes (--max-gib). ONNX has no sparse layers: as "
-            f"CSR they need {readable_bytes(sparse)}, and to_linear_network has that\n{prepared.plan}"
-        )
-    check_memory(prepared.plan)
+    if refusal := size_refusal(prepared.plan, options.max_bytes):
+        raise MemoryError(f"{refusal}\n{prepared.plan}")
     static = first_mixing(network, steps, original)
     folder = None if path is None else path.parent
     with tempfile.TemporaryDirectory(prefix=".conv2affine-", dir=folder) as temporary:
@@ -163,6 +168,20 @@ def run(
     kept = {name: step.call.reason for step in steps for name in step.origin if step.call.reason}
     ends = _slices(network.inputs, network.graph.inputs), _slices(network.outputs, network.graph.outputs)
     return Conversion(load, prepared.plan, kept, difference, not static, static, *ends)
+
+
+def size_refusal(plan: NetworkPlan, max_bytes: int) -> str:
+    """Why the layers of a plan are too large; "" if they are not."""
+    if plan.bytes <= max_bytes:
+        return memory_refusal(plan)
+    sparse = sum(dict(row.bytes)["sparse"] for row in plan.layers)
+    largest = max(plan.layers, key=lambda row: dict(row.bytes)[row.layout])
+    return (
+        f"the layers need {readable_bytes(plan.bytes)}, more than max_bytes ({readable_bytes(max_bytes)}); the largest "
+        f"is that of {largest.name} ({largest.rows} x {largest.cols}); choose a smaller input, or raise max_bytes "
+        f"(--max-gib). ONNX has no sparse layers: as CSR they need {readable_bytes(sparse)}, and to_linear_network has "
+        "that"
+    )
 
 
 def _without_casts(network: OnnxNetwork) -> OnnxNetwork:
