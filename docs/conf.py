@@ -1,8 +1,12 @@
 """The documentation site; `make docs` builds it into build/docs."""
 
 import re
+import sys
+from pathlib import Path
 
 import conv2affine
+
+sys.path.append(str(Path(__file__).parents[1]))  # for docs.operator_tables
 
 project = "conv2affine"
 author = copyright = "the conv2affine authors"
@@ -71,7 +75,17 @@ def link_to_gallery(app, docname, source):
     source[0] = re.sub(r"\(\.\./examples/gallery/(\w+)\.py\)", r"(gallery/\1.rst)", text)
 
 
+def fill_in_operators(app, docname, source):
+    """The tables of supported operators, from what the examples become now."""
+    if docname == "operators":
+        from docs.operator_tables import tables
+
+        for name, text in tables().items():
+            source[0] = source[0].replace(f"<!-- {name} -->", text)
+
+
 def setup(app):
     """Docstrings come before napoleon, which has the default priority of 500, turns sections into fields."""
     app.connect("autodoc-process-docstring", to_restructured_text, priority=400)
     app.connect("source-read", link_to_gallery)
+    app.connect("source-read", fill_in_operators)

@@ -238,6 +238,7 @@ PIECEWISE = [
     Case("shrink", "y = Shrink<lambd = 0.3, bias = 0.3>(x)", ("N", 3)),
     Case("thresholded-relu", "y = ThresholdedRelu<alpha = 0.0>(x)", ("N", 3)),
     Case("hard-sigmoid", "y = HardSigmoid<alpha = 0.3, beta = 0.4>(x)", ("N", 3)),
+    Case("max", "a = Neg(x)\ny = Max(x, a)", ("N", 3)),
     Case("max-of-three", "a = Neg(x)\ny = Max(x, a, c)", ("N", 3), {"c": random(3)}),
     Case("min-broadcast", "a = Neg(x)\nb = Reshape(a, s)\ny = Min(x, b)", (1, 3), {"s": ints(3, 1)}),
     Case("max-pool", "y = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(x)", ("N", 2, 4, 5)),
