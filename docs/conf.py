@@ -41,7 +41,6 @@ sphinx_gallery_conf = {
     "run_stale_examples": True,
     "capture_repr": (),
     "image_srcset": ["2x"],
-    "notebook_extensions": set(),
     "download_all_examples": False,
     "show_signature": False,
     "write_computation_times": False,
@@ -49,7 +48,7 @@ sphinx_gallery_conf = {
 }
 
 html_theme = "furo"
-html_title = "conv2affine"
+html_title = f"conv2affine {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sphinx = False
