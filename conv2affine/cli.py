@@ -83,6 +83,9 @@ BoundsOption = Annotated[
     Path | None,
     typer.Option(metavar="FILE.npz", help="Write the bounds of each layer in the box: LAYER.low and LAYER.high."),
 ]
+MaxGibOption = Annotated[
+    float, typer.Option(min=0, max=2**20, help="Refuse layers of more than this, in GiB; plan says so.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -110,6 +113,7 @@ def plan(
     max_pool: MaxPoolOption = MaxPool.max,
     dtype: DTypeOption = None,
     shape: ShapeOption = None,
+    max_gib: MaxGibOption = 1.0,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -128,6 +132,7 @@ def plan(
             max_pool=max_pool.value,
             dtype=_dtype(dtype),
             shapes=_shapes(shape),
+            max_bytes=int(max_gib * 2**30),
         )
         print(json.dumps(_plan(table), indent=2) if as_json else table)
 
@@ -142,7 +147,7 @@ def convert(
     dtype: DTypeOption = None,
     shape: ShapeOption = None,
     opset: Annotated[int | None, typer.Option(help="Opset of the result; 13 unless kept operators changed.")] = None,
-    max_gib: Annotated[float, typer.Option(min=0, max=2**20, help="Refuse layers of more than this, in GiB.")] = 1.0,
+    max_gib: MaxGibOption = 1.0,
     flat: Annotated[
         bool, typer.Option("--flat", help="Make inputs and outputs vectors, so that no Reshape is needed.")
     ] = False,
@@ -248,4 +253,4 @@ def _shapes(given: list[str] | None) -> dict[str, tuple[int, ...]]:
 def _plan(table: NetworkPlan) -> dict[str, Any]:
     """A plan, for JSON."""
     rows = [{**asdict(row), "bytes": dict(row.bytes)} for row in table.rows]
-    return {"rows": rows, "nnz": table.nnz, "bytes": table.bytes}
+    return {"rows": rows, "nnz": table.nnz, "bytes": table.bytes, "refusal": table.refusal}

@@ -7,7 +7,16 @@ from cases import CASES
 from conftest import assert_same_bits
 from torch import nn
 
-from conv2affine import Geometry, conv_matrix, conv_transpose_matrix, plan, to_linear, to_matrix
+from conv2affine import (
+    Geometry,
+    conv_matrix,
+    conv_transpose_matrix,
+    plan,
+    to_linear,
+    to_linear_network,
+    to_matrix,
+    to_mlp,
+)
 from conv2affine.convolution.sizes import layout_name
 
 LAYOUTS = [torch.sparse_csr, torch.sparse_csc, torch.sparse_coo]
@@ -60,7 +69,12 @@ def test_names_of_layouts(name, layout):
     assert conv_matrix(weight, 4, layout=name).layout is layout
     assert conv_transpose_matrix(weight, 4, layout=name).layout is layout
     assert to_linear(conv, 4, layout=name).weight.layout is layout
-    assert to_linear(nn.Sequential(conv), torch.rand(1, 3, 4, 4), layout=name).weight.layout is layout
+    model, x = nn.Sequential(conv), torch.rand(1, 3, 4, 4)
+    for given in (name, layout):
+        assert to_linear(model, x, layout=given).weight.layout is layout
+        assert to_linear_network(model, x, layout=given)._0.weight.layout is layout
+        assert to_mlp(model, x, layout=given)[1].weight.layout is layout
+        assert [row.layout for row in plan(model, x, layout=given).rows] == [name]
 
 
 @pytest.mark.diagonal

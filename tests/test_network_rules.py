@@ -184,6 +184,10 @@ AFFINE = {
     "conv1d": (nn.Conv1d(2, 3, 3, 2, 1), LINE),
     "conv2d": (nn.Conv2d(2, 4, (3, 2), (2, 1), (1, 2), (1, 2), groups=2), IMAGE),
     "conv3d": (nn.Conv3d(2, 3, 2, padding=1, bias=False), VOLUME),
+    "conv-by-its-operator": (
+        lambda x: torch._convolution(x, constant(3, 2, 3, 3), None, [1], [1], [1], False, [0], 1, False, False, True),
+        IMAGE,
+    ),
     "conv-same": (nn.Conv2d(2, 3, (2, 3), padding="same"), IMAGE),
     "conv-circular": (nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), IMAGE),
     "conv-reflect-same": (nn.Conv1d(2, 3, 4, padding="same", padding_mode="reflect"), LINE),

@@ -30,6 +30,7 @@ __all__ = [
     "check_kept",
     "check_memory",
     "in_mode_of",
+    "memory_refusal",
     "one_of",
     "prepare",
     "reason_of",
@@ -86,14 +87,21 @@ def check_kept(graph: Graph, purpose: str, advice: str) -> None:
         )
 
 
+def memory_refusal(plan: NetworkPlan) -> str:
+    """Why there is too little memory for the layers of a plan; "" if there is enough."""
+    left = memory_left()
+    if plan.peak_bytes <= left:
+        return ""
+    return (
+        f"the layers need {readable_bytes(plan.peak_bytes)}, and there are {readable_bytes(left)} left; choose a "
+        "smaller input or another layout"
+    )
+
+
 def check_memory(plan: NetworkPlan) -> None:
     """Raise MemoryError if the layers of a plan need more memory than is left."""
-    left = memory_left()
-    if plan.peak_bytes > left:
-        raise MemoryError(
-            f"the layers need {readable_bytes(plan.peak_bytes)}, and there are {readable_bytes(left)} left; choose a "
-            f"smaller input or another layout\n{plan}"
-        )
+    if refusal := memory_refusal(plan):
+        raise MemoryError(f"{refusal}\n{plan}")
 
 
 def reason_of(step: Step | Kept) -> str:

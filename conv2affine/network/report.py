@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 
 import torch
 
@@ -52,11 +53,13 @@ class NetworkPlan:
         rows: In the order of computation.
         dtype: Of the layers.
         box: The inputs that it is for; "" for all. Default: "".
+        refusal: Why the conversion would be refused for its size; "" if it would not.
     """
 
     rows: tuple[Row, ...]
     dtype: torch.dtype
     box: str = ""
+    refusal: str = ""
 
     @property
     def layers(self) -> tuple[Row, ...]:
@@ -96,7 +99,8 @@ class NetworkPlan:
 
     def _repr_html_(self) -> str:
         heading, *lines = self._lines()
-        return html_table(heading, lines, LEFT) + (f"<p>for {self.box}</p>" if self.box else "")
+        notes = [self.box and f"for {self.box}", self.refusal and f"refused: {self.refusal}"]
+        return html_table(heading, lines, LEFT) + "".join(f"<p>{escape(note)}</p>" for note in notes if note)
 
     def __str__(self) -> str:
         lines = self._lines()
@@ -108,7 +112,8 @@ class NetworkPlan:
             ).rstrip()
             for line in lines
         )
-        return f"{table}\nfor {self.box}" if self.box else table
+        notes = [self.box and f"for {self.box}", self.refusal and f"refused: {self.refusal}"]
+        return "\n".join([table, *filter(None, notes)])
 
 
 def describe(graph: Graph, dtype: torch.dtype, layout: NetworkLayout, *, gather: bool = False) -> NetworkPlan:

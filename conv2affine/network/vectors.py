@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.utils import _pytree as pytree
 from conv2affine.network.graph import Graph, Piece, Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.matrix import Array, Selection
-from conv2affine.network.passes.chain import to_graph, write_out
+from conv2affine.network.passes.chain import Layer, to_graph, write_out
 from conv2affine.network.passes.ends import join_ends, slices
 from conv2affine.network.passes.merge import merge as merge_pieces
 from conv2affine.network.passes.simplify import simplify
@@ -26,7 +27,7 @@ from conv2affine.network.prepare import (
     to_layers,
 )
 from conv2affine.network.progress import progress
-from conv2affine.network.proof.box import read_box
+from conv2affine.network.proof.box import Box, read_box
 from conv2affine.network.proof.forward import Interval
 from conv2affine.network.report import describe, describe_layers
 from conv2affine.network.torch.checking.verify import verify
@@ -38,7 +39,7 @@ from conv2affine.network.torch.models.intake import Model, hold
 from conv2affine.network.torch.models.surroundings import alone, on_cpu
 from conv2affine.network.torch.modules import BoxChain
 
-__all__ = ["check_floats", "module_to_linear", "to_mlp", "with_vectors"]
+__all__ = ["check_floats", "module_to_linear", "prepare_chain", "to_mlp", "with_vectors"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -103,16 +104,8 @@ def to_mlp(
           (7): Linear(in_features=16, out_features=8, bias=True)
         )
     """
-    one_of("layout", layout, LAYOUTS)
-    one_of("dtype", dtype, DTYPES)
     model, inputs = hold(model, example_inputs)
-    original = import_torch(model, inputs, floats=True)
-    network = with_vectors(original, "a chain")
-    dtype = dtype or network.dtype
-    within = None if box is None else read_box(box, {value.name: value.shape for value in original.graph.inputs})
-    limits = None if within is None else within.rounded(dtype, *network.input_dtypes)
-    layers = to_layers(simplify(network.graph), dtype, limits)
-    check_floats(network, "a chain")
+    original, network, layers, dtype, within = prepare_chain(model, inputs, layout, dtype, box)
     plan = dataclasses.replace(describe_layers(layers, dtype, layout), box=str(within or ""))
     check_memory(plan)
     modules: list[nn.Module] = []
@@ -133,6 +126,26 @@ def to_mlp(
     network = dataclasses.replace(network, graph=to_graph(layers))
     verify(model, mlp, inputs, network, dtype, flat=True, only=within is not None)
     return in_mode_of(model, _with_slices(mlp, original.graph))
+
+
+def prepare_chain(
+    model: nn.Module,
+    inputs: Sequence[Tensor],
+    layout: NetworkLayout,
+    dtype: torch.dtype | None,
+    box: tuple[Any, Any] | None = None,
+) -> tuple[TorchNetwork, TorchNetwork, list[Layer], torch.dtype, Box | None]:
+    """The network as it is and with one vector at each end, the layers of its chain, their dtype, and the box."""
+    one_of("layout", layout, LAYOUTS)
+    one_of("dtype", dtype, DTYPES)
+    original = import_torch(model, inputs, floats=True)
+    network = with_vectors(original, "a chain")
+    dtype = dtype or network.dtype
+    within = None if box is None else read_box(box, {value.name: value.shape for value in original.graph.inputs})
+    limits = None if within is None else within.rounded(dtype, *network.input_dtypes)
+    layers = to_layers(simplify(network.graph), dtype, limits)
+    check_floats(network, "a chain")
+    return original, network, layers, dtype, within
 
 
 def _tensors(*arrays: Array) -> tuple[Tensor, ...]:

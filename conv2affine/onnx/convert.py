@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from conv2affine.network.passes.merge import Merge
 from conv2affine.network.report import NetworkPlan
 from conv2affine.network.torch.models.intake import Model, hold
 from conv2affine.network.torch.models.surroundings import alone, on_cpu
+from conv2affine.onnx.conversion import Conversion, size_refusal
 from conv2affine.onnx.exporting.storage import check_target
 from conv2affine.onnx.importing.aten import import_module, module_runner
 from conv2affine.onnx.importing.importer import import_onnx
 from conv2affine.onnx.importing.inference import check_rules
 from conv2affine.onnx.importing.reader import read
-from conv2affine.onnx.pipeline import MAX_BYTES, Conversion, Form, MaxPool, Options, prepare, run
+from conv2affine.onnx.pipeline import MAX_BYTES, Form, MaxPool, Options, prepare, run
 from conv2affine.onnx.running.runner import runner
 from conv2affine.onnx.running.trials import with_outputs
 
@@ -171,6 +173,7 @@ def plan(
     max_pool: MaxPool = "max",
     dtype: torch.dtype | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    max_bytes: int = MAX_BYTES,
 ) -> NetworkPlan:
     """The table of what `convert` would make, before anything large is made.
 
@@ -181,9 +184,11 @@ def plan(
         max_pool: As in `convert`.
         dtype: As in `convert`.
         shapes: As in `convert`.
+        max_bytes: As in `convert`.
 
     Returns:
-        A `NetworkPlan`: a row for each layer and step, with its nodes, sizes, entries, and bytes per layout.
+        A `NetworkPlan`: a row for each layer and step, with its nodes, sizes, entries, and bytes per layout. Its
+        `refusal` says why `convert` would refuse the layers for their size.
 
     Raises:
         TypeError: As `convert`.
@@ -204,4 +209,6 @@ def plan(
         y      relu         4
         total                        4   64 B    52 B  64 B
     """
-    return prepare(import_onnx(read(source, shapes)), Options(form, merge, max_pool, None, dtype, 0)).plan
+    options = Options(form, merge, max_pool, None, dtype, max_bytes)
+    plan = prepare(import_onnx(read(source, shapes)), options).plan
+    return dataclasses.replace(plan, refusal=size_refusal(plan, max_bytes))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,16 +16,16 @@ import torch
 from onnx import ModelProto, defs, external_data_helper, helper
 from onnx.shape_inference import InferenceError
 
-from conv2affine.convolution.sizes import readable_bytes
 from conv2affine.network.graph import Kept, Step
 from conv2affine.network.passes.chain import Layer
 from conv2affine.network.passes.merge import MERGE, Merge
 from conv2affine.network.passes.simplify import simplify
-from conv2affine.network.prepare import check_memory, to_layers, to_pieces
+from conv2affine.network.prepare import to_layers, to_pieces
 from conv2affine.network.progress import progress
 from conv2affine.network.proof.box import Box, read_box
 from conv2affine.network.proof.forward import Interval
 from conv2affine.network.report import NetworkPlan, describe, describe_layers
+from conv2affine.onnx.conversion import Conversion, size_refusal
 from conv2affine.onnx.ends import apart, begin_at_casts, check_floats, joined, slices_by_name
 from conv2affine.onnx.exporting.exporter import Exporter, gathers
 from conv2affine.onnx.exporting.opsets import MIN_OPSET, choose_opset
@@ -34,46 +34,13 @@ from conv2affine.onnx.model import DTYPES, FLOATS, OnnxNetwork, TensorInfo
 from conv2affine.onnx.running.runner import Run, compare, runner, sample
 from conv2affine.onnx.running.trials import first_mixing, layer_runner
 
-__all__ = ["MAX_BYTES", "Conversion", "Form", "MaxPool", "Options", "prepare", "run"]
+__all__ = ["MAX_BYTES", "Form", "MaxPool", "Options", "prepare", "run"]
 
 Form = Literal["graph", "mlp"]
 MaxPool = Literal["max", "relu"]
 FORMS = ("graph", "mlp")
 MAX_BYTES = 2**30
 BATCHES = (1, 3)
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """The result of a conversion.
-
-    Args:
-        load: Returns the new model.
-        plan: Its layers and steps.
-        kept: For each node that stays as it is, why.
-        difference: The largest found between both models, relative to the largest element of the output.
-        is_batched: Whether it takes any number of samples.
-        static: Why it does not; "" if it does.
-        input_slices: Where the elements of each input are in the vector of all, by name.
-        output_slices: Likewise.
-        bounds: Of a chain for a box, the smallest and largest numbers of each layer there, by the name of its output:
-            a pair of float64 arrays (rows,). Roundings are included, as those of `to_mlp`.
-    """
-
-    load: Callable[[], ModelProto] = field(repr=False)
-    plan: NetworkPlan
-    kept: Mapping[str, str]
-    difference: float
-    is_batched: bool
-    static: str = ""
-    input_slices: Mapping[str, slice] = field(default_factory=dict)
-    output_slices: Mapping[str, slice] = field(default_factory=dict)
-    bounds: Mapping[str, Interval] = field(default_factory=dict, repr=False)
-
-    @cached_property
-    def model(self) -> ModelProto:
-        """The new model; one with its data in a separate file is loaded on first use."""
-        return self.load()
 
 
 @dataclass(frozen=True)
@@ -151,16 +118,8 @@ def run(
     steps = [node for node in prepared.network.graph.nodes if isinstance(node, Step | Kept) and node.call is not None]
     steps = [] if prepared.layers else steps
     opset = choose_opset(steps, options.opset)
-    if prepared.plan.bytes > options.max_bytes:
-        sparse = sum(dict(row.bytes)["sparse"] for row in prepared.plan.layers)
-        largest = max(prepared.plan.layers, key=lambda row: dict(row.bytes)[row.layout])
-        raise MemoryError(
-            f"the layers need {readable_bytes(prepared.plan.bytes)}, more than max_bytes "
-            f"({readable_bytes(options.max_bytes)}); the largest is that of {largest.name} ({largest.rows} x "
-            f"{largest.cols}); choose a smaller input, or raise max_bytes (--max-gib). ONNX has no sparse layers: as "
-            f"CSR they need {readable_bytes(sparse)}, and to_linear_network has that\n{prepared.plan}"
-        )
-    check_memory(prepared.plan)
+    if refusal := size_refusal(prepared.plan, options.max_bytes):
+        raise MemoryError(f"{refusal}\n{prepared.plan}")
     static = first_mixing(network, steps, original)
     folder = None if path is None else path.parent
     with tempfile.TemporaryDirectory(prefix=".conv2affine-", dir=folder) as temporary:
