@@ -123,10 +123,11 @@ def model_scales(
     The scale is how far an element moves, for one unit of noise. No scale is less than the one before.
     """
     eps = eps if is_double else COARSE * eps
-    noise = Noise(eps)
+    noise: Noise | None = None
     moved: list[list[Any]] = []
     for runs in (0, 1, RUNS):
         while len(moved) < runs:
+            noise = noise or Noise(eps)
             if is_double:
                 moved.append(_in_double(model, inputs, noise, flat))
             else:
