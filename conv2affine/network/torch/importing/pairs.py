@@ -75,7 +75,7 @@ class Writer:
             self.node.args = map_arg(self.node.args, lambda x: self.filled(self.pair(x).real, x))
             return None
         rule = self.rules.get("getitem" if target is operator.getitem else _name(target))
-        if rule is None or (target is operator.getitem and self.node.args[0] not in self.pairs):
+        if rule is None or self.stays():
             self.node.args, self.node.kwargs = map_arg((self.node.args, self.node.kwargs), self.joined)
             return None
         result = rule(self, *self.node.args, **self.node.kwargs)
@@ -85,6 +85,13 @@ class Writer:
         self.node.replace_all_uses_with(result)
         self.signature.replace_all_uses(self.node.name, result.name)
         return result
+
+    def stays(self) -> bool:
+        """Whether the node takes no pair; or mixes the samples of a batch, which is refused by its name."""
+        if self.node.target is operator.getitem:
+            return self.node.args[0] not in self.pairs
+        axes = self.node.args[1] if _name(self.node.target).startswith("_fft_") else ()
+        return any(axis % self.node.meta["val"].dim() == 0 for axis in axes)
 
     def emit(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         """A new node."""

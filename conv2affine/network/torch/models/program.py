@@ -48,7 +48,7 @@ CAUSES = {
         "conversion",
     ),
     "linalg_lstsq": ("it does not know linalg.lstsq", "call torch.linalg.pinv(matrix) @ x"),
-    "data-dependent": (
+    "Size-like symbols: u": (
         "elements are selected by values of the inputs, as h[h < 0] *= 0.1 does",
         "choose instead: h = torch.where(h < 0, 0.1 * h, h)",
     ),
