@@ -76,8 +76,7 @@ ShapeOption = Annotated[
     typer.Option(help="Shape of an input with symbolic sizes, once per input: --shape image=1,3,32,32"),
 ]
 BoxOption = Annotated[
-    tuple[float, float] | None,
-    typer.Option(metavar="LOW HIGH", help="In form mlp, for inputs from LOW to HIGH only: a smaller network."),
+    tuple[float, float] | None, typer.Option(metavar="LOW HIGH", help="In form mlp, for inputs from LOW to HIGH only.")
 ]
 BoundsOption = Annotated[
     Path | None,
