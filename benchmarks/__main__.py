@@ -6,7 +6,8 @@ a peer that takes seconds gets fewer rounds, or only that first call. Two floors
 as many bytes, and `zero_()` of memory that is there already.
 
 `training` has gradients, `layer` the sparse layer, `long` kernels as long as the input: calls in rounds, as ratios to a
-floor. With `--against`, all calls of ours are timed by turns in this checkout and in another one instead.
+floor. `cold` has first calls, each in a new process. With `--against`, all calls of ours are timed by turns in this
+checkout and in another one instead.
 
 Leave the machine alone meanwhile. The tables are printed; the output folder gets results.json, with every round and
 the machine's description, and with `--plot` the plot.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,9 @@ from rich.console import Console
 from benchmarks.against import Worker, compare
 from benchmarks.calls import COMPARED, TABLES, fitting, measure_calls
 from benchmarks.cases import BY_ID, CASES
+from benchmarks.cold import COLD, measure_cold
 from benchmarks.measure import use
-from benchmarks.report import calls_table, comparison_table, save, table
+from benchmarks.report import calls_table, cold_table, comparison_table, save, table
 from benchmarks.series import Settings, measure, measure_plot
 
 LAYOUTS = {"dense": torch.strided, "csr": torch.sparse_csr}
@@ -46,9 +49,9 @@ def main() -> None:
         arguments.memory,
         arguments.device,
     )
-    run = against if arguments.against else side_by_side
+    runs = [against] if arguments.against else [side_by_side, cold]
     results = []
-    for found in run(arguments, settings, console):
+    for found in chain.from_iterable(run(arguments, settings, console) for run in runs):
         results += found
         save(results, settings, arguments.output / "results.json")
     if arguments.plot:
@@ -65,6 +68,8 @@ def side_by_side(arguments: argparse.Namespace, settings: Settings, console: Con
     """Everyone who takes part, in this process."""
     use(settings.threads, settings.device)
     for name in arguments.table or [*LAYOUTS, *TABLES]:
+        if name == "cold":
+            continue
         cases = CASES if name in LAYOUTS else TABLES[name].cases
         for case in cases:
             if arguments.cases and case.id not in arguments.cases:
@@ -82,6 +87,19 @@ def side_by_side(arguments: argparse.Namespace, settings: Settings, console: Con
             if printed:
                 console.print(printed)
             yield found
+
+
+def cold(arguments: argparse.Namespace, settings: Settings, console: Console) -> Any:
+    """First calls, in processes of their own."""
+    if arguments.table and "cold" not in arguments.table:
+        return
+    for case, layout in COLD:
+        if arguments.cases and case.id not in arguments.cases:
+            continue
+        with console.status(f"cold, case {case.id}"):
+            measured = measure_cold(case, layout, settings.rounds, settings.threads)
+        console.print(cold_table(measured))
+        yield [asdict(measured)]
 
 
 def against(arguments: argparse.Namespace, settings: Settings, console: Console) -> Any:
@@ -106,7 +124,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = result.add_argument
     layers = "; ".join(f"{case.id}: {case}" for case in BY_ID.values())
-    tables = [*LAYOUTS, *COMPARED]
+    tables = [*LAYOUTS, *COMPARED, "cold"]
     add("--output", type=Path, default=Path("build/bench"), metavar="DIR", help="default: %(default)s")
     add("--table", nargs="+", choices=tables, metavar="NAME", help=f"{', '.join(tables)}; default: all")
     add("--cases", nargs="+", choices=list(BY_ID), metavar="ID", help=f"default: all. {layers}")

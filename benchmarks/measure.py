@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from statistics import median
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -23,6 +24,7 @@ from benchmarks.contender import Contender
 from benchmarks.contenders import BY_KEY
 from benchmarks.timing import interleave, patient_rounds
 
+Seen = TypeVar("Seen")
 TINY = case("tiny", nn.Conv2d, 3, 1, 1, 2)
 UNITS = 1 if sys.platform == "darwin" else 1024  # bytes, and kilobytes, of ru_maxrss
 
@@ -90,14 +92,19 @@ def probe(id: str, layout: torch.layout, case: Case, threads: int, device: str) 
 
 
 def probe_apart(*arguments: object) -> Probe:
-    """`probe` in a new process, forked from a server that has imported everything and computed nothing."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.measure"])
+    """`probe` in a new process."""
     try:
-        with ProcessPoolExecutor(1, context) as pool:
-            return pool.submit(probe, *arguments).result()  # type: ignore[arg-type]
+        return apart(probe, *arguments)
     except BrokenProcessPool:
         return Probe("killed, out of memory perhaps")
+
+
+def apart(function: Callable[..., Seen], *arguments: object) -> Seen:
+    """A call in a new process, forked from a server that has imported everything and computed nothing."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.measure"])
+    with ProcessPoolExecutor(1, context) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def use(threads: int, device: str) -> None:

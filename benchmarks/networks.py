@@ -2,7 +2,8 @@
 
 The floor is what must be done anyway: the CSR matrix of each convolution, and a copy of the result. All is float32. A
 conversion is timed without `torch.export`, and without the check of its result, which have their own columns. The
-best of several rounds counts. Peak memory is that of a fresh process, beyond what it held after `torch.export`.
+best of several rounds counts. A forward pass is one of the model and one of the result, with the samples of the check.
+Peak memory is that of a fresh process, beyond what it held after `torch.export`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 
 import conv2affine
 from conv2affine.network import convert
+from conv2affine.network.torch.checking.runs import samples
 from conv2affine.network.torch.importing import importer as torch_importer
 from conv2affine.network.torch.models import program as torch_program
 
@@ -63,13 +65,13 @@ class Block(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """Three blocks of six layers, growth 12, with transitions between them."""
+    """Three blocks of layers, with transitions between them."""
 
-    def __init__(self, growth: int = 12) -> None:
+    def __init__(self, growth: int = 12, depth: int = 6) -> None:
         super().__init__()
         self.stem, channels, layers = nn.Conv2d(3, 24, 3, padding=1, bias=False), 24, []
         for stage in range(3):
-            for _ in range(6):
+            for _ in range(depth):
                 layers.append(
                     nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(), nn.Conv2d(channels, growth, 3, padding=1))
                 )
@@ -141,14 +143,14 @@ def build(case: str) -> tuple[nn.Module, Tensor]:
 
 
 @contextmanager
-def timed(module: Any, name: str, seconds: dict[str, float]) -> Any:
+def timed(module: Any, name: str, seconds: dict[str, float], now: Callable[[], float] = time.perf_counter) -> Any:
     """Add up the time that a function of a module takes."""
     function = getattr(module, name)
 
     def measured(*args: Any, **kwargs: Any) -> Any:
-        start = time.perf_counter()
+        start = now()
         result = function(*args, **kwargs)
-        seconds[name] = seconds.get(name, 0) + time.perf_counter() - start
+        seconds[name] = seconds.get(name, 0) + now() - start
         return result
 
     setattr(module, name, measured)
@@ -246,6 +248,7 @@ def main() -> None:
         "one copy",
         "ratio",
         "check",
+        "check / forward",
         "peak / result",
     ):
         table.add_column(heading, justify="right")
@@ -255,12 +258,13 @@ def main() -> None:
     for case in arguments.cases:
         model, x = build(case)
         net = conv2affine.to_linear_network(model, x)
-        make = builds(model, x)
+        make, [few] = builds(model, x), samples([x])
         rounds = [
             {
                 **conversion(model, x),
                 "builds": clock(make),
                 "copy": clock(lambda n=net: [t.clone() for t in tensors(n)]),
+                "forward": clock(lambda m=model, n=net, x=few: (m(x), n(x))),
             }
             for _ in range(arguments.rounds)
         ]
@@ -275,6 +279,7 @@ def main() -> None:
             *(f"{number:.3f}" for number in numbers),
             f"{ratio:.2f}",
             f"{best['check']:.3f}",
+            f"{best['check'] / best['forward']:.1f}",
             f"{most / size:.2f}",
         )
         nets = {"model": model, "auto": net, "sparse": conv2affine.to_linear_network(model, x, layout="sparse")}

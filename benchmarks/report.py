@@ -22,6 +22,7 @@ from rich.text import Text
 from benchmarks.against import Comparison
 from benchmarks.calls import Task
 from benchmarks.cases import Case
+from benchmarks.cold import Cold
 from benchmarks.measure import Result
 from benchmarks.ours import FRESH, WARM
 from benchmarks.series import Settings
@@ -59,6 +60,25 @@ def calls_table(name: str, case: Case, tasks: list[Task], seconds: dict[str, lis
         ratio = digits(median(times) / min(floors)) if floors else ""
         rows.add_row(task.name, digits(1e3 * median(times)), extent(times), ratio, style=STYLES[task.kind])
     return Group(Text(f"{case.id}  {case}, {name}", "bold"), rows)
+
+
+def cold_table(cold: Cold) -> Group:
+    """First calls of one case, and the memory that they met."""
+    rows = Table("first call", box=SIMPLE_HEAD)
+    for column in ("ms, median", "min .. max", "CPU ms", "/ zeros", "/ zeros, CPU"):
+        rows.add_column(column, justify="right")
+    for name, calls in (("conv2affine", cold.ours), (FRESH, cold.zeros)):
+        ratios = [digits(cold.ratio(what)) for what in ("seconds", "cpu_seconds")] if calls is cold.ours else ["", ""]
+        cpu = digits(1e3 * median(call.cpu_seconds for call in calls))
+        rows.add_row(name, *times_of([call.seconds for call in calls]), cpu, *ratios)
+    calls = cold.ours + cold.zeros
+    pages = [seconds for call in calls for seconds in call.page_seconds]
+    met = f"{unit(min(call.free_bytes for call in calls), BYTES)} free"
+    if pages:
+        met += f"; first touch of 2 MiB: median {digits(1e3 * median(pages))} ms, {extent(pages)}"
+    heading = f"{cold.case}  {cold.layer}, {cold.layout}, {unit(cold.bytes, BYTES)}, {len(cold.ours)} rounds"
+    huge = ", ".join(f"{name} {chosen(HUGE_PAGES / name)}" for name in ("enabled", "defrag"))
+    return Group(Text(heading, "bold"), Text(f"   {met}; huge pages: {huge}"), rows)
 
 
 def alike(task: Task, floor: Task) -> bool:

@@ -41,6 +41,7 @@ def dense_resident_bytes(
     rows: int,
     itemsize: int,
 ) -> int: ...
+def set_slow_page_seconds(seconds: float) -> None: ...
 
 # The operators, with the arguments of their schemas, below autograd.
 def dense(

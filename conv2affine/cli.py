@@ -75,6 +75,16 @@ ShapeOption = Annotated[
     list[str] | None,
     typer.Option(help="Shape of an input with symbolic sizes, once per input: --shape image=1,3,32,32"),
 ]
+BoxOption = Annotated[
+    tuple[float, float] | None, typer.Option(metavar="LOW HIGH", help="In form mlp, for inputs from LOW to HIGH only.")
+]
+BoundsOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.npz", help="Write the bounds of each layer in the box: LAYER.low and LAYER.high."),
+]
+MaxGibOption = Annotated[
+    float, typer.Option(min=0, max=2**20, help="Refuse layers of more than this, in GiB; plan says so.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -102,6 +112,7 @@ def plan(
     max_pool: MaxPoolOption = MaxPool.max,
     dtype: DTypeOption = None,
     shape: ShapeOption = None,
+    max_gib: MaxGibOption = 1.0,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -120,6 +131,7 @@ def plan(
             max_pool=max_pool.value,
             dtype=_dtype(dtype),
             shapes=_shapes(shape),
+            max_bytes=int(max_gib * 2**30),
         )
         print(json.dumps(_plan(table), indent=2) if as_json else table)
 
@@ -134,11 +146,13 @@ def convert(
     dtype: DTypeOption = None,
     shape: ShapeOption = None,
     opset: Annotated[int | None, typer.Option(help="Opset of the result; 13 unless kept operators changed.")] = None,
-    max_gib: Annotated[float, typer.Option(min=0, max=2**20, help="Refuse layers of more than this, in GiB.")] = 1.0,
+    max_gib: MaxGibOption = 1.0,
     flat: Annotated[
         bool, typer.Option("--flat", help="Make inputs and outputs vectors, so that no Reshape is needed.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file OUT if it is there.")] = False,
+    box: BoxOption = None,
+    bounds: BoundsOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the files that are there.")] = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -149,7 +163,10 @@ def convert(
     with _errors(debug):
         _refuse_torch_file(source)
         from conv2affine import onnx
+        from conv2affine.onnx.exporting.storage import save_bounds
 
+        if bounds is not None:
+            _check_bounds(bounds, box, force)
         result = onnx.convert(
             source,
             target,
@@ -161,8 +178,11 @@ def convert(
             opset=opset,
             max_bytes=int(max_gib * 2**30),
             flat=flat,
+            box=box,
             overwrite=force,
         )
+        if bounds is not None:
+            save_bounds(result.bounds, bounds)
         opset = result.model.opset_import[0].version
         if as_json:
             report: dict[str, Any] = {"difference": result.difference, "opset": opset, "any_batch": result.is_batched}
@@ -204,6 +224,14 @@ def _refuse_torch_file(path: Path) -> None:
         )
 
 
+def _check_bounds(path: Path, box: tuple[float, float] | None, force: bool) -> None:
+    from conv2affine.onnx.exporting.storage import check_target
+
+    if box is None:
+        raise ValueError("--bounds must come with --box LOW HIGH: bounds are for inputs in a box")
+    check_target(path, force)
+
+
 def _dtype(dtype: DType | None) -> Any:
     import torch
 
@@ -224,4 +252,4 @@ def _shapes(given: list[str] | None) -> dict[str, tuple[int, ...]]:
 def _plan(table: NetworkPlan) -> dict[str, Any]:
     """A plan, for JSON."""
     rows = [{**asdict(row), "bytes": dict(row.bytes)} for row in table.rows]
-    return {"rows": rows, "nnz": table.nnz, "bytes": table.bytes}
+    return {"rows": rows, "nnz": table.nnz, "bytes": table.bytes, "refusal": table.refusal}

@@ -109,7 +109,7 @@ def to_linear(
 
         if index_dtype is not None or drop_zeros or device_mesh is not None:
             raise ValueError("index_dtype, drop_zeros and device_mesh must be left out for a whole module")
-        return module_to_linear(conv, input_size, layout="dense" if layout is torch.strided else "sparse")
+        return module_to_linear(conv, input_size, layout=layout)
     if device_mesh is not None:
         from conv2affine.interop.sharded import sharded_linear  # imports torch.distributed only where it is used
 

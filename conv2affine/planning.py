@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from conv2affine.interop.notebook import html_table
 from conv2affine.operators import ops
 
 if TYPE_CHECKING:
+    from conv2affine.network.passes.merge import Merge
     from conv2affine.network.report import NetworkPlan
     from conv2affine.network.torch.models.intake import Model
 
@@ -95,8 +96,17 @@ def plan(  # type: ignore[overload-overlap]  # a convolution layer is a module t
     conv: Conv | Tensor, input_size: InputSize | Geometry
 ) -> Plan: ...
 @overload
-def plan(conv: Model, input_size: Tensor | Sequence[Tensor] | Mapping[str, Tensor]) -> NetworkPlan: ...
-def plan(conv: Any, input_size: Any) -> Plan | NetworkPlan:
+def plan(
+    conv: Model,
+    input_size: Tensor | Sequence[Tensor] | Mapping[str, Tensor],
+    *,
+    form: Literal["graph", "mlp"] = "graph",
+    layout: Literal["auto", "dense", "sparse"] | torch.layout = "auto",
+    merge: Merge = "auto",
+    max_pool: Literal["max", "relu"] = "max",
+    dtype: torch.dtype | None = None,
+) -> NetworkPlan: ...
+def plan(conv: Any, input_size: Any, **options: Any) -> Plan | NetworkPlan:
     """Sizes of a layer's matrix, computed in closed form: nothing of its size is allocated.
 
         nnz = out_channels * in_channels / groups * prod over axes of #{(o, i) with a tap}
@@ -106,14 +116,17 @@ def plan(conv: Any, input_size: Any) -> Plan | NetworkPlan:
             `to_linear_network`.
         input_size: (I_1, ..., I_D), as in `x.shape[-D:]`, or one int for all axes, or an example input; with a weight,
             a `Geometry`; for a module, its example inputs.
+        **options: For a module: `form`, "graph" for what `to_linear_network` makes, which is the default, or "mlp" for
+            what `to_mlp` makes; and `layout`, `merge`, `max_pool` and `dtype`, as in `to_linear_network`.
 
     Returns:
-        A `Plan`: rows, cols, nnz, density, and the bytes of each layout. For a module, the `NetworkPlan` of
-        `to_linear_network`, a table of its layers.
+        A `Plan`: rows, cols, nnz, density, and the bytes of each layout. For a module a `NetworkPlan`, a table of its
+        layers and steps; its `refusal` says why the conversion would be refused for its size.
 
     Raises:
-        TypeError: As `to_matrix`.
+        TypeError: As `to_matrix`; or if options of modules are given for a convolution layer.
         ValueError: As `to_matrix`.
+        NotImplementedError: As `to_mlp`, in form "mlp".
 
     Example:
         >>> conv = torch.nn.Conv2d(3, 64, 7, stride=2, padding=3)
@@ -133,7 +146,9 @@ def plan(conv: Any, input_size: Any) -> Plan | NetworkPlan:
     if is_network(conv, input_size):
         from conv2affine.network.convert import plan_network
 
-        return plan_network(conv, input_size)
+        return plan_network(conv, input_size, **options)
+    if options:
+        raise TypeError(f"{', '.join(options)} must be left out for one layer: they are for whole modules")
     with torch.no_grad():
         weight, _, geometry = read(conv, input_size)
     rows, cols = geometry.shape

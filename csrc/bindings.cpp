@@ -18,6 +18,7 @@
 #include "adjoint.h"
 #include "bias.h"
 #include "cpu/interruptible.h"
+#include "cpu/memory.h"
 #include "dense.h"
 #include "no_memory.h"
 #include "pages.h"
@@ -150,6 +151,9 @@ PYBIND11_MODULE(CONV2AFFINE_MODULE, m) {
   m.def("dense_resident_bytes", torch::wrap_pybind_function_no_gil(dense_resident_bytes), py::arg("weight_size"),
         py::arg("geometry"), py::arg("padding_mode"), py::arg("transposed"), py::arg("rows"), py::arg("itemsize"),
         "Bytes that `dense` has in memory for that many rows, once they are filled; on the CPU.");
+  m.def(
+      "set_slow_page_seconds", [](double seconds) { slow_page_seconds = seconds; }, py::arg("seconds"),
+      "From how many seconds on a huge page counts as slow, and results get small ones; for tests.");
   def_operator(m, "dense", std::type_identity<decltype(dense<nullptr>)>{});
   def_operator(m, "csr", std::type_identity<decltype(csr<nullptr, nullptr>)>{});
   def_operator(m, "coo", std::type_identity<decltype(coo<nullptr, nullptr>)>{});

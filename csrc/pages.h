@@ -9,11 +9,13 @@ namespace conv2affine {
 // twice as much together.
 inline constexpr int64_t kLarge = int64_t{16} << 20;
 
-// Whether huge pages are worth it for a dense matrix: so many small pages would be touched that they cost more time.
-bool wants_huge_pages(const Convolution& conv, int64_t itemsize);
+// How many of the small pages of a result are written: so few that huge pages cost more than they save, a share, or so
+// many that all of them may as well be put in place.
+enum class Touched { kFew, kSome, kAll };
+Touched touched_pages(const Convolution& conv, int64_t itemsize);
 
-// Bytes of a dense matrix of that many rows that are in memory once it is filled: with small pages, those of the pages
-// in which weights lie (an estimate), else all.
+// Bytes of a dense matrix of that many rows that are in memory at most once it is filled: with few touched pages,
+// those of the pages in which weights lie (an estimate), else all.
 int64_t resident_bytes(const Convolution& conv, int64_t rows, int64_t itemsize);
 
 }  // namespace conv2affine

@@ -1,8 +1,12 @@
 """The documentation site; `make docs` builds it into build/docs."""
 
 import re
+import sys
+from pathlib import Path
 
 import conv2affine
+
+sys.path.append(str(Path(__file__).parents[1]))  # for docs.operator_tables
 
 project = "conv2affine"
 author = copyright = "the conv2affine authors"
@@ -37,7 +41,6 @@ sphinx_gallery_conf = {
     "run_stale_examples": True,
     "capture_repr": (),
     "image_srcset": ["2x"],
-    "notebook_extensions": set(),
     "download_all_examples": False,
     "show_signature": False,
     "write_computation_times": False,
@@ -45,7 +48,7 @@ sphinx_gallery_conf = {
 }
 
 html_theme = "furo"
-html_title = "conv2affine"
+html_title = f"conv2affine {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sphinx = False
@@ -71,7 +74,17 @@ def link_to_gallery(app, docname, source):
     source[0] = re.sub(r"\(\.\./examples/gallery/(\w+)\.py\)", r"(gallery/\1.rst)", text)
 
 
+def fill_in_operators(app, docname, source):
+    """The tables of supported operators, from what the examples become now."""
+    if docname == "operators":
+        from docs.operator_tables import tables
+
+        for name, text in tables().items():
+            source[0] = source[0].replace(f"<!-- {name} -->", text)
+
+
 def setup(app):
     """Docstrings come before napoleon, which has the default priority of 500, turns sections into fields."""
     app.connect("autodoc-process-docstring", to_restructured_text, priority=400)
     app.connect("source-read", link_to_gallery)
+    app.connect("source-read", fill_in_operators)

@@ -1,13 +1,38 @@
-"""Shared by the tests: fixtures, seeded random numbers, the comparison of tensors bit by bit, and memory."""
+"""Shared by the tests: which are long, fixtures, seeded random numbers, the comparison of bits, and memory."""
 
 import functools
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 import torch
 from network_models import MODEL, SHAPE, build, samples
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
+def pytest_collection_modifyitems(items):
+    """Mark as long what is off the diagonal of a test with the mark `diagonal`."""
+    products = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("diagonal"):
+            products[item.nodeid.partition("[")[0]].append(item)
+    for product in products.values():
+        axes = [mark.args[0] for mark in product[0].iter_markers("parametrize")]
+        axes = [names.split(", ") if isinstance(names, str) else names for names in axes]
+        # Their values by identity: few of them are numbers or words.
+        points = [[tuple(id(item.callspec.params[name]) for name in names) for names in axes] for item in product]
+        values = [list(dict.fromkeys(axis)) for axis in zip(*points, strict=True)]
+        diagonal = [[axis[n % len(axis)] for axis in values] for n in range(max(map(len, values)))]
+        for item, point in zip(product, points, strict=True):
+            if point not in diagonal:
+                item.add_marker(pytest.mark.long)
+
+
+def long_but(kept, cases):
+    """Cases as parameters, all of them long but some."""
+    return [case if case in kept else pytest.param(case, marks=pytest.mark.long) for case in cases]
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,9 @@ from benchmarks.against import Worker, compare
 from benchmarks.calls import COMPARED, measure_calls
 from benchmarks.cases import BY_ID, case
 from benchmarks.check import is_right
+from benchmarks.cold import measure_cold
 from benchmarks.contenders import CONTENDERS
+from benchmarks.report import cold_table
 
 UNEVEN = {"stride": (2, 1), "padding": (2, 1)}
 CASES = [
@@ -68,6 +70,7 @@ def test_calls_can_be_timed(table):
     assert all(len(rounds) == 1 and rounds[0] > 0 for rounds in seconds.values())
 
 
+@pytest.mark.long
 def test_checkouts_are_timed_by_turns(tmp_path):
     root = Path(__file__).parents[1]
     workers = Worker(root, 1), Worker(root, 1)
@@ -86,3 +89,10 @@ def test_checkouts_are_timed_by_turns(tmp_path):
     assert [worker.process.returncode for worker in workers] == [0, 0]
     with pytest.raises(RuntimeError, match="the worker ended with exit code 1"):
         Worker(tmp_path, 1).seconds("conversions", BY_ID["A"], next(COMPARED["conversions"].tasks(BY_ID["A"])))
+
+
+def test_first_calls(monkeypatch):
+    monkeypatch.setattr("benchmarks.cold.PAUSE", 0)
+    cold = measure_cold(BY_ID["A"], torch.strided, rounds=2, threads=1)
+    assert (len(cold.ours), len(cold.zeros), cold.bytes) == (2, 2, 4 * 210 * 84)
+    assert cold_table(cold).renderables[0].plain == "A  Conv2d(2, 5, 3, padding=1) @ 6x7, strided, 70.6 kB, 2 rounds"

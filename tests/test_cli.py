@@ -43,6 +43,13 @@ def test_plan(file):
     assert not result.stderr
 
 
+def test_plan_says_that_convert_would_refuse(file):
+    result = run("plan", file, *SHAPE, "--max-gib", "1e-7")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[-1].startswith("refused: the layers need 512 B, more than max_bytes (107 B)")
+    assert json.loads(run("plan", file, *SHAPE, "--max-gib", "1e-7", "--json").stdout)["refusal"]
+
+
 def test_plan_as_json(file):
     table = json.loads(run("plan", file, *SHAPE, "--json").stdout)
     assert table["nnz"] == 2 * 4 * 9

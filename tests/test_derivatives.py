@@ -5,6 +5,7 @@ from math import prod
 import pytest
 import torch
 from cases import CASES, case
+from conftest import long_but
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
@@ -64,7 +65,7 @@ def test_small_cases_are_all_there():
     assert len(SMALL) == 12
 
 
-@pytest.mark.parametrize("case", CASES, **by_id)
+@pytest.mark.parametrize("case", long_but(SMALL, CASES), **by_id)
 def test_opcheck(case):
     for name, (x, *arguments) in calls(case):
         # opcheck adds up all outputs before it differentiates: that does not work for indices.
@@ -123,7 +124,7 @@ LINES = [
 ]
 
 
-@pytest.mark.parametrize("case", LINES, **by_id)
+@pytest.mark.parametrize("case", long_but(LINES[:-1], LINES), **by_id)
 def test_adjoint_is_the_weight_gradient_of_pytorch(case):
     """The matrix is the layer at every unit vector. Whole numbers: sums are exact in any order."""
     conv = case.conv().requires_grad_()

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from cases import CASES, layers, made
-from conftest import status
+from conftest import long_but, status
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -25,6 +25,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from conv2affine import Geometry, to_bias, to_linear, to_matrix
 from conv2affine.distributed import to_dtensor
 
+pytestmark = pytest.mark.xdist_group("distributed")
 SHARDED = (Shard(0),)
 WORLDS = (2, 3)
 
@@ -313,16 +314,17 @@ def run_checks(rank, world, folder):
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory):
+def reports(request, tmp_path_factory):
     """A folder with a file per check and rank: the traceback of what it raised, or nothing."""
     folder = tmp_path_factory.mktemp("ranks")
-    for world in WORLDS:
+    asked = {item.callspec.params["world"] for item in request.session.items if "test_processes[" in item.name}
+    for world in sorted(asked | {2}):
         with contextlib.suppress(torch.multiprocessing.ProcessRaisedException):  # which is in the report
             torch.multiprocessing.spawn(run_checks, (world, str(folder)), world)
     return folder
 
 
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", long_but([2], WORLDS))
 @pytest.mark.parametrize("name", CHECKS)
 def test_processes(name, world, reports):
     found = [reports / f"{name}-{world}-{rank}" for rank in range(world)]

@@ -4,6 +4,7 @@ import emulation
 import pytest
 import torch
 from cases import CASES, layers, made
+from conftest import long_but
 from emulation import cuda
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,9 +13,10 @@ from operators import DTYPES, OPS, arguments_of, assert_same, calls
 from conv2affine import Geometry
 
 OVERLAPPING_AND_NOT = [case for case in CASES if case.id in ("Conv2d-circular-overlap", "Conv2d-all-asymmetric")]
-pytestmark = pytest.mark.skipif(
-    torch.cuda.is_available(), reason="test_cuda.py runs the kernels on the GPU that is here"
-)
+pytestmark = [
+    pytest.mark.skipif(torch.cuda.is_available(), reason="test_cuda.py runs the kernels on the GPU that is here"),
+    pytest.mark.xdist_group("emulation"),
+]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -22,7 +24,11 @@ def emulated_kernels():
     torch.ops.load_library(emulation.build())
 
 
-@pytest.fixture(autouse=True, scope="module", params=["forward", "backward", "shuffled"])
+# What depends on the order of blocks or threads rarely survives the last.
+ORDERS = [pytest.param("forward", marks=pytest.mark.long), pytest.param("backward", marks=pytest.mark.long), "shuffled"]
+
+
+@pytest.fixture(autouse=True, scope="module", params=ORDERS)
 def order(request):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONV2AFFINE_EMULATION_ORDER", request.param)
@@ -98,13 +104,17 @@ def test_slices_of_several_outputs(mode, dtype):
             assert_same(cuda, op, call)
 
 
-def test_more_rows_than_threads_of_a_launch():
+@pytest.mark.parametrize("op", long_but(["dense"], ["dense", "csr", "dense_adjoint"]))
+def test_more_rows_than_threads_of_a_launch(op):
     rows = 65535 * 256 + 100
     weight = torch.arange(rows).to(torch.int8).view(1, rows, 1, 1)
     rest = ([1, 1, 1, 0, 1], "zeros", False, 0, rows)
-    assert_same(cuda, "dense", (weight, *rest))
-    assert_same(cuda, "csr", (weight, *rest, False, torch.int32))
-    assert_same(cuda, "dense_adjoint", (weight.view(rows, 1).half(), list(weight.shape), *rest))
+    arguments = {
+        "dense": (weight, *rest),
+        "csr": (weight, *rest, False, torch.int32),
+        "dense_adjoint": (weight.view(rows, 1).half(), list(weight.shape), *rest),
+    }
+    assert_same(cuda, op, arguments[op])
 
 
 def test_more_than_2_to_the_31_elements():

@@ -22,6 +22,7 @@ def test_power_iteration_finds_the_norm(size):
     spectral_norm.torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.long
 def test_verify_digits(tmp_path, capsys):
     pytest.importorskip("omlt", reason="the example needs what the extra `verify` brings")
     from examples import verify_digits

@@ -59,9 +59,11 @@ def test_pages_that_are_never_touched_take_no_memory(monkeypatch):
 @pytest.mark.parametrize(
     "geometry",
     [
-        Geometry(3, 64, (7, 7), input_size=64, stride=2, padding=3),
-        Geometry(16, 32, (3, 3), input_size=32, padding=1),
-        Geometry(8, 16, (4, 4), input_size=32, stride=2, padding=1, transposed=True),
+        pytest.param(Geometry(3, 64, (7, 7), input_size=64, stride=2, padding=3), marks=pytest.mark.long),
+        pytest.param(Geometry(16, 32, (3, 3), input_size=32, padding=1), marks=pytest.mark.long),
+        pytest.param(
+            Geometry(8, 16, (4, 4), input_size=32, stride=2, padding=1, transposed=True), marks=pytest.mark.long
+        ),
         Geometry(1, 1, (3,), input_size=30_000, padding=1),
         Geometry(3, 4, (3, 3), input_size=224, padding=1),
         Geometry(1, 2, (5, 5, 5), input_size=(20, 30, 40)),
@@ -70,19 +72,31 @@ def test_pages_that_are_never_touched_take_no_memory(monkeypatch):
 )
 def test_resident_bytes_are_what_the_process_grows_by(geometry):
     rows = min(geometry.shape[0], 2 * 10**9 // (4 * geometry.shape[1]))
-    weight = torch.ones(geometry.weight_size)
+    expected = ops.dense_resident_bytes(geometry, torch.float32, range(rows))
+    assert grown_bytes(geometry, rows) == pytest.approx(expected, rel=0.3, abs=16 * MIB)
+
+
+def test_small_pages_take_the_place_of_slow_huge_ones():
+    """A third of the small pages have weights."""
+    geometry, rows = Geometry(3, 64, (7, 7), input_size=64, stride=2, padding=3), 4000
+    expected = ops.dense_resident_bytes(geometry, torch.float32, range(rows)) / 3
+    assert grown_bytes(geometry, rows, slow_page_seconds=0) == pytest.approx(expected, rel=0.3)
+
+
+def grown_bytes(geometry, rows, slow_page_seconds=float("inf")):
+    """Bytes that a fresh process grows by, with the first rows of a dense matrix."""
     code = f"""
 import psutil, torch
 from conv2affine import Geometry
 from conv2affine.operators import ops
-geometry, weight = {geometry_call(geometry)}, torch.ones({tuple(weight.shape)})
+from conv2affine.operators.extension import _C
+_C.set_slow_page_seconds(float("{slow_page_seconds}"))
+geometry, weight = {geometry_call(geometry)}, torch.ones({tuple(geometry.weight_size)})
 before = psutil.Process().memory_info().rss
 matrix = ops.dense(weight, geometry, 0, {rows})
 print(psutil.Process().memory_info().rss - before)
 """
-    grown = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-    expected = ops.dense_resident_bytes(geometry, torch.float32, range(rows))
-    assert grown == pytest.approx(expected, rel=0.3, abs=16 * MIB)
+    return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
 def geometry_call(geometry):
@@ -109,6 +123,7 @@ assert conv2affine.to_linear(conv, 8).weight.shape == (4096, 1024)
     assert "sparse_csr, int32: 72.65 MB, fits" in result.stdout
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("layout", [torch.sparse_csr, torch.sparse_csc, torch.sparse_coo], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("drop_zeros", [False, True], ids=["all", "drop_zeros"])

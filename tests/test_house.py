@@ -29,6 +29,7 @@ def test_citation_has_the_version():
     assert f"\nversion: {version}\n" in citation
     bibtex = (ROOT / "docs/faq.md").read_text()
     assert f"version = {{{version}}}" in bibtex
+    assert f"Version {version}, " in (ROOT / "docs/index.md").read_text()
     assert f"date    = {{{re.search('date-released: (.+)', citation)[1]}}}" in bibtex
 
 

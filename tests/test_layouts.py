@@ -7,7 +7,16 @@ from cases import CASES
 from conftest import assert_same_bits
 from torch import nn
 
-from conv2affine import Geometry, conv_matrix, conv_transpose_matrix, plan, to_linear, to_matrix
+from conv2affine import (
+    Geometry,
+    conv_matrix,
+    conv_transpose_matrix,
+    plan,
+    to_linear,
+    to_linear_network,
+    to_matrix,
+    to_mlp,
+)
 from conv2affine.convolution.sizes import layout_name
 
 LAYOUTS = [torch.sparse_csr, torch.sparse_csc, torch.sparse_coo]
@@ -39,6 +48,7 @@ def checked(matrix):
     return torch.sparse_compressed_tensor(*parts, matrix.values(), matrix.shape, layout=matrix.layout)
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("case", CASES, **by_id)
 def test_equals_dense(case, layout):
@@ -59,9 +69,15 @@ def test_names_of_layouts(name, layout):
     assert conv_matrix(weight, 4, layout=name).layout is layout
     assert conv_transpose_matrix(weight, 4, layout=name).layout is layout
     assert to_linear(conv, 4, layout=name).weight.layout is layout
-    assert to_linear(nn.Sequential(conv), torch.rand(1, 3, 4, 4), layout=name).weight.layout is layout
+    model, x = nn.Sequential(conv), torch.rand(1, 3, 4, 4)
+    for given in (name, layout):
+        assert to_linear(model, x, layout=given).weight.layout is layout
+        assert to_linear_network(model, x, layout=given)._0.weight.layout is layout
+        assert to_mlp(model, x, layout=given)[1].weight.layout is layout
+        assert [row.layout for row in plan(model, x, layout=given).rows] == [name]
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("index_dtype", INDEX_DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES[::3], **by_id)
 def test_has_scipys_canonical_format(case, index_dtype):
@@ -74,6 +90,7 @@ def test_has_scipys_canonical_format(case, index_dtype):
     assert array.has_canonical_format
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("layout", BY_ROWS, ids=str)
 @pytest.mark.parametrize("case", CASES[::3], **by_id)
 def test_rows_are_a_block(case, layout):
@@ -160,12 +177,17 @@ def test_columns_beyond_int32(layout):
 
 
 def test_entries_across_threads_and_runs():
-    """Enough rows for several threads, whose parts begin within runs of the interior."""
-    weight = torch.randn(40, 4, 3, 3)
-    dense = conv_matrix(weight, (30, 31), padding=1, groups=8)
-    for index_dtype in INDEX_DTYPES:
-        matrix = conv_matrix(weight, (30, 31), padding=1, groups=8, layout=torch.sparse_csr, index_dtype=index_dtype)
-        assert torch.equal(checked(matrix).to_dense(), dense)
+    """Enough rows for several threads, whose chunks begin within runs of the interior."""
+    weight, options = torch.randn(8, 4, 3, 3), {"padding": 1, "groups": 4}
+    dense = conv_matrix(weight, (30, 31), **options)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        for index_dtype in INDEX_DTYPES:
+            matrix = conv_matrix(weight, (30, 31), **options, layout=torch.sparse_csr, index_dtype=index_dtype)
+            assert torch.equal(checked(matrix).to_dense(), dense)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(

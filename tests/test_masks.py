@@ -26,6 +26,15 @@ CONTINUOUS = {
     "times-mask": (lambda h: h * (h > 0), 1),
     "times-mask-with-0": (lambda h: (h >= 0) * h, 1),
     "times-mask-as-number": (lambda h: h * (h > 0).to(h), 1),
+    "times-mask-as-whole-number": (lambda h: h * (h > 0).int(), 1),
+    "times-sums-of-whole-masks": (
+        lambda h: h * (1 - (h < 0).long()) + 0.1 * h * ((h < 0).int() + (h == 0).int()),
+        None,
+    ),
+    "times-mask-as-byte": (lambda h: h * (h > 0).byte(), 1),
+    "where-far": (lambda h: torch.where(h > 1e6, 2 * h - 1e6, h), 3),
+    "where-far-below": (lambda h: torch.where(h < -1e9, -1e9, h), 3),
+    "where-far-and-near": (lambda h: torch.where(h > 1e6, 1e6, torch.where(h > 0.5, h, 0.5)), 4),
     "times-scaled-mask": (lambda h: h * (0.5 * (h > 0).to(h)), 1),
     "times-opposite-mask": (lambda h: h * ~(h < 0), 1),
     "times-1-minus-mask": (lambda h: h * (1 - (h < 0).to(h)), 1),
@@ -80,6 +89,23 @@ def test_what_is_affine_after_all_is_one_layer(function):
     torch.testing.assert_close(to_linear(made, x)(x.flatten(1)), made(x).flatten(1), atol=1e-12, rtol=0)
 
 
+FAR = {
+    "above": lambda h: torch.where(h > 1e6, 2 * h - 1e6, h),
+    "below": lambda h: torch.where(h < -1e12, -1e12, h),
+    "both": lambda h: torch.where(h > 1e8, 1e8, torch.where(h < -1e6, -1e6, h)),
+    "softshrink": lambda h: F.softshrink(h, 1e7),
+    "maximum": lambda h: torch.maximum(-1e8 * F.relu(h) - 1, h),
+    "minimum": lambda h: torch.minimum(h, 1e8 * F.relu(h) + 1),
+}
+
+
+@pytest.mark.parametrize("function", FAR.values(), ids=FAR)
+def test_far_bends_leave_the_digits_of_float32(function):
+    made, x = Function(function), samples(50, 2, 3, dtype=torch.float32)
+    for converted in (to_linear_network(made, x), to_mlp(made, x)):
+        torch.testing.assert_close(converted(x).view_as(x), made(x), atol=1e-6, rtol=0)
+
+
 JUMPS = {
     "times-mask": (lambda h: h * (h > 0.5), "mul must be .* it jumps by 0.5 at 0.5"),
     "where": (lambda h: torch.where(h > 0, h + 1, h), "where must be .* it jumps by 1 at 0"),
@@ -90,6 +116,8 @@ JUMPS = {
     "written": (lambda h: written(h, 3), "where must be .* it jumps by 3 at 0"),
     "of-another-value": (lambda h: h * (h.flip(1) > 0), "mul must be .* it multiplies values"),
     "square": (lambda h: h * h * (h > 0), "mul must be .* it multiplies values"),
+    "times-whole-part": (lambda h: h * h.int(), "mul must be .* it multiplies values"),
+    "far": (lambda h: torch.where(h > 1e6, h + 1, h), "where must be .* it jumps by 1 at 1e[+]06"),
 }
 
 

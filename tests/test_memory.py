@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from conv2affine import conv_matrix
+from conv2affine.operators.extension import _C
 
 pytestmark = pytest.mark.serial
 
 MIB = 2**20
+DEFAULT_SECONDS = 1.5e-3  # csrc/cpu/memory.h
 
 
 def large(dtype=torch.float32):
@@ -46,6 +48,31 @@ def test_is_an_ordinary_tensor():
     assert torch.equal(matrix[:10].clone().resize_(100, 3000)[:10], expected[:10])
     assert torch.equal(large().resize_(4000, 3000)[:3000], expected)
     assert large().set_().numel() == 0
+
+
+@pytest.fixture
+def pages(request):
+    """Where huge pages never count as slow, or always do."""
+    _C.set_slow_page_seconds({"huge": float("inf"), "small": 0}[request.param])
+    yield
+    _C.set_slow_page_seconds(DEFAULT_SECONDS)
+
+
+@pytest.mark.parametrize("pages", ["huge", "small"], indirect=True)
+@pytest.mark.parametrize("layout", [torch.strided, torch.sparse_csr, torch.sparse_csc, torch.sparse_coo], ids=str)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_pages_change_no_element(pages, layout, threads):
+    """A matrix of 52 MB, and of 26 MB in each sparse array; its blocks of rows are too small for memory of our own."""
+    size, weight = (10, 10), torch.randn(64, 64, 7, 7, dtype=torch.float64)
+    rows, before = 64 * 4 * 4, torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        matrix = conv_matrix(weight, size, layout=layout).to_dense()
+    finally:
+        torch.set_num_threads(before)
+    blocks = [conv_matrix(weight, size, rows=range(start, start + 128)) for start in range(0, rows, 128)]
+    assert matrix.shape == (rows, 64 * 10 * 10)
+    assert torch.equal(matrix, torch.cat(blocks))
 
 
 def test_numpy_array_outlives_the_tensor():

@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from conftest import long_but
 from network_models import Function
 from torch import nn
 from torch._subclasses import FakeTensorMode
@@ -28,6 +29,7 @@ def make():
 
 
 MODEL, X = make(), torch.rand(3, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+X5 = X.view(-1)[:15].view(3, 5) - 0.5
 
 
 def module_of(program):
@@ -195,8 +197,9 @@ CASTS = {
 }
 
 
-@pytest.mark.parametrize(("cast", "x"), CASTS.values(), ids=CASTS)
-def test_a_chain_of_whole_numbers_begins_at_their_cast(cast, x):
+@pytest.mark.parametrize("name", long_but(("float", "channels-last", "twice", "mask"), CASTS))
+def test_a_chain_of_whole_numbers_begins_at_their_cast(name):
+    cast, x = CASTS[name]
     model = nn.Sequential(Function(cast), make())
     expected = model(x)
     torch.testing.assert_close(to_linear_network(model, x)(x), expected, atol=1e-4, rtol=1e-4)
@@ -331,6 +334,7 @@ def test_a_step_without_a_rule_for_vmap_is_refused_by_name():
         to_linear_network(model, torch.rand(1, 8))
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("hold", ["program-of-one-sample", "traced", "scripted"])
 def test_dtypes(hold, dtype):
@@ -395,20 +399,64 @@ def test_fake_quantisation_that_is_off(kind, observes):
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
-class Renormed(nn.Linear):
+def renorm(layer):
     """As in EEGNet."""
+    layer.weight.data = torch.renorm(layer.weight.data, 2, 0, 1)
+
+
+def copied(layer):
+    with torch.no_grad():
+        layer.weight.copy_(torch.renorm(layer.weight, 2, 0, 1))
+
+
+class Assigned(nn.Linear):
+    """A layer whose forward changes its weight before it is used."""
+
+    def __init__(self, assign):
+        super().__init__(5, 4)
+        self.assign = assign
 
     def forward(self, x):
-        self.weight.data = torch.renorm(self.weight.data, 2, 0, 1)
+        self.assign(self)
         return super().forward(x)
 
 
-def test_a_forward_that_assigns_its_weight_is_told_what_to_do():
-    model, x = nn.Sequential(Renormed(5, 4)), torch.randn(3, 5)
-    weight = model[0].weight.clone()
-    with pytest.raises(NotImplementedError, match=r"let forward assign no tensor, .*, torch.renorm\(weight, 2, 0, 1\)"):
-        to_mlp(model, x)
-    assert torch.equal(model[0].weight, weight)
+ASSIGNMENTS = {
+    "renorm": renorm,
+    "no-grad": copied,
+    "in-place": lambda layer: layer.weight.data.clamp_(-0.1, 0.1),
+    "copy": lambda layer: layer.weight.data.copy_(layer.weight.data.sign()),
+    "bias": lambda layer: setattr(layer.bias, "data", layer.bias.data.abs()),
+}
+
+
+@pytest.mark.parametrize("assign", ASSIGNMENTS.values(), ids=ASSIGNMENTS)
+def test_a_forward_that_assigns_its_weight(assign):
+    model, x = nn.Sequential(Assigned(assign), nn.ReLU(), nn.Linear(4, 3)), X5
+    state = copy.deepcopy(model.state_dict())
+    expected = copy.deepcopy(model)(x)
+    for convert in (to_linear_network, to_mlp):
+        net = convert(model, x)
+        assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+        torch.testing.assert_close(net(x), expected)
+
+
+CAUSES = {
+    "selects": (lambda x: scaled(x), "h = torch.where"),
+    "least-squares": (lambda x: torch.linalg.lstsq(torch.eye(5).expand(len(x), 5, 5), x[..., None])[0], "linalg.pinv"),
+}
+
+
+def scaled(x):
+    x = x.clone()
+    x[x < 0] *= 0.1
+    return x
+
+
+@pytest.mark.parametrize(("function", "advice"), CAUSES.values(), ids=CAUSES)
+def test_what_torch_export_does_not_take(function, advice):
+    with pytest.raises(NotImplementedError, match=advice):
+        to_mlp(Function(function), X5)
 
 
 def test_numpy_sizes_are_sizes():

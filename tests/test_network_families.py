@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import long_but
 from network_models import OTHERS, PIECEWISE, Several, build, samples
 from torch import nn
 
@@ -14,7 +15,11 @@ def close(result, expected):
     torch.testing.assert_close(result, expected, atol=1e-11 * float(expected.detach().abs().max().clamp(min=1)), rtol=0)
 
 
-@pytest.mark.parametrize("name", [*PIECEWISE, *OTHERS])
+NAMES = [*PIECEWISE, *OTHERS]
+LARGE = ("densenet", "inception", "mobilenet")
+
+
+@pytest.mark.parametrize("name", long_but(set(NAMES).difference(LARGE), NAMES))
 def test_network(name):
     make, shape = {**PIECEWISE, **OTHERS}[name]
     model = build(make)
@@ -84,7 +89,7 @@ def test_repvgg_is_one_layer():
     assert len(list(net.children())) == 1
 
 
-@pytest.mark.parametrize("name", ["resnet", "densenet", "unet"])
+@pytest.mark.parametrize("name", long_but(["resnet"], ["resnet", "densenet", "unet"]))
 def test_auto_has_no_more_entries_than_always(name):
     make, shape = PIECEWISE[name]
     model, x = build(make), samples(1, *shape)

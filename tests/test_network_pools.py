@@ -45,6 +45,7 @@ def takes(function, options, x):
     return True
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("axes", [1, 2, 3])
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 @pytest.mark.parametrize("convolved", [False, True], ids=["alone", "after-a-convolution"])
@@ -95,6 +96,7 @@ def converts(node, x):
     return True
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 @pytest.mark.parametrize("op_type", ["AveragePool", "MaxPool"])
 def test_small_pools_of_files(op_type, size):

@@ -26,6 +26,7 @@ INSTANCE_NORM.load_state_dict(BATCH_NORM.state_dict())
 
 COLUMNS = torch.from_numpy(np.random.default_rng(0).integers(5, size=(1, 2, 5, 6)))
 GRID = constant(1, 3, 4, 2)
+SQUARE = constant(5, 5) + 5 * torch.eye(5)
 
 
 def written(x, place, values):
@@ -118,6 +119,20 @@ AFFINE = {
     "cumsum": (lambda x: x.cumsum(2), IMAGE),
     # Products with constants
     "linear": (nn.Linear(6, 4), (6,)),
+    "solve": (lambda x: torch.linalg.solve(SQUARE, x), (2, 5, 3)),
+    "solve-from-right": (lambda x: torch.linalg.solve(SQUARE, x, left=False), (2, 3, 5)),
+    "solve-triangular": (lambda x: torch.linalg.solve_triangular(SQUARE, x, upper=True), (2, 5, 3)),
+    "solve-triangular-from-right": (
+        lambda x: torch.linalg.solve_triangular(SQUARE, x, upper=False, left=False, unitriangular=True),
+        (2, 3, 5),
+    ),
+    "lu-solve": (lambda x: torch.linalg.lu_solve(*torch.linalg.lu_factor(SQUARE), x), (2, 5, 3)),
+    "lu-solve-adjoint": (
+        lambda x: torch.linalg.lu_solve(*torch.linalg.lu_factor(SQUARE), x, adjoint=True),
+        (2, 5, 3),
+    ),
+    "cholesky-solve": (lambda x: torch.cholesky_solve(x, SQUARE.tril()), (2, 5, 3)),
+    "nan-to-num": (lambda x: 2 * torch.nan_to_num(x), IMAGE),
     "linear-positions": (nn.Linear(6, 4, bias=False), IMAGE),
     "matmul": (lambda x: x @ constant(6, 3), IMAGE),
     "matmul-left": (lambda x: constant(3, 5) @ x, IMAGE),
@@ -169,6 +184,10 @@ AFFINE = {
     "conv1d": (nn.Conv1d(2, 3, 3, 2, 1), LINE),
     "conv2d": (nn.Conv2d(2, 4, (3, 2), (2, 1), (1, 2), (1, 2), groups=2), IMAGE),
     "conv3d": (nn.Conv3d(2, 3, 2, padding=1, bias=False), VOLUME),
+    "conv-by-its-operator": (
+        lambda x: torch._convolution(x, constant(3, 2, 3, 3), None, [1], [1], [1], False, [0], 1, False, False, True),
+        IMAGE,
+    ),
     "conv-same": (nn.Conv2d(2, 3, (2, 3), padding="same"), IMAGE),
     "conv-circular": (nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), IMAGE),
     "conv-reflect-same": (nn.Conv1d(2, 3, 4, padding="same", padding_mode="reflect"), LINE),

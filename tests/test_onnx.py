@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import onnx
@@ -308,6 +309,28 @@ def test_without_onnxruntime(monkeypatch):
 def test_memory():
     with pytest.raises(MemoryError, match=r"more than max_bytes \(1.00 kB\); the largest is that of c \(72 x 36\)"):
         convert(cnn(), max_bytes=1000)
+
+
+@pytest.mark.parametrize("form", ["graph", "mlp"])
+def test_plan_says_what_would_be_refused(form):
+    assert not plan(cnn(), form=form).refusal
+    planned = plan(cnn(), form=form, max_bytes=1000)
+    with pytest.raises(MemoryError) as error:
+        convert(cnn(), form=form, max_bytes=1000)
+    assert str(error.value).partition("\n")[0] == planned.refusal
+    assert str(planned).endswith(f"\nrefused: {planned.refusal}")
+
+
+def test_in_a_notebook():
+    result = convert(model("r = Relu(x)\ny = Sigmoid(r)", {"x": ("N", 2, 3)}))
+    assert re.fullmatch(
+        r"Conversion\(NetworkPlan\(0 layers, 2 steps, 0 entries, torch.float32\), kept 1, any number of samples, "
+        r"difference \d.\de[+-]\d\d\)",
+        repr(result),
+    )
+    html = result._repr_html_()
+    assert html.startswith(result.plan._repr_html_())
+    assert '<td style="text-align: left">y</td><td style="text-align: left">no rule knows the operator</td>' in html
 
 
 def test_plan():

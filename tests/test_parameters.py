@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from conftest import long_but
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
@@ -120,10 +121,7 @@ def copy_of(value):
 
 
 # Two of the layers before each commit: what computes a weight does not look at their number of axes.
-EACH_LAYER = [
-    layer if layer in (nn.Conv2d, nn.ConvTranspose1d) else pytest.param(layer, marks=pytest.mark.long)
-    for layer in LAYERS
-]
+EACH_LAYER = long_but((nn.Conv2d, nn.ConvTranspose1d), LAYERS)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])

@@ -1,11 +1,13 @@
 """Plan: the sizes that the conversion then has, without having it."""
 
+import re
+
 import pytest
 import torch
 from cases import CASES
 from torch import nn
 
-from conv2affine import Geometry, plan, to_matrix
+from conv2affine import Geometry, plan, to_linear_network, to_matrix, to_mlp
 from conv2affine.convolution.sizes import readable_bytes
 
 
@@ -84,3 +86,32 @@ def test_a_network_in_a_notebook():
     assert '<th style="text-align: left">from</th>' in html
     assert '<td style="text-align: right">4 x 16</td>' in html
     assert html.count("<tr>") == str(planned).count("\n") + 1
+
+
+MODEL = nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2), nn.Sigmoid())
+IMAGES = torch.rand(2, 1, 8, 8)
+
+
+def test_a_network_in_form_mlp():
+    model = MODEL[:2]
+    assert plan(model, IMAGES, form="mlp") == to_mlp(model, IMAGES).plan
+    assert plan(model, IMAGES, form="graph", max_pool="relu") == to_linear_network(model, IMAGES, max_pool="relu").plan
+    with pytest.raises(NotImplementedError, match="2: sigmoid must be affine or piecewise linear"):
+        plan(MODEL, IMAGES, form="mlp")
+    with pytest.raises(ValueError, match=r"form \('cnn'\) must be one of \('graph', 'mlp'\)"):
+        plan(MODEL, IMAGES, form="cnn")
+
+
+def test_a_layer_has_no_form():
+    with pytest.raises(TypeError, match="form, dtype must be left out for one layer"):
+        plan(MODEL[0], IMAGES, form="mlp", dtype=torch.float64)
+
+
+@pytest.mark.parametrize("form", ["graph", "mlp"])
+def test_a_network_that_would_be_refused(form, monkeypatch):
+    assert not plan(MODEL[:2], IMAGES, form=form).refusal
+    monkeypatch.setattr("conv2affine.network.prepare.memory_left", lambda: 1000)
+    planned = plan(MODEL[:2], IMAGES, form=form)
+    assert re.match("the layers need .* kB, and there are 1.00 kB left", planned.refusal)
+    assert str(planned).endswith(f"\nrefused: {planned.refusal}")
+    assert planned._repr_html_().endswith(f"<p>refused: {planned.refusal}</p>")

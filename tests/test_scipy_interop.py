@@ -47,6 +47,7 @@ def assert_products(operator, matrix):
     assert_allclose(np.vdot(operator @ x, y), np.vdot(x, operator.H @ y), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
 @pytest.mark.parametrize("case", CASES, **by_id)
 def test_products_are_the_matrixs(case, dtype):
@@ -251,6 +252,7 @@ def test_sparse_array_makes_no_warning():
     assert (result.stdout, result.stderr) == ("4\n", "")
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("index_dtype", [None, torch.int32, torch.int64], ids=str)
 @pytest.mark.parametrize("case", CASES, **by_id)
 def test_sparse_array_is_the_matrix(case, index_dtype):

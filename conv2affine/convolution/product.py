@@ -10,10 +10,14 @@ from torch import Tensor
 
 from conv2affine.convolution.geometry import Geometry
 
-__all__ = ["adjoint", "forward"]
+__all__ = ["adjoint", "forward", "in_chunks"]
 
 CONV: tuple[Callable[..., Tensor], ...] = (F.conv1d, F.conv2d, F.conv3d)
 CONV_TRANSPOSE: tuple[Callable[..., Tensor], ...] = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+
+# In float64, PyTorch copies the input of a convolution once for each tap of the kernel, for all samples at once. Up to
+# here that takes little memory, and stays in the cache.
+COPY_BYTES = 2**22
 
 
 def forward(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
@@ -31,6 +35,18 @@ def forward(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     if g.transposed:
         return F.pad(_conv_transpose(x, weight, g), _cut(g))
     return CONV[len(g.kernel_size) - 1](_pad(x, g), weight, None, g.stride, _own_padding(g), g.dilation, g.groups)
+
+
+def in_chunks(convolve: Callable[[Tensor], Tensor], x: Tensor, weight: Tensor) -> Tensor:
+    """convolve(x), computed for some samples at a time.
+
+    Args:
+        convolve: Convolves a batch in float64; each sample by itself.
+        x: (batch, channels, *size).
+        weight: Of the convolution, (channels, channels, *kernel_size).
+    """
+    samples = max(1, COPY_BYTES // max(1, x[:1].nbytes * weight[0, 0].numel()))
+    return torch.cat([convolve(each) for each in torch.split(x, samples)]) if samples < len(x) else convolve(x)
 
 
 def adjoint(y: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:

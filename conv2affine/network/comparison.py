@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -55,11 +55,13 @@ def own_part(own: Any, size: Tensor) -> Any:
     return torch.as_tensor(own).clamp(max=OWN_SCALE * largest)
 
 
-def scale(exact: Tensor, moved: Sequence[Tensor], eps: float) -> Tensor:
+def scale(exact: Tensor, moved: Iterable[Tensor], eps: float) -> Tensor:
     """|exact| plus the largest movement of each element per unit of noise; infinite where an integer moves."""
     size = exact.abs().double() if exact.dtype in (*WIDER, *WIDE) else torch.zeros_like(exact, dtype=torch.float64)
-    distances = torch.stack([distance(exact, run) for run in moved])
-    return (size + distances.amax(0) / eps).nan_to_num(torch.inf)
+    movement = torch.zeros_like(size)
+    for run in moved:
+        movement = torch.maximum(movement, distance(exact, run))
+    return (size + movement / eps).nan_to_num(torch.inf)
 
 
 def difference(expected: Any, got: Any, allowed: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -13,15 +14,18 @@ from conv2affine.network.passes.merge import Merge
 from conv2affine.network.prepare import (
     check_memory,
     in_mode_of,
+    memory_refusal,
+    one_of,
     prepare,
 )
 from conv2affine.network.progress import progress
-from conv2affine.network.report import NetworkPlan, describe
+from conv2affine.network.report import NetworkPlan, describe, describe_layers
 from conv2affine.network.torch.checking.verify import verify
 from conv2affine.network.torch.exporter import export_torch
 from conv2affine.network.torch.layers import NetworkLayout, choose_layout, layer
 from conv2affine.network.torch.models.intake import Model, hold
 from conv2affine.network.torch.models.surroundings import alone, on_cpu
+from conv2affine.network.vectors import prepare_chain
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -49,8 +53,8 @@ def to_linear_network(
         model: Any module that `torch.export` takes, in evaluation mode; each sample of a batch by itself. Or an
             `ExportedProgram`, a TorchScript module, or the path of a file of either.
         example_inputs: A tensor, a tuple of tensors, or a dict of them by name, batch first, as `model` takes them.
-        layout: Of the weights: "dense", "sparse" (CSR), or "auto", which is dense where that is small or hardly larger.
-            Default: "auto".
+        layout: Of the weights: "dense" or `torch.strided`; "sparse" or `torch.sparse_csr`; or "auto", which is dense
+            where that is small or hardly larger. Default: "auto".
         merge: Which affine operators that follow one another become one layer: "auto" where the product has no more
             entries than its factors together; "always"; or "never". Default: "auto".
         max_pool: "max" keeps max pooling, "relu" turns it into linear layers and ReLUs. Default: "max".
@@ -120,19 +124,21 @@ def plan_network(
     model: Model,
     example_inputs: Any,
     *,
+    form: Literal["graph", "mlp"] = "graph",
     layout: NetworkLayout = "auto",
     merge: Merge = "auto",
     max_pool: Literal["max", "relu"] = "max",
     dtype: torch.dtype | None = None,
 ) -> NetworkPlan:
-    """The table of what `to_linear_network` would make, before anything large is made.
+    """The table of what `to_linear_network` or `to_mlp` would make, before anything large is made.
 
     Args:
         model: As in `to_linear_network`.
         example_inputs: As in `to_linear_network`.
+        form: "graph", the network of `to_linear_network`; or "mlp", the chain of `to_mlp`. Default: "graph".
         layout: As in `to_linear_network`.
-        merge: As in `to_linear_network`.
-        max_pool: As in `to_linear_network`.
+        merge: In form "graph", as in `to_linear_network`.
+        max_pool: In form "graph", as in `to_linear_network`.
         dtype: As in `to_linear_network`.
 
     Returns:
@@ -141,11 +147,18 @@ def plan_network(
     Raises:
         TypeError: As `to_linear_network`.
         ValueError: As `to_linear_network`.
+        NotImplementedError: As `to_mlp`, in form "mlp".
 
     Example:
         >>> plan_network(nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU()), torch.rand(1, 64, 224, 224)).bytes
         14722400260
     """
+    one_of("form", form, ("graph", "mlp"))
     model, inputs = hold(model, example_inputs)
-    network, dtype = prepare(model, inputs, layout, merge, max_pool, dtype)
-    return describe(network.graph, dtype, layout)
+    if form == "mlp":
+        _, _, layers, dtype, _ = prepare_chain(model, inputs, layout, dtype)
+        plan = describe_layers(layers, dtype, layout)
+    else:
+        network, dtype = prepare(model, inputs, layout, merge, max_pool, dtype)
+        plan = describe(network.graph, dtype, layout)
+    return dataclasses.replace(plan, refusal=memory_refusal(plan))

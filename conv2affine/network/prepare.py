@@ -17,6 +17,8 @@ from conv2affine.network.passes.merge import MERGE, Merge
 from conv2affine.network.passes.merge import merge as merge_pieces
 from conv2affine.network.passes.simplify import simplify
 from conv2affine.network.passes.to_relu import to_relu
+from conv2affine.network.proof.chains import chain_for_box
+from conv2affine.network.proof.forward import Interval
 from conv2affine.network.report import NetworkPlan
 from conv2affine.network.rules.bends import MASKS
 from conv2affine.network.torch.importing.importer import import_torch
@@ -28,6 +30,7 @@ __all__ = [
     "check_kept",
     "check_memory",
     "in_mode_of",
+    "memory_refusal",
     "one_of",
     "prepare",
     "reason_of",
@@ -65,31 +68,40 @@ def to_pieces(graph: Graph, mode: Merge, max_pool: str, dtype: torch.dtype) -> G
     return simplify(merge_pieces(graph, mode))
 
 
-def to_layers(graph: Graph, dtype: torch.dtype) -> list[Layer]:
+def to_layers(graph: Graph, dtype: torch.dtype, box: Interval | None = None) -> list[Layer]:
     """The chain of a graph whose steps are piecewise linear, computed in `dtype`; see `join_ends`."""
     graph = simplify(to_relu(graph, dtype))
     check_kept(graph, "to become linear layers and ReLUs", "to_linear_network, or form graph, keeps it as it is")
-    return chain(simplify(merge_pieces(graph)))
+    graph = simplify(merge_pieces(graph))
+    return chain(graph) if box is None else chain_for_box(graph, box, dtype)
 
 
 def check_kept(graph: Graph, purpose: str, advice: str) -> None:
     """Refuse a graph with a step that is neither affine nor piecewise linear."""
     kept = [node for node in graph.nodes if isinstance(node, Kept)]
-    for node in sorted(kept, key=lambda node: node.kind in MASKS):  # what uses a comparison explains more
+    # What becomes of a comparison, or of complex numbers, says more than that they are made.
+    for node in sorted(kept, key=lambda node: node.kind in MASKS or node.kind == "complex"):
         raise NotImplementedError(
             f"{', '.join(node.origin)}: {node.kind} must be affine or piecewise linear {purpose}, and is not"
             f"{reason_of(node)}; {advice}"
         )
 
 
+def memory_refusal(plan: NetworkPlan) -> str:
+    """Why there is too little memory for the layers of a plan; "" if there is enough."""
+    left = memory_left()
+    if plan.peak_bytes <= left:
+        return ""
+    return (
+        f"the layers need {readable_bytes(plan.peak_bytes)}, and there are {readable_bytes(left)} left; choose a "
+        "smaller input or another layout"
+    )
+
+
 def check_memory(plan: NetworkPlan) -> None:
     """Raise MemoryError if the layers of a plan need more memory than is left."""
-    left = memory_left()
-    if plan.peak_bytes > left:
-        raise MemoryError(
-            f"the layers need {readable_bytes(plan.peak_bytes)}, and there are {readable_bytes(left)} left; choose a "
-            f"smaller input or another layout\n{plan}"
-        )
+    if refusal := memory_refusal(plan):
+        raise MemoryError(f"{refusal}\n{plan}")
 
 
 def reason_of(step: Step | Kept) -> str:

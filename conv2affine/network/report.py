@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 
 import torch
 
@@ -54,10 +55,14 @@ class NetworkPlan:
     Args:
         rows: In the order of computation.
         dtype: Of the layers.
+        box: The inputs that it is for; "" for all. Default: "".
+        refusal: Why the conversion would be refused for its size; "" if it would not.
     """
 
     rows: tuple[Row, ...]
     dtype: torch.dtype
+    box: str = ""
+    refusal: str = ""
 
     @property
     def layers(self) -> tuple[Row, ...]:
@@ -92,22 +97,26 @@ class NetworkPlan:
 
     def __repr__(self) -> str:
         steps = len(self.rows) - len(self.layers)
-        return f"NetworkPlan({len(self.layers)} layers, {steps} steps, {self.nnz:,} entries, {self.dtype})"
+        shown = f"{len(self.layers)} layers, {steps} steps, {self.nnz:,} entries, {self.dtype}"
+        return f"NetworkPlan({shown}, for {self.box})" if self.box else f"NetworkPlan({shown})"
 
     def _repr_html_(self) -> str:
         heading, *lines = self._lines()
-        return html_table(heading, lines, LEFT)
+        notes = [self.box and f"for {self.box}", self.refusal and f"refused: {self.refusal}"]
+        return html_table(heading, lines, LEFT) + "".join(f"<p>{escape(note)}</p>" for note in notes if note)
 
     def __str__(self) -> str:
         lines = self._lines()
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join(
+        table = "\n".join(
             "  ".join(
                 cell.ljust(w) if n in LEFT else cell.rjust(w)
                 for n, (cell, w) in enumerate(zip(line, widths, strict=True))
             ).rstrip()
             for line in lines
         )
+        notes = [self.box and f"for {self.box}", self.refusal and f"refused: {self.refusal}"]
+        return "\n".join([table, *filter(None, notes)])
 
 
 def describe(

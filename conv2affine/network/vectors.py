@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from conv2affine.network.graph import Graph, Piece, Value
 from conv2affine.network.matrices.affine import AffineMap
-from conv2affine.network.matrices.matrix import Selection
-from conv2affine.network.passes.chain import to_graph, write_out
+from conv2affine.network.matrices.matrix import Array, Selection
+from conv2affine.network.passes.chain import Layer, to_graph, write_out
 from conv2affine.network.passes.ends import join_ends, slices
 from conv2affine.network.passes.merge import merge as merge_pieces
 from conv2affine.network.passes.simplify import simplify
@@ -26,6 +27,8 @@ from conv2affine.network.prepare import (
     to_layers,
 )
 from conv2affine.network.progress import progress
+from conv2affine.network.proof.box import Box, read_box
+from conv2affine.network.proof.forward import Interval
 from conv2affine.network.report import describe, describe_layers
 from conv2affine.network.torch.checking.verify import verify
 from conv2affine.network.torch.importing.importer import import_torch
@@ -34,8 +37,9 @@ from conv2affine.network.torch.layers import LAYOUTS, NetworkLayout, layer
 from conv2affine.network.torch.models.held import class_name
 from conv2affine.network.torch.models.intake import Model, hold
 from conv2affine.network.torch.models.surroundings import alone, on_cpu
+from conv2affine.network.torch.modules import BoxChain
 
-__all__ = ["check_floats", "module_to_linear", "to_mlp", "with_vectors"]
+__all__ = ["check_floats", "module_to_linear", "prepare_chain", "to_mlp", "with_vectors"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -43,7 +47,12 @@ Module = TypeVar("Module", bound=nn.Module)
 @alone
 @on_cpu
 def to_mlp(
-    model: Model, example_inputs: Any, *, layout: NetworkLayout = "auto", dtype: torch.dtype | None = None
+    model: Model,
+    example_inputs: Any,
+    *,
+    layout: NetworkLayout = "auto",
+    dtype: torch.dtype | None = None,
+    box: tuple[Any, Any] | None = None,
 ) -> nn.Sequential:
     """The same network as a plain chain of linear layers and ReLUs, residual connections and max pooling included.
 
@@ -60,15 +69,24 @@ def to_mlp(
             point: `mlp(x.float())`.
         layout: As in `to_linear_network`.
         dtype: As in `to_linear_network`.
+        box: (low, high), if the chain is for inputs low <= x <= high only: it is smaller then, has bounds, and is not
+            the model for any other input. Each is a number, a tensor or array that broadcasts to one sample of the
+            input, or, for several inputs, a tuple of these; all finite. Default: None, for all inputs.
 
     Returns:
         An `nn.Sequential` of one `nn.Flatten`, then alternately `nn.Linear` or `SparseLinear` and `nn.ReLU`, the last a
         linear layer. Its attributes `input_slices` and `output_slices` are tuples of a slice for each input and
         output: `mlp(x)[:, mlp.output_slices[1]]` is the second output. `plan` is a table of its layers.
+        With a box, `box` is the pair of float64 tensors (elements of all inputs,), and `bounds` has for each linear
+        layer the pair (low, high) of float64 tensors (rows,): what the layer computes is never outside of them, for any
+        input in the box. Roundings in `dtype` are included, in any order of summation, but not other algorithms than
+        sums of products, such as TF32.
 
     Raises:
         NotImplementedError: If a step is neither affine nor piecewise linear; the message names it and its module.
-        ValueError: As `to_linear_network`.
+        TypeError: If `box` is no pair of real numbers, tensors or arrays.
+        ValueError: As `to_linear_network`. If `box` has another shape than the inputs, is not finite, or is empty; or
+            if numbers may overflow in it.
         MemoryError: As `to_linear_network`.
         RuntimeError: As `to_linear_network`.
 
@@ -86,26 +104,52 @@ def to_mlp(
           (7): Linear(in_features=16, out_features=8, bias=True)
         )
     """
-    one_of("layout", layout, LAYOUTS)
-    one_of("dtype", dtype, DTYPES)
     model, inputs = hold(model, example_inputs)
-    original = import_torch(model, inputs, floats=True)
-    network = with_vectors(original, "a chain")
-    dtype = dtype or network.dtype
-    layers = to_layers(simplify(network.graph), dtype)
-    check_floats(network, "a chain")
-    plan = describe_layers(layers, dtype, layout)
+    original, network, layers, dtype, within = prepare_chain(model, inputs, layout, dtype, box)
+    plan = dataclasses.replace(describe_layers(layers, dtype, layout), box=str(within or ""))
     check_memory(plan)
     modules: list[nn.Module] = []
+    bounds: list[Interval | None] = []
     with progress(len(layers)) as each:
         for item, matrix, bias in write_out(layers):
             each(item.origin[0] if item.origin else "carried")
             modules = [layer(matrix, bias, dtype, layout), nn.ReLU(), *modules]
-    mlp = nn.Sequential(nn.Flatten(), *modules[:-1]).to(network.device)
+            bounds = [item.bounds, *bounds]
+    kind = nn.Sequential if within is None else BoxChain
+    mlp = kind(nn.Flatten(), *modules[:-1]).to(network.device)
     mlp.plan = plan  # type: ignore[assignment]
+    if within is not None:
+        mlp.where, mlp.box = str(within), _tensors(within.low, within.high)  # type: ignore[assignment]
+        mlp.bounds = tuple(_tensors(*interval) for interval in bounds if interval)  # type: ignore[assignment]
+        points = within.points([x.dtype for x in inputs])
+        inputs = tuple(point.flatten(0, 1).to(x.device) for point, x in zip(points, inputs, strict=True))
     network = dataclasses.replace(network, graph=to_graph(layers))
-    verify(model, mlp, inputs, network, dtype, flat=True)
+    verify(model, mlp, inputs, network, dtype, flat=True, only=within is not None)
     return in_mode_of(model, _with_slices(mlp, original.graph))
+
+
+def prepare_chain(
+    model: nn.Module,
+    inputs: Sequence[Tensor],
+    layout: NetworkLayout,
+    dtype: torch.dtype | None,
+    box: tuple[Any, Any] | None = None,
+) -> tuple[TorchNetwork, TorchNetwork, list[Layer], torch.dtype, Box | None]:
+    """The network as it is and with one vector at each end, the layers of its chain, their dtype, and the box."""
+    one_of("layout", layout, LAYOUTS)
+    one_of("dtype", dtype, DTYPES)
+    original = import_torch(model, inputs, floats=True)
+    network = with_vectors(original, "a chain")
+    dtype = dtype or network.dtype
+    within = None if box is None else read_box(box, {value.name: value.shape for value in original.graph.inputs})
+    limits = None if within is None else within.rounded(dtype, *network.input_dtypes)
+    layers = to_layers(simplify(network.graph), dtype, limits)
+    check_floats(network, "a chain")
+    return original, network, layers, dtype, within
+
+
+def _tensors(*arrays: Array) -> tuple[Tensor, ...]:
+    return tuple(torch.from_numpy(array.copy()) for array in arrays)
 
 
 @alone

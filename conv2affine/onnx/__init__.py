@@ -5,7 +5,7 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError("ONNX files need onnx; install it with: pip install 'conv2affine[onnx]'") from error
 
+from conv2affine.onnx.conversion import Conversion
 from conv2affine.onnx.convert import convert, export, plan
-from conv2affine.onnx.pipeline import Conversion
 
 __all__ = ["Conversion", "convert", "export", "plan"]

@@ -10,6 +10,7 @@ import numpy as np
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
+from onnx.reference.ops.op_scatter_elements import ScatterElements
 
 from conv2affine.network.graph import Kept, Step, Value
 from conv2affine.network.torch.importing.call import Slot
@@ -39,9 +40,15 @@ class BatchNormalization(OpRun):
         return ((scale * (x - mean) / np.sqrt(var + epsilon) + bias).astype(x.dtype),)
 
 
+class Scatter(ScatterElements):
+    """The name that ScatterElements has before opset 11, and which onnx.reference does not know."""
+
+    op_domain = ""
+
+
 def evaluator(proto: ModelProto | NodeProto) -> ReferenceEvaluator:
     """Runs a model or a node by `onnx.reference`, as the standard defines it."""
-    return ReferenceEvaluator(proto, new_ops=[BatchNormalization])
+    return ReferenceEvaluator(proto, new_ops=[BatchNormalization, Scatter])
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from conv2affine.network.passes.merge import Merge
 from conv2affine.network.report import NetworkPlan
 from conv2affine.network.torch.models.intake import Model, hold
 from conv2affine.network.torch.models.surroundings import alone, on_cpu
+from conv2affine.onnx.conversion import Conversion, size_refusal
 from conv2affine.onnx.exporting.storage import check_target
 from conv2affine.onnx.importing.aten import import_module, module_runner
 from conv2affine.onnx.importing.importer import import_onnx
 from conv2affine.onnx.importing.inference import check_rules
 from conv2affine.onnx.importing.reader import read
-from conv2affine.onnx.pipeline import MAX_BYTES, Conversion, Form, MaxPool, Options, prepare, run
+from conv2affine.onnx.pipeline import MAX_BYTES, Form, MaxPool, Options, prepare, run
 from conv2affine.onnx.running.runner import runner
 from conv2affine.onnx.running.trials import with_outputs
 
@@ -38,6 +40,7 @@ def convert(
     shapes: Mapping[str, Sequence[int]] | None = None,
     max_bytes: int = MAX_BYTES,
     flat: bool = False,
+    box: tuple[Any, Any] | None = None,
     overwrite: bool = False,
 ) -> Conversion:
     r"""The same network, from ONNX to ONNX, as linear layers with nonlinear steps between them.
@@ -60,6 +63,9 @@ def convert(
         flat: Whether inputs and outputs are vectors (batch, elements), so that an mlp is Gemm and Relu alone; an mlp of
             several inputs or outputs takes one vector, `inputs`, or returns one, `outputs`, with their elements in
             order. Default: False, which keeps their names and shapes.
+        box: In form "mlp", (low, high) as in `to_mlp`: the result is the network for inputs in this box only, smaller,
+            and `bounds` of the `Conversion` has the bounds of its layers. For several inputs, each is one number for
+            all, a tuple in their order, or a dict by name. Default: None, for all inputs.
         overwrite: Whether a file at `path` may be replaced. Default: False.
 
     Returns:
@@ -68,7 +74,8 @@ def convert(
         input and output is in the vector of all.
 
     Raises:
-        TypeError: If `source` is neither a model nor a path, or `shapes` are not integers by name.
+        TypeError: If `source` is neither a model nor a path, `shapes` are not integers by name, or `box` is no pair of
+            real numbers or arrays.
         FileExistsError: If there is a file at `path`, and `overwrite` is not set.
         FileNotFoundError: If `source` is not there.
         ValueError: If the model is broken, depends on chance, or lacks sizes; or if `path` is the source itself.
@@ -89,7 +96,7 @@ def convert(
         >>> [node.op_type for node in result.model.graph.node]
         ['Constant', 'Reshape', 'Gemm', 'Relu', 'Gemm', 'Constant', 'Reshape']
     """
-    options = Options(form, merge, max_pool, opset, dtype, max_bytes, flat)
+    options = Options(form, merge, max_pool, opset, dtype, max_bytes, flat, box)
     target = None if path is None else Path(path)
     if target is not None:
         check_target(target, overwrite, source)
@@ -113,6 +120,7 @@ def export(
     dtype: torch.dtype | None = None,
     max_bytes: int = MAX_BYTES,
     flat: bool = False,
+    box: tuple[Any, Any] | None = None,
     overwrite: bool = False,
 ) -> Conversion:
     """A PyTorch module as an ONNX model of linear layers, with nonlinear steps between them.
@@ -128,6 +136,7 @@ def export(
         dtype: As in `convert`.
         max_bytes: As in `convert`.
         flat: As in `convert`.
+        box: As in `convert`.
         overwrite: As in `convert`.
 
     Returns:
@@ -146,7 +155,7 @@ def export(
         >>> [node.op_type for node in result.model.graph.node]
         ['Constant', 'Reshape', 'Gemm', 'Tanh', 'Constant', 'Reshape']
     """
-    options = Options(form, merge, max_pool, opset, dtype, max_bytes, flat)
+    options = Options(form, merge, max_pool, opset, dtype, max_bytes, flat, box)
     target = None if path is None else Path(path)
     if target is not None:
         check_target(target, overwrite)
@@ -164,6 +173,7 @@ def plan(
     max_pool: MaxPool = "max",
     dtype: torch.dtype | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    max_bytes: int = MAX_BYTES,
 ) -> NetworkPlan:
     """The table of what `convert` would make, before anything large is made.
 
@@ -174,9 +184,11 @@ def plan(
         max_pool: As in `convert`.
         dtype: As in `convert`.
         shapes: As in `convert`.
+        max_bytes: As in `convert`.
 
     Returns:
-        A `NetworkPlan`: a row for each layer and step, with its nodes, sizes, entries, and bytes per layout.
+        A `NetworkPlan`: a row for each layer and step, with its nodes, sizes, entries, and bytes per layout. Its
+        `refusal` says why `convert` would refuse the layers for their size.
 
     Raises:
         TypeError: As `convert`.
@@ -197,4 +209,6 @@ def plan(
         y      relu         4
         total                        4   64 B    52 B  64 B
     """
-    return prepare(import_onnx(read(source, shapes)), Options(form, merge, max_pool, None, dtype, 0)).plan
+    options = Options(form, merge, max_pool, None, dtype, max_bytes)
+    plan = prepare(import_onnx(read(source, shapes)), options).plan
+    return dataclasses.replace(plan, refusal=size_refusal(plan, max_bytes))

@@ -4,71 +4,43 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
 import torch
-from onnx import ModelProto, defs, external_data_helper
+from onnx import ModelProto, defs, external_data_helper, helper
 from onnx.shape_inference import InferenceError
 
-from conv2affine.convolution.sizes import readable_bytes
 from conv2affine.network.graph import Kept, Step
 from conv2affine.network.passes.chain import Layer
 from conv2affine.network.passes.merge import MERGE, Merge
 from conv2affine.network.passes.simplify import simplify
-from conv2affine.network.prepare import check_memory, to_layers, to_pieces
+from conv2affine.network.prepare import to_layers, to_pieces
 from conv2affine.network.progress import progress
+from conv2affine.network.proof.box import Box, read_box
+from conv2affine.network.proof.forward import Interval
 from conv2affine.network.report import NetworkPlan, describe, describe_layers
+from conv2affine.onnx.conversion import Conversion, size_refusal
 from conv2affine.onnx.ends import apart, begin_at_casts, check_floats, joined, slices_by_name
 from conv2affine.onnx.exporting.exporter import Exporter, gathers
 from conv2affine.onnx.exporting.opsets import MIN_OPSET, choose_opset
 from conv2affine.onnx.exporting.storage import data_of, publish, save
-from conv2affine.onnx.model import OnnxNetwork, TensorInfo
+from conv2affine.onnx.model import DTYPES, FLOATS, OnnxNetwork, TensorInfo
 from conv2affine.onnx.running.runner import Run, compare, runner, sample
 from conv2affine.onnx.running.trials import first_mixing, layer_runner
 
-__all__ = ["MAX_BYTES", "Conversion", "Form", "MaxPool", "Options", "prepare", "run"]
+__all__ = ["MAX_BYTES", "Form", "MaxPool", "Options", "prepare", "run"]
 
 Form = Literal["graph", "mlp"]
 MaxPool = Literal["max", "relu"]
 FORMS = ("graph", "mlp")
 MAX_BYTES = 2**30
 BATCHES = (1, 3)
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """The result of a conversion.
-
-    Args:
-        load: Returns the new model.
-        plan: Its layers and steps.
-        kept: For each node that stays as it is, why.
-        difference: The largest found between both models, relative to the largest element of the output.
-        is_batched: Whether it takes any number of samples.
-        static: Why it does not; "" if it does.
-        input_slices: Where the elements of each input are in the vector of all, by name.
-        output_slices: Likewise.
-    """
-
-    load: Callable[[], ModelProto] = field(repr=False)
-    plan: NetworkPlan
-    kept: Mapping[str, str]
-    difference: float
-    is_batched: bool
-    static: str = ""
-    input_slices: Mapping[str, slice] = field(default_factory=dict)
-    output_slices: Mapping[str, slice] = field(default_factory=dict)
-
-    @cached_property
-    def model(self) -> ModelProto:
-        """The new model; one with its data in a separate file is loaded on first use."""
-        return self.load()
 
 
 @dataclass(frozen=True)
@@ -82,18 +54,24 @@ class Options:
     dtype: torch.dtype | None
     max_bytes: int
     flat: bool = False
+    box: Any = None
 
     def __post_init__(self) -> None:
         for name, allowed in (("form", FORMS), ("merge", MERGE), ("max_pool", ("max", "relu"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} ({getattr(self, name)!r}) must be one of {allowed}")
         if self.dtype not in (None, torch.float32, torch.float64):
-            raise ValueError(f"dtype ({self.dtype}) must be torch.float32 or torch.float64")
+            raise ValueError(
+                f"dtype ({self.dtype}) must be torch.float32 or torch.float64, in which a result can be compared with "
+                "its source; halve the result afterwards, with onnxconverter_common.float16"
+            )
         opsets = range(MIN_OPSET, defs.onnx_opset_version() + 1)
         if self.opset is not None and self.opset not in opsets:
             raise ValueError(f"opset ({self.opset!r}) must be {opsets[0]} to {opsets[-1]}")
         if not self.max_bytes >= 0:
             raise ValueError(f"max_bytes ({self.max_bytes}) must be >= 0")
+        if self.box is not None and self.form != "mlp":
+            raise ValueError(f"box must come with form 'mlp', got form {self.form!r}: only a chain is made for a box")
 
 
 @dataclass(frozen=True)
@@ -104,6 +82,7 @@ class Prepared:
     layers: Sequence[Layer] | None
     plan: NetworkPlan
     dtype: torch.dtype
+    box: Box | None = None
 
 
 @np.errstate(all="ignore")
@@ -113,8 +92,14 @@ def prepare(network: OnnxNetwork, options: Options) -> Prepared:
     if options.form == "mlp":
         network = begin_at_casts(dataclasses.replace(network, graph=simplify(network.graph)))
         check_floats(network)
-        layers = to_layers(simplify(joined(network).graph), dtype)
-        return Prepared(network, layers, describe_layers(layers, dtype, "dense"), dtype)
+        box, limits = None, None
+        if options.box is not None:
+            values = zip(network.inputs, network.graph.inputs, strict=True)
+            box = read_box(options.box, {tensor.name: value.shape for tensor, value in values})
+            limits = box.rounded(dtype, *(DTYPES[x.elem_type] for x in network.inputs if x.elem_type in DTYPES))
+        layers = to_layers(simplify(joined(network).graph), dtype, limits)
+        plan = dataclasses.replace(describe_layers(layers, dtype, "dense"), box=str(box or ""))
+        return Prepared(network, layers, plan, dtype, box)
     graph = to_pieces(network.graph, options.merge, options.max_pool, dtype)
     plan = describe(graph, dtype, "dense", gather=gathers(graph))
     return Prepared(dataclasses.replace(network, graph=graph), None, plan, dtype)
@@ -133,21 +118,15 @@ def run(
     steps = [node for node in prepared.network.graph.nodes if isinstance(node, Step | Kept) and node.call is not None]
     steps = [] if prepared.layers else steps
     opset = choose_opset(steps, options.opset)
-    if prepared.plan.bytes > options.max_bytes:
-        sparse = sum(dict(row.bytes)["sparse"] for row in prepared.plan.layers)
-        largest = max(prepared.plan.layers, key=lambda row: dict(row.bytes)[row.layout])
-        raise MemoryError(
-            f"the layers need {readable_bytes(prepared.plan.bytes)}, more than max_bytes "
-            f"({readable_bytes(options.max_bytes)}); the largest is that of {largest.name} ({largest.rows} x "
-            f"{largest.cols}); choose a smaller input, or raise max_bytes (--max-gib). ONNX has no sparse layers: as "
-            f"CSR they need {readable_bytes(sparse)}, and to_linear_network has that\n{prepared.plan}"
-        )
-    check_memory(prepared.plan)
+    if refusal := size_refusal(prepared.plan, options.max_bytes):
+        raise MemoryError(f"{refusal}\n{prepared.plan}")
     static = first_mixing(network, steps, original)
     folder = None if path is None else path.parent
     with tempfile.TemporaryDirectory(prefix=".conv2affine-", dir=folder) as temporary:
         file = Path(temporary) / (path.name if path else "model.onnx")
-        model, difference = _write(prepared, network.inputs, opset, not static, options.flat, original(()), file)
+        model, difference, bounds = _write(
+            prepared, network.inputs, opset, not static, options.flat, original(()), file
+        )
         is_large = any(map(external_data_helper.uses_external_data, model.graph.initializer))
         load = partial(onnx.load_model, path) if path and is_large else lambda: model
         if path is not None:
@@ -156,7 +135,7 @@ def run(
             external_data_helper.load_external_data_for_model(model, temporary)
     kept = {name: step.call.reason for step in steps for name in step.origin if step.call.reason}
     ends = slices_by_name(network.inputs, network.graph.inputs), slices_by_name(network.outputs, network.graph.outputs)
-    return Conversion(load, prepared.plan, kept, difference, not static, static, *ends)
+    return Conversion(load, prepared.plan, kept, difference, not static, static, *ends, bounds)
 
 
 def _write(
@@ -167,13 +146,15 @@ def _write(
     flat: bool,
     original: Run,
     file: Path,
-) -> tuple[ModelProto, float]:
+) -> tuple[ModelProto, float, dict[str, Interval]]:
     """Write the model to a file, and compare it with the original."""
     network, layers = prepared.network, prepared.layers
     result = joined(network) if layers is not None and flat else network
     with progress(len(prepared.plan.layers)) as each, data_of(file, prepared.plan.bytes) as data:
         exporter = Exporter(result, prepared.dtype, opset, is_batched, flat, each, data)
         model = exporter.graph() if layers is None else exporter.mlp(layers)
+    if prepared.box is not None:
+        model.metadata_props.add(key="conv2affine.box", value=prepared.box.json())
     save(model, file)
     wanted, other = f"the result in {prepared.dtype} and opset {opset}", "choose another dtype or opset"
     try:
@@ -188,9 +169,27 @@ def _write(
     eps = max(network.eps, torch.finfo(prepared.dtype).eps)
     floats = {tensor.name: exporter.writer.dtype for tensor in network.inputs if tensor.is_floating}
     differences = [
-        compare(original, separate, sample(inputs, batch, is_batched), floats, eps, batch if flat else None)
-        for batch in (BATCHES if is_batched else BATCHES[:1])
+        compare(original, separate, given, floats, eps, batch if flat else None)
+        for batch, given in _samples(inputs, is_batched, prepared.box)
     ]
     if got.refusal and not original.refusal:
         raise NotImplementedError(f"onnxruntime must run {wanted}, and does not: {got.refusal}; {other}")
-    return model, max(differences)
+    bounds = {name: interval for name, interval in exporter.bounds.items() if interval is not None}
+    return model, max(differences), bounds
+
+
+def _samples(
+    tensors: Sequence[TensorInfo], is_batched: bool, box: Box | None
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Inputs on which a result is compared, in the box if it is for one, and how many samples they are."""
+    if box is None:
+        for batch in BATCHES if is_batched else BATCHES[:1]:
+            yield batch, sample(tensors, batch, is_batched)
+        return
+    kinds = [helper.tensor_dtype_to_np_dtype(tensor.elem_type) for tensor in tensors]
+    wide = [np.float64 if x.elem_type in FLOATS else kind for x, kind in zip(tensors, kinds, strict=True)]
+    points = box.points([torch.from_numpy(np.empty(0, kind)).dtype for kind in wide])
+    arrays = [x.numpy().astype(kind) for x, kind in zip(points, kinds, strict=True)]
+    batches: Any = [[x.reshape(-1, *x.shape[2:]) for x in arrays]] if is_batched else zip(*arrays, strict=True)
+    for batch in batches:
+        yield len(batch[0]), {tensor.name: x for tensor, x in zip(tensors, batch, strict=True)}

@@ -14,11 +14,12 @@ namespace conv2affine {
 
 namespace {
 
-// Writes rows [begin, end) of the matrix into memory that holds zeros; `matrix` points at row `begin`.
+// Writes rows [begin, end) of the matrix into memory that holds zeros; `matrix` points at row `begin`, where
+// the walker is.
 template <typename scalar_t>
-void fill_rows(const MatrixRows& rows, const scalar_t* weight, scalar_t* matrix, int64_t begin, int64_t end) {
+void fill_rows(const MatrixRows& rows, const scalar_t* weight, scalar_t* matrix, RowWalker<int64_t>& walker,
+               int64_t begin, int64_t end) {
   const int64_t cols = rows.conv.cols(), kernel = rows.conv.in_per_group * rows.conv.taps();
-  RowWalker<int64_t> walker(rows, begin);
   for (int64_t r = begin; r < end;) {
     const RowRun run = walker.next(end - r);
     const int64_t* columns = run.pattern.columns.data();
@@ -39,15 +40,21 @@ int64_t entries_of_a_row(const Convolution& conv, int64_t itemsize) {
 
 at::Tensor dense_cpu(const at::Tensor& weight, const MatrixRows& rows) {
   const int64_t cols = rows.conv.cols();
-  const bool huge_pages = wants_huge_pages(rows.conv, static_cast<int64_t>(weight.element_size()));
-  const at::Tensor matrix = zeros({rows.count(), cols}, weight.options(), huge_pages);
+  const Touched touched = touched_pages(rows.conv, static_cast<int64_t>(weight.element_size()));
+  const at::Tensor matrix = zeros({rows.count(), cols}, weight.options(), touched);
+  // A row that is longer than a huge page may leave some of them untouched.
+  const bool place = touched == Touched::kAll || cols * static_cast<int64_t>(weight.element_size()) <= kHugePage;
   dispatch(weight.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
     const scalar_t* from = read<scalar_t>(weight);
     scalar_t* to = write<scalar_t>(matrix);
     const int64_t entries = entries_of_a_row(rows.conv, sizeof(scalar_t));
     interruptible_for(rows.start, rows.stop, entries, [&](int64_t begin, int64_t end) {
-      fill_rows(rows, from, to + (begin - rows.start) * cols, begin, end);
+      RowWalker<int64_t> walker(rows, begin);
+      in_blocks(begin, end, cols * sizeof(scalar_t), [&](int64_t first, int64_t last) {
+        if (place) place_pages(matrix, (first - rows.start) * cols, (last - rows.start) * cols);
+        fill_rows(rows, from, to + (first - rows.start) * cols, walker, first, last);
+      });
     });
   });
   return matrix;

@@ -61,13 +61,12 @@ void repeat_shifted(index_t* first, int64_t n, int64_t times, int64_t step) {
   });
 }
 
-// Writes rows [begin, end) of the matrix; `to` points at the first entry of rows.start.
+// Writes rows [begin, end) of the matrix, where the walker is; `to` points at the first entry of rows.start.
 template <typename scalar_t, typename index_t>
-void fill_rows(const MatrixRows& rows, const scalar_t* weight, Pointers<scalar_t, index_t> to, int64_t begin,
-               int64_t end) {
+void fill_rows(const MatrixRows& rows, const scalar_t* weight, Pointers<scalar_t, index_t> to,
+               RowWalker<index_t>& walker, int64_t begin, int64_t end) {
   const int64_t kernel = rows.conv.in_per_group * rows.conv.taps(), outputs = rows.conv.axes[2].output;
   int64_t entry = rows.nnz_before(begin) - rows.nnz_before(rows.start);
-  RowWalker<index_t> walker(rows, begin);
   for (int64_t r = begin; r < end;) {
     const AxisTaps::Repeat lines = walker.lines(end - r);
     const int64_t first_row = r - rows.start, first_entry = entry;
@@ -105,6 +104,16 @@ void fill_rows(const MatrixRows& rows, const scalar_t* weight, Pointers<scalar_t
   }
 }
 
+// Puts the pages in place that rows [begin, end) are written to.
+void place_rows(const MatrixRows& rows, const SparseArrays& to, int64_t begin, int64_t end) {
+  const int64_t before = rows.nnz_before(rows.start);
+  const int64_t first = rows.nnz_before(begin) - before, last = rows.nnz_before(end) - before;
+  if (to.crow.defined()) place_pages(to.crow, begin - rows.start, end - rows.start);
+  for (const at::Tensor& array : {to.row, to.col, to.values}) {
+    if (array.defined()) place_pages(array, first, last);
+  }
+}
+
 void sparse_cpu(const at::Tensor& weight, const MatrixRows& rows, const SparseArrays& to) {
   AT_DISPATCH_INDEX_TYPES(to.col.defined() ? to.col.scalar_type() : at::kLong, "conv2affine::sparse", [&] {
     const auto indices = [](const at::Tensor& array) { return array.defined() ? write<index_t>(array) : nullptr; };
@@ -113,8 +122,14 @@ void sparse_cpu(const at::Tensor& weight, const MatrixRows& rows, const SparseAr
       const scalar_t* from = read<scalar_t>(weight);
       const Pointers<scalar_t, index_t> pointers{indices(to.crow), indices(to.row), indices(to.col),
                                                  write<scalar_t>(to.values)};
-      interruptible_for(rows.start, rows.stop, rows.conv.in_per_group * rows.conv.taps(),
-                        [&](int64_t begin, int64_t end) { fill_rows(rows, from, pointers, begin, end); });
+      const int64_t kernel = rows.conv.in_per_group * rows.conv.taps();
+      interruptible_for(rows.start, rows.stop, kernel, [&](int64_t begin, int64_t end) {
+        RowWalker<index_t> walker(rows, begin);
+        in_blocks(begin, end, kernel * (sizeof(scalar_t) + sizeof(index_t)), [&](int64_t first, int64_t last) {
+          place_rows(rows, to, first, last);
+          fill_rows(rows, from, pointers, walker, first, last);
+        });
+      });
     });
     if (to.crow.defined()) indices(to.crow)[rows.count()] = static_cast<index_t>(to.values.numel());
   });

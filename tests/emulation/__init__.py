@@ -14,11 +14,14 @@ from torch._C import DispatchKey, DispatchKeySet
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC, HEADERS, TORCH = ROOT / "csrc", ROOT / "tests" / "emulation", Path(torch.__file__).parent
-SOURCES = [
-    *sorted(CSRC.glob("cuda/*.c*")),
-    *(CSRC / name for name in ("convolution.cpp", "regions.cpp", "rows.cpp", "storage.cpp", "sums.cpp", "taps.cpp")),
-]
-INCLUDES = [f"-I{HEADERS}", f"-I{CSRC}", f"-isystem{TORCH}/include", f"-isystem{TORCH}/include/torch/csrc/api/include"]
+HOST = ("convolution.cpp", "regions.cpp", "rows.cpp", "storage.cpp", "sums.cpp", "taps.cpp")
+# Two units of compilation, as torch's headers are most of the work; the kernels see none of them.
+UNITS = {
+    "kernels": sorted(CSRC.glob("cuda/*.cu")),
+    "host": [*sorted(CSRC.glob("cuda/*.cpp")), *(CSRC / name for name in HOST)],
+}
+INCLUDES = [f"-I{HEADERS}", f"-I{CSRC}"]
+TORCH_INCLUDES = [f"-isystem{TORCH}/include", f"-isystem{TORCH}/include/torch/csrc/api/include"]
 # -Wconversion: an index that is cut to 32 bits must say so. More flags, a sanitizer's, come from the environment.
 FLAGS = ["-std=c++20", "-O1", "-g1", "-fPIC", "-Wall", "-Wextra", "-Wconversion", "-Wno-sign-conversion", "-Werror"]
 FLAGS += os.environ.get("CONV2AFFINE_EMULATION_FLAGS", "").split()
@@ -38,12 +41,15 @@ def build() -> Path:
     library.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as directory, ThreadPoolExecutor(2) as pool:
 
-        def compile(source: Path) -> Path:
-            target = Path(directory, f"{source.name}.o")
-            subprocess.run([compiler, *FLAGS, *INCLUDES, "-x", "c++", "-c", source, "-o", target], check=True)
+        def compile(name: str) -> Path:
+            target = Path(directory, f"{name}.o")
+            includes = INCLUDES + (TORCH_INCLUDES if name == "host" else [])
+            text = "".join(f'#include "{source}"\n' for source in UNITS[name])
+            command = [compiler, *FLAGS, *includes, "-x", "c++", "-c", "-", "-o", target]
+            subprocess.run(command, input=text, text=True, check=True)
             return target
 
-        objects = list(pool.map(compile, SOURCES))
+        objects = list(pool.map(compile, UNITS))
         linked = Path(directory, library.name)
         libraries = [f"-L{TORCH}/lib", "-ltorch_cpu", "-lc10"]
         subprocess.run([compiler, *FLAGS, "-shared", *objects, *libraries, "-o", linked], check=True)

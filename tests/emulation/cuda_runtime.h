@@ -73,12 +73,10 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   const int64_t count = threads * blocks;
   gridDim = grid;
   blockDim = block;
-  for (int64_t turn = 0; turn < count; ++turn) {
-    int64_t n = turn;
-    if (order == "backward") n = count - 1 - turn;
-    // A prime larger than any count here visits each number once.
-    if (order == "shuffled")
-      n = static_cast<int64_t>(static_cast<unsigned __int128>(turn) * 4611686018427387847 % count);
+  // Steps of a prime larger than any count here visit each number once.
+  const int64_t step = order == "shuffled" ? 4611686018427387847 % count : 1;
+  for (int64_t turn = 0, next = 0; turn < count; ++turn, next = (next + step) % count) {
+    const int64_t n = order == "backward" ? count - 1 - next : next;
     const int64_t thread = n % threads, b = n / threads;
     threadIdx = dim3(static_cast<unsigned>(thread % block.x), static_cast<unsigned>(thread / block.x % block.y),
                      static_cast<unsigned>(thread / block.x / block.y));

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from conv2affine.network.matrices.matrix import Array, Matrix, Selection
-from conv2affine.network.matrices.pattern import Counts, Pattern
+from conv2affine.network.matrices.pattern import Counts, Pattern, row_starts
 
 __all__ = ["Product", "Sum"]
 
@@ -173,8 +173,7 @@ def _rows(selection: Selection, matrix: csr_array) -> csr_array:
         read = selection.index >= 0
         if np.array_equal(selection.index[read], np.arange(rows // selection.positions)):
             # All rows in their order, with empty ones between.
-            before = np.zeros(selection.shape[0] + 1, np.intp)
-            np.cumsum(read.repeat(selection.positions), out=before[1:])
+            before = row_starts(read, selection.positions, np.intp)
             matrix = csr_array((matrix.data, matrix.indices, matrix.indptr[before]), shape=(len(before) - 1, cols))
         else:
             selection = selection.split()

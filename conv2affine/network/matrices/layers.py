@@ -15,7 +15,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from conv2affine.convolution.geometry import Geometry
-from conv2affine.convolution.product import adjoint, forward
+from conv2affine.convolution.product import adjoint, forward, in_chunks
 from conv2affine.matrix import to_matrix
 from conv2affine.network.matrices.matrix import Array, Matrix
 from conv2affine.network.matrices.pattern import Pattern, places
@@ -48,12 +48,14 @@ class Convolution(Matrix):
     def apply(self, x: Array) -> Array:
         g = self.geometry
         batch = torch.from_numpy(np.ascontiguousarray(x)).view(len(x), g.in_channels, *g.input_size)
-        return forward(batch, self.weight.detach().double(), g).flatten(1).numpy()
+        weight = self.weight.detach().double()
+        return in_chunks(lambda each: forward(each, weight, g), batch, weight).flatten(1).numpy()
 
     def apply_transposed(self, y: Array) -> Array:
         g = self.geometry
         batch = torch.from_numpy(np.ascontiguousarray(y)).view(len(y), g.out_channels, *g.output_size)
-        return adjoint(batch, self.weight.detach().double(), g).flatten(1).numpy()
+        weight = self.weight.detach().double()
+        return in_chunks(lambda each: adjoint(each, weight, g), batch, weight).flatten(1).numpy()
 
     def tensor(self, dtype: torch.dtype, layout: torch.layout) -> Tensor:
         """The matrix as a tensor."""

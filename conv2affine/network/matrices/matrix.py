@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from conv2affine.network.matrices.pattern import Counts, Pattern, counts
+from conv2affine.network.matrices.pattern import Counts, Pattern, counts, row_starts
 
 __all__ = ["Array", "Matrix", "Selection", "Sparse"]
 
@@ -132,8 +132,7 @@ class Selection(Matrix):
         read = index >= 0
         columns = index[read, None].astype(integer) * self.positions + np.arange(self.positions, dtype=integer)
         scale = np.ones(len(columns), dtype) if self.scale is None else self.scale[read].astype(dtype)
-        starts = np.zeros(rows + 1, integer)
-        np.cumsum(read.repeat(self.positions), out=starts[1:])
+        starts = row_starts(read, self.positions, integer)
         matrix = csr_array((scale.repeat(self.positions), columns.ravel(), starts), shape=(rows, cols))
         matrix.has_sorted_indices = True  # so that SciPy does not check
         return matrix

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-__all__ = ["Counts", "Pattern", "counts", "places"]
+__all__ = ["Counts", "Pattern", "counts", "places", "row_starts"]
 
 Counts = NDArray[np.int64]
 
@@ -65,3 +66,13 @@ def counts(matrix: csr_array, axis: int) -> Counts:
 def places(matrix: csr_array) -> csr_array:
     """True at each entry of a matrix."""
     return csr_array((np.ones(matrix.nnz, bool), matrix.indices, matrix.indptr), shape=matrix.shape)
+
+
+def row_starts(read: NDArray[np.bool_], positions: int, dtype: Any) -> NDArray[Any]:
+    """Row starts of a matrix with one entry in each row of a channel that is read, and none in the others."""
+    entries = read.astype(dtype)
+    starts = np.zeros(len(read) * positions + 1, dtype)
+    before = (entries.cumsum(dtype=dtype) - entries) * positions
+    inside = entries[:, None] * np.arange(1, positions + 1, dtype=dtype)
+    np.add(before[:, None], inside, out=starts[1:].reshape(len(read), positions))
+    return starts

@@ -9,6 +9,7 @@ So y = relu(conv2(r) + x), with r = relu(conv1(x)), becomes
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,8 +21,9 @@ from conv2affine.network.graph import Graph, Piece, Step, Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.compose import compose
 from conv2affine.network.matrices.matrix import Array, Matrix, Selection, Sparse
+from conv2affine.network.proof.forward import Interval
 
-__all__ = ["Layer", "Units", "chain", "to_graph", "write_out"]
+__all__ = ["Layer", "Units", "chain", "levels", "to_graph", "write_out"]
 
 Map = AffineMap[Value]
 
@@ -48,10 +50,12 @@ class Layer:
     Args:
         units: Its rows, by the value that they compute or carry.
         before: The units of the layer before, its columns.
+        bounds: Of its rows, in a box that the chain is for. Default: None, as the chain is for all inputs.
     """
 
     units: dict[Value, Units]
     before: dict[Value, Units]
+    bounds: Interval | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -114,6 +118,15 @@ def chain(graph: Graph) -> list[Layer]:
     return _Chain(graph).layers()
 
 
+def levels(graph: Graph) -> dict[Value, int]:
+    """The number of ReLUs on the longest path to each value."""
+    level = dict.fromkeys(graph.inputs, 0)
+    for node in graph.nodes:
+        [output] = node.outputs
+        level[output] = max((level[value] for value in node.inputs), default=0) + (not isinstance(node, Piece))
+    return level
+
+
 def to_graph(layers: Sequence[Layer]) -> Graph:
     """The graph that computes what the layers of a chain do; each pair is one value."""
     graph = Graph()
@@ -131,13 +144,18 @@ def to_graph(layers: Sequence[Layer]) -> Graph:
 
 
 def write_out(layers: Sequence[Layer]) -> Iterator[tuple[Layer, Matrix, Array]]:
-    """The matrix and the bias of each layer, the last one first, without the units that no layer reads."""
+    """Each layer, its matrix and its bias, the last one first, without the units that no layer reads.
+
+    The layer has the bounds of the rows that are left.
+    """
     read = None
     for number, layer in reversed(list(enumerate(layers))):
         matrix, bias = layer.matrix(), layer.bias
         if read is not None:
             kept = np.flatnonzero(read)
             matrix, bias = Sparse(compose(Selection(kept, len(read)), matrix).csr()), bias[kept]
+            if layer.bounds is not None:
+                layer = dataclasses.replace(layer, bounds=Interval(*(bound[kept] for bound in layer.bounds)))
         used = matrix.counts(0) > 0
         read = used if number and used.any() and not used.all() else None
         if read is not None:
@@ -151,15 +169,12 @@ class _Chain:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.producer = graph.producer
-        # The number of ReLUs on the longest path to each value; and which values are known to be >= 0.
-        self.level = dict.fromkeys(graph.inputs, 0)
+        self.level = levels(graph)
+        # Which values are known to be >= 0.
         self.positive: set[Value] = set()
         for node in graph.nodes:
-            [output] = node.outputs
-            level = max((self.level[value] for value in node.inputs), default=0)
-            self.level[output] = level + (not isinstance(node, Piece))
             if not isinstance(node, Piece) or self.is_positive(node.map):
-                self.positive.add(output)
+                self.positive.update(node.outputs)
         # What the units of each value compute where it first appears, and the last layer that reads it.
         self.units: dict[Value, Units] = {}
         self.last: dict[Value, int] = {}

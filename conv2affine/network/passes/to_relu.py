@@ -24,12 +24,11 @@ from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.passes.simplify import replace_inputs
 from conv2affine.network.rules import formulas as rules
 from conv2affine.network.rules.moves import selection
+from conv2affine.network.rules.operands import LARGE_BOUND
 
 __all__ = ["to_relu"]
 
 Map = AffineMap[Value]
-# x - low carries the rounding error of low. Up to this bound, that is a few roundings of an x of about 1.
-LARGE_BOUND = 8.0
 
 
 def to_relu(graph: Graph, dtype: torch.dtype, kinds: Container[str] | None = None) -> Graph:
@@ -43,15 +42,15 @@ def to_relu(graph: Graph, dtype: torch.dtype, kinds: Container[str] | None = Non
     largest = torch.finfo(dtype).max
     names: dict[Value, Value] = {}
     nodes: list[Node] = []
-    biases: dict[Value, Any] = {}
+    sizes: dict[Value, Any] = {}
     for old in graph.nodes:
         node = replace_inputs(old, names)
         if isinstance(node, Piece):
-            biases[node.output] = np.abs(node.map.bias)
+            sizes[node.output] = _size(node.map, sizes)
         if isinstance(node, Step) and node.kind != "relu" and (kinds is None or node.kind in kinds):
             part = Graph()
             origin = (*node.origin, node.kind)[0]
-            writer = _Writer(part, origin, largest, biases)
+            writer = _Writer(part, origin, largest, sizes)
             result = RULES[node.kind](writer, *map(_identity, node.inputs), **node.parameters)
             names[node.outputs[0]] = part.add_piece(result, node.outputs[0].shape, origin)
             nodes += part.nodes
@@ -67,12 +66,12 @@ class _Writer:
     graph: Graph
     origin: str
     largest: float
-    biases: Mapping[Value, Any]
+    sizes: Mapping[Value, Any]
 
-    def bias(self, map: Map) -> Any:
-        """The absolute constant in each element of a value."""
+    def size(self, map: Map) -> Any:
+        """How large the constants and factors are in each element of a value."""
         [source] = map.terms
-        return self.biases.get(source, np.zeros(map.size))
+        return self.sizes.get(source, np.zeros(map.size))
 
     def value(self, map: Map) -> Value:
         """The value of a map."""
@@ -82,6 +81,15 @@ class _Writer:
         """The ReLU of a map."""
         value = self.graph.add_step("relu", [self.value(map)], (1, map.size), origin=self.origin)
         return _identity(value)
+
+
+def _size(map: Map, sizes: Mapping[Value, Any]) -> Any:
+    """The largest of the constant and of the factors that make each element; roughly, and 0 for usual factors."""
+    largest = 0.0
+    for source, matrix in map.terms.items():
+        factor = max((float(abs(part).max()) for part in matrix.numbers if len(part)), default=1.0)
+        largest = max(largest, factor * max(1.0, float(np.max(sizes.get(source, 0), initial=0))))
+    return np.maximum(abs(map.bias), largest if largest > LARGE_BOUND else 0)
 
 
 def _identity(value: Value) -> Map:
@@ -144,7 +152,7 @@ def _minimum(writer: _Writer, a: Map, b: Map) -> Map:
 
 def _smaller_first(writer: _Writer, a: Map, b: Map) -> tuple[Map, Map]:
     """The operands, swapped where a has the large constant: a + relu(b - a) loses the digits of b where a is -1e9."""
-    is_large = _is_large(writer.bias(a), writer.bias(b))
+    is_large = _is_large(writer.size(a), writer.size(b))
     if not is_large.any():
         return a, b
     return _where(~is_large, a) + _where(is_large, b), _where(~is_large, b) + _where(is_large, a)
@@ -156,7 +164,7 @@ def _is_large(bias: Any, other: Any) -> Any:
 
 def _window_max(writer: _Writer, x: Map, windows: Any) -> Map:
     """A tree: each round halves the windows; a pair that occurs in several of them is compared once."""
-    bias = writer.bias(x)
+    bias = writer.size(x)
     while windows.shape[1] > 1:
         windows = -np.sort(-windows, axis=1)  # -1 comes last
         if windows.shape[1] % 2:

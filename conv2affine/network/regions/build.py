@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from itertools import chain, count
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -13,6 +13,7 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
+from conv2affine.convolution.layouts import NAMES, Layout, named_layout
 from conv2affine.network.graph import Graph, Piece
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.passes.ends import slices
@@ -32,16 +33,14 @@ from conv2affine.network.vectors import check_floats, with_vectors
 
 __all__ = ["linear_region"]
 
-LAYOUTS = ("dense", "sparse")
+LAYOUTS = (*NAMES, *NAMES.values())
 # Of A x + b - model(x), in float64, relative to the terms of the sum.
 TOLERANCE = 1e-9
 
 
 @alone
 @on_cpu
-def linear_region(
-    model: Model, x: Any, *, layout: Literal["dense", "sparse"] = "dense", dtype: torch.dtype | None = None
-) -> LinearRegion:
+def linear_region(model: Model, x: Any, *, layout: Layout = "dense", dtype: torch.dtype | None = None) -> LinearRegion:
     """The affine map that a network of affine and piecewise-linear steps is around a point, and where it holds.
 
         model(x).flatten(1) == x.flatten(1) @ weight.T + bias    for all x with G @ x.flatten() <= h
@@ -52,7 +51,7 @@ def linear_region(
         model: As in `to_mlp`.
         x: The point: a tensor or a tuple of tensors, a batch of one sample, as `model` takes them. Or a batch of
             several points, which are computed together.
-        layout: Of `weight`: "dense" or "sparse" (CSR, for one point). Default: "dense".
+        layout: Of `weight`: "dense" or "sparse" (CSR, for one point), or `torch`'s for these. Default: "dense".
         dtype: Of `weight`, `bias` and `constraints`. All is computed in float64 and rounded once. Default: that in
             which `model` computes most.
 
@@ -94,7 +93,7 @@ def linear_region(
         raise ValueError("the model must be finite at x, and has outputs that are infinite or NaN")
     bias = local.forward(np.zeros((1, 1, local.shape[1])))[0][:, 0]
     like = torch.empty(0, dtype=dtype or network.dtype, device=network.device)
-    weight = _weight(local, points, bias, layout, like)
+    weight = _weight(local, points, bias, named_layout(layout), like)
     pattern, ties = _patterns(local, network.device)
     ends = slices(original.graph.inputs), slices(original.graph.outputs)
     return LinearRegion(weight, of_points(bias, like.device).to(like.dtype), pattern, ties, *ends, local)
@@ -106,17 +105,17 @@ def _apart(graph: Graph) -> Graph:
     return copy.deepcopy(dataclasses.replace(graph, nodes=nodes))
 
 
-def _weight(local: LocalMap, points: Array, bias: Array, layout: str, like: Tensor) -> Tensor:
+def _weight(local: LocalMap, points: Array, bias: Array, layout: torch.layout, like: Tensor) -> Tensor:
     """The matrices, some of their rows at a time; checked against the outputs."""
     shape = outputs, inputs = local.shape
-    if layout == "sparse":
+    if layout is torch.sparse_csr:
         if len(points) > 1:
             raise ValueError(f'layout ("sparse") must be "dense" for {len(points)} points; or take x[i : i + 1]')
         needed, advice = csr_bytes(*shape, local.entries()[0]), "let the model give fewer outputs"
     else:
         needed, advice = len(points) * outputs * inputs * like.itemsize, 'choose layout="sparse", or fewer points'
     check_bytes(f"weight of {outputs} x {inputs} elements for {len(points)} points", needed, advice)
-    dense = torch.empty(len(points), *shape, dtype=like.dtype) if layout == "dense" else None
+    dense = torch.empty(len(points), *shape, dtype=like.dtype) if layout is torch.strided else None
     blocks = [csr_array((0, inputs))]
     for part, rows in local.rows():
         terms = rows * points[:, None]

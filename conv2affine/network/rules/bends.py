@@ -3,6 +3,8 @@
 A function that does not jump is, for any knot t of it with slopes `left` and `right` around it,
 
 f(c) = f(t) + right * relu(c - t) - left * relu(t - c) + sum over knots s > t of bend * relu(c - s), s < t, relu(s - c)
+
+and where knots are far away, with the line of 0 in the place of the first three terms and 0 in that of t.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import numpy as np
 
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.matrix import Array
-from conv2affine.network.rules.operands import Context, Map, NoRuleError, scaled, step
+from conv2affine.network.rules.operands import LARGE_BOUND, Context, Map, NoRuleError, scaled, step
 from conv2affine.network.rules.piecewise import Piecewise
 
 Function = Callable[..., Piecewise]
@@ -44,6 +46,8 @@ def write(context: Context, base: Map, function: Piecewise) -> Map:
         bent = step(context, kind, value, **parameters)
         return _times(AffineMap.identity(bent, bent.size), scale, context.shape)
 
+    if abs(knots).max(initial=0) > LARGE_BOUND:
+        return _from_zero(base, function, units, context.shape)
     if not len(knots):
         return _times(base, slopes[0], context.shape) + AffineMap.constant(function.offsets[0])
     pivot = min(range(len(knots)), key=lambda k: (slopes[k].any() + slopes[k + 1].any(), abs(knots[k]).max()))
@@ -57,6 +61,17 @@ def write(context: Context, base: Map, function: Piecewise) -> Map:
     for number, (other, bend) in enumerate(zip(knots, slopes[1:] - slopes[:-1], strict=True)):
         if number != pivot:
             total += units("relu", other, 1 if number > pivot else -1, bend)
+    return total
+
+
+def _from_zero(base: Map, function: Piecewise, units: Callable[..., Map], shape: tuple[int, ...]) -> Map:
+    """The map of a function from the line that holds at 0: c - t loses the digits of c, where |t| is much larger."""
+    knots, slopes = function.knots, function.slopes
+    line = (knots < 0).sum(0, keepdims=True)
+    slope, offset = (np.take_along_axis(part, line, 0)[0] for part in (slopes, function.offsets))
+    total = _times(base, slope, shape) + AffineMap.constant(offset)
+    for knot, bend in zip(knots, slopes[1:] - slopes[:-1], strict=True):
+        total += units("relu", knot, 1, bend * (knot >= 0)) + units("relu", knot, -1, bend * (knot < 0))
     return total
 
 

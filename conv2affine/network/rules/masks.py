@@ -28,6 +28,8 @@ from conv2affine.network.torch.importing.call import Slot
 __all__ = ["multiply", "where"]
 
 PRODUCTS, CHOICES = ("mul", "Mul"), ("where", "Where")
+# Of masks that were cast to whole numbers: the sign of the second operand.
+SUMS = {"add": 1, "Add": 1, "sub": -1, "Sub": -1}
 # How many values are looked at, and how many bases are tried, for one operator.
 MAX_VALUES, MAX_BASES = 256, 8
 
@@ -110,6 +112,8 @@ class _Reader:
             return other + Bent(self.zeros(index), self.function(x + other.scaled(-1)) * self.function(mask))
         if name in COMPARISONS:
             parts = [parts[0] + parts[1].scaled(-1)]
+        if name in SUMS:
+            return parts[0] + parts[1].scaled(SUMS[name])
         functions = [self.function(part) for part in parts]
         if name in PRODUCTS:
             return Bent(self.zeros(index), functions[0] * functions[1])
@@ -172,6 +176,8 @@ def _is_elementwise(node: Any) -> bool:
 
 def _is_known(node: Any) -> bool:
     """Whether a node is an operator that makes piecewise-linear functions of such."""
+    if isinstance(node, Kept) and node.kind in SUMS:
+        return not getattr(node.call, "kwargs", {})  # alpha
     return isinstance(node, Step | Kept) and node.kind in (*FUNCTIONS, *PRODUCTS, *CHOICES)
 
 

@@ -24,6 +24,7 @@ from conv2affine.network.rules.formulas import diagonal
 from conv2affine.network.rules.moves import follow, selection
 
 __all__ = [
+    "LARGE_BOUND",
     "Context",
     "Map",
     "NoRuleError",
@@ -48,6 +49,8 @@ Rule = Callable[..., Any]
 UNBOUNDED = {"low": -np.inf, "high": np.inf}
 # What a rule may write out: its windows, the numbers of its elements, a matrix along an axis.
 MAX_NUMBERS = 2**24
+# x - low is off by roundings of low. Up to here that is no more than a few roundings of an x of about 1.
+LARGE_BOUND = 8.0
 
 
 class NoRuleError(Exception):

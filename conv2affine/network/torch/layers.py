@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from conv2affine.convolution.layouts import NAMES
 from conv2affine.convolution.sizes import INT32_MAX, layout_sizes
 from conv2affine.matrix import to_matrix
 from conv2affine.network.matrices.layers import Convolution, Repeated
@@ -17,8 +18,8 @@ from conv2affine.sparse_linear import SparseLinear
 
 __all__ = ["LAYOUTS", "NetworkLayout", "choose_layout", "layer", "layout_bytes", "row_chunks"]
 
-NetworkLayout = Literal["auto", "dense", "sparse"]
-LAYOUTS = ("auto", "dense", "sparse")
+NetworkLayout = Literal["auto", "dense", "sparse"] | torch.layout
+LAYOUTS = ("auto", *NAMES, *NAMES.values())
 # Below this a dense matrix is faster, and easier to read.
 SMALL_BYTES = 2**20
 # Layers above this are shared by all ranks: each gathers the outputs, which takes longer than a small product.
@@ -37,19 +38,20 @@ class Sized(Protocol):
 def layout_bytes(matrix: Sized, dtype: torch.dtype) -> dict[str, int]:
     """Bytes of each layout."""
     sizes = layout_sizes(*matrix.shape, matrix.nnz, dtype)
-    names = {"dense": torch.strided, "sparse": torch.sparse_csr}
-    return {name: next(size.bytes for size in sizes if size.layout is layout) for name, layout in names.items()}
+    return {name: next(size.bytes for size in sizes if size.layout is layout) for name, layout in NAMES.items()}
 
 
 def choose_layout(matrix: Sized, dtype: torch.dtype, layout: NetworkLayout, ranks: int = 1) -> str:
-    """The layout asked for; for "auto" the sparse one, unless the dense one is small or hardly larger.
+    """The name of the layout asked for; for "auto" the sparse one, unless the dense one is small or hardly larger.
 
     A large layer of several ranks is "sharded": each has the sparse matrix of its rows.
     """
     if layout == "auto":
         sizes = layout_bytes(matrix, dtype)
-        layout = "dense" if sizes["dense"] <= max(SMALL_BYTES, 2 * sizes["sparse"]) else "sparse"
-    return "sharded" if ranks > 1 and layout_bytes(matrix, dtype)[layout] > SHARED_BYTES else layout
+        name = "dense" if sizes["dense"] <= max(SMALL_BYTES, 2 * sizes["sparse"]) else "sparse"
+    else:
+        name = next(name for name, same in NAMES.items() if layout in (name, same))
+    return "sharded" if ranks > 1 and layout_bytes(matrix, dtype)[name] > SHARED_BYTES else name
 
 
 def layer(matrix: Matrix, bias: Array | None, dtype: torch.dtype, layout: NetworkLayout = "auto") -> nn.Linear:

@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from conv2affine.network.matrices.matrix import Array, Matrix
 
-__all__ = ["Affine", "Container", "PerSample"]
+__all__ = ["Affine", "BoxChain", "Container", "PerSample"]
 
 
 class Container(nn.Module):
@@ -73,3 +73,13 @@ class Affine(nn.Module):
         """(batch, cols) -> (batch, rows), on the device of the input."""
         y = self.matrix.apply(input.double().cpu().numpy())
         return torch.from_numpy(y if self.bias is None else y + self.bias).to(input.device)
+
+
+class BoxChain(nn.Sequential):
+    """A chain that is equal to a model in a box of inputs, and not outside of it."""
+
+    where = ""  # the box, for people to read
+
+    def extra_repr(self) -> str:
+        """The box; of a slice of the chain, nothing."""
+        return self.where and f"for {self.where}"

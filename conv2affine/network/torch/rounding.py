@@ -8,9 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.node import map_aggregate
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from conv2affine.convolution.product import in_chunks
 
 __all__ = ["WIDE", "WIDER", "InDouble", "Noise", "wider"]
 
@@ -84,40 +88,91 @@ class Noise(TorchDispatchMode):  # type: ignore[no-untyped-call]
 class InDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within it, all that depends on inputs is also computed in float64, whatever dtype an operator is asked for.
 
-    All else is computed as usual.
+    All else is computed as usual, except what a function that inputs reach computes of constants alone inside, as
+    complex convolutions do.
 
     Args:
         inputs: The inputs, which the model may write to.
-        noise: For further computations in float64.
-        runs: Number of these.
+        noise: For the computation in float64. Default: None.
     """
 
-    def __init__(self, inputs: Iterable[Tensor], noise: Noise, runs: int) -> None:
+    def __init__(self, inputs: Iterable[Tensor], noise: Noise | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.noise, self.runs = noise, range(runs + 1)
+        self.noise = noise
         self.values = WeakTensorKeyDictionary(
-            {x: [wider(x.clone()), *(noise.moved(wider(x), None) for _ in range(runs))] for x in inputs}
+            {x: noise.moved(wider(x), None) if noise else wider(x.clone()) for x in inputs}
         )
+        self.functions = _Functions(self)
 
-    def exact(self, item: Any, run: int = 0) -> Any:
-        """A tensor in float64, without noise or as in one of the runs with it; dtypes are widened, all else stays."""
-        return self.values[item][run] if isinstance(item, Tensor) and item in self.values else wider(item)
+    def __enter__(self) -> InDouble:
+        self.functions.__enter__()  # type: ignore[no-untyped-call]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self.functions.__exit__(*error)  # type: ignore[no-untyped-call]
+
+    def reaches(self, *leaves: Any) -> bool:
+        """Whether inputs reach any of these."""
+        return any(isinstance(x, Tensor) and x in self.values for x in leaves)
+
+    def exact(self, item: Any) -> Any:
+        """A tensor in float64; dtypes are widened, all else stays."""
+        return self.values[item] if isinstance(item, Tensor) and item in self.values else wider(item)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        leaves, structure = pytree.tree_flatten((args, kwargs or {}))
-        if not any(isinstance(x, Tensor) and x in self.values for x in leaves):
-            return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        tensors: list[Tensor] = []
+        map_aggregate((args, kwargs), lambda x: tensors.append(x) if isinstance(x, Tensor) else None)
+        if not self.reaches(*tensors) and not (self.functions.is_reached and _rounds(func)):
+            return func(*args, **kwargs)
         for argument, x in zip(func._schema.arguments, args, strict=False):
             if argument.is_write and isinstance(x, Tensor) and x not in self.values and x.dtype in WIDER:
                 raise TypeError(f"{func} would write to {x.dtype} what is computed in float64")
-        values = []
-        constants = [x if isinstance(x, Tensor) and x in self.values else wider(x) for x in leaves]
-        for run in self.runs:
-            given, options = pytree.tree_unflatten([self.exact(x, run) for x in constants], structure)
-            results = func(*given, **options)
-            values.append(pytree.tree_leaves(self.noise.disturbed(func, results) if run else results))
-        results = func(*args, **(kwargs or {}))
-        for result, *exact in zip(pytree.tree_leaves(results), *values, strict=True):
+        given: Any = (args, kwargs)
+        wide_args, wide_kwargs = map_aggregate(given, self.exact)
+        exact = _in_double(func, wide_args, wide_kwargs)
+        if self.noise:
+            exact = self.noise.disturbed(func, exact)
+        results = func(*args, **kwargs)
+        for result, value in zip(_leaves(results), _leaves(exact), strict=True):
             if isinstance(result, Tensor):
-                self.values[result] = exact
+                self.values[result] = value
         return results
+
+
+def _in_double(func: Any, args: Any, kwargs: Any) -> Any:
+    """The results of an operator in float64."""
+    if func is torch.ops.aten.convolution.default and not kwargs:
+        return in_chunks(lambda x: func(x, *args[1:]), args[0], args[1])
+    return func(*args, **kwargs)
+
+
+def _leaves(results: Any) -> Any:
+    """What an operator gives, one by one."""
+    return [results] if isinstance(results, Tensor) else pytree.tree_leaves(results)
+
+
+def _rounds(func: Any) -> bool:
+    """Whether an operator is neither a cast nor a view, and does not write to its arguments."""
+    return func.overloadpacket.__name__ != "_to_copy" and not any(each.alias_info for each in func._schema.returns)
+
+
+class _Functions(TorchFunctionMode):
+    """Knows whether a function of PyTorch that inputs reach runs at present."""
+
+    def __init__(self, double: InDouble) -> None:
+        super().__init__()
+        self.double, self.is_reached = double, False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = self.is_reached
+        self.is_reached = before or self.double.reaches(*pytree.tree_leaves((args, kwargs)))
+        try:
+            if not self.is_reached:  # within a mode, linalg.eigvalsh computes otherwise
+                with _disable_current_modes():
+                    return func(*args, **(kwargs or {}))
+            return func(*args, **(kwargs or {}))
+        finally:
+            self.is_reached = before

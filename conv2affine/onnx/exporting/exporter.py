@@ -14,6 +14,7 @@ from torch import Tensor
 from conv2affine.network.graph import Graph, Kept, Piece, Step
 from conv2affine.network.matrices.matrix import Matrix, Selection
 from conv2affine.network.passes.chain import Layer, write_out
+from conv2affine.network.proof.forward import Interval
 from conv2affine.network.torch.layers import layer, row_chunks
 from conv2affine.onnx.call import runs_on_vectors
 from conv2affine.onnx.exporting.storage import external_tensor
@@ -64,6 +65,7 @@ class Exporter:
         self.writer = Writer(helper.tensor_dtype_to_np_dtype(self.elem_type), opset, names, data)
         self.values = Values(network, self.writer, is_batched, flat)
         self.gathers = gathers(network.graph)
+        self.bounds: dict[str, Interval | None] = {}  # of the layers of a chain, by the names of what they compute
 
     def graph(self) -> ModelProto:
         """The model of form "graph"."""
@@ -79,27 +81,30 @@ class Exporter:
         made = []
         for item, matrix, bias in write_out(layers):
             origin = item.origin[0] if item.origin else "carried"
-            made.append((origin, *self.layer(matrix, bias, origin)))
+            made.append((item.bounds, origin, *self.layer(matrix, bias, origin)))
         self.writer.initializers.reverse()  # the last layer was the first
         vectors = [self.values.vector(value) for value in self.network.graph.inputs]
         x = vectors[0] if len(vectors) == 1 else self.writer.call("Concat", vectors, "inputs", axis=1)
-        for origin, weight, offset in reversed(made[1:]):
-            x = self.writer.call("Relu", [self.writer.linear(x, weight, offset, origin)], origin)
-        origin, weight, offset = made[0]
-        self.last(x, weight, offset, origin)
+        for bounds, origin, weight, offset in reversed(made[1:]):
+            x = self.writer.linear(x, weight, offset, origin)
+            self.bounds[x] = bounds
+            x = self.writer.call("Relu", [x], origin)
+        bounds, origin, weight, offset = made[0]
+        self.bounds[self.last(x, weight, offset, origin)] = bounds
         return self.finish("mlp")
 
-    def last(self, x: str, weight: Any, bias: Any, origin: str) -> None:
-        """The last layer of a chain, and its results for each output."""
+    def last(self, x: str, weight: Any, bias: Any, origin: str) -> str:
+        """The name of the last layer of a chain, whose elements become the outputs."""
         outputs = self.network.graph.outputs
         ends = zip(self.values.output_shapes, self.network.outputs, strict=True)
         wishes = [tensor.name if self.values.is_flat(shape) else None for shape, tensor in ends]
         if len(outputs) == 1:
             self.values.flat[outputs[0]] = self.writer.linear(x, weight, bias, origin, wishes[0])
-            return
+            return self.values.flat[outputs[0]]
         joined = self.writer.linear(x, weight, bias, origin)
         names = self.writer.split(joined, [value.size for value in outputs], wishes)
         self.values.flat.update(zip(outputs, names, strict=True))
+        return joined
 
     def layer(self, matrix: Matrix, bias: Any, origin: str) -> tuple[str, str]:
         """Names of the weight and the bias of a layer."""

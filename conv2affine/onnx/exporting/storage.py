@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,7 +13,9 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto, external_data_helper, helper
 
-__all__ = ["SMALL", "check_target", "data_of", "external_tensor", "publish", "save"]
+from conv2affine.network.proof.forward import Interval
+
+__all__ = ["SMALL", "check_target", "data_of", "external_tensor", "publish", "save", "save_bounds"]
 
 LARGE = 2**27  # bytes of layers: a model with more has them in a file of their own
 ALIGNMENT = 64
@@ -134,3 +136,10 @@ def external_tensor(file: BinaryIO, name: str, shape: Sequence[int], dtype: Any,
     for key, value in (("location", location), ("offset", start), ("length", file.tell() - start)):
         entry.external_data.add(key=key, value=str(value))
     return entry
+
+
+def save_bounds(bounds: Mapping[str, Interval], path: Path) -> None:
+    """Write a NumPy file with the arrays NAME.low and NAME.high for each layer."""
+    arrays = {f"{name}.{end}": array for name, pair in bounds.items() for end, array in pair._asdict().items()}
+    with path.open("wb") as file:  # NumPy adds .npz to names without it
+        np.savez_compressed(file, **arrays)

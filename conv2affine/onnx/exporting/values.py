@@ -32,7 +32,7 @@ class Values:
         self.wishes = {
             value: tensor.name
             for value, shape, tensor in zip(graph.outputs, self.output_shapes, network.outputs, strict=True)
-            if self.is_flat(shape) and value not in graph.inputs
+            if self.is_flat(shape)
         }
         for value, tensor in zip(graph.inputs, network.inputs, strict=True):
             if are_vectors:

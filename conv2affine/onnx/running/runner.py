@@ -80,6 +80,7 @@ def _onnxruntime(model: ModelProto | Path) -> Run:
     options.log_severity_level = 4
     options.add_session_config_entry("session.disable_prepacking", "1")  # it copies the layers
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # runs once
+    options.enable_mem_pattern = False  # planning it takes time quadratic in the number of layers
     try:
         source = str(model) if isinstance(model, Path) else model.SerializeToString()
         session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])

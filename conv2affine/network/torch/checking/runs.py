@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,8 +21,10 @@ __all__ = [
     "Apart",
     "exact_outputs",
     "expected_outputs",
+    "model_scales",
     "piece_outputs",
     "result_outputs",
+    "result_scales",
     "run",
     "samples",
 ]
@@ -82,18 +83,9 @@ class Apart(nn.Module):
         return list(torch.split(vector, self.sizes, 1))
 
 
-def result_outputs(
-    result: nn.Module, inputs: Sequence[Tensor], eps: float, flat: bool
-) -> tuple[list[Any], list[Tensor | float]]:
-    """The outputs of the result, and the scale of each of their elements: what it computes inside may be larger."""
-    got = _leaves(result(*inputs), flat)
-    with Noise(COARSE * eps):
-        moved = _leaves(result(*(x.repeat(RUNS, *[1] * (x.dim() - 1)) for x in inputs)), flat)
-    scales: list[Tensor | float] = []
-    for a, b in zip(got, moved, strict=True):
-        has_rows = isinstance(a, Tensor) and b.shape == (RUNS * len(inputs[0]), *a.shape[1:])
-        scales.append(scale(a, list(b.unflatten(0, (RUNS, -1))), COARSE * eps) if has_rows else 0)
-    return got, scales
+def result_outputs(result: nn.Module, inputs: Sequence[Tensor], flat: bool) -> list[Any]:
+    """The outputs of the result."""
+    return _leaves(result(*inputs), flat)
 
 
 def piece_outputs(network: TorchNetwork, inputs: Sequence[Tensor], expected: list[Any], flat: bool) -> list[Any]:
@@ -111,28 +103,58 @@ def piece_outputs(network: TorchNetwork, inputs: Sequence[Tensor], expected: lis
 
 
 def exact_outputs(
-    model: nn.Module, inputs: Sequence[Tensor], expected: list[Any], eps: float, flat: bool
-) -> tuple[list[Any], list[Any], bool]:
-    """The outputs in float64, the scale of each of their elements, and whether the model can run in float64 at all.
-
-    The scale is how far an element moves, for one unit of noise.
-    """
-    is_double = True
-    copies = [x.clone() for x in inputs]
+    model: nn.Module, inputs: Sequence[Tensor], expected: list[Any], flat: bool
+) -> tuple[list[Any], bool]:
+    """The outputs in float64, or as they are expected; and whether the model can run in float64 at all."""
     try:
-        with InDouble(copies, Noise(eps), RUNS) as double, users_device(inputs):
-            outputs = model(*copies)
-        exact, *moved = (
-            _leaves(pytree.tree_map(partial(double.exact, run=run), outputs), flat) for run in range(RUNS + 1)
-        )
+        exact = _in_double(model, inputs, None, flat)
         if any(isinstance(a, Tensor) and a.shape != b.shape for a, b in zip(expected, exact, strict=True)):
             raise TypeError("the bytes of float64 are not those of the model's dtype")
     except Exception:  # an operator has no float64, or writes to constants of another dtype
-        exact, is_double, eps = expected, False, COARSE * eps
-        with Noise(eps):
-            moved = [run(model, inputs, flat) for _ in range(RUNS)]
-    scales = [scale(a, runs, eps) if isinstance(a, Tensor) else 0 for a, *runs in zip(exact, *moved, strict=True)]
-    return exact, scales, is_double
+        return expected, False
+    return exact, True
+
+
+def model_scales(
+    model: nn.Module, inputs: Sequence[Tensor], exact: list[Any], is_double: bool, eps: float, flat: bool
+) -> Iterator[list[Any]]:
+    """The scale of each element of the outputs, measured without noise, with one run with noise, and with all runs.
+
+    The scale is how far an element moves, for one unit of noise. No scale is less than the one before.
+    """
+    eps = eps if is_double else COARSE * eps
+    noise: Noise | None = None
+    moved: list[list[Any]] = []
+    for runs in (0, 1, RUNS):
+        while len(moved) < runs:
+            noise = noise or Noise(eps)
+            if is_double:
+                moved.append(_in_double(model, inputs, noise, flat))
+            else:
+                with noise:
+                    moved.append(run(model, inputs, flat))
+        yield [scale(a, others, eps) if isinstance(a, Tensor) else 0 for a, *others in zip(exact, *moved, strict=True)]
+
+
+def result_scales(
+    result: nn.Module, inputs: Sequence[Tensor], got: list[Any], eps: float, flat: bool
+) -> list[Tensor | float]:
+    """The scale of each element of the outputs of the result: what it computes inside may be larger."""
+    with Noise(COARSE * eps):
+        moved = _leaves(result(*(x.repeat(RUNS, *[1] * (x.dim() - 1)) for x in inputs)), flat)
+    scales: list[Tensor | float] = []
+    for a, b in zip(got, moved, strict=True):
+        has_rows = isinstance(a, Tensor) and b.shape == (RUNS * len(inputs[0]), *a.shape[1:])
+        scales.append(scale(a, b.unflatten(0, (RUNS, -1)), COARSE * eps) if has_rows else 0)
+    return scales
+
+
+def _in_double(model: nn.Module, inputs: Sequence[Tensor], noise: Noise | None, flat: bool) -> list[Any]:
+    """The outputs in float64 for copies of inputs."""
+    copies = [x.clone() for x in inputs]
+    with InDouble(copies, noise) as double, users_device(inputs):
+        outputs = model(*copies)
+    return _leaves(pytree.tree_map(double.exact, outputs), flat)
 
 
 def run(model: nn.Module, inputs: Sequence[Tensor], flat: bool) -> list[Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +25,10 @@ from conv2affine.network.torch.checking.runs import (
     Apart,
     exact_outputs,
     expected_outputs,
+    model_scales,
     piece_outputs,
     result_outputs,
+    result_scales,
     run,
     samples,
 )
@@ -43,6 +46,7 @@ def verify(
     dtype: torch.dtype,
     *,
     flat: bool = False,
+    only: bool = False,
 ) -> None:
     """Compare a result with the model, on example inputs and on random ones of several scales.
 
@@ -56,42 +60,79 @@ def verify(
         network: That of `model`, with the graph that the result computes.
         dtype: The dtype in which the result computes what the model computes in the first of its dtypes.
         flat: Whether the result takes and returns one vector per sample, of all inputs and outputs of the model.
+        only: Whether they are compared on `inputs` only.
 
     Raises:
         ValueError: If the model does not take any batch, mixes its samples, returns anything but one row per
             sample, has infinities that linear layers spread, or does not repeat its results.
         RuntimeError: If the results differ by more than rounding.
     """
-    inputs = samples(inputs)
-    eps = max(EPS, *(torch.finfo(each).eps for each in (dtype, *network.dtypes)))
-    tolerance = tolerance_of(eps)
+    inputs = inputs if only else samples(inputs)
     dtypes = {network.dtype: dtype}
-    floor = OWN_ROUNDINGS * max(torch.finfo(each).tiny * torch.finfo(each).eps for each in (dtype, *network.dtypes))
+    finfos = [torch.finfo(each) for each in (dtype, *network.dtypes)]
+    eps = max(EPS, *(each.eps for each in finfos))
     with unchanged(model), torch.no_grad():
-        expected = expected_outputs(model, inputs, tolerance, flat)
+        expected = expected_outputs(model, inputs, tolerance_of(eps), flat)
         taken = [x.to(each) for x, each in zip(inputs, network.input_dtypes, strict=True)]
         own = [x.to(dtypes.get(x.dtype, x.dtype)) for x in taken]
-        got, own_scales = result_outputs(Apart(result, expected) if flat else result, own, eps, flat)
-        exact, scales, is_double = exact_outputs(model, inputs, expected, eps, flat)
-        pieces = piece_outputs(network, taken, expected, flat)
-        outputs = zip(expected, got, exact, pieces, scales, own_scales, strict=True)
-        for number, (a, b, c, d, size, own_size) in enumerate(outputs):
-            is_compared = isinstance(a, Tensor) and a.shape == b.shape
-            drift = distance(a, c) if is_compared else 0
-            if is_compared:
-                own_size = own_part(own_size, size)
-            allowed = tolerance * size + OWN_ROUNDINGS * eps * own_size + drift + floor if is_compared else 0
-            problem = difference(a, b, allowed)
-            wanted = dtypes.get(a.dtype, a.dtype) if isinstance(a, Tensor) else None
-            if not problem and wanted is not getattr(b, "dtype", None):
-                problem = f"{b.dtype} for {wanted}"
-            if not problem and is_compared and d is not None:
-                # Some models compute something else in float64, such as those that read the limits of their dtype.
-                allowed = (EXACT if is_double else tolerance) * (size + own_size)
-                problem = difference(torch.where(drift <= tolerance * size, c, d), d, allowed)
-                problem = problem and f"{problem} in float64"
-            if problem:
-                _refuse(model, inputs, number, problem, tolerance, flat)
+        result = Apart(result, expected) if flat else result
+        got = result_outputs(result, own, flat)
+        exact, is_double = exact_outputs(model, inputs, expected, flat)
+        limits = _Limits(eps, OWN_ROUNDINGS * max(each.tiny * each.eps for each in finfos), is_double, dtypes)
+        outputs = list(zip(expected, got, exact, piece_outputs(network, taken, expected, flat), strict=True))
+        # What passes by a small scale passes by a larger one too: noise costs most of the time, and is rarely needed.
+        for scales in model_scales(model, inputs, exact, is_double, eps, flat):
+            if not _first_problem(limits, outputs, scales, [0] * len(scales)):
+                return
+        found = _first_problem(limits, outputs, scales, result_scales(result, own, got, eps, flat))
+        if found:
+            _refuse(model, inputs, *found, tolerance_of(eps), flat)
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """What two outputs may differ by.
+
+    Args:
+        eps: One rounding of the roughest dtype.
+        floor: What rounding may do to any number, however small.
+        is_double: Whether the model can run in float64.
+        dtypes: What the result computes in another dtype than the model.
+    """
+
+    eps: float
+    floor: float
+    is_double: bool
+    dtypes: Mapping[torch.dtype, torch.dtype]
+
+
+def _first_problem(
+    limits: _Limits, outputs: Sequence[tuple[Any, Any, Any, Any]], scales: Sequence[Any], own_scales: Sequence[Any]
+) -> tuple[int, str] | None:
+    """The first output that differs by more than rounding, and how."""
+    for number, (four, size, own_size) in enumerate(zip(outputs, scales, own_scales, strict=True)):
+        problem = _problem(limits, *four, size, own_size)
+        if problem:
+            return number, problem
+    return None
+
+
+def _problem(limits: _Limits, a: Any, b: Any, c: Any, d: Any, size: Any, own_size: Any) -> str:
+    """How an output of the model, a, and that of the result, b, differ; or c and d, the same two in float64."""
+    if not isinstance(a, Tensor) or a.shape != b.shape:
+        return difference(a, b, 0)
+    tolerance = tolerance_of(limits.eps)
+    drift, own_size = distance(a, c), own_part(own_size, size)
+    problem = difference(a, b, tolerance * size + OWN_ROUNDINGS * limits.eps * own_size + drift + limits.floor)
+    wanted = limits.dtypes.get(a.dtype, a.dtype)
+    if not problem and wanted is not b.dtype:
+        problem = f"{b.dtype} for {wanted}"
+    if not problem and d is not None:
+        # Some models compute something else in float64, such as those that read the limits of their dtype.
+        allowed = (EXACT if limits.is_double else tolerance) * (size + own_size)
+        problem = difference(torch.where(drift <= tolerance * size, c, d), d, allowed)
+        problem = problem and f"{problem} in float64"
+    return problem
 
 
 def _refuse(
@@ -102,7 +143,8 @@ def _refuse(
     if problem == INFINITIES:
         raise ValueError(
             f"output {number} does not have the {INFINITIES} of the model's: linear layers spread them, as 0 * inf is "
-            "NaN; make all constants finite, and no larger than the dtype can hold"
+            "NaN; make all constants finite, and no larger than the dtype can hold; or if what the result computes is "
+            "larger than that, as 65504 in float16, pass dtype=torch.float32"
         )
     raise RuntimeError(f"the result does not equal the model, {problem} in output {number}; please report this")
 

@@ -172,8 +172,9 @@ class _Importer:
         # What is computed in another dtype is rounded there, or is not a number.
         may_be_masks = masks(name, node.args) if len(reached) > 1 else ()
         dtypes = {arg.meta["val"].dtype for arg in reached}
-        if all(arg in may_be_masks for arg in reached if arg.meta["val"].dtype is torch.bool):
-            dtypes.discard(torch.bool)
+        whole = {dtype for dtype in dtypes if not (dtype.is_floating_point or dtype.is_complex)}
+        if all(arg in may_be_masks for arg in reached if arg.meta["val"].dtype in whole):
+            dtypes -= whole
         others = sorted(map(str, dtypes.union(fakes[number].dtype for number in used) - {self.dtypes[0]}))
         rule = find_rule(target)
         reason = f"it is computed in {', '.join(others)}, and most in {self.dtypes[0]}" if rule else ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ __all__ = ["RULES", "find_rule", "masks"]
 # Arguments of schemas that have other names in the rules; None for those whose value does not matter.
 NAMES: dict[str, str | None] = {
     **{"self": "x", "input": "x", "mat2": "other", "dim": "axis", "negative_slope": "slope"},
-    **{"A": "matrix", "B": "other"},
+    **{"A": "matrix", "LU": "matrix", "B": "other"},
     **{"min": "low", "max": "high", "min_val": "low", "max_val": "high", "divisor_override": "divisor"},
     **{"running_mean": "mean", "running_var": "variance"},
     # They matter for shapes, which are known, and for training.
@@ -52,14 +52,42 @@ def instance_norm(context: Context, x: Any, use_input_stats: bool, **options: An
     return arithmetic.batch_norm(context, x, **options)
 
 
+def refused(reason: str) -> Rule:
+    def rule(context: Context, **arguments: Any) -> Any:
+        raise NoRuleError(reason)
+
+    return rule
+
+
 def linear(context: Context, x: Any, weight: Any, bias: Any = None) -> Any:
     return arithmetic.gemm(context, x, weight, bias, transpose_other=True)
 
 
 def solve(context: Context, matrix: Any, other: Any, left: bool = True) -> Any:
+    return _solved(context, torch.linalg.solve, matrix, other, left)
+
+
+def solve_triangular(
+    context: Context, x: Any, other: Any, upper: bool, left: bool = True, unitriangular: bool = False
+) -> Any:
+    function = functools.partial(torch.linalg.solve_triangular, upper=upper, unitriangular=unitriangular)
+    return _solved(context, function, x, other, left)
+
+
+def lu_solve(context: Context, matrix: Any, pivots: Any, other: Any, left: bool = True, adjoint: bool = False) -> Any:
+    function = functools.partial(torch.linalg.lu_solve, adjoint=adjoint)
+    return _solved(context, lambda lu, units: function(lu, pivots, units), matrix, other, left)
+
+
+def cholesky_solve(context: Context, x: Any, input2: Any, upper: bool = False) -> Any:
+    return _solved(context, lambda matrix, units: torch.cholesky_solve(units, matrix, upper), input2, x, True)
+
+
+def _solved(context: Context, function: Callable[[Tensor, Tensor], Tensor], matrix: Any, other: Any, left: bool) -> Any:
+    """The solution of a linear system of a constant: a product with what the unit vectors become."""
     if not isinstance(matrix, Tensor) or matrix.dim() != 2:
         raise NoRuleError("its matrix is not one constant")
-    inverse = torch.linalg.inv(matrix.detach().double())
+    inverse = function(matrix.detach().double(), torch.eye(len(matrix), dtype=torch.float64, device=matrix.device))
     return arithmetic.matmul(context, inverse, other) if left else arithmetic.matmul(context, other, inverse)
 
 
@@ -139,14 +167,15 @@ DIMENSIONS = (1, 2, 3)
 # By the name of the operator, with its overload where only that has the rule.
 RULES: dict[str, Rule] = {
     **dict.fromkeys(MOVING, shapes.move),
-    **dict.fromkeys(("clone", "alias", "_to_copy"), copy),
+    "nan_to_num": copy,  # of numbers
+    **dict.fromkeys(("clone", "alias", "_to_copy", "resolve_conj", "resolve_neg"), copy),
     "cat": cat,
     "index_put": index_put,
     "scatter_add": scatter_add,
     # Arithmetic
     "add": add,
     "sub": subtract,
-    "neg": arithmetic.negate,
+    **dict.fromkeys(("neg", "_neg_view"), arithmetic.negate),
     "mul": arithmetic.multiply,
     "div.Tensor": arithmetic.divide,
     "pow": arithmetic.power,
@@ -157,6 +186,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("matmul", "mm", "bmm"), arithmetic.matmul),
     "addmm": addmm,
     "linalg_solve": solve,
+    "linalg_solve_triangular": solve_triangular,
+    "linalg_lu_solve": lu_solve,
+    "cholesky_solve": cholesky_solve,
     "_trilinear": bilinear,
     **{name: reduction(name) for name in ("sum", "mean")},
     **{name: reduction(name[-3:]) for name in ("amax", "amin")},
@@ -180,6 +212,7 @@ RULES: dict[str, Rule] = {
     # Steps
     **{kind: activations.plain(kind) for kind in ("relu", "abs")},
     **{kind: extremum(kind) for kind in ("maximum", "minimum")},
+    **{f"f{kind[:3]}": extremum(kind) for kind in ("maximum", "minimum")},  # they differ from these for NaN only
     "leaky_relu": activations.leaky_relu,
     "prelu": prelu,
     "rrelu_with_noise_functional": rrelu,
@@ -187,6 +220,9 @@ RULES: dict[str, Rule] = {
     "hardtanh": hardtanh,
     "hardsigmoid": hardsigmoid,
     "threshold": threshold,
+    # What complex numbers become that is not affine
+    "hypot": refused("the absolute value of complex numbers is not piecewise linear"),
+    "complex": refused("its result is complex"),
 }
 
 

@@ -15,8 +15,10 @@ from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
+from conv2affine.network.torch.importing.complex import complex_as_pairs
 from conv2affine.network.torch.importing.constants import fold_constants
 from conv2affine.network.torch.models.advice import reason
+from conv2affine.network.torch.models.assignments import Assignments
 from conv2affine.network.torch.models.held import Named, Program, class_name
 from conv2affine.network.torch.models.surroundings import users_device
 
@@ -26,7 +28,7 @@ aten = torch.ops.aten
 # Not decomposed: a rule covers them, or they say more than what they decompose into.
 UNDECOMPOSED = (
     *("linear", "matmul", "pad", "prelu", "glu", "scaled_dot_product_attention", "layer_norm", "group_norm"),
-    "linalg_solve",
+    *("linalg_solve", "nan_to_num"),
     *("hardswish", "hardsigmoid", "silu", "softplus", "mish", "celu", "selu", "threshold"),
     *("instance_norm", "upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d"),
     *(
@@ -38,10 +40,19 @@ UNDECOMPOSED = (
 
 # What to do, where torch.export fails.
 BRANCHES = "compute with tensors alone, without branches on what is in them, as torch.where(x > 0, a, b)"
-ASSIGNS = (
-    "let forward assign no tensor, as weight.data = ...: pass it to the function, as F.linear(x, torch.renorm(weight, "
-    "2, 0, 1)), or assign it once, before the conversion"
-)
+CAUSES = {
+    "fake tensor": (
+        "a tensor with values is lost",
+        "let forward keep no tensor in an object, change no other tensor's data, and call no torch.vmap: give each "
+        "tensor to the function, as F.linear(x, torch.renorm(weight, 2, 0, 1)), or compute it once, before the "
+        "conversion",
+    ),
+    "linalg_lstsq": ("it does not know linalg.lstsq", "call torch.linalg.pinv(matrix) @ x"),
+    "Size-like symbols: u": (
+        "elements are selected by values of the inputs, as h[h < 0] *= 0.1 does",
+        "choose instead: h = torch.where(h < 0, 0.1 * h, h)",
+    ),
+}
 
 
 def export(model: nn.Module, inputs: tuple[Tensor, ...], state: frozenset[str] = frozenset()) -> ExportedProgram:
@@ -52,17 +63,21 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], state: frozenset[str] =
             if isinstance(model, Program):  # by itself, its operators keep the names of their modules
                 program: ExportedProgram = torch.export.export(model.model, *model.arguments(inputs))
             else:
-                program = torch.export.export(model, inputs)
+                with Assignments():
+                    program = torch.export.export(model, inputs)
             fold_constants(program, state)
             decomposed: ExportedProgram = program.run_decompositions(_decompositions())
+            complex_as_pairs(decomposed)
             if isinstance(model, Named):
                 _leave_out_wrapper(decomposed)
         except Exception as error:
-            assigns = "fake tensor" in str(error)
-            what = "a tensor with values is lost" if assigns else f"{type(error).__name__}: {reason(error)}"
+            what, advice = next(
+                (found for part, found in CAUSES.items() if part in str(error)),
+                (f"{type(error).__name__}: {reason(error)}", BRANCHES),
+            )
             raise NotImplementedError(
                 f"{class_name(model)} must be a module that torch.export takes with these inputs, and it fails: "
-                f"{what}; {ASSIGNS if assigns else BRANCHES}"
+                f"{what}; {advice}"
             ) from error
     return decomposed
 

@@ -18,7 +18,8 @@ from conv2affine.network.torch.models.surroundings import users_device
 __all__ = ["unchanged", "warm_up"]
 
 # Attributes of every module; its tensors are in the dicts among them.
-PYTORCHS = frozenset(vars(nn.Module()))
+PYTORCHS = vars(nn.Module())
+DICTS = [name for name, value in PYTORCHS.items() if isinstance(value, dict)]
 
 
 @contextmanager
@@ -100,7 +101,7 @@ def _equal(first: Tensor | None, second: Tensor | None) -> bool:
         first.shape == second.shape
         and first.dtype is second.dtype
         and first.device == second.device
-        and bool(((first == second) | ((first != first) & (second != second))).all())
+        and (torch.equal(first, second) or bool(((first == second) | ((first != first) & (second != second))).all()))
     )
 
 
@@ -138,14 +139,15 @@ class _State:
             return
         attributes = vars(module)
         self.containers.append((attributes, dict(attributes)))
+        for key in DICTS:
+            value = attributes.get(key, {})
+            self.containers.append((value, dict(value)))
+            for tensor in value.values():
+                if isinstance(tensor, Tensor):
+                    self.tensor(tensor)
         for key, value in list(attributes.items()):
             if key not in PYTORCHS:
                 self.value(f"{name}.{key}".lstrip("."), value, attributes, key, True)
-            elif isinstance(value, dict):
-                self.containers.append((value, dict(value)))
-                for tensor in value.values():
-                    if isinstance(tensor, Tensor):
-                        self.tensor(tensor)
 
     def script(self, name: str, module: torch.jit.ScriptModule) -> None:
         """Record what a TorchScript module itself holds, outside of Python."""

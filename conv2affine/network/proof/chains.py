@@ -1,0 +1,40 @@
+"""Chains for a box."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from conv2affine.network.graph import Graph, Piece
+from conv2affine.network.passes.chain import Layer, chain, to_graph
+from conv2affine.network.passes.stable import stable
+from conv2affine.network.proof.bounds import bounds
+from conv2affine.network.proof.forward import Interval
+
+__all__ = ["chain_for_box"]
+
+
+def chain_for_box(graph: Graph, box: Interval, dtype: torch.dtype) -> list[Layer]:
+    """The layers of a chain that computes the same as a graph in a box, with the bounds of their rows there.
+
+    Args:
+        graph: Of one input and one output, pieces and ReLUs only.
+        box: Bounds of the input.
+        dtype: In which the chain computes: no number that it computes is outside of the bounds.
+    """
+    [value] = graph.inputs
+    layers = chain(stable(graph, bounds(graph, {value: box}, dtype)))
+    written = to_graph(layers)
+    found = bounds(written, {written.inputs[0]: box}, dtype)
+    intervals = iter([found[node.output] for node in written.nodes if isinstance(node, Piece)])
+    result = []
+    for layer in layers:
+        ends: list[Interval] = []
+        for unit in layer.units.values():
+            low, high = next(intervals)
+            ends += [Interval(low, high), Interval(-high, -low)] if unit.is_pair else [Interval(low, high)]
+        lows, highs = zip(*ends, strict=True)
+        result.append(dataclasses.replace(layer, bounds=Interval(np.concatenate(lows), np.concatenate(highs))))
+    return result

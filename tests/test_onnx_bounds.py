@@ -1,0 +1,111 @@
+"""ONNX files for a box, and their bounds."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx_models import model, random
+from typer.testing import CliRunner
+
+from conv2affine.cli import app
+from conv2affine.onnx import convert, export
+
+onnxruntime = pytest.importorskip("onnxruntime")
+
+NODES = """
+a = Conv(x, w)
+b = Relu(a)
+c = MaxPool<kernel_shape = [2, 2], strides = [1, 1]>(b)
+d = Flatten(c)
+y = Gemm<transB = 1>(d, v)
+"""
+
+
+def small(batch="N"):
+    return model(NODES, {"x": (batch, 1, 6, 6)}, {"w": random(2, 1, 3, 3), "v": random(3, 18, seed=1)})
+
+
+def every_layer(proto, x):
+    """What each layer computes, by name."""
+    proto = onnx.ModelProto.FromString(proto.SerializeToString())
+    names = [node.output[0] for node in proto.graph.node if node.op_type == "Gemm"]
+    shown = {value.name for value in proto.graph.output}
+    kind = proto.graph.input[0].type.tensor_type.elem_type
+    proto.graph.output.extend(onnx.helper.make_tensor_value_info(n, kind, None) for n in names if n not in shown)
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    return dict(zip(names, session.run(names, {"x": x}), strict=True))
+
+
+@pytest.mark.parametrize("flat", [False, True], ids=["shaped", "flat"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_bounds_are_by_the_names_of_the_layers(dtype, flat):
+    proto = small()
+    low, high = np.zeros((1, 6, 6)), np.linspace(0, 1, 36).reshape(1, 6, 6)
+    result = convert(proto, form="mlp", box=(low, high), flat=flat, dtype=dtype)
+    generator = np.random.default_rng(0)
+    x = np.concatenate([generator.uniform(low, high, (500, 1, 6, 6)), [low, high]])
+    x = torch.from_numpy(x).to(dtype).numpy()
+    got = every_layer(result.model, x.reshape(len(x), -1) if flat else x)
+    assert got.keys() == result.bounds.keys()
+    for name, (least, greatest) in result.bounds.items():
+        assert (got[name] >= least).all()
+        assert (got[name] <= greatest).all()
+    full = convert(proto, form="mlp").plan
+    assert sum(len(least) for least, _ in result.bounds.values()) < sum(row.rows for row in full.rows)
+    [original] = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, {"x": x.astype(np.float32)})
+    np.testing.assert_allclose(list(got.values())[-1], original, atol=1e-5)
+
+
+def test_a_fixed_batch_is_compared_one_by_one():
+    assert convert(small(batch=1), form="mlp", box=(0, 1)).difference < 1e-5
+
+
+def test_boxes_by_name():
+    proto = model("c = Sub(a, b)\ny = Relu(c)", {"a": ("N", 2), "b": ("N", 2)})
+    result = convert(proto, form="mlp", box=({"b": 0, "a": [2, -3]}, {"b": 1, "a": [3, -2]}))
+    assert [len(low) for low, _ in result.bounds.values()] == [2]
+    with pytest.raises(ValueError, match=r"box\[0\] must have the names of the inputs \(a, b\), got a"):
+        convert(proto, form="mlp", box=({"a": 0}, 1))
+
+
+def test_the_file_says_the_box():
+    def metadata(result):
+        return json.loads({each.key: each.value for each in result.model.metadata_props}["conv2affine.box"])
+
+    assert metadata(convert(small(), form="mlp", box=(0, 1))) == {"low": [0.0] * 36, "high": [1.0] * 36}
+    large = model("y = Relu(x)", {"x": ("N", 100)})
+    first, second = (metadata(convert(large, form="mlp", box=(0, high))) for high in (1, 2))
+    assert first["box"] == "100 inputs from 0 to 1, each within 1"
+    assert first["sha256"] != second["sha256"]
+
+
+def test_a_module_for_a_box():
+    module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU())
+    result = export(module, torch.rand(1, 2), form="mlp", box=(0, 1))
+    assert result.plan.box
+    assert result.bounds
+
+
+def test_a_box_is_for_a_chain():
+    with pytest.raises(ValueError, match=r"box must come with form 'mlp', got form 'graph'"):
+        convert(small(), box=(0, 1))
+
+
+def test_command_line(tmp_path):
+    def run(*options):
+        file, out = tmp_path / "in.onnx", tmp_path / "out.onnx"
+        file.write_bytes(small().SerializeToString())
+        return CliRunner().invoke(app, ["convert", str(file), str(out), "--form", "mlp", *map(str, options)])
+
+    path = tmp_path / "bounds.npz"
+    result = run("--box", -1, 0.5, "--bounds", path)
+    assert result.exit_code == 0
+    assert "for 36 inputs from -1 to 0.5, each within 1.5" in result.stderr
+    written, expected = np.load(path), convert(small(), form="mlp", box=(-1, 0.5)).bounds
+    assert set(written) == {f"{name}.{end}" for name in expected for end in ("low", "high")}
+    assert all((written[f"{name}.low"] == low).all() for name, (low, _) in expected.items())
+    (tmp_path / "out.onnx").unlink()
+    assert "overwrite" in run("--box", -1, 0.5, "--bounds", path).stderr
+    assert "error: --bounds must come with --box LOW HIGH" in run("--bounds", path).stderr
