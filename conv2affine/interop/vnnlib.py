@@ -183,7 +183,8 @@ def _read_2(text: str) -> tuple[tuple[int, int], list[Any]]:
         )
     places: dict[str, tuple[str, int, tuple[int, ...]]] = {}
     counts = []
-    for letter, tensors in (("X", network.inputs), ("Y", network.outputs)):
+    ends: Any = (("X", network.inputs), ("Y", network.outputs))
+    for letter, tensors in ends:
         sizes = [prod(tensor.shape) for tensor in tensors]
         for tensor, start in zip(tensors, accumulate(sizes, initial=0), strict=False):
             places[tensor.name] = letter, start, tuple(tensor.shape)
