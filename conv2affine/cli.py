@@ -20,6 +20,7 @@ import conv2affine
 
 if TYPE_CHECKING:
     from conv2affine.network.report import NetworkPlan
+    from conv2affine.onnx import Conversion
 
 __all__ = ["app"]
 
@@ -77,6 +78,10 @@ ShapeOption = Annotated[
 ]
 BoxOption = Annotated[
     tuple[float, float] | None, typer.Option(metavar="LOW HIGH", help="In form mlp, for inputs from LOW to HIGH only.")
+]
+SpecOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.vnnlib", help="In form mlp, for the inputs of a specification, which stays valid."),
 ]
 BoundsOption = Annotated[
     Path | None,
@@ -151,6 +156,7 @@ def convert(
         bool, typer.Option("--flat", help="Make inputs and outputs vectors, so that no Reshape is needed.")
     ] = False,
     box: BoxOption = None,
+    spec: SpecOption = None,
     bounds: BoundsOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the files that are there.")] = False,
     as_json: JsonOption = False,
@@ -166,7 +172,7 @@ def convert(
         from conv2affine.onnx.exporting.storage import save_bounds
 
         if bounds is not None:
-            _check_bounds(bounds, box, force)
+            _check_bounds(bounds, box or spec, force)
         result = onnx.convert(
             source,
             target,
@@ -179,26 +185,31 @@ def convert(
             max_bytes=int(max_gib * 2**30),
             flat=flat,
             box=box,
+            spec=spec,
             overwrite=force,
         )
         if bounds is not None:
             save_bounds(result.bounds, bounds)
-        opset = result.model.opset_import[0].version
-        if as_json:
-            report: dict[str, Any] = {"difference": result.difference, "opset": opset, "any_batch": result.is_batched}
-            for name, slices in (("inputs", result.input_slices), ("outputs", result.output_slices)):
-                report[name] = {key: [part.start, part.stop] for key, part in slices.items()}
-            print(json.dumps({**report, "kept": dict(result.kept), **_plan(result.plan)}, indent=2))
-            return
-        print(result.plan, file=sys.stderr)
-        samples = f"one sample, as {result.static}" if result.static else "any number of samples"
-        for name, reason in result.kept.items():
-            print(f"kept: {name}: {reason}", file=sys.stderr)
-        print(
-            f"{target}: opset {opset}, {samples}; differs from {source} by "
-            f"{result.difference:.1e} of the largest output",
-            file=sys.stderr,
-        )
+        _report(result, source, target, as_json)
+
+
+def _report(result: Conversion, source: Path, target: Path, as_json: bool) -> None:
+    """Print what became of a network."""
+    opset = result.model.opset_import[0].version
+    if as_json:
+        report: dict[str, Any] = {"difference": result.difference, "opset": opset, "any_batch": result.is_batched}
+        for name, slices in (("inputs", result.input_slices), ("outputs", result.output_slices)):
+            report[name] = {key: [part.start, part.stop] for key, part in slices.items()}
+        print(json.dumps({**report, "kept": dict(result.kept), **_plan(result.plan)}, indent=2))
+        return
+    print(result.plan, file=sys.stderr)
+    samples = f"one sample, as {result.static}" if result.static else "any number of samples"
+    for name, reason in result.kept.items():
+        print(f"kept: {name}: {reason}", file=sys.stderr)
+    print(
+        f"{target}: opset {opset}, {samples}; differs from {source} by {result.difference:.1e} of the largest output",
+        file=sys.stderr,
+    )
 
 
 @contextmanager
@@ -224,11 +235,11 @@ def _refuse_torch_file(path: Path) -> None:
         )
 
 
-def _check_bounds(path: Path, box: tuple[float, float] | None, force: bool) -> None:
+def _check_bounds(path: Path, box: object, force: bool) -> None:
     from conv2affine.onnx.exporting.storage import check_target
 
     if box is None:
-        raise ValueError("--bounds must come with --box LOW HIGH: bounds are for inputs in a box")
+        raise ValueError("--bounds must come with --box LOW HIGH or --spec: bounds are for inputs in a box")
     check_target(path, force)
 
 

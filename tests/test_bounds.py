@@ -1,6 +1,7 @@
 """Bounds of networks for a box: sound in floating point, and as tight as they are known to be."""
 
 import copy
+import dataclasses
 import pickle
 from fractions import Fraction
 
@@ -17,6 +18,7 @@ from conv2affine import to_mlp
 from conv2affine.network.graph import Graph
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.matrix import Sparse
+from conv2affine.network.passes.chain import chain, write_out
 from conv2affine.network.proof.bounds import Interval, bounds
 
 FLOATS = (torch.float32, torch.float64)
@@ -371,6 +373,9 @@ def test_what_is_carried_has_one_unit_where_its_sign_is_known():
     x = torch.tensor([[0.6, -0.4]])
     assert [len(low) for low, _ in to_mlp(Skip(), x, box=around(x, 0.1)).bounds] == [1 + 2, 2]
     assert [len(low) for low, _ in to_mlp(Skip(), x, box=around(x, 0.5)).bounds] == [1 + 1 + 2, 2]
+    mlp = to_mlp(Skip(), x, box=around(x, 0.5))
+    with torch.no_grad():
+        assert violations(mlp, points(*(end.numpy() for end in mlp.box), 100).float()) == 0
 
 
 def test_several_inputs_are_in_a_box():
@@ -432,7 +437,8 @@ def test_the_box_is_shown_and_stays():
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_rounding_to_the_dtype_stays_in_the_box(dtype):
     """0.1 in float32 is more than 0.1."""
-    mlp = to_mlp(net(nn.Linear(1, 1, bias=False)).to(dtype), torch.ones(1, 1, dtype=dtype), box=(0.1, 0.1))
+    mlp = to_mlp(nn.Flatten(), torch.ones(1, 1, dtype=dtype), box=(0.1, 0.1))
+    assert (mlp.bounds[0][0] <= 0.1).all()  # what is only copied is not rounded again
     with torch.no_grad():
         assert violations(mlp, torch.full((1, 1), 0.1, dtype=dtype)) == 0
 
@@ -446,3 +452,12 @@ def test_an_image_leaves_few_relus_that_bend():
     units, bent = count(mlp)
     assert bent <= 0.1 * 1024
     assert units <= 0.7 * 1024
+
+
+def test_rows_that_no_layer_reads_leave_with_their_bounds():
+    graph, _ = graph_of([(np.ones((3, 2)), np.zeros(3)), (np.array([[0.0, 1, 1]]), np.zeros(1))])
+    first, second = chain(graph)
+    first = dataclasses.replace(first, bounds=Interval(np.arange(3.0), np.arange(3.0) + 1))
+    [_, (left, matrix, _)] = write_out([first, second])
+    assert matrix.shape == (2, 2)
+    assert left.bounds.low.tolist() == [1, 2]

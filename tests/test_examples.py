@@ -34,3 +34,37 @@ def test_verify_digits(tmp_path, capsys):
     assert "OMLT refuses it: ValueError" in printed
     assert "proved: it stays that" in printed
     assert (tmp_path / "counterexamples.png").stat().st_size > 1000
+
+
+MAXIMUM = """
+    <ir_version: 8, opset_import: ["" : 13]>
+    maximum (float[1, 2] x) => (float[1, 1] y)
+    <float[2, 2] v = {1, 1, 1, -1}, float[2, 1] w = {0.5, 0.5}> {
+        a = MatMul(x, v)  b = Abs(a)  y = MatMul(b, w)
+    }
+"""  # max(|x_0|, |x_1|)
+BOX = "".join(f"(declare-const {name} Real)" for name in ("X_0", "X_1", "Y_0"))
+BOX += "".join(f"(assert (and (>= X_{i} -1) (<= X_{i} 0.5)))" for i in range(2))
+ANSWERS = {
+    "beyond the maximum": ("(assert (>= Y_0 1.01))", "unsat"),
+    "the maximum": ("(assert (>= Y_0 0.99))", "sat"),
+    "both of two rules": ("(assert (<= Y_0 0.3)) (assert (>= Y_0 0.2))", "sat"),
+    "a rule of the input too": ("(assert (>= Y_0 0.9)) (assert (>= (+ X_0 X_1) 0.2))", "unsat"),
+    "one of two cases": ("(assert (or (>= Y_0 3) (<= Y_0 0.01)))", "sat"),
+}
+
+
+@pytest.mark.parametrize(("rule", "verdict"), ANSWERS.values(), ids=ANSWERS)
+def test_verify_vnnlib(tmp_path, rule, verdict):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from conv2affine.onnx import read_spec
+    from examples import verify_vnnlib
+
+    network, spec = tmp_path / "maximum.onnx", tmp_path / "rule.vnnlib"
+    onnx.save_model(onnx.parser.parse_model(MAXIMUM), network)
+    spec.write_text(BOX + rule)
+    answer = verify_vnnlib.main([str(network), str(spec)])
+    assert answer.verdict == verdict
+    if verdict == "sat":
+        assert read_spec(spec).is_unsafe(answer.witness, abs(answer.witness).max())

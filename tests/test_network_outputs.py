@@ -48,7 +48,7 @@ def test_constants_are_copied(constant, is_only):
 @pytest.mark.parametrize("convert", [to_mlp, to_linear])
 def test_constants_of_other_dtypes_are_no_vector(convert):
     model = nn.Sequential(Function(lambda x: (2 * x, CONSTANTS["int64"].expand(len(x), -1))))
-    with pytest.raises(ValueError, match=r"has outputs of one dtype, torch.float32, .* constant one of torch.int64"):
+    with pytest.raises(ValueError, match=r"has outputs of one dtype, torch.float32, .* constant output of torch.int64"):
         convert(model, X)
 
 

@@ -345,7 +345,7 @@ KEPT = {
     "leaky-relu-infinite": ("leaky_relu", lambda x: F.leaky_relu(x, torch.inf), X),
     "argmax": ("argmax", lambda x: x.flatten(1).argmax(1), X),
     "singular-values": ("_linalg_svd", lambda x: torch.linalg.svd(x)[1], X),
-    "fourier": ("_fft_r2c", lambda x: torch.fft.rfft(x).abs(), X),
+    "absolute-value-of-complex": ("hypot", lambda x: torch.fft.rfft(x).abs(), X),
     "sort": ("sort", lambda x: x.sort(2).values, X),
     "cumulative-product": ("cumprod", lambda x: x.cumprod(1), X),
     "batched-frames": ("_softmax", lambda x: x.flatten(0, 1).softmax(1).unflatten(0, (-1, 2)), X),

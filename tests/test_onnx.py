@@ -330,7 +330,7 @@ def test_in_a_notebook():
     )
     html = result._repr_html_()
     assert html.startswith(result.plan._repr_html_())
-    assert '<td style="text-align: left">y</td><td style="text-align: left">no rule knows the operator</td>' in html
+    assert '<td style="text-align: left">y</td><td style="text-align: left">no rule covers the operator</td>' in html
 
 
 def test_plan():

@@ -52,7 +52,7 @@ def own_part(own: Any, size: Tensor) -> Any:
     """A result's own scale, capped relative to the scale of the model."""
     finite = size[size.isfinite()]
     largest = max(1.0, float(finite.max())) if finite.numel() else 1.0
-    return torch.as_tensor(own).clamp(max=OWN_SCALE * largest)
+    return torch.as_tensor(own, dtype=torch.float64).clamp(max=OWN_SCALE * largest)
 
 
 def scale(exact: Tensor, moved: Iterable[Tensor], eps: float) -> Tensor:

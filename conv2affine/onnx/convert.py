@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from onnx import ModelProto
 
+from conv2affine.interop.vnnlib import Specification, read_spec
 from conv2affine.network.passes.merge import Merge
 from conv2affine.network.report import NetworkPlan
 from conv2affine.network.torch.models.intake import Model, hold
@@ -41,6 +42,7 @@ def convert(
     max_bytes: int = MAX_BYTES,
     flat: bool = False,
     box: tuple[Any, Any] | None = None,
+    spec: Specification | str | Path | None = None,
     overwrite: bool = False,
 ) -> Conversion:
     r"""The same network, from ONNX to ONNX, as linear layers with nonlinear steps between them.
@@ -66,6 +68,9 @@ def convert(
         box: In form "mlp", (low, high) as in `to_mlp`: the result is the network for inputs in this box only, smaller,
             and `bounds` of the `Conversion` has the bounds of its layers. For several inputs, each is one number for
             all, a tuple in their order, or a dict by name. Default: None, for all inputs.
+        spec: In form "mlp", a specification in VNN-LIB, or its file; see `read_spec`. The box is the smallest that
+            holds all of its boxes. X_i and Y_j count the elements of all inputs and outputs in order, so it is valid
+            for the result too. Default: None.
         overwrite: Whether a file at `path` may be replaced. Default: False.
 
     Returns:
@@ -96,7 +101,8 @@ def convert(
         >>> [node.op_type for node in result.model.graph.node]
         ['Constant', 'Reshape', 'Gemm', 'Relu', 'Gemm', 'Constant', 'Reshape']
     """
-    options = Options(form, merge, max_pool, opset, dtype, max_bytes, flat, box)
+    spec = spec if spec is None or isinstance(spec, Specification) else read_spec(spec)
+    options = Options(form, merge, max_pool, opset, dtype, max_bytes, flat, box, spec)
     target = None if path is None else Path(path)
     if target is not None:
         check_target(target, overwrite, source)
@@ -121,6 +127,7 @@ def export(
     max_bytes: int = MAX_BYTES,
     flat: bool = False,
     box: tuple[Any, Any] | None = None,
+    spec: Specification | str | Path | None = None,
     overwrite: bool = False,
 ) -> Conversion:
     """A PyTorch module as an ONNX model of linear layers, with nonlinear steps between them.
@@ -137,6 +144,7 @@ def export(
         max_bytes: As in `convert`.
         flat: As in `convert`.
         box: As in `convert`.
+        spec: As in `convert`.
         overwrite: As in `convert`.
 
     Returns:
@@ -155,7 +163,8 @@ def export(
         >>> [node.op_type for node in result.model.graph.node]
         ['Constant', 'Reshape', 'Gemm', 'Tanh', 'Constant', 'Reshape']
     """
-    options = Options(form, merge, max_pool, opset, dtype, max_bytes, flat, box)
+    spec = spec if spec is None or isinstance(spec, Specification) else read_spec(spec)
+    options = Options(form, merge, max_pool, opset, dtype, max_bytes, flat, box, spec)
     target = None if path is None else Path(path)
     if target is not None:
         check_target(target, overwrite)

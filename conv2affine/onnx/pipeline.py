@@ -16,6 +16,7 @@ import torch
 from onnx import ModelProto, defs, external_data_helper, helper
 from onnx.shape_inference import InferenceError
 
+from conv2affine.interop.vnnlib import Specification
 from conv2affine.network.graph import Kept, Step
 from conv2affine.network.passes.chain import Layer
 from conv2affine.network.passes.merge import MERGE, Merge
@@ -55,6 +56,7 @@ class Options:
     max_bytes: int
     flat: bool = False
     box: Any = None
+    spec: Specification | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in (("form", FORMS), ("merge", MERGE), ("max_pool", ("max", "relu"))):
@@ -70,8 +72,12 @@ class Options:
             raise ValueError(f"opset ({self.opset!r}) must be {opsets[0]} to {opsets[-1]}")
         if not self.max_bytes >= 0:
             raise ValueError(f"max_bytes ({self.max_bytes}) must be >= 0")
-        if self.box is not None and self.form != "mlp":
-            raise ValueError(f"box must come with form 'mlp', got form {self.form!r}: only a chain is made for a box")
+        if self.box is not None and self.spec is not None:
+            raise ValueError("box and spec must not come together: the box is that of the specification")
+        if self.form != "mlp" and not self.box is self.spec is None:
+            raise ValueError(
+                f"box and spec must come with form 'mlp', got form {self.form!r}: only a chain is made for a box"
+            )
 
 
 @dataclass(frozen=True)
@@ -92,10 +98,13 @@ def prepare(network: OnnxNetwork, options: Options) -> Prepared:
     if options.form == "mlp":
         network = begin_at_casts(dataclasses.replace(network, graph=simplify(network.graph)))
         check_floats(network)
-        box, limits = None, None
-        if options.box is not None:
-            values = zip(network.inputs, network.graph.inputs, strict=True)
-            box = read_box(options.box, {tensor.name: value.shape for tensor, value in values})
+        values = zip(network.inputs, network.graph.inputs, strict=True)
+        sample = {tensor.name: value.shape for tensor, value in values}
+        given, box, limits = options.box, None, None
+        if options.spec is not None:
+            given = options.spec.box_for(sample, sum(value.size for value in network.graph.outputs))
+        if given is not None:
+            box = read_box(given, sample)
             limits = box.rounded(dtype, *(DTYPES[x.elem_type] for x in network.inputs if x.elem_type in DTYPES))
         layers = to_layers(simplify(joined(network).graph), dtype, limits)
         plan = dataclasses.replace(describe_layers(layers, dtype, "dense"), box=str(box or ""))
