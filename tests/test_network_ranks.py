@@ -8,6 +8,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from network_models import PIECEWISE, build, samples
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.testing import assert_close
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -21,6 +22,7 @@ from conv2affine.network.matrices.matrix import Selection, Sparse
 from conv2affine.network.matrices.rows import take_rows
 from conv2affine.network.rules.formulas import convolution
 from conv2affine.network.torch import layers, ranks
+from conv2affine.network.torch.rounding import Noise
 
 NAMES = ("resnet", "densenet", "unet", "mobilenet")  # sums, concatenations, interpolation, clips
 
@@ -80,6 +82,9 @@ def test_plan_counts_the_part_of_a_rank(fake_mesh, monkeypatch):
         assert dict(row.bytes)["sharded"] == -(-dict(row.bytes)["sparse"] // 2)
         assert dict(row.bytes)["sparse"] > 20_000 or dict(row.bytes)["dense"] > 20_000
     assert net.plan.bytes == sum(dict(row.bytes)[row.layout] for row in net.plan.layers)
+    # On the way to float32, a rank has its part of the largest layer in float64.
+    _, _, whole = network("resnet")
+    assert net.plan.peak_bytes - net.plan.bytes == (whole.plan.peak_bytes - whole.plan.bytes) // 2
     assert "sharded" in str(net.plan)
 
 
@@ -165,6 +170,14 @@ def check_outputs_and_gradients(mesh, folder):
         assert_close(gradient, wanted, rtol=1e-10, atol=1e-11)
         for (layer, _), actual, expected in zip(pairs, own, every, strict=True):
             assert_close(actual, expected[entries(layer, mesh)], rtol=1e-10, atol=1e-11)
+
+
+def check_noise(mesh, folder):
+    """What the check multiplies by noise is not yet there when a collective returns."""
+    local = samples(2, 3) + mesh.get_rank()
+    with Noise(1e-3):
+        gathered = DTensor.from_local(local, mesh, SHARDED).full_tensor()
+    assert torch.equal(gathered, torch.cat([samples(2, 3) + rank for rank in range(mesh.size())]))
 
 
 def check_checkpoints(mesh, folder):

@@ -53,6 +53,9 @@ class Convolution(Matrix):
 
     def apply_transposed(self, y: Array) -> Array:
         g = self.geometry
+        if prod(self.shape) <= self.weight.numel() * min(prod(g.input_size), prod(g.output_size)):
+            # Small inputs: the matrix has no more elements than the convolution has products.
+            return (torch.from_numpy(y) @ self.tensor(torch.float64, torch.strided)).numpy()
         batch = torch.from_numpy(np.ascontiguousarray(y)).view(len(y), g.out_channels, *g.output_size)
         weight = self.weight.detach().double()
         return in_chunks(lambda each: adjoint(each, weight, g), batch, weight).flatten(1).numpy()

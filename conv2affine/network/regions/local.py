@@ -17,7 +17,7 @@ from conv2affine.network.regions.sides import Side, side_of
 __all__ = ["LocalMap"]
 
 # Numbers that are computed at a time.
-CHUNK = 2**23
+CHUNK = 2**24
 
 
 class LocalMap:
@@ -100,20 +100,20 @@ class LocalMap:
         x = gradients.get(self.graph.inputs[0], nothing)
         return np.broadcast_to(x, (self.points, *x.shape[1:]))
 
-    def chunks(self, size: int) -> Iterator[slice]:
-        """Slices of so many samples, as many at a time as there is room for."""
-        each = self.walls.shape[2] + sum(value.size for value in (*self.graph.inputs, *self.graph.producer))
+    def chunks(self, samples: int, walls: int) -> Iterator[slice]:
+        """Slices of samples, of which each has the values of the network and these walls."""
+        each = walls + sum(value.size for value in (*self.graph.inputs, *self.graph.producer))
         step = max(1, CHUNK // max(1, self.points * each))
-        return (slice(start, min(start + step, size)) for start in range(0, size, step))
+        return (slice(start, min(start + step, samples)) for start in range(0, samples, step))
 
     def columns(self) -> Iterator[Array]:
         """The transposed matrix of the walls, (points, inputs, walls), some inputs at a time."""
-        for part in self.chunks(self.shape[1]):
+        for part in self.chunks(self.shape[1], self.walls.shape[2]):
             yield np.where(self.is_wall[:, None], self.forward(_units(part, self.shape[1]), constants=False)[1], 0)
 
     def rows(self) -> Iterator[tuple[slice, Array]]:
         """The matrix of the outputs, (points, outputs, inputs), some outputs at a time."""
-        for part in self.chunks(self.shape[0]):
+        for part in self.chunks(self.shape[0], 0):
             yield part, self.backward(_units(part, self.shape[0]))
 
     def squares(self) -> Array:

@@ -28,7 +28,8 @@ MOVES = frozenset(
     (
         *("cat", "stack", "clone", "copy", "constant_pad_nd", "index", "index_select", "gather", "select_scatter"),
         *("slice_scatter", "repeat", "roll", "flip", "relu", "clamp", "hardtanh", "max_pool2d_with_indices", "where"),
-        *("all_gather_into_tensor", "wait_tensor"),  # and what comes out of one is not there before the other
+        # A collective: before the last of these its result is not there yet.
+        *("all_gather_into_tensor", "_wrap_tensor_autograd", "wait_tensor"),
     )
 )
 
