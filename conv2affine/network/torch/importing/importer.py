@@ -19,11 +19,11 @@ from conv2affine.network.graph import Graph, Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.passes.simplify import remove_unused
 from conv2affine.network.rules.operands import Context, NoRuleError, values
+from conv2affine.network.torch.importing.arguments import find_rule, masks
 from conv2affine.network.torch.importing.call import AtenCall, operator_name, origin
 from conv2affine.network.torch.importing.casts import begin_at_casts
 from conv2affine.network.torch.importing.network import TorchNetwork
 from conv2affine.network.torch.importing.refusals import check_chance, check_result, check_state
-from conv2affine.network.torch.importing.rules import find_rule, masks
 from conv2affine.network.torch.models.advice import check_runs
 from conv2affine.network.torch.models.held import Held, make_traceable
 from conv2affine.network.torch.models.program import export, floating_dtypes

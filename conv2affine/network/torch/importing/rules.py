@@ -1,37 +1,24 @@
 """The rules of ATen operators: their arguments, read into the neutral ones of `network.rules`.
 
-A rule takes a context and the operator's arguments by the names of their schema, or by those in `NAMES`. It need not
-take all of them: it applies only where the others have their defaults.
+A rule takes a context and the operator's arguments by the names of their schema, or by those in
+`arguments.NAMES`. It need not take all of them: it applies only where the others have their defaults.
 """
 
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from conv2affine.network.graph import Value
 from conv2affine.network.rules import activations, arithmetic, positions, shapes
 from conv2affine.network.rules.operands import Context, NoRuleError, Rule, constant, value
 from conv2affine.network.torch.importing import windows
 
-__all__ = ["RULES", "find_rule", "masks"]
-
-# Arguments of schemas that have other names in the rules; None for those whose value does not matter.
-NAMES: dict[str, str | None] = {
-    **{"self": "x", "input": "x", "mat2": "other", "dim": "axis", "negative_slope": "slope"},
-    **{"A": "matrix", "LU": "matrix", "B": "other"},
-    **{"min": "low", "max": "high", "min_val": "low", "max_val": "high", "divisor_override": "divisor"},
-    **{"running_mean": "mean", "running_var": "variance"},
-    # They matter for shapes, which are known, and for training.
-    **dict.fromkeys(("keepdim", "ceil_mode", "memory_format", "momentum")),
-    # They select how `_convolution` is computed.
-    **dict.fromkeys(("benchmark", "deterministic", "cudnn_enabled", "allow_tf32")),
-}
+__all__ = ["MOVING", "REASONS", "RULES"]
 
 
 def add(context: Context, x: Any, other: Any, alpha: Any = 1) -> Any:
@@ -50,13 +37,6 @@ def instance_norm(context: Context, x: Any, use_input_stats: bool, **options: An
     if use_input_stats:
         raise NoRuleError("it takes its statistics from its input")
     return arithmetic.batch_norm(context, x, **options)
-
-
-def refused(reason: str) -> Rule:
-    def rule(context: Context, **arguments: Any) -> Any:
-        raise NoRuleError(reason)
-
-    return rule
 
 
 def linear(context: Context, x: Any, weight: Any, bias: Any = None) -> Any:
@@ -168,7 +148,7 @@ DIMENSIONS = (1, 2, 3)
 RULES: dict[str, Rule] = {
     **dict.fromkeys(MOVING, shapes.move),
     "nan_to_num": copy,  # of numbers
-    **dict.fromkeys(("clone", "alias", "_to_copy", "resolve_conj", "resolve_neg"), copy),
+    **dict.fromkeys(("clone", "alias", "_to_copy"), copy),
     "cat": cat,
     "index_put": index_put,
     "scatter_add": scatter_add,
@@ -220,48 +200,9 @@ RULES: dict[str, Rule] = {
     "hardtanh": hardtanh,
     "hardsigmoid": hardsigmoid,
     "threshold": threshold,
-    # What complex numbers become that is not affine
-    "hypot": refused("the absolute value of complex numbers is not piecewise linear"),
-    "complex": refused("its result is complex"),
 }
-
-
-def masks(name: str, args: Sequence[Any]) -> Sequence[Any]:
-    """Which arguments of an operator may be of type bool although its result is numeric."""
-    if name == "mul":
-        return args if all(isinstance(arg, fx.Node) for arg in args) else ()
-    return args[:1] if name == "where" else ()
-
-
-def find_rule(target: Any) -> Rule | None:
-    """The rule of an operator; None if there is none."""
-    name = target.overloadpacket.__name__
-    rule = RULES.get(f"{name}.{target._overloadname}") or RULES.get(name)
-    return rule and functools.partial(_apply, rule, target)
-
-
-def _apply(rule: Rule, target: Any, context: Context, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """The result of a rule; arguments that it does not take must have their defaults."""
-    parameters = _parameters(rule)
-    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    taken = {}
-    for number, argument in enumerate(target._schema.arguments):
-        name = NAMES.get(argument.name, argument.name)
-        if number < len(args):
-            given = args[number]
-        elif argument.name in kwargs:
-            given = kwargs[argument.name]
-        else:
-            continue
-        if name is None:
-            continue
-        if takes_all or name in parameters:
-            taken[name] = given
-        elif not argument.has_default_value() or given != argument.default_value:
-            raise NoRuleError(f"{argument.name} must have its default")
-    return rule(context, **taken)
-
-
-@functools.cache
-def _parameters(rule: Rule) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(rule).parameters
+# Operators that complex arithmetic becomes and that have no rule, and why.
+REASONS = {
+    "hypot": "the absolute value of complex numbers is not piecewise linear",
+    "complex": "its result is complex",
+}

@@ -1,0 +1,74 @@
+"""How the arguments of an ATen operator are read for its rule."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import fx
+
+from conv2affine.network.rules.operands import Context, NoRuleError, Rule
+from conv2affine.network.torch.importing.rules import REASONS, RULES
+
+__all__ = ["find_rule", "masks"]
+
+# Arguments of schemas that have other names in the rules; None for those whose value does not matter.
+NAMES: dict[str, str | None] = {
+    **{"self": "x", "input": "x", "mat2": "other", "dim": "axis", "negative_slope": "slope"},
+    **{"A": "matrix", "LU": "matrix", "B": "other"},
+    **{"min": "low", "max": "high", "min_val": "low", "max_val": "high", "divisor_override": "divisor"},
+    **{"running_mean": "mean", "running_var": "variance"},
+    # They matter for shapes, which are known, and for training.
+    **dict.fromkeys(("keepdim", "ceil_mode", "memory_format", "momentum")),
+    # They select how `_convolution` is computed.
+    **dict.fromkeys(("benchmark", "deterministic", "cudnn_enabled", "allow_tf32")),
+}
+
+
+def masks(name: str, args: Sequence[Any]) -> Sequence[Any]:
+    """Which arguments of an operator may be of type bool although its result is numeric."""
+    if name == "mul":
+        return args if all(isinstance(arg, fx.Node) for arg in args) else ()
+    return args[:1] if name == "where" else ()
+
+
+def find_rule(target: Any) -> Rule | None:
+    """The rule of an operator; None if there is none."""
+    name = target.overloadpacket.__name__
+    if name in REASONS:
+        return functools.partial(_refuse, REASONS[name])
+    rule = RULES.get(f"{name}.{target._overloadname}") or RULES.get(name)
+    return rule and functools.partial(_apply, rule, target)
+
+
+def _refuse(reason: str, *arguments: Any) -> Any:
+    raise NoRuleError(reason)
+
+
+def _apply(rule: Rule, target: Any, context: Context, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The result of a rule; arguments that it does not take must have their defaults."""
+    parameters = _parameters(rule)
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    taken = {}
+    for number, argument in enumerate(target._schema.arguments):
+        name = NAMES.get(argument.name, argument.name)
+        if number < len(args):
+            given = args[number]
+        elif argument.name in kwargs:
+            given = kwargs[argument.name]
+        else:
+            continue
+        if name is None:
+            continue
+        if takes_all or name in parameters:
+            taken[name] = given
+        elif not argument.has_default_value() or given != argument.default_value:
+            raise NoRuleError(f"{argument.name} must have its default")
+    return rule(context, **taken)
+
+
+@functools.cache
+def _parameters(rule: Rule) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(rule).parameters
