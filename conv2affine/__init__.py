@@ -16,6 +16,7 @@ from conv2affine.sparse_linear import SparseLinear
 
 if TYPE_CHECKING:
     from conv2affine.network.convert import to_linear_network
+    from conv2affine.network.equality import Comparison, check
     from conv2affine.network.regions import LinearRegion, linear_region
     from conv2affine.network.vectors import to_mlp
 
@@ -25,11 +26,13 @@ except PackageNotFoundError:  # built in place by CMake, without an installation
     __version__ = "unknown"
 
 __all__ = [
+    "Comparison",
     "Geometry",
     "LinearRegion",
     "Plan",
     "SparseLinear",
     "as_linear_operator",
+    "check",
     "conv_matrix",
     "conv_transpose_matrix",
     "from_matrix",
@@ -48,6 +51,8 @@ __all__ = [
 
 
 _NETWORKS = {
+    "Comparison": "conv2affine.network.equality",
+    "check": "conv2affine.network.equality",
     "LinearRegion": "conv2affine.network.regions",
     "linear_region": "conv2affine.network.regions",
     "to_linear_network": "conv2affine.network.convert",

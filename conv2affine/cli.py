@@ -1,4 +1,4 @@
-"""The command line: `conv2affine plan FILE` and `conv2affine convert IN OUT`."""
+"""The command line: `conv2affine plan FILE`, `conv2affine convert IN OUT` and `conv2affine check A B`."""
 
 from __future__ import annotations
 
@@ -212,8 +212,35 @@ def _report(result: Conversion, source: Path, target: Path, as_json: bool) -> No
     )
 
 
+@app.command()
+def check(
+    first: Annotated[Path, typer.Argument(metavar="A", help="An ONNX file.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
+    shape: ShapeOption = None,
+    spec: SpecOption = None,
+    box: BoxOption = None,
+    tolerance: Annotated[
+        float | None, typer.Option(min=0, help="Largest difference that is allowed; with --box or --spec, to be shown.")
+    ] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Say whether two networks are equal: exit code 0 if so, 1 if not, 2 if that is not decided.
+
+    Example: `conv2affine check lenet.onnx lenet_mlp.onnx`
+    """
+    with _errors(debug, code=2):
+        for file in (first, second):
+            _refuse_torch_file(file)
+        from conv2affine import onnx
+
+        result = onnx.check(first, second, shapes=_shapes(shape), spec=spec, box=box)
+    print(json.dumps(result.summary(), indent=2) if as_json else result)
+    raise typer.Exit({True: 0, False: 1, None: 2}[result.is_within(tolerance)])
+
+
 @contextmanager
-def _errors(debug: bool) -> Iterator[None]:
+def _errors(debug: bool, code: int = 1) -> Iterator[None]:
     """Show an error as one line, or with its traceback if `debug`."""
     try:
         yield
@@ -224,7 +251,7 @@ def _errors(debug: bool) -> Iterator[None]:
         if isinstance(error, OSError) and error.filename:
             message = f"{error.filename}: {error.strerror}"
         print(f"error: {message}", file=sys.stderr)
-        raise typer.Exit(1) from None
+        raise typer.Exit(code) from None
 
 
 def _refuse_torch_file(path: Path) -> None:

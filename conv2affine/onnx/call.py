@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, defs, helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_scatter_elements import ScatterElements
@@ -83,6 +83,14 @@ class OnnxCall:
         results = tuple(number for number, name in enumerate(node.output) if name in used)
         names = tuple(node.output), results, tuple(node.input)
         return cls(node.op_type, opset, slots, tuple(node.attribute), *names), inputs
+
+    @property
+    def meaning(self) -> tuple[Any, ...]:
+        """What determines its results: the same in all opsets that define it alike."""
+        schema = defs.get_schema(self.op_type, self.opset)
+        attributes = {name: each.default_value.SerializeToString() for name, each in schema.attributes.items()}
+        attributes |= {attribute.name: attribute.SerializeToString() for attribute in self.attributes}
+        return self.op_type, schema.since_version, self.args, attributes, len(self.outputs), self.results
 
     @property
     def tensors(self) -> list[str]:

@@ -13,7 +13,7 @@ from scipy.sparse import csr_array
 from conv2affine.network.graph import Graph, Node, Piece, Step, Value
 from conv2affine.network.matrices.affine import AffineMap
 
-__all__ = ["remove_aliases", "remove_equal", "remove_unused", "replace_inputs", "simplify"]
+__all__ = ["is_equal", "remove_aliases", "remove_equal", "remove_unused", "replace_inputs", "simplify"]
 
 
 def simplify(graph: Graph) -> Graph:
@@ -34,7 +34,7 @@ def remove_equal(graph: Graph) -> Graph:
             return None
         same = seen.setdefault((type(node), getattr(node, "kind", ""), node.inputs), [])
         for other in same:
-            if _equal(_content(node), _content(other)):
+            if is_equal(_content(node), _content(other)):
                 return other.outputs[0]
         same.append(node)
         return None
@@ -90,7 +90,7 @@ def _content(node: Node) -> Any:
     return node.shapes, node.call, dict(node.parameters) if isinstance(node, Step) else None
 
 
-def _equal(first: Any, second: Any) -> bool:
+def is_equal(first: Any, second: Any) -> bool:
     """Whether two trees of arrays, tensors, dataclasses and plain objects are equal."""
     if first is second:
         return True
@@ -102,14 +102,14 @@ def _equal(first: Any, second: Any) -> bool:
         return first.dtype == second.dtype and torch.equal(first, second)
     if isinstance(first, csr_array):
         parts = [[matrix.shape, matrix.data, matrix.indices, matrix.indptr] for matrix in (first, second)]
-        return _equal(*parts)
+        return is_equal(*parts)
     if isinstance(first, dict):
-        return first.keys() == second.keys() and all(_equal(first[key], second[key]) for key in first)
+        return first.keys() == second.keys() and all(is_equal(first[key], second[key]) for key in first)
     if isinstance(first, list | tuple):
-        return len(first) == len(second) and all(map(_equal, first, second))
+        return len(first) == len(second) and all(map(is_equal, first, second))
     if dataclasses.is_dataclass(first):
         return all(
-            _equal(getattr(first, field.name), getattr(second, field.name)) for field in dataclasses.fields(first)
+            is_equal(getattr(first, field.name), getattr(second, field.name)) for field in dataclasses.fields(first)
         )
     try:
         return bool(first == second)

@@ -25,7 +25,7 @@ from conv2affine.network.proof.backward import Affine, Bend, Rows, Source, lowes
 from conv2affine.network.proof.forward import Forward, Interval, Range, forward
 from conv2affine.network.proof.rounding import DOUBLE, UNDERFLOW, gamma
 
-__all__ = ["Interval", "bounds"]
+__all__ = ["Interval", "bounds", "check_memory"]
 
 # A matrix with a larger share of entries is multiplied as a dense one.
 DENSE = 0.25
@@ -50,13 +50,7 @@ def bounds(
         MemoryError: If the matrices of all pieces need more memory than is left.
         ValueError: If the numbers may overflow in `dtype`, or it has too few digits for sums of so many terms.
     """
-    entries = [matrix.nnz for node in graph.nodes if isinstance(node, Piece) for matrix in node.map.terms.values()]
-    needed, left = BYTES * (sum(entries) + 4 * max(entries, default=0)), memory_left()
-    if needed > left:
-        raise MemoryError(
-            f"bounds need up to {readable_bytes(needed)} for matrices in float64, and there are {readable_bytes(left)} "
-            "left; choose a smaller input"
-        )
+    check_memory(graph)
     found = _Bounds(graph, dtype)
     for value in graph.inputs:
         found.add_input(value, box[value])
@@ -68,6 +62,17 @@ def bounds(
         else:
             raise ValueError(f"a graph with bounds must have pieces and ReLUs only, and {node.origin} is {node.kind}")
     return {value: known.interval for value, known in found.ranges.items()}
+
+
+def check_memory(graph: Graph) -> None:
+    """Raise MemoryError if the matrices of all pieces need more memory than is left."""
+    entries = [matrix.nnz for node in graph.nodes if isinstance(node, Piece) for matrix in node.map.terms.values()]
+    needed, left = BYTES * (sum(entries) + 4 * max(entries, default=0)), memory_left()
+    if needed > left:
+        raise MemoryError(
+            f"bounds need up to {readable_bytes(needed)} for matrices in float64, and there are {readable_bytes(left)} "
+            "left; choose a smaller input"
+        )
 
 
 class _Bounds:

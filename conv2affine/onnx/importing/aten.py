@@ -18,7 +18,7 @@ from onnx import TensorProto, defs, helper
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from conv2affine.network.graph import Kept, Node, Piece, Step
+from conv2affine.network.graph import Graph, Kept, Node, Piece, Step
 from conv2affine.network.torch.importing.call import Slot
 from conv2affine.network.torch.importing.importer import import_torch
 from conv2affine.network.torch.models.surroundings import users_device
@@ -28,7 +28,7 @@ from conv2affine.onnx.call import OnnxCall
 from conv2affine.onnx.model import FLOATS, OnnxNetwork, TensorInfo
 from conv2affine.onnx.running.runner import Run
 
-__all__ = ["import_module", "module_runner"]
+__all__ = ["as_onnx", "import_module", "module_runner"]
 
 # The name of each operator that a module may keep, and the first opset in which it means the same. Their arguments are
 # those of PyTorch.
@@ -60,10 +60,7 @@ def import_module(model: nn.Module, examples: Sequence[Tensor], wanted: int | No
             f"outputs must depend on the inputs or have the dtype {network.dtype}, and one is a constant of "
             f"{constant.dtype}; leave it out"
         )
-    # One opset for all: a later one only adds to what these operators take.
-    kinds = {node.kind for node in network.graph.nodes if isinstance(node, Kept)}
-    opset = max([MIN_OPSET, wanted or 0, *(first for kind, (_, first) in ONNX_NAMES.items() if kind in kinds)])
-    graph = dataclasses.replace(network.graph, nodes=[_node(node, opset) for node in network.graph.nodes])
+    graph, opset = as_onnx(network.graph, wanted)
     if any(dtype not in (torch.float32, torch.float64) for dtype in network.input_dtypes):
         raise TypeError(
             "example_inputs must be tensors of float32 or float64, or integers that the model casts to that before "
@@ -78,6 +75,18 @@ def import_module(model: nn.Module, examples: Sequence[Tensor], wanted: int | No
     names = ["output"] if len(graph.outputs) == 1 else [f"output_{number}" for number in range(len(graph.outputs))]
     outputs = tuple(TensorInfo(name, TensorProto.FLOAT) for name in names)
     return OnnxNetwork(graph, inputs, outputs, True, opset, network.dtype, eps)
+
+
+def as_onnx(graph: Graph, wanted: int | None = None) -> tuple[Graph, int]:
+    """A module's graph with ONNX operators for those of PyTorch; and their opset, at least the wanted one.
+
+    Raises:
+        NotImplementedError: If a step has no ONNX operator here; the message names it.
+    """
+    # One opset for all: a later one only adds to what these operators take.
+    kinds = {node.kind for node in graph.nodes if isinstance(node, Kept)}
+    opset = max([MIN_OPSET, wanted or 0, *(first for kind, (_, first) in ONNX_NAMES.items() if kind in kinds)])
+    return dataclasses.replace(graph, nodes=[_node(node, opset) for node in graph.nodes]), opset
 
 
 def module_runner(model: nn.Module, network: OnnxNetwork) -> Run:

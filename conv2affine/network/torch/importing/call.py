@@ -46,6 +46,11 @@ class AtenCall:
         """Whether it takes elements as they lie in memory: `as_strided`, and views as another dtype."""
         return bool(self.target.overloadpacket.__name__.startswith(("as_strided", "view")))
 
+    @property
+    def meaning(self) -> tuple[Any, ...]:
+        """What determines its results."""
+        return self.target, self.args, self.kwargs, self.results
+
     @classmethod
     def of(cls, target: Any, args: Any, kwargs: Any) -> tuple[AtenCall, list[Value]]:
         """The operator and its inputs: the values among its arguments, each once."""

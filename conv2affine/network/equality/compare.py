@@ -1,0 +1,139 @@
+"""The comparison of two networks: a search for a difference, a match of their pieces, and a bound in a box."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from conv2affine.network.equality.difference import largest_difference
+from conv2affine.network.equality.origin import Names, origin
+from conv2affine.network.equality.search import Found, as_given, search
+from conv2affine.network.equality.side import NotExactError, Side
+from conv2affine.network.equality.units import Units
+from conv2affine.network.matrices.matrix import Array
+from conv2affine.network.proof.bounds import bounds
+from conv2affine.network.proof.box import Box
+from conv2affine.network.proof.forward import Interval
+
+__all__ = ["ASSUMPTION", "Comparison", "compare"]
+
+ASSUMPTION = "for sums of products in any order; not for Winograd, FFT or TF32 kernels"
+PROBES = 8
+Verdict = Literal["different", "equal", "within", "undecided"]
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Whether two networks, a and b, are equal.
+
+    Args:
+        verdict: "different": there is an input where they differ by more than rounding, `witness`. "equal": all their
+            affine pieces have the same entries, but for their roundings, and all their steps are the same. "within":
+            neither is known, and for inputs in the box they differ by `bound` at most. "undecided": nothing is known
+            but that no difference was found.
+        difference: The largest difference of one output element that was found, as both compute it; infinite where the
+            outputs have other shapes, or other infinities.
+        witness: The inputs where, one array for each, as a batch of one sample; in a box, if there is one.
+        origin: Names of the first pieces where they part, those of a and those of b; both empty where they do not.
+        bound: The most by which an element of their outputs differs, as both compute it in their dtypes, for all inputs
+            in the box; infinite without one, or if they have steps that are not piecewise linear. It holds for sums of
+            products in any order, with each matrix, bias and offset rounded to the dtype; not for Winograd, FFT or TF32
+            kernels.
+    """
+
+    verdict: Verdict
+    difference: float
+    witness: tuple[Array, ...]
+    origin: tuple[Names, Names]
+    bound: float
+
+    def is_within(self, tolerance: float | None = None) -> bool | None:
+        """Whether they are equal, or no output element differs by more than `tolerance`; None if not decided."""
+        if self.verdict == "equal" or (tolerance is not None and self.bound <= tolerance):
+            return True
+        if self.verdict == "different" and (tolerance is None or self.difference > tolerance):
+            return False
+        return None
+
+    def summary(self) -> dict[str, Any]:
+        """All but the methods, for JSON: lists for arrays, None for what is infinite."""
+        numbers = {name: getattr(self, name) for name in ("difference", "bound")}
+        return {
+            "verdict": self.verdict,
+            **{name: number if np.isfinite(number) else None for name, number in numbers.items()},
+            "assumption": ASSUMPTION if np.isfinite(self.bound) else None,
+            "origin": [list(names) for names in self.origin],
+            "witness": [array.tolist() for array in self.witness],
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{self.verdict}: the largest difference found is {self.difference:.3g}"]
+        if any(self.origin):
+            lines.append("they part at " + " and ".join(", ".join(names) or "nothing" for names in self.origin))
+        if np.isfinite(self.bound):
+            lines.append(f"in the box they differ by {self.bound:.3g} at most, {ASSUMPTION}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def compare(first: Side, second: Side, box: Box | None, shapes: Sequence[Sequence[int]], examples: Array) -> Comparison:
+    """Compare two networks.
+
+    Args:
+        first: The one.
+        second: The other.
+        box: Of inputs; None for all.
+        shapes: Of the inputs, for a batch of one sample.
+        examples: Inputs (examples, elements) to begin with.
+
+    Raises:
+        ValueError: If they take inputs with other numbers of elements.
+        MemoryError: If their matrices need more memory than is left.
+    """
+    sides = first, second
+    sizes = [side.graph.inputs[0].size for side in sides]
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"a and b must take the same inputs, and have {sizes[0]} and {sizes[1]} elements of them")
+    limits = None if box is None else box.rounded(*(dtype for side in sides for dtype in side.dtypes))
+    reach = examples if limits is None else np.stack(limits)
+    scale = max(1.0, float(np.abs(reach).max(initial=0))) * np.tile([[1.0], [0.25]], (PROBES // 2, 1))
+    probes = as_given(scale * np.random.default_rng(0).standard_normal((PROBES, sizes[0])), sides, None)
+    is_exact, ends = True, [side.graph.outputs[0].size for side in sides]
+    try:
+        values = [side.values(probes) for side in sides]
+    except NotExactError:
+        is_exact = False
+    units = _matched(sides, probes, limits) if is_exact and ends[0] == ends[1] else None
+    apart = (None, None) if units is None else units.apart
+    if ends[0] != ends[1]:
+        found = Found(np.inf, probes[0], True)
+    else:
+        inside = None if box is None else Interval(box.low, box.high)
+        found = search(*sides, inside, examples, is_exact=is_exact, apart=apart[1])
+    bound = np.inf if units is None or units.ranges is None else float(largest_difference(units).max())
+    bound = np.inf if found.difference > bound else bound  # kernels for which the bound does not hold
+    verdict: Verdict = "within" if np.isfinite(bound) else "undecided"
+    if units is not None and not any(apart):
+        verdict = "equal"
+    names: tuple[Names, Names] = ((), ())
+    if is_exact and verdict != "equal":
+        names = origin(sides, values, apart)
+    verdict = "different" if found.is_more else verdict
+    parts = np.split(found.point, np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1])
+    witness = tuple(part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
+    return Comparison(verdict, found.difference, witness, names, bound)
+
+
+def _matched(sides: Sequence[Side], probes: Array, limits: Interval | None) -> Units:
+    """The units of both, with their bounds if there is a box, and they have any."""
+    if limits is None or not all(side.has_bounds for side in sides):
+        return Units(sides, probes, None)
+    try:
+        ranges = [bounds(side.graph, {side.graph.inputs[0]: limits}, side.dtype) for side in sides]
+    except ValueError:  # numbers may overflow
+        return Units(sides, probes, None)
+    return Units(sides, probes, ranges)

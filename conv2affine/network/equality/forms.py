@@ -1,0 +1,108 @@
+"""Values of a network as affine maps of its units: the elements that its nonlinear steps compute."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array, diags_array, vstack
+
+from conv2affine.network.matrices.matrix import Array
+from conv2affine.network.proof.rounding import DOUBLE, gamma
+
+__all__ = ["Form", "Mask", "Numbers", "Rows", "selected"]
+
+Mask = NDArray[np.bool_]
+Numbers = NDArray[np.int64]
+# Entries are equal if they differ by at most this many roundings of the largest in their row: those of a batch norm
+# that is folded into a convolution, and of the products and sums of pieces that follow one another.
+ROUNDINGS = 32
+
+
+@dataclass(frozen=True)
+class Form:
+    """Elements as affine maps of units: matrix @ units + bias.
+
+    Args:
+        matrix: (elements, units).
+        bias: (elements,).
+        size: The largest of |matrix| |units| + |bias|, and of all that was added up on the way there.
+        error: How far an element that is computed may be from the map of the units that are; 0 without a box.
+    """
+
+    matrix: csr_array
+    bias: Array
+    size: Array
+    error: Array
+
+    def __getitem__(self, rows: Numbers) -> Form:
+        return Form(self.matrix[rows], self.bias[rows], self.size[rows], self.error[rows])
+
+    def times(self, sign: Array) -> Form:
+        """Each element times 1 or -1."""
+        return Form(csr_array(diags_array(sign) @ self.matrix), sign * self.bias, self.size, self.error)
+
+    def equals(self, other: Form, unit: float) -> Mask:
+        """Which elements have entries that differ by a few roundings of relative size `unit` at most."""
+        largest = np.maximum(_largest(self.matrix), _largest(other.matrix))
+        offset = np.abs(self.bias - other.bias) <= ROUNDINGS * unit * np.maximum(self.size, other.size)
+        result: Mask = (_largest(self.matrix - other.matrix) <= ROUNDINGS * unit * largest) & offset
+        return result
+
+    def gap(self, other: Form, largest: Array) -> Array:
+        """How far the elements of two maps of the same units may be apart, rounded up."""
+        apart = abs(self.matrix - other.matrix) @ largest + np.abs(self.bias - other.bias)
+        n = self.matrix.shape[1] + 8
+        total: Array = apart * (1 + gamma(n, DOUBLE)) + gamma(8, DOUBLE) * (self.size + other.size)
+        return total
+
+
+def selected(columns: Numbers, width: int) -> csr_array:
+    """The matrix whose rows have a 1 in these columns; none where it is -1."""
+    read = columns >= 0
+    starts = np.concatenate([[0], np.cumsum(read)])
+    return csr_array((np.ones(read.sum()), columns[read], starts), shape=(len(columns), width))
+
+
+def _largest(matrix: csr_array) -> Array:
+    if not matrix.shape[0]:
+        return np.zeros(0)
+    found: Array = abs(matrix).max(axis=1).toarray().ravel()
+    return found
+
+
+class Rows:
+    """What one network computes in each unit, before the ReLU.
+
+    Attributes:
+        is_known: The units that it computes.
+        low: Of their values before the ReLU, for the inputs in question.
+        high: Likewise.
+        largest: The largest absolute values of the units.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.is_known = np.zeros(width, bool)
+        self.low, self.high, self.largest = np.zeros(width), np.zeros(width), np.zeros(width)
+        self._parts = [(np.arange(width), Form(csr_array((width, width)), *[np.zeros(width)] * 3))]
+
+    def add(self, units: Numbers, form: Form, low: Array, high: Array) -> None:
+        """More units, which are the ReLUs of a form."""
+        self._parts.append((units, form))
+        self.is_known[units] = True
+        self.low[units], self.high[units], self.largest[units] = low, high, np.maximum(high, 0)
+
+    def all(self) -> Form:
+        """A row for each unit: zeros for inputs, and for units that this network does not compute."""
+        if len(self._parts) > 1:
+            width = len(self.is_known)
+            units = np.concatenate([units for units, _ in self._parts])
+            forms = [form for _, form in self._parts]
+            order = np.zeros(width, np.int64)
+            order[units] = np.arange(len(units))  # the last one counts
+            matrix = csr_array(vstack([form.matrix for form in forms], "csr"))
+            vectors = ([getattr(form, name) for form in forms] for name in ("bias", "size", "error"))
+            joined = Form(matrix[order], *(np.concatenate(vector)[order] for vector in vectors))
+            self._parts = [(np.arange(width), joined)]
+        return self._parts[0][1]

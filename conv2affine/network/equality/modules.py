@@ -1,0 +1,129 @@
+"""The public function that compares two networks: modules, programs and files in any mixture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from conv2affine.network.equality.compare import Comparison, compare
+from conv2affine.network.equality.side import Side
+from conv2affine.network.graph import Kept
+from conv2affine.network.matrices.matrix import Array
+from conv2affine.network.passes.ends import slices
+from conv2affine.network.proof.box import read_box
+from conv2affine.network.regions.region import join_inputs
+from conv2affine.network.torch.batching import runs_on_vectors
+from conv2affine.network.torch.checking.runs import SAMPLES, run
+from conv2affine.network.torch.importing.importer import import_torch
+from conv2affine.network.torch.models.intake import Model, hold
+from conv2affine.network.torch.models.surroundings import alone, on_cpu
+from conv2affine.network.torch.models.unchanged import unchanged
+from conv2affine.network.vectors import check_floats, with_vectors
+
+__all__ = ["check"]
+
+
+@alone
+@on_cpu
+def check(a: Any, b: Any, x: Any, *, box: tuple[Any, Any] | None = None) -> Comparison:
+    """Whether two networks are equal: whether they compute the same, up to rounding, for all inputs.
+
+        |b(x) - a(x)| <= bound    for all x in the box
+
+    Args:
+        a: A model as `to_linear_network` takes it, or an ONNX model or its file.
+        b: Likewise. What both compute it in may differ: the inputs are numbers that the dtypes of both have.
+        x: Example inputs: a tensor, a tuple of tensors, or a dict of them by name, batch first. A dict also gives
+            the sizes that a file leaves open.
+        box: (low, high) as in `to_mlp`: look at inputs in this box only, and bound the difference there. Default: None,
+            for all inputs.
+
+    Returns:
+        A `Comparison`. Its `verdict` is "different", with a `witness`, an input where their outputs differ by more than
+        rounding, and the `origin`, the first pieces where they part; "equal", if both have the same steps, and pieces
+        with the same entries up to their rounding; "within", if neither is known, with a `bound` on the box; or
+        "undecided" otherwise. Names, order, and how affine operators follow one another do not matter.
+
+    Raises:
+        TypeError: As `to_linear_network`.
+        ValueError: As `to_linear_network`; or if the inputs of a and b have other sizes, or are integers.
+        NotImplementedError: As `to_linear_network`, or `onnx.convert`.
+        MemoryError: If the matrices of all pieces need more memory than is left.
+
+    Example:
+        >>> conv, norm = torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4)
+        >>> model = torch.nn.Sequential(conv, norm, torch.nn.ReLU()).eval()
+        >>> fused = torch.nn.Sequential(torch.nn.utils.fuse_conv_bn_eval(conv.eval(), norm.eval()), torch.nn.ReLU())
+        >>> check(model, fused, torch.rand(1, 1, 6, 6)).verdict
+        'equal'
+        >>> with torch.no_grad():
+        ...     _ = fused[0].weight[2, 0, 1, 1].add_(1e-3)
+        >>> result = check(model, fused, torch.rand(1, 1, 6, 6))
+        >>> result.verdict, result.origin
+        ('different', (('0', '1'), ('0',)))
+    """
+    files = [_is_file(model) for model in (a, b)]
+    if any(files):
+        from conv2affine.onnx.checking import file_side, kept_as_onnx  # needs onnx
+    sides, names = [], dict[str, tuple[int, ...]]()
+    sizes = {name: (1, *each.shape[1:]) for name, each in x.items()} if isinstance(x, Mapping) else None
+    for model, is_file in zip((a, b), files, strict=True):
+        if is_file:
+            side, shapes = file_side(model, sizes)
+        else:
+            side, shapes = _side(model, x)
+            side = kept_as_onnx(side) if any(files) else side
+        sides.append(side)
+        names = names or shapes
+    given = None if box is None else read_box(box, names)
+    examples = join_inputs(tuple(each[:SAMPLES] for each in _tensors(x)))
+    return compare(sides[0], sides[1], given, list(names.values()), examples)
+
+
+def _is_file(model: Any) -> bool:
+    """Whether a model is one of ONNX."""
+    if isinstance(model, str | Path):
+        return Path(model).suffix in (".onnx", ".gz")
+    return type(model).__name__ == "ModelProto"
+
+
+def _tensors(x: Any) -> tuple[Tensor, ...]:
+    if isinstance(x, Mapping):
+        return tuple(x.values())
+    return tuple(x) if isinstance(x, tuple | list) else (x,)
+
+
+def _side(model: Model, x: Any) -> tuple[Side, dict[str, tuple[int, ...]]]:
+    """A module as a side, and the shapes of its inputs."""
+    module, inputs = hold(model, x)
+    dtypes = {each.dtype for each in module.parameters() if each.is_floating_point()}
+    if len(dtypes) == 1:
+        [dtype] = dtypes
+        inputs = tuple(each.to(dtype) if each.is_floating_point() else each for each in inputs)
+    network = import_torch(module, inputs)
+    check_floats(network, "a comparison")
+    values = network.graph.inputs
+    parts, device = slices(values), network.device
+
+    def own(point: Array) -> Array:
+        given = [
+            torch.tensor(point[part], dtype=dtype, device=device).view(value.shape)
+            for part, dtype, value in zip(parts, network.input_dtypes, values, strict=True)
+        ]
+        with unchanged(module), torch.no_grad():
+            outputs = [output.double().cpu().flatten().numpy() for output in run(module, given, True)]
+        return np.concatenate(outputs)
+
+    eps = max(torch.finfo(dtype).eps for dtype in network.dtypes)
+    graph = with_vectors(network, "a comparison").graph
+    side = Side(graph, network.dtype, eps, network.input_dtypes, _on_vectors, own)
+    return side, {value.name: value.shape for value in values}
+
+
+def _on_vectors(node: Kept) -> bool:
+    return runs_on_vectors(node.call, [*node.shapes, *(value.shape for value in node.outputs)])

@@ -1,0 +1,105 @@
+"""A ReLU of one of two networks, whose elements become units, or are found among them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.sparse import csr_array, diags_array
+
+from conv2affine.network.equality.forms import Form, Mask, Numbers, selected
+from conv2affine.network.matrices.matrix import Array
+from conv2affine.network.proof.forward import Interval
+
+if TYPE_CHECKING:
+    from conv2affine.network.equality.units import Units
+
+__all__ = ["SAME", "Match", "Relu", "leading"]
+
+# How far the keys of elements with the same entries may be apart, relative to their size.
+SAME = 1e-9
+Match = tuple[Numbers, Array]  # the unit of each element, or -1, and its sign
+
+
+class Relu:
+    """A ReLU whose elements become units, or are found among them."""
+
+    def __init__(self, units: Units, number: int, form: Form, probes: Array, interval: Interval) -> None:
+        self.units, self.number, self.rows, self.first = units, number, units.rows[number], units.rows[0]
+        self.form, self.probes, self.interval = form, probes, interval
+        self.unit, self.sign = np.full(len(probes), -1), np.ones(len(probes))
+        self.leads = np.zeros(len(probes), bool)  # the elements that are the first of their unit on this side
+        matrix = form.matrix
+        self.keys = matrix @ units.random[:-1] + form.bias[:, None] * units.random[-1]
+        wrong = (matrix.data < 0) | ((matrix.data != 0) & ~units.bends[matrix.indices])
+        count = np.concatenate([[0], np.cumsum(wrong)])
+        has_wrong = count[matrix.indptr[1:]] > count[matrix.indptr[:-1]]
+        self.steady: Mask = ~has_wrong & ((form.bias >= 0) | (np.diff(matrix.indptr) == 0))
+
+    @property
+    def open(self) -> Numbers:
+        """The elements that have no unit yet, and need one."""
+        return np.flatnonzero(~self.steady & (self.unit < 0))
+
+    def assign(self, match: Match, *, own: bool = False) -> None:
+        """Take the units that are found, where the first side, or this one, has the same entries for them."""
+        rows = self.open
+        rows = rows[match[0][rows] >= 0]
+        if len(rows):
+            unit, sign = match[0][rows], match[1][rows]
+            known = (self.rows if own else self.first).all()[unit]
+            good = self.form[rows].times(sign).equals(known, self.units.unit)
+            self.take(rows[good], unit[good], sign[good])
+
+    def pair(self, match: Match, rows: Numbers) -> None:
+        """Take the units that are found for these elements, and that this side does not have yet, each once."""
+        rows = rows[match[0][rows] >= 0]
+        rows = rows[np.unique(match[0][rows], return_index=True)[1]]
+        rows = rows[~self.rows.is_known[match[0][rows]]]
+        self.take(rows, match[0][rows], match[1][rows])
+
+    def add(self, rows: Numbers) -> None:
+        """Make new units."""
+        units = self.units
+        unit = np.arange(units.count, units.count + len(rows))
+        units.count += len(rows)
+        units.bends[unit] = True
+        units.probes[unit] = self.probes[rows]
+        self.take(rows, unit, np.ones(len(rows)))
+
+    def take(self, rows: Numbers, unit: Numbers, sign: Array) -> None:
+        self.unit[rows], self.sign[rows] = unit, sign
+        at = np.unique(unit, return_index=True)[1]
+        at = at[~self.rows.is_known[unit[at]]]
+        rows, unit, sign = rows[at], unit[at], sign[at]
+        self.leads[rows] = True
+        self.units.keys[self.number, unit] = self.keys[rows] * sign[:, None]
+        ends = [sign * bound[rows] for bound in self.interval]
+        self.rows.add(unit, self.form[rows].times(sign), np.minimum(*ends), np.maximum(*ends))
+
+    def bent(self) -> Form:
+        """The outputs: v where it is steady, u where it is a unit u, u + v where v is that of u times -1."""
+        form, back = self.form, self.sign < 0
+        stays = (self.steady | back).astype(float)
+        matrix = csr_array(diags_array(stays) @ form.matrix + selected(self.unit, self.units.width))
+        matrix.eliminate_zeros()
+        bias = np.where(self.steady, np.maximum(form.bias, 0), stays * form.bias)
+        size = np.where(self.steady, np.abs(bias), 0) + stays * form.size
+        size += np.where(self.unit >= 0, self.rows.largest[self.unit], 0)
+        error: Array = stays * form.error
+        again = np.flatnonzero((self.unit >= 0) & ~self.leads)
+        if len(again) and self.units.ranges is not None:
+            own, known = form[again].times(self.sign[again]), self.rows.all()[self.unit[again]]
+            error[again] += own.gap(known, self.rows.largest) + own.error + known.error
+        return Form(matrix, bias, size, error)
+
+
+def leading(keys: Array, rows: Numbers) -> Numbers:
+    """The first element of each group of elements that have the same entries up to the sign."""
+    if not len(rows):
+        return rows
+    sizes = np.abs(keys[rows, 0])
+    order = np.argsort(sizes, kind="stable")
+    near = SAME * np.abs(keys[rows]).max(axis=1)[order]
+    starts = np.flatnonzero(np.diff(sizes[order], prepend=-np.inf) > near)
+    return np.sort(np.minimum.reduceat(rows[order], starts))

@@ -1,0 +1,177 @@
+"""The search for an input where two networks differ: random inputs, corners, and steps along the gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from conv2affine.network.comparison import ROUGHEST, ROUNDINGS, RUNS
+from conv2affine.network.equality.forms import Mask
+from conv2affine.network.equality.side import Side
+from conv2affine.network.graph import Value
+from conv2affine.network.matrices.matrix import Array
+from conv2affine.network.proof.forward import Interval
+
+__all__ = ["Found", "as_given", "inputs", "search"]
+
+# Random inputs without a box, in units of the largest element of the example; and in a box, its corners and the rest.
+SCALES = (1 / 64, 1 / 2, 1, 4)
+EACH = 3
+# What is known exactly may differ by this many roundings of everything that is added up.
+EXACT_ROUNDINGS = 8
+STARTS, STEPS = 4, 24
+FAR = 4  # how much farther out, without a box, inputs are looked for that make a value large
+
+
+@dataclass(frozen=True)
+class Found:
+    """The largest difference that was found.
+
+    Args:
+        difference: Of one element of the outputs, as both compute them.
+        point: The inputs where.
+        is_more: Whether it is more than rounding explains.
+    """
+
+    difference: float
+    point: Array
+    is_more: bool
+
+
+def inputs(size: int, box: Interval | None, examples: Array) -> Array:
+    """Random inputs, the same in every call, after the examples."""
+    random = np.random.default_rng(0)
+    if box is None:
+        largest = max(1.0, float(np.abs(examples).max(initial=0)))
+        noise = random.standard_normal((EACH * len(SCALES), size)) * np.repeat(SCALES, EACH)[:, None] * largest
+        return np.concatenate([examples, noise])
+    low, high = box
+    corners = np.where(random.random((2 * EACH, size)) < 0.5, low, high)
+    inner = np.clip(low + (high - low) * random.random((2 * EACH, size)), low, high)
+    inside = examples[((examples >= low) & (examples <= high)).all(axis=1)]
+    return np.concatenate([inside, [low, high, low / 2 + high / 2], corners, inner])
+
+
+def as_given(points: Array, sides: Sequence[Side], box: Interval | None) -> Array:
+    """Points in the dtypes of all inputs: both networks are given the same numbers."""
+    for dtype in sorted({dtype for side in sides for dtype in side.dtypes}, key=lambda each: -torch.finfo(each).eps):
+        rounded = torch.from_numpy(points).to(dtype)
+        if box is not None and dtype is not torch.bfloat16:  # which NumPy lacks
+            numbers = rounded.numpy()
+            up, down = numbers.astype(np.float64) < box.low, numbers.astype(np.float64) > box.high
+            numbers = np.where(
+                up, np.nextafter(numbers, np.inf), np.where(down, np.nextafter(numbers, -np.inf), numbers)
+            )
+            rounded = torch.from_numpy(numbers)
+        points = rounded.double().numpy()
+    return points
+
+
+def search(
+    first: Side, second: Side, box: Interval | None, examples: Array, *, is_exact: bool, apart: Value | None = None
+) -> Found:
+    """Look for the input where two networks differ most.
+
+    Args:
+        first: The one.
+        second: The other, whose outputs have as many elements.
+        box: Where to look; None for everywhere.
+        examples: Inputs (examples, elements) to begin with.
+        is_exact: Whether both can be computed in float64.
+        apart: A value of the second that the first does not have: inputs are looked for where it is large.
+    """
+    sides = first, second
+    points = as_given(inputs(first.graph.inputs[0].size, box, examples), sides, box)
+    if is_exact:
+        if apart is not None:
+            points = np.concatenate([points, _enlarge(second, points, box, apart)])
+        points = np.concatenate([points, as_given(_ascend(sides, points, box), sides, box)])
+    own = [side.run(points) for side in sides]
+    distance = _distance(*own)
+    is_more = _is_more(sides, points, own, distance, is_exact)
+    ranked = np.where(is_more, distance, -1) if is_more.any() else distance
+    where = int(ranked.max(axis=1).argmax())
+    return Found(float(distance[where].max()), points[where], bool(is_more.any()))
+
+
+def _distance(first: Array, second: Array) -> Array:
+    """|second - first|: 0 where both are the same infinity, or NaN, and infinite where one is."""
+    same = (first == second) | (np.isnan(first) & np.isnan(second))
+    with np.errstate(invalid="ignore"):
+        distance: Array = np.nan_to_num(np.where(same, 0, np.abs(second - first)), nan=np.inf, posinf=np.inf)
+    return distance
+
+
+def _is_more(sides: Sequence[Side], points: Array, own: Sequence[Array], distance: Array, is_exact: bool) -> Mask:
+    """Which differences rounding does not explain."""
+    eps = max(2 * side.unit for side in sides)
+    tolerance = min(ROUNDINGS * eps, ROUGHEST)
+    if not is_exact:
+        largest = np.nan_to_num(np.abs(own[0]), posinf=0).max(axis=1, keepdims=True)
+        result: Mask = distance > tolerance * largest
+        return result
+    moved = np.zeros_like(distance)
+    exact = []
+    for side in sides:
+        exact.append(side.output(side.values(points)))
+        runs = [side.output(side.values(points, side.unit, seed)) for seed in range(1, RUNS + 1)]
+        moved += np.max([np.abs(run - exact[-1]) for run in runs], axis=0) + side.unit * np.abs(exact[-1])
+    with np.errstate(invalid="ignore"):
+        gap = np.abs(exact[1] - exact[0])
+        more = (gap > EXACT_ROUNDINGS * moved) & (distance > 0)
+        floor = max(torch.finfo(side.dtype).tiny for side in sides)
+        result = more | (distance > tolerance * (np.abs(exact[0]) + moved / (eps / 2)) + floor)
+    return result
+
+
+def _reach(x: Array, box: Interval | None) -> Interval:
+    """Where points may be moved: in the box, or no farther from 0 than they are."""
+    if box is not None:
+        return Interval(*(bound + 0 * x for bound in box))
+    largest = np.abs(x).max(axis=1, keepdims=True) + 0 * x
+    return Interval(-largest, largest)
+
+
+def _moved(x: Array, slope: Array, step: int, low: Array, high: Array) -> Array:
+    """Points after a step along the sign of a gradient; each step is shorter than the one before."""
+    moved: Array = np.clip(x + (high - low) / 2 * 0.5 ** (step / 4) * np.sign(slope), low, high)
+    return moved
+
+
+def _enlarge(side: Side, points: Array, box: Interval | None, value: Value) -> Array:
+    """Points where elements of a value are large: what only comes into play there is seen."""
+    random = np.random.default_rng(0)
+    x: Array = points[np.abs(points).max(axis=1).argsort()[::-1][:STARTS]].repeat(EACH, axis=0)
+    low, high = _reach(FAR * x, box)
+    weights = np.zeros((len(x), value.size))
+    seen = np.abs(side.values(x)[value])
+    elements = np.where(random.random(len(x)) < 0.5, seen.argmax(axis=1), random.integers(value.size, size=len(x)))
+    weights[np.arange(len(x)), elements] = np.where(random.random(len(x)) < 0.5, -1.0, 1.0)
+    for step in range(STEPS // 2):
+        x = _moved(x, side.gradient(side.values(x), weights, value), step, low, high)
+    return x
+
+
+def _ascend(sides: Sequence[Side], points: Array, box: Interval | None) -> Array:
+    """Points where the difference of one output is large, by steps along the sign of its gradient."""
+    values = [side.values(points) for side in sides]
+    gap = np.nan_to_num(sides[1].output(values[1]) - sides[0].output(values[0]))
+    at = np.abs(gap).max(axis=1).argsort()[::-1][:STARTS]
+    x, output = points[at], np.abs(gap[at]).argmax(axis=1)
+    low, high = _reach(x, box)
+    best: Array = x.copy()
+    largest = np.abs(gap[at, output])
+    for step in range(STEPS):
+        values = [side.values(x) for side in sides]
+        gap = sides[1].output(values[1]) - sides[0].output(values[0])
+        here = gap[np.arange(len(x)), output]
+        better = np.abs(here) > largest
+        best[better], largest[better] = x[better], np.abs(here)[better]
+        weights = np.zeros_like(gap)
+        weights[np.arange(len(x)), output] = np.where(here < 0, -1.0, 1.0)
+        slope = sides[1].gradient(values[1], weights) - sides[0].gradient(values[0], weights)
+        x = _moved(x, slope, step, low, high)
+    return best

@@ -1,0 +1,134 @@
+"""One of two networks that are compared: what it computes, in its own dtype and exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+
+from conv2affine.network.graph import Graph, Kept, Piece, Value
+from conv2affine.network.matrices.matrix import Array
+from conv2affine.network.passes.ends import join_ends
+from conv2affine.network.passes.simplify import simplify
+from conv2affine.network.passes.to_relu import to_relu
+from conv2affine.network.proof.bounds import check_memory
+
+__all__ = ["NotExactError", "Side"]
+
+# Relative size of one rounding where a side computes in float64: its entries are products in float64 here too.
+LEAST_UNIT = 2.0**-46
+
+
+class NotExactError(RuntimeError):
+    """An operator does not run in float64."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """A network, from one vector of all inputs to one vector of all outputs.
+
+    Args:
+        network: Any graph.
+        dtype: In which it computes.
+        eps: Of the coarsest dtype in which it computes.
+        dtypes: Of its inputs.
+        on_vectors: Whether an operator that is kept computes the same on flat vectors.
+        own: Takes a point, (inputs,), and returns the outputs that the network computes in its own dtype.
+    """
+
+    network: Graph
+    dtype: torch.dtype
+    eps: float
+    dtypes: Sequence[torch.dtype]
+    on_vectors: Callable[[Kept], bool]
+    own: Callable[[Array], Array]
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The network of one input and one output, as pieces, ReLUs, and operators that are neither."""
+        return simplify(to_relu(simplify(join_ends(self.network)), self.dtype))
+
+    @property
+    def unit(self) -> float:
+        """Relative size of one rounding."""
+        return max(self.eps / 2, LEAST_UNIT)
+
+    @property
+    def has_bounds(self) -> bool:
+        """Whether it has pieces and ReLUs only, all in its dtype."""
+        kept = any(isinstance(node, Kept) for node in self.graph.nodes)
+        return not kept and self.eps <= torch.finfo(self.dtype).eps
+
+    @cached_property
+    def matrices(self) -> Mapping[Piece, Mapping[Value, csr_array]]:
+        """The matrices of all pieces, written out."""
+        check_memory(self.graph)
+        pieces = [node for node in self.graph.nodes if isinstance(node, Piece)]
+        return {node: {source: matrix.csr() for source, matrix in node.map.terms.items()} for node in pieces}
+
+    def run(self, points: Array) -> Array:
+        """The outputs (points, outputs) in its own dtype."""
+        return np.stack([self.own(point) for point in points])
+
+    @np.errstate(all="ignore")
+    def values(self, points: Array, unit: float = 0.0, seed: int = 0) -> dict[Value, Array]:
+        """All values (points, elements) in float64; with `unit`, moved as roundings of this size move them."""
+        random = np.random.default_rng(seed)
+        values = {self.graph.inputs[0]: points}
+        for node in self.graph.nodes:
+            if isinstance(node, Piece):
+                y = np.tile(node.map.bias, (len(points), 1))
+                size = np.abs(y)
+                for source, matrix in self.matrices[node].items():
+                    y += (matrix @ values[source].T).T
+                    if unit:
+                        size += (abs(matrix) @ np.abs(values[source]).T).T
+                if unit and node.map.alias is None:
+                    y += unit * size * random.uniform(-1, 1, y.shape)
+                values[node.output] = y
+            elif isinstance(node, Kept):
+                values.update(zip(node.outputs, _run_kept(node, values), strict=True))
+                for value in node.outputs:
+                    if unit and values[value].dtype.kind == "f":
+                        values[value] = values[value] * (1 + unit * random.uniform(-1, 1, values[value].shape))
+            else:
+                values[node.outputs[0]] = np.maximum(values[node.inputs[0]], 0)
+        return values
+
+    def output(self, values: Mapping[Value, Array]) -> Array:
+        """The outputs among the values."""
+        return values[self.graph.outputs[0]].astype(np.float64)
+
+    def gradient(self, values: Mapping[Value, Array], weights: Array, of: Value | None = None) -> Array:
+        """The gradient of weights (points, elements) times a value, the output if none is given.
+
+        What passes an operator that is kept is left out.
+        """
+        waiting = {of or self.graph.outputs[0]: weights}
+        for node in reversed(self.graph.nodes):
+            found = [waiting.pop(value) for value in node.outputs if value in waiting]
+            for source in node.inputs if found and not isinstance(node, Kept) else ():
+                if isinstance(node, Piece):
+                    part = (self.matrices[node][source].T @ found[0].T).T
+                else:
+                    part = found[0] * (values[source] > 0)
+                waiting[source] = waiting[source] + part if source in waiting else part
+        return waiting.get(self.graph.inputs[0], np.zeros((len(weights), self.graph.inputs[0].size)))
+
+
+def _run_kept(node: Kept, values: Mapping[Value, Array]) -> list[Any]:
+    """The outputs of an operator, one sample at a time."""
+    count = len(values[node.inputs[0]])
+    rows = []
+    for number in range(count):
+        arrays = [values[value][number].reshape(shape) for value, shape in zip(node.inputs, node.shapes, strict=True)]
+        try:
+            rows.append([np.asarray(result).reshape(-1) for result in node.call.run(arrays, double=True)])
+        except Exception as error:  # PyTorch and onnx.reference may raise anything
+            raise NotExactError(f"{', '.join(node.origin)}: {error}") from error
+    return [np.stack(column) for column in zip(*rows, strict=True)]

@@ -1,0 +1,228 @@
+"""The units of two networks, each once: those of the second are those of the first where both compute the same.
+
+Names, order, and the pieces between them do not matter: partners are found by the products of their entries with random
+numbers, or else by their values for a few random inputs, and are then compared entry by entry. What needs no unit of
+its own, and is the same however a network computes it:
+
+    relu(v) = v                 where v has no entry < 0, and reads only units that are >= 0
+    relu(v) = relu(-v) + v      where relu(-v) is a unit, as of a value that a chain carries, |x|, max(a, b), max(b, a)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_array
+from scipy.spatial import cKDTree
+
+from conv2affine.network.equality.forms import Form, Mask, Numbers, Rows, selected
+from conv2affine.network.equality.relu import SAME, Match, Relu, leading
+from conv2affine.network.equality.side import Side
+from conv2affine.network.graph import Kept, Node, Piece, Value
+from conv2affine.network.matrices.matrix import Array
+from conv2affine.network.passes.simplify import is_equal
+from conv2affine.network.proof.forward import Interval
+from conv2affine.network.proof.rounding import DOUBLE, gamma, rounding
+
+__all__ = ["Units"]
+
+# How far the values of partners may be apart, relative to their size.
+NEAR = 0.05
+KEYS = 8
+
+
+class Units:
+    """The units of two networks.
+
+    Args:
+        sides: Both.
+        points: Random inputs.
+        ranges: Bounds of the values of each side in a box; None without one.
+
+    Attributes:
+        width: Of all forms.
+        rows: What each side computes in each unit.
+        blocks: The units of each ReLU of the first side.
+        outputs: Of each side.
+        apart: The first value of each side that the other does not have, up to rounding; None if there is none.
+    """
+
+    def __init__(self, sides: Sequence[Side], points: Array, ranges: Sequence[Mapping[Value, Interval]] | None) -> None:
+        self.sides, self.ranges = sides, ranges
+        self.values = [side.values(points) for side in sides]
+        self.unit = max(side.unit for side in sides)
+        nodes = [node for side in sides for node in side.graph.nodes if not isinstance(node, Piece)]
+        self.count = sides[0].graph.inputs[0].size
+        self.width = self.count + sum(value.size for node in nodes for value in node.outputs)
+        self.rows = Rows(self.width), Rows(self.width)
+        self.bends = np.zeros(self.width, bool)  # the units that are ReLUs
+        self.probes = np.zeros((self.width, len(points)))  # what they are before that
+        self.keys = np.zeros((2, self.width, KEYS))  # and what each side would make of random units
+        self.random = np.random.default_rng(0).standard_normal((self.width + 1, KEYS))
+        self.blocks: list[slice] = []
+        self.places: list[Match] = []  # of each ReLU of the first side
+        self.kept: list[tuple[Kept, list[Form], Numbers]] = []
+        self.read_by_kept: tuple[list[Form], ...] = [], []
+        self.own: tuple[dict[Value, Numbers], ...] = {}, {}  # units of each value that a step reads, or that is kept
+        self.matched = np.zeros(self.width, bool)
+        first = self.read(0)
+        self.known = np.flatnonzero(self.bends)
+        self.trees = [cKDTree(each[self.known]) for each in (self.keys[0], self.probes)]
+        second = self.read(1)
+        self.outputs = first, second
+        self.apart = self.first_apart(0), self.first_apart(1)
+
+    def first_apart(self, number: int) -> Value | None:
+        """The first value of a side that the other does not have; None if there is none."""
+        needed = self.needed(number) & ~self.matched
+        for value, units in self.own[number].items():
+            if needed[units].any():
+                return value
+        first, second = self.outputs
+        return None if first.equals(second, self.unit).all() else self.sides[number].graph.outputs[0]
+
+    def read(self, number: int) -> Form:
+        """Add the units of a side; returns the form of its output."""
+        graph, places = self.sides[number].graph, iter(self.places[:])
+        [x], [y] = graph.inputs, graph.outputs
+        forms = {x: self.identity(number, x, np.arange(x.size))}
+        for node in graph.nodes:
+            if isinstance(node, Piece):
+                forms[node.output] = self.compose(number, node, forms)
+            elif isinstance(node, Kept):
+                forms.update(self.add_kept(number, node, [forms[value] for value in node.inputs]))
+            else:
+                form = forms[node.inputs[0]]
+                forms[node.outputs[0]] = self.add_relu(number, node, form, next(places, None))
+        return forms[y]
+
+    def needed(self, number: int) -> Mask:
+        """The units that the output of a side needs."""
+        rows = self.rows[number].all().matrix
+        needed = np.zeros(self.width, bool)
+        for form in (self.outputs[number], *self.read_by_kept[number]):
+            needed[form.matrix.indices[form.matrix.data != 0]] = True
+        count = 0
+        while count < needed.sum():
+            count = needed.sum()
+            part = rows[np.flatnonzero(needed)]
+            needed[part.indices[part.data != 0]] = True
+        return needed
+
+    def interval(self, number: int, value: Value) -> Interval:
+        """Bounds of the elements of a value for the inputs in question."""
+        if self.ranges is not None:
+            return self.ranges[number][value]
+        seen = self.values[number][value]
+        return Interval(seen.min(axis=0), seen.max(axis=0))
+
+    def identity(self, number: int, value: Value, units: Numbers) -> Form:
+        """A value whose elements are units."""
+        rows, largest = self.rows[number], _largest(self.interval(number, value))
+        rows.is_known[units], rows.largest[units] = True, largest
+        return Form(selected(units, self.width), np.zeros(value.size), largest, np.zeros(value.size))
+
+    def compose(self, number: int, node: Piece, forms: Mapping[Value, Form]) -> Form:
+        """The form of an affine piece."""
+        side, n = self.sides[number], node.output.size
+        bias, size, error = node.map.bias.copy(), np.abs(node.map.bias), np.zeros(n)
+        matrix, counts, magnitudes, largest = csr_array((n, self.width)), np.zeros(n), size.copy(), 0.0
+        for source, part in side.matrices[node].items():
+            form, positive, reach = forms[source], abs(part), _largest(self.interval(number, source))
+            matrix = csr_array(matrix + part @ form.matrix)
+            bias += part @ form.bias
+            size += positive @ form.size
+            error += positive @ form.error
+            magnitudes += positive @ reach
+            counts += np.diff(part.indptr)
+            largest = max(largest, float(reach.max(initial=0)))
+        if self.ranges is not None:
+            if node.map.alias is None:
+                error += rounding(counts, magnitudes, largest, side.dtype)
+            error = (error + gamma(counts + 8, DOUBLE) * size) * (1 + 2.0**-20)
+        return Form(matrix, bias, size, error)
+
+    def add_kept(self, number: int, node: Kept, inputs: list[Form]) -> dict[Value, Form]:
+        """The outputs of an operator that runs as it is."""
+        shape = self.shapes(number, node)
+        self.read_by_kept[number].extend(inputs)
+        for other, forms, found in self.kept if number else ():
+            if (
+                self.shapes(0, other) == shape
+                and is_equal(node.call.meaning, other.call.meaning)
+                and all(a.equals(b, self.unit).all() for a, b in zip(inputs, forms, strict=True))
+            ):
+                units = found
+                self.matched[units] = True
+                break
+        else:
+            units = np.arange(self.count, self.count + sum(value.size for value in node.outputs))
+            self.count += len(units)
+            if number == 0:
+                self.kept.append((node, inputs, units))
+        self.own[number][node.outputs[0]] = units
+        parts = np.split(units, np.cumsum([value.size for value in node.outputs])[:-1])
+        return {value: self.identity(number, value, part) for value, part in zip(node.outputs, parts, strict=True)}
+
+    def shapes(self, number: int, node: Kept) -> list[Any]:
+        """The shapes of its inputs and outputs, as far as they matter."""
+        shapes = [*node.shapes, *(value.shape for value in node.outputs)]
+        return [prod(shape) for shape in shapes] if self.sides[number].on_vectors(node) else shapes
+
+    def add_relu(self, number: int, node: Node, form: Form, place: Match | None) -> Form:
+        """The outputs of a ReLU; `place` has the units of the first side's ReLU at the same place."""
+        [x] = node.inputs
+        probes = np.ascontiguousarray(self.values[number][x].T)
+        relu = Relu(self, number, form, probes, self.interval(number, x))
+        start = self.count
+        if number == 0:
+            relu.assign(self.twins(0, relu.keys))
+        else:
+            none = np.full(x.size, -1), np.ones(x.size)
+            relu.assign(place if place is not None and len(place[0]) == x.size else none)
+            relu.assign(self.nearest(relu.keys, 0) if len(relu.open) else none)
+        self.matched[relu.unit[relu.unit >= 0]] |= number == 1
+        if number:
+            relu.assign(self.twins(1, relu.keys), own=True)
+        leaders = leading(relu.keys, relu.open)
+        if number and len(leaders):
+            relu.pair(self.nearest(probes, 1), leaders)
+        relu.add(np.intersect1d(leaders, relu.open))
+        relu.assign(self.twins(number, relu.keys), own=True)
+        relu.add(relu.open)
+        if number == 0:
+            self.blocks.append(slice(start, self.count))
+            self.places.append((relu.unit.copy(), relu.sign))
+        self.own[number][x] = np.unique(relu.unit[relu.unit >= 0])
+        return relu.bent()
+
+    def twins(self, number: int, keys: Array) -> Match:
+        """The units of a side, so far, that have the same entries up to the sign."""
+        units = np.flatnonzero(self.bends & self.rows[number].is_known)
+        if not len(units):
+            return np.full(len(keys), -1), np.ones(len(keys))
+        known = self.keys[number, units, 0]
+        order = np.argsort(np.abs(known))
+        near = SAME * np.abs(keys).max(axis=1)
+        at = np.searchsorted(np.abs(known)[order], np.abs(keys[:, 0]) - near).clip(max=len(units) - 1)
+        found = order[at]
+        sign = np.where(np.sign(known[found]) == np.sign(keys[:, 0]), 1.0, -1.0)
+        is_twin = np.abs(self.keys[number, units[found]] * sign[:, None] - keys).max(axis=1) <= near
+        return np.where(is_twin, units[found], -1), sign
+
+    def nearest(self, wanted: Array, tree: int) -> Match:
+        """The units of the first side that have the nearest keys, or the nearest probes, up to the sign."""
+        if not len(self.known):
+            return np.full(len(wanted), -1), np.ones(len(wanted))
+        distance, found = self.trees[tree].query(np.stack([wanted, -wanted]))
+        is_negative = distance[1] < distance[0]
+        unit = self.known[np.where(is_negative, found[1], found[0])]
+        is_near = distance.min(axis=0) <= NEAR * np.linalg.norm(wanted, axis=1)
+        return np.where(is_near, unit, -1), np.where(is_negative, -1.0, 1.0)
+
+
+def _largest(interval: Interval) -> Array:
+    return np.maximum(np.abs(interval.low), np.abs(interval.high))
