@@ -13,12 +13,12 @@ PYTHON_FILES := conv2affine tests examples benchmarks docs build_backend.py setu
 # In minutes, before a commit: without the long products of cases. One thread a process, as there is one for each core;
 # files with a costly fixture are a group, which one process runs.
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup -m "not long and not serial"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m "not long and not serial"
 	$(BIN)/pytest -m "serial and not long" tests
 
 # All tests.
 test-all: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup -m "not serial"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m "not serial"
 	$(BIN)/pytest -m serial tests
 
 # Which lines no test runs; takes longer than the tests alone.

@@ -25,7 +25,6 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from conv2affine import Geometry, to_bias, to_linear, to_matrix
 from conv2affine.distributed import to_dtensor
 
-pytestmark = pytest.mark.xdist_group("distributed")
 SHARDED = (Shard(0),)
 WORLDS = (2, 3)
 

@@ -22,7 +22,6 @@ DISPUTED = (
     "test_resize_downsample_scales_linear_align_corners",
 )
 MAX_ELEMENTS = 2**11
-pytestmark = pytest.mark.xdist_group("backend")
 # What is converted with nothing kept: operator, case and form, one a line. Whoever adds a rule adds its lines.
 CONVERTED = [line.split() for line in (Path(__file__).parent / "onnx_backend_cases.txt").read_text().splitlines()]
 

@@ -89,7 +89,7 @@ def test_a_module_for_a_box():
 
 
 def test_a_box_is_for_a_chain():
-    with pytest.raises(ValueError, match=r"box must come with form 'mlp', got form 'graph'"):
+    with pytest.raises(ValueError, match=r"box and spec must come with form 'mlp', got form 'graph'"):
         convert(small(), box=(0, 1))
 
 
