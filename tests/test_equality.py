@@ -486,3 +486,16 @@ def test_command_line(tmp_path):
     assert (shown["verdict"], shown["origin"]) == ("different", [["h"], ["h"]])
     assert shown["difference"] == pytest.approx(0.01, rel=1e-3)
     assert 0.01 <= shown["bound"] <= 0.0101
+
+
+def test_a_relu_that_bends_passes_the_whole_difference():
+    """relu(x + 0.1) - relu(x) is 0 or 0.1, at the ends of the box."""
+    first = nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1)).double().eval()
+    with torch.no_grad():
+        for parameter, value in zip(first.parameters(), (1, 0, 1, 0), strict=True):
+            parameter.fill_(value)
+    second = copy.deepcopy(first)
+    second[0].bias.data += 0.1
+    result = check(first, second, torch.zeros(1, 1).double(), box=(-1, 1))
+    assert result.difference == pytest.approx(0.1)
+    assert 0.1 <= result.bound <= 0.1 + 1e-9

@@ -93,9 +93,11 @@ class Side:
                 values[node.output] = y
             elif isinstance(node, Kept):
                 values.update(zip(node.outputs, _run_kept(node, values), strict=True))
-                for value in node.outputs:
-                    if unit and values[value].dtype.kind == "f":
-                        values[value] = values[value] * (1 + unit * random.uniform(-1, 1, values[value].shape))
+                for value in node.outputs if unit else ():
+                    seen = values[value]
+                    if seen.dtype.kind == "f":  # kernels are accurate relative to the largest result
+                        largest = np.abs(seen).max(axis=1, keepdims=True, initial=0)
+                        values[value] = seen + unit * largest * random.uniform(-1, 1, seen.shape)
             else:
                 values[node.outputs[0]] = np.maximum(values[node.inputs[0]], 0)
         return values
