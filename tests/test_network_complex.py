@@ -151,6 +151,11 @@ def test_export(form):
     assert not made.kept
 
 
+def test_export_of_a_conjugate_view():
+    x = samples(2, 5, 2, dtype=torch.float32)
+    assert onnx.export(Function(lambda x: VIEW(x).conj().imag).eval(), x).difference == 0
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("held", ["program", "trace"])
 def test_held(held):

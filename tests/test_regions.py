@@ -220,6 +220,7 @@ def test_steps_at_walls_are_ties():
     assert {name: tied.tolist() for name, tied in region.ties.items()} == {"0": [False, True, False]}
     assert region.pattern["0"].tolist() == [1, 0, 0]  # at 0 it is off
     assert region.radius == 0
+    assert not region.radius.signbit()
     assert torch.equal(region.weight, model[2].weight * torch.tensor([1.0, 0.0, 0.0]))
 
 

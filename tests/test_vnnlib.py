@@ -81,6 +81,12 @@ def test_a_compressed_file_is_read(tmp_path):
     np.testing.assert_equal(read_spec(path).box, [[-1, 0.5], [1, 2.5]])
 
 
+def test_a_byte_order_mark_is_skipped(tmp_path):
+    path = tmp_path / "p.vnnlib"
+    path.write_text(DECLARED + BOX, encoding="utf-8-sig")
+    np.testing.assert_equal(read_spec(path).box, [[-1, 0.5], [1, 2.5]])
+
+
 VERSION_2 = """
     (vnnlib-version <2.0>)
     (declare-network N

@@ -130,7 +130,7 @@ def read_spec(path: str | Path) -> Specification:
     """
     path = Path(path)
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
             text = re.sub(";.*", "", file.read())
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
         raise ValueError(f"{path} must be a text file in VNN-LIB: {error}") from error

@@ -61,7 +61,7 @@ class LinearRegion:
         Computed on first access, which takes a product with each layer for each input element.
         """
         norms = np.sqrt(self._local.squares())
-        distances = np.divide(-self._local.walls[:, 0], norms, where=norms > 0, out=np.full(norms.shape, np.inf))
+        distances = np.divide(abs(self._local.walls[:, 0]), norms, where=norms > 0, out=np.full(norms.shape, np.inf))
         return of_points(distances.min(1, initial=np.inf), self.bias.device)
 
     @cached_property

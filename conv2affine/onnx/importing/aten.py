@@ -97,7 +97,7 @@ def module_runner(model: nn.Module, network: OnnxNetwork) -> Run:
         batch = [torch.tensor(inputs[tensor.name], device=device) for tensor in network.inputs]
         with unchanged(model), torch.no_grad(), users_device(batch), mode:
             result = model(*batch)
-        return [leaf.cpu().numpy() for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+        return [leaf.numpy(force=True) for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
 
     return Run(functools.partial(run, nullcontext()), noisy=lambda size: Run(functools.partial(run, Noise(size))))
 
