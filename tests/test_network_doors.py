@@ -425,7 +425,6 @@ ASSIGNMENTS = {
     "renorm": renorm,
     "no-grad": copied,
     "in-place": lambda layer: layer.weight.data.clamp_(-0.1, 0.1),
-    "view": lambda layer: layer.weight.data.t().clamp_(-0.1, 0.1),
     "copy": lambda layer: layer.weight.data.copy_(layer.weight.data.sign()),
     "bias": lambda layer: setattr(layer.bias, "data", layer.bias.data.abs()),
 }
@@ -440,13 +439,6 @@ def test_a_forward_that_assigns_its_weight(assign):
         net = convert(model, x)
         assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
         torch.testing.assert_close(net(x), expected)
-
-
-def test_a_constant_that_forward_writes_to_is_computed_in_its_dtype():
-    model = nn.Linear(5, 4)  # 0.1 in float32 is not 0.1
-    net = to_linear_network(Function(lambda x: x @ model.weight.detach().t().clone().clamp_(-0.1, 0.1)), X5)
-    [linear] = [module for module in net.modules() if isinstance(module, nn.Linear)]
-    assert torch.equal(linear.weight, model.weight.clamp(-0.1, 0.1))
 
 
 CAUSES = {

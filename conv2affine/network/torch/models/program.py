@@ -67,7 +67,6 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], state: frozenset[str] =
                     program = torch.export.export(model, inputs)
             fold_constants(program, state)
             decomposed: ExportedProgram = program.run_decompositions(_decompositions())
-            fold_constants(decomposed, state)  # also what was written to: nothing is written in place any more
             complex_as_pairs(decomposed)
             if isinstance(model, Named):
                 _leave_out_wrapper(decomposed)
