@@ -39,7 +39,7 @@ class _Differences:
         self.in_both = first.is_known & second.is_known
         # A unit that one side lacks is taken to be the same there, with weights 0.
         self.largest = np.where(second.is_known, second.largest, first.largest)
-        self.total = first.largest + second.largest
+        self.total = np.maximum(first.largest, second.largest)  # both are >= 0
         forms = first.all(), second.all()
         self.matrix = forms[0].matrix
         columns = np.bincount(self.matrix.indices, minlength=1).max() + np.diff(self.matrix.indptr).max(initial=0)
@@ -49,11 +49,14 @@ class _Differences:
         inactive = (first.high <= 0) & (second.high <= 0)
         self.slope = np.where(active, 1.0, np.where(inactive, 0.0, 0.5)) * self.in_both
         self.rest = np.zeros(units.width)
-        self.steps = [(block, self.back(block)) for block in units.blocks if block.stop > block.start]
-        for number, (block, _) in enumerate(self.steps):
+        self.steps: list[tuple[slice, csr_array]] = []
+        for block in (block for block in units.blocks if block.stop > block.start):
             bent = np.arange(block.start, block.stop)[self.slope[block] == 0.5]
-            found = self.push(self.matrix[bent], number) + self.error[bent]
-            self.rest[bent] = np.minimum(found / 2, self.total[bent])
+            found = self.push(self.matrix[bent], len(self.steps)) + self.error[bent]
+            is_wide = found > self.total[bent]
+            self.slope[bent[is_wide]] = 0
+            self.rest[bent] = np.where(is_wide, self.total[bent], found / 2)
+            self.steps.append((block, self.back(block)))
 
     def own(self, first: Form, second: Form) -> Array:
         """How far two maps may be apart for the same units, as they are computed, and what pushing rounds."""
