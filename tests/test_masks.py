@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import long_but
 from network_models import Function, samples
 from onnx_models import difference, inputs, model, operators, random
 from torch import nn
@@ -74,12 +75,19 @@ CONTINUOUS = {
 def test_continuous(function, relus):
     made, x = nn.Sequential(nn.Conv1d(2, 3, 3), Function(function)).double().eval(), 2 * samples(5, 2, 10)
     x[0] = 0.0
-    net, mlp = to_linear_network(made, x), to_mlp(made, x)
-    assert not net.plan.kept
-    torch.testing.assert_close(net(x), made(x), atol=1e-12, rtol=0)
+    mlp = to_mlp(made, x)
     torch.testing.assert_close(mlp(x), made(x).flatten(1), atol=1e-12, rtol=0)
     if relus is not None:
         assert sum(layer.out_features for layer in mlp[1:-1] if isinstance(layer, nn.Linear)) == relus * 24
+
+
+@pytest.mark.parametrize("name", long_but(("times-mask", "where", "clamp-minimum"), CONTINUOUS))
+def test_continuous_in_a_network(name):
+    made, x = nn.Sequential(nn.Conv1d(2, 3, 3), Function(CONTINUOUS[name][0])).double().eval(), 2 * samples(5, 2, 10)
+    x[0] = 0.0
+    net = to_linear_network(made, x)
+    assert not net.plan.kept
+    torch.testing.assert_close(net(x), made(x), atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("function", [lambda h: h.sign() * h.abs(), nn.LPPool1d(1, 2)], ids=["sign", "lp-pool"])

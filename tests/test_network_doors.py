@@ -78,9 +78,9 @@ def check(held, module=MODEL, x=X):
     return net
 
 
-@pytest.mark.parametrize("hold", HELD.values(), ids=HELD)
-def test_all_functions_take_what_stands_for_a_module(hold):
-    held = hold(make(), X)
+@pytest.mark.parametrize("name", long_but(("program-of-one-sample", "frozen", "traced-inside", "data-parallel"), HELD))
+def test_all_functions_take_what_stands_for_a_module(name):
+    held = HELD[name](make(), X)
     run = held.module() if isinstance(held, torch.export.ExportedProgram) else held
     before = run(X[:1])
     assert not check(held).plan.kept
@@ -197,7 +197,7 @@ CASTS = {
 }
 
 
-@pytest.mark.parametrize("name", long_but(("float", "channels-last", "twice", "mask"), CASTS))
+@pytest.mark.parametrize("name", long_but(("float", "mask"), CASTS))
 def test_a_chain_of_whole_numbers_begins_at_their_cast(name):
     cast, x = CASTS[name]
     model = nn.Sequential(Function(cast), make())
