@@ -5,18 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from onnx import ModelProto, helper
 
-from conv2affine.interop.vnnlib import Specification, read_spec
 from conv2affine.network.equality.compare import Comparison, compare
 from conv2affine.network.equality.side import Side
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.passes.ends import slices
-from conv2affine.network.proof.box import read_box
 from conv2affine.network.torch.models.surroundings import on_cpu
+from conv2affine.onnx.box import BoxArgument, SpecArgument, box_of, given_box
 from conv2affine.onnx.call import runs_on_vectors
 from conv2affine.onnx.importing.aten import as_onnx
 from conv2affine.onnx.importing.importer import import_onnx
@@ -32,8 +30,8 @@ def check(
     a: ModelProto | str | Path,
     b: ModelProto | str | Path,
     *,
-    spec: Specification | str | Path | None = None,
-    box: tuple[Any, Any] | None = None,
+    spec: SpecArgument = None,
+    box: BoxArgument = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> Comparison:
     """Whether the networks of two files are equal, as `conv2affine.check` says it.
@@ -69,15 +67,11 @@ def check(
         >>> result.verdict, result.origin
         ('different', (('z',), ('z',)))
     """
+    given = given_box(box, spec)
     first, sizes = file_side(a, shapes)
     second, _ = file_side(b, shapes, list(sizes))
-    if spec is not None:
-        if box is not None:
-            raise ValueError("box and spec must not come together: the box is that of the specification")
-        spec = spec if isinstance(spec, Specification) else read_spec(spec)
-        box = spec.box_for(sizes, first.graph.outputs[0].size)
-    given = None if box is None else read_box(box, sizes)
-    return compare(first, second, given, list(sizes.values()), np.zeros((1, first.graph.inputs[0].size)))
+    within = box_of(given, sizes, first.graph.outputs[0].size)
+    return compare(first, second, within, list(sizes.values()), np.zeros((1, first.graph.inputs[0].size)))
 
 
 def file_side(

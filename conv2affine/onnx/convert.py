@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from onnx import ModelProto
 
-from conv2affine.interop.vnnlib import Specification, read_spec
 from conv2affine.network.passes.merge import Merge
 from conv2affine.network.report import NetworkPlan
 from conv2affine.network.torch.models.intake import Model, hold
 from conv2affine.network.torch.models.surroundings import alone, on_cpu
+from conv2affine.onnx.box import BoxArgument, SpecArgument, given_box
 from conv2affine.onnx.conversion import Conversion, size_refusal
 from conv2affine.onnx.exporting.storage import check_target
 from conv2affine.onnx.importing.aten import import_module, module_runner
@@ -41,8 +41,8 @@ def convert(
     shapes: Mapping[str, Sequence[int]] | None = None,
     max_bytes: int = MAX_BYTES,
     flat: bool = False,
-    box: tuple[Any, Any] | None = None,
-    spec: Specification | str | Path | None = None,
+    box: BoxArgument = None,
+    spec: SpecArgument = None,
     overwrite: bool = False,
 ) -> Conversion:
     r"""The same network, from ONNX to ONNX, as linear layers with nonlinear steps between them.
@@ -101,8 +101,7 @@ def convert(
         >>> [node.op_type for node in result.model.graph.node]
         ['Constant', 'Reshape', 'Gemm', 'Relu', 'Gemm', 'Constant', 'Reshape']
     """
-    spec = spec if spec is None or isinstance(spec, Specification) else read_spec(spec)
-    options = Options(form, merge, max_pool, opset, dtype, max_bytes, flat, box, spec)
+    options = Options(form, merge, max_pool, opset, dtype, max_bytes, flat, given_box(box, spec))
     target = None if path is None else Path(path)
     if target is not None:
         check_target(target, overwrite, source)
@@ -126,8 +125,8 @@ def export(
     dtype: torch.dtype | None = None,
     max_bytes: int = MAX_BYTES,
     flat: bool = False,
-    box: tuple[Any, Any] | None = None,
-    spec: Specification | str | Path | None = None,
+    box: BoxArgument = None,
+    spec: SpecArgument = None,
     overwrite: bool = False,
 ) -> Conversion:
     """A PyTorch module as an ONNX model of linear layers, with nonlinear steps between them.
@@ -163,8 +162,7 @@ def export(
         >>> [node.op_type for node in result.model.graph.node]
         ['Constant', 'Reshape', 'Gemm', 'Tanh', 'Constant', 'Reshape']
     """
-    spec = spec if spec is None or isinstance(spec, Specification) else read_spec(spec)
-    options = Options(form, merge, max_pool, opset, dtype, max_bytes, flat, box, spec)
+    options = Options(form, merge, max_pool, opset, dtype, max_bytes, flat, given_box(box, spec))
     target = None if path is None else Path(path)
     if target is not None:
         check_target(target, overwrite)

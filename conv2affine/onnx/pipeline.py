@@ -23,9 +23,10 @@ from conv2affine.network.passes.merge import MERGE, Merge
 from conv2affine.network.passes.simplify import simplify
 from conv2affine.network.prepare import to_layers, to_pieces
 from conv2affine.network.progress import progress
-from conv2affine.network.proof.box import Box, read_box
+from conv2affine.network.proof.box import Box
 from conv2affine.network.proof.forward import Interval
 from conv2affine.network.report import NetworkPlan, describe, describe_layers
+from conv2affine.onnx.box import BoxArgument, box_of
 from conv2affine.onnx.conversion import Conversion, size_refusal
 from conv2affine.onnx.ends import apart, begin_at_casts, check_floats, joined, slices_by_name
 from conv2affine.onnx.exporting.exporter import Exporter, gathers
@@ -55,8 +56,7 @@ class Options:
     dtype: torch.dtype | None
     max_bytes: int
     flat: bool = False
-    box: Any = None
-    spec: Specification | None = None
+    box: BoxArgument | Specification = None
 
     def __post_init__(self) -> None:
         for name, allowed in (("form", FORMS), ("merge", MERGE), ("max_pool", ("max", "relu"))):
@@ -72,9 +72,7 @@ class Options:
             raise ValueError(f"opset ({self.opset!r}) must be {opsets[0]} to {opsets[-1]}")
         if not self.max_bytes >= 0:
             raise ValueError(f"max_bytes ({self.max_bytes}) must be >= 0")
-        if self.box is not None and self.spec is not None:
-            raise ValueError("box and spec must not come together: the box is that of the specification")
-        if self.form != "mlp" and not self.box is self.spec is None:
+        if self.box is not None and self.form != "mlp":
             raise ValueError(
                 f"box and spec must come with form 'mlp', got form {self.form!r}: only a chain is made for a box"
             )
@@ -100,12 +98,9 @@ def prepare(network: OnnxNetwork, options: Options) -> Prepared:
         check_floats(network)
         values = zip(network.inputs, network.graph.inputs, strict=True)
         sample = {tensor.name: value.shape for tensor, value in values}
-        given, box, limits = options.box, None, None
-        if options.spec is not None:
-            given = options.spec.box_for(sample, sum(value.size for value in network.graph.outputs))
-        if given is not None:
-            box = read_box(given, sample)
-            limits = box.rounded(dtype, *(DTYPES[x.elem_type] for x in network.inputs if x.elem_type in DTYPES))
+        box = box_of(options.box, sample, sum(value.size for value in network.graph.outputs))
+        dtypes = [DTYPES[tensor.elem_type] for tensor in network.inputs if tensor.elem_type in DTYPES]
+        limits = None if box is None else box.rounded(dtype, *dtypes)
         layers = to_layers(simplify(joined(network).graph), dtype, limits)
         plan = dataclasses.replace(describe_layers(layers, dtype, "dense"), box=str(box or ""))
         return Prepared(network, layers, plan, dtype, box)
