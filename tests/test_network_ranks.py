@@ -14,9 +14,10 @@ from torch.testing import assert_close
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from conv2affine import SparseLinear, to_linear_network
+from conv2affine.convolution import guard
 from conv2affine.interop.dtensor import local_rows
 from conv2affine.interop.sharded import SHARDED, GatheredSparseLinear
-from conv2affine.network import convert, prepare
+from conv2affine.network import convert
 from conv2affine.network.matrices.expressions import Product, Sum
 from conv2affine.network.matrices.matrix import Selection, Sparse
 from conv2affine.network.matrices.rows import take_rows
@@ -108,7 +109,7 @@ def test_what_one_process_refuses_two_build(fake_mesh, monkeypatch):
     monkeypatch.setattr(convert, "verify", lambda *arguments: None)
     _, _, net = network("resnet", device_mesh=fake_mesh)
     needed = net.plan.peak_bytes
-    monkeypatch.setattr(prepare, "memory_left", lambda: needed)
+    monkeypatch.setattr(guard, "memory_left", lambda: needed)
     with pytest.raises(MemoryError, match="the layers need"):
         network("resnet")
     network("resnet", device_mesh=fake_mesh)

@@ -110,7 +110,7 @@ def test_a_layer_has_no_form():
 @pytest.mark.parametrize("form", ["graph", "mlp"])
 def test_a_network_that_would_be_refused(form, monkeypatch):
     assert not plan(MODEL[:2], IMAGES, form=form).refusal
-    monkeypatch.setattr("conv2affine.network.prepare.memory_left", lambda: 1000)
+    monkeypatch.setattr("conv2affine.convolution.guard.memory_left", lambda: 1000)
     planned = plan(MODEL[:2], IMAGES, form=form)
     assert re.match("the layers need .* kB, and there are 1.00 kB left", planned.refusal)
     assert str(planned).endswith(f"\nrefused: {planned.refusal}")

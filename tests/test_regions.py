@@ -15,8 +15,8 @@ from torch import nn
 
 import conv2affine
 from conv2affine import linear_region, to_mlp
+from conv2affine.convolution import guard
 from conv2affine.network.regions import local as local_module
-from conv2affine.network.regions import region as region_module
 from conv2affine.network.regions.local import LocalMap
 
 # Each kind of step, with parameters of every form.
@@ -359,14 +359,14 @@ def test_a_point_must_be_finite():
 def test_memory_is_refused_first(monkeypatch):
     model, x = family("unet")
     region = linear_region(model, x[:1])  # its constraints are not known yet
-    monkeypatch.setattr(region_module, "memory_left", lambda: 100_000)
+    monkeypatch.setattr(guard, "memory_left", lambda: 100_000)
     monkeypatch.setattr(local_module.LocalMap, "forward", None)  # nothing is computed
     with pytest.raises(
         MemoryError, match=r"constraints of 1000 x 192 with up to \d+ entries need .* radius needs less"
     ):
         region.constraints  # noqa: B018
     monkeypatch.undo()
-    monkeypatch.setattr(region_module, "memory_left", lambda: 100_000)
+    monkeypatch.setattr(guard, "memory_left", lambda: 100_000)
     with pytest.raises(MemoryError, match=r"weight of 128 x 192 elements for 1 points need 196.61 kB.*sparse"):
         linear_region(model, x[:1])
 

@@ -17,7 +17,7 @@ from conv2affine.convolution.layouts import Request
 from conv2affine.convolution.sizes import Size, layout_name, layout_sizes, readable_bytes
 from conv2affine.operators import ops
 
-__all__ = ["address_space_left", "check_bias_memory", "check_matrix_memory", "memory_left"]
+__all__ = ["address_space_left", "check_bias_memory", "check_left", "check_matrix_memory", "memory_left", "shortage"]
 
 # Reading how much memory is left takes as long as building a matrix of a few MB.
 UNCHECKED_BYTES = 2**24
@@ -107,6 +107,20 @@ def _is_unchecked(tensor: Tensor) -> bool:
 
 def _readable(size: int) -> str:
     return f"{readable_bytes(size)} ({size} bytes)"
+
+
+def shortage(what: str, needed: int, advice: str) -> str:
+    """Why there is too little memory left for something of this many bytes; "" if there is enough."""
+    left = memory_left()
+    if needed <= left:
+        return ""
+    return f"{what} need {readable_bytes(needed)}, and there are {readable_bytes(left)} left; {advice}"
+
+
+def check_left(what: str, needed: int, advice: str) -> None:
+    """Raise MemoryError if something needs more memory than is left."""
+    if refusal := shortage(what, needed, advice):
+        raise MemoryError(refusal)
 
 
 def memory_left() -> int:

@@ -9,8 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from conv2affine.convolution.guard import memory_left
-from conv2affine.convolution.sizes import readable_bytes
+from conv2affine.convolution.guard import shortage
 from conv2affine.network.graph import Graph, Kept, Step
 from conv2affine.network.passes.chain import Layer, chain
 from conv2affine.network.passes.merge import MERGE, Merge
@@ -89,13 +88,7 @@ def check_kept(graph: Graph, purpose: str, advice: str) -> None:
 
 def memory_refusal(plan: NetworkPlan) -> str:
     """Why there is too little memory for the layers of a plan; "" if there is enough."""
-    left = memory_left()
-    if plan.peak_bytes <= left:
-        return ""
-    return (
-        f"the layers need {readable_bytes(plan.peak_bytes)}, and there are {readable_bytes(left)} left; choose a "
-        "smaller input or another layout"
-    )
+    return shortage("the layers", plan.peak_bytes, "choose a smaller input or another layout")
 
 
 def check_memory(plan: NetworkPlan) -> None:

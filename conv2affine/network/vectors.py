@@ -39,7 +39,7 @@ from conv2affine.network.torch.models.intake import Model, hold
 from conv2affine.network.torch.models.surroundings import alone, on_cpu
 from conv2affine.network.torch.modules import BoxChain
 
-__all__ = ["check_floats", "module_to_linear", "prepare_chain", "to_mlp", "with_vectors"]
+__all__ = ["check_floats", "join_inputs", "module_to_linear", "prepare_chain", "to_mlp", "with_vectors"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -207,6 +207,13 @@ def module_to_linear(
     network = dataclasses.replace(network, graph=graph)
     verify(module, nn.Sequential(nn.Flatten(), fc), inputs, network, dtype, flat=True)
     return in_mode_of(module, _with_slices(fc, original.graph))
+
+
+def join_inputs(inputs: Sequence[Tensor]) -> Array:
+    """(samples, elements): one vector of all inputs for each sample."""
+    flat = [x.detach().reshape(len(x), -1).double().cpu() for x in inputs]
+    joined: Array = torch.cat(flat, 1).numpy()
+    return joined
 
 
 def with_vectors(network: TorchNetwork, result: str) -> TorchNetwork:

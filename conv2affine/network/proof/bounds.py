@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 
-from conv2affine.convolution.guard import memory_left
-from conv2affine.convolution.sizes import readable_bytes
+from conv2affine.convolution.guard import check_left
 from conv2affine.network.graph import Graph, Piece, Step, Value
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.proof.backward import Affine, Bend, Rows, Source, lowest
@@ -48,7 +47,7 @@ def bounds(
 
     Raises:
         MemoryError: If the matrices of all pieces need more memory than is left.
-        ValueError: If the numbers may overflow in `dtype`, or it has too few digits for sums of so many terms.
+        ValueError: If the numbers may overflow in `dtype`, or it has too few digits for a sum of that many terms.
     """
     check_memory(graph)
     found = _Bounds(graph, dtype)
@@ -67,12 +66,8 @@ def bounds(
 def check_memory(graph: Graph) -> None:
     """Raise MemoryError if the matrices of all pieces need more memory than is left."""
     entries = [matrix.nnz for node in graph.nodes if isinstance(node, Piece) for matrix in node.map.terms.values()]
-    needed, left = BYTES * (sum(entries) + 4 * max(entries, default=0)), memory_left()
-    if needed > left:
-        raise MemoryError(
-            f"bounds need up to {readable_bytes(needed)} for matrices in float64, and there are {readable_bytes(left)} "
-            "left; choose a smaller input"
-        )
+    needed = BYTES * (sum(entries) + 4 * max(entries, default=0))
+    check_left("the matrices of all pieces, in float64,", needed, "choose a smaller input")
 
 
 class _Bounds:

@@ -13,6 +13,7 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
+from conv2affine.convolution.guard import check_left
 from conv2affine.convolution.layouts import NAMES, Layout, named_layout
 from conv2affine.network.graph import Graph, Piece
 from conv2affine.network.matrices.matrix import Array
@@ -21,7 +22,7 @@ from conv2affine.network.passes.merge import merge
 from conv2affine.network.passes.simplify import simplify
 from conv2affine.network.prepare import DTYPES, check_kept, one_of
 from conv2affine.network.regions.local import LocalMap
-from conv2affine.network.regions.region import LinearRegion, check_bytes, csr_bytes, join_inputs, of_points, to_csr
+from conv2affine.network.regions.region import LinearRegion, csr_bytes, of_points, to_csr
 from conv2affine.network.torch.checking.verify import verify
 from conv2affine.network.torch.exporter import export_torch
 from conv2affine.network.torch.importing.importer import import_torch
@@ -29,7 +30,7 @@ from conv2affine.network.torch.models.intake import Model, hold
 from conv2affine.network.torch.models.surroundings import alone, on_cpu
 from conv2affine.network.torch.modules import Affine
 from conv2affine.network.torch.rounding import wider
-from conv2affine.network.vectors import check_floats, with_vectors
+from conv2affine.network.vectors import check_floats, join_inputs, with_vectors
 
 __all__ = ["linear_region"]
 
@@ -114,7 +115,7 @@ def _weight(local: LocalMap, points: Array, bias: Array, layout: torch.layout, l
         needed, advice = csr_bytes(*shape, local.entries()[0]), "let the model give fewer outputs"
     else:
         needed, advice = len(points) * outputs * inputs * like.itemsize, 'choose layout="sparse", or fewer points'
-    check_bytes(f"weight of {outputs} x {inputs} elements for {len(points)} points", needed, advice)
+    check_left(f"weight of {outputs} x {inputs} elements for {len(points)} points", needed, advice)
     dense = torch.empty(len(points), *shape, dtype=like.dtype) if layout is torch.strided else None
     blocks = [csr_array((0, inputs))]
     for part, rows in local.rows():

@@ -14,12 +14,12 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from conv2affine.convolution.guard import memory_left
-from conv2affine.convolution.sizes import layout_sizes, readable_bytes
-from conv2affine.network.matrices.matrix import Array
+from conv2affine.convolution.guard import check_left
+from conv2affine.convolution.sizes import layout_sizes
 from conv2affine.network.regions.local import LocalMap
+from conv2affine.network.vectors import join_inputs
 
-__all__ = ["LinearRegion", "check_bytes", "csr_bytes", "join_inputs", "of_points", "to_csr"]
+__all__ = ["LinearRegion", "csr_bytes", "of_points", "to_csr"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -79,7 +79,7 @@ class LinearRegion:
         walls, inputs = int(local.is_wall.sum()), local.shape[1]
         entries = local.entries()[1]
         needed = 2 * csr_bytes(walls, inputs, entries)  # by columns, and then by rows
-        check_bytes(f"constraints of {walls} x {inputs} with up to {entries} entries", needed, "radius needs less")
+        check_left(f"constraints of {walls} x {inputs} with up to {entries} entries", needed, "radius needs less")
         [kept] = local.is_wall
         columns = [csr_array(part[0][:, kept]) for part in local.columns()]
         rows = csr_array(scipy.sparse.vstack(columns).T) if columns else csr_array((walls, inputs))
@@ -127,13 +127,6 @@ def of_points(values: Any, device: torch.device) -> Tensor:
     return (tensor[0] if len(tensor) == 1 else tensor).to(device)
 
 
-def join_inputs(inputs: Sequence[Tensor]) -> Array:
-    """(samples, elements): one vector of all inputs for each sample."""
-    flat = [x.detach().reshape(len(x), -1).double().cpu() for x in inputs]
-    joined: Array = torch.cat(flat, 1).numpy()
-    return joined
-
-
 def to_csr(matrix: csr_array, like: Tensor) -> Tensor:
     """A CSR tensor of the dtype and on the device of another tensor."""
     starts, columns, values = map(torch.from_numpy, (matrix.indptr, matrix.indices, matrix.data))
@@ -144,10 +137,3 @@ def csr_bytes(rows: int, cols: int, nnz: int) -> int:
     """Bytes of a CSR matrix of float64."""
     sizes = layout_sizes(rows, cols, nnz, torch.float64)
     return next(size.bytes for size in sizes if size.layout is torch.sparse_csr)
-
-
-def check_bytes(name: str, needed: int, advice: str) -> None:
-    """Raise MemoryError if something needs more memory than is left."""
-    left = memory_left()
-    if needed > left:
-        raise MemoryError(f"{name} need {readable_bytes(needed)}, and there are {readable_bytes(left)} left; {advice}")

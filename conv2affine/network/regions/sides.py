@@ -116,4 +116,4 @@ def side_of(step: Step, z: Array) -> Side:
     else:
         line = Piecewise.line(np.ones(z.shape[1]), 0)
         return Bent(FUNCTIONS[step.kind](line, **step.parameters), z)
-    return Choice(candidates, 1 if step.kind.endswith("max") or step.kind == "maximum" else -1, z)
+    return Choice(candidates, -1 if "min" in step.kind else 1, z)
