@@ -13,9 +13,9 @@ from operators import DTYPES, OPS, arguments_of, assert_same, calls
 from conv2affine import Geometry
 
 OVERLAPPING_AND_NOT = [case for case in CASES if case.id in ("Conv2d-circular-overlap", "Conv2d-all-asymmetric")]
-pytestmark = [
-    pytest.mark.skipif(torch.cuda.is_available(), reason="test_cuda.py runs the kernels on the GPU that is here"),
-]
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="test_cuda.py runs the kernels on the GPU that is here"
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
