@@ -111,7 +111,7 @@ def read_spec(path: str | Path) -> Specification:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is not VNN-LIB, or has no case that any input can fulfil; the message has the line.
+        ValueError: If the file is not VNN-LIB, or has no case that any input can fulfil; the message names it.
         NotImplementedError: If it has something else than <=, >= and = of linear terms, under `and` and `or`, of one
             network; or more than 10,000 cases.
         ImportError: If it is of version 2.0, and `vnnlib` is not installed.
