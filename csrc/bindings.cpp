@@ -152,8 +152,8 @@ PYBIND11_MODULE(CONV2AFFINE_MODULE, m) {
         py::arg("geometry"), py::arg("padding_mode"), py::arg("transposed"), py::arg("rows"), py::arg("itemsize"),
         "Bytes that `dense` has in memory for that many rows, once they are filled; on the CPU.");
   m.def(
-      "set_slow_page_seconds", [](double seconds) { slow_page_seconds = seconds; }, py::arg("seconds"),
-      "From how many seconds on a huge page counts as slow, and results get small ones; for tests.");
+      "set_lost_page_seconds", [](double seconds) { lost_page_seconds = seconds; }, py::arg("seconds"),
+      "How many seconds a result may lose by huge pages before it gets small ones; for tests.");
   def_operator(m, "dense", std::type_identity<decltype(dense<nullptr>)>{});
   def_operator(m, "csr", std::type_identity<decltype(csr<nullptr, nullptr>)>{});
   def_operator(m, "coo", std::type_identity<decltype(coo<nullptr, nullptr>)>{});

@@ -80,17 +80,17 @@ def test_small_pages_take_the_place_of_slow_huge_ones():
     """A third of the small pages have weights."""
     geometry, rows = Geometry(3, 64, (7, 7), input_size=64, stride=2, padding=3), 4000
     expected = ops.dense_resident_bytes(geometry, torch.float32, range(rows)) / 3
-    assert grown_bytes(geometry, rows, slow_page_seconds=0) == pytest.approx(expected, rel=0.3)
+    assert grown_bytes(geometry, rows, lost_page_seconds=-1) == pytest.approx(expected, rel=0.3)
 
 
-def grown_bytes(geometry, rows, slow_page_seconds=float("inf")):
+def grown_bytes(geometry, rows, lost_page_seconds=float("inf")):
     """Bytes that a fresh process grows by, with the first rows of a dense matrix."""
     code = f"""
 import psutil, torch
 from conv2affine import Geometry
 from conv2affine.operators import ops
 from conv2affine.operators.extension import _C
-_C.set_slow_page_seconds(float("{slow_page_seconds}"))
+_C.set_lost_page_seconds(float("{lost_page_seconds}"))
 geometry, weight = {geometry_call(geometry)}, torch.ones({tuple(geometry.weight_size)})
 before = psutil.Process().memory_info().rss
 matrix = ops.dense(weight, geometry, 0, {rows})

@@ -25,6 +25,8 @@ namespace {
 #endif
 
 constexpr int64_t kSmallPage = 4096;
+// What the small pages in the place of a huge one take, roughly; and less than any page takes that is not there yet.
+constexpr double kSmallPagesSeconds = 5e-4, kInPlaceSeconds = 2e-5;
 
 // Memory fresh from the system, which holds a tensor.
 struct Mapping {
@@ -32,6 +34,7 @@ struct Mapping {
   size_t bytes;
   Touched touched;
   std::atomic<bool> huge_pages;
+  std::atomic<double> lost;  // seconds, by huge pages; what two threads write at once may count once
 };
 
 void unmap(void* context) {
@@ -56,6 +59,7 @@ c10::DataPtr map(int64_t bytes, Touched touched) {
   if (mapping->address == MAP_FAILED) return {};
   mapping->touched = touched;
   mapping->huge_pages = touched != Touched::kFew;
+  mapping->lost = 0;
   const uintptr_t data = round_up(reinterpret_cast<uintptr_t>(mapping->address), kHugePage);
   // Both cases are set explicitly: the system's default may be huge pages everywhere.
   advise(data, data + bytes, mapping->huge_pages ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
@@ -114,7 +118,11 @@ void place_pages(const at::Tensor& tensor, int64_t begin, int64_t end) {
   for (; page < stop && mapping->huge_pages; page = round_up(page + 1, kHugePage)) {
     const double start = cpu_seconds();
     advise(page, page + kSmallPage, MADV_POPULATE_WRITE);  // all of the huge page, where the system grants one
-    if (cpu_seconds() - start < slow_page_seconds) continue;
+    const double seconds = cpu_seconds() - start;
+    if (seconds < kInPlaceSeconds) continue;
+    const double lost = mapping->lost + seconds - kSmallPagesSeconds;
+    mapping->lost = std::max(lost, 0.0);
+    if (lost < lost_page_seconds) continue;
     mapping->huge_pages = false;
     const uintptr_t first = reinterpret_cast<uintptr_t>(storage.data());
     advise(first, first + storage.nbytes(), MADV_NOHUGEPAGE);  // those that are in place stay
