@@ -18,6 +18,8 @@ __all__ = ["SAME", "Match", "Relu", "leading"]
 
 # How far the keys of elements with the same entries may be apart, relative to their size.
 SAME = 1e-9
+# The share of its range in a box in which an element may bend, and still need no unit.
+HARDLY = 2.0**-10
 Match = tuple[Numbers, Array]  # the unit of each element, or -1, and its sign
 
 
@@ -29,17 +31,32 @@ class Relu:
         self.form, self.probes, self.interval = form, probes, interval
         self.unit, self.sign = np.full(len(probes), -1), np.ones(len(probes))
         self.leads = np.zeros(len(probes), bool)  # the elements that are the first of their unit on this side
+        self.moved = np.zeros(len(probes))  # what is left out of relu(v)
         matrix = form.matrix
         self.keys = matrix @ units.random[:-1] + form.bias[:, None] * units.random[-1]
         wrong = (matrix.data < 0) | ((matrix.data != 0) & ~units.bends[matrix.indices])
         count = np.concatenate([[0], np.cumsum(wrong)])
         has_wrong = count[matrix.indptr[1:]] > count[matrix.indptr[:-1]]
         self.steady: Mask = ~has_wrong & ((form.bias >= 0) | (np.diff(matrix.indptr) == 0))
+        self.zero: Mask = self.steady & (np.diff(matrix.indptr) == 0) & (form.bias < 0)
 
     @property
     def open(self) -> Numbers:
         """The elements that have no unit yet, and need one."""
         return np.flatnonzero(~self.steady & (self.unit < 0))
+
+    def settle(self) -> None:
+        """Need no units for elements that do not bend in the box, and on the second side for those that hardly do.
+
+        relu(v) = v + r, 0 <= r <= -low, or 0 + r, 0 <= r <= high
+        """
+        rows = self.open
+        low, high = (bound[rows] for bound in self.interval)
+        bends = np.maximum(np.minimum(-low, high), 0)
+        is_steady = bends <= (HARDLY * (high - low) if self.number else 0)
+        self.zero[rows] = is_steady & (high <= -low)
+        self.steady[rows] = is_steady
+        self.moved[rows] = np.where(is_steady, bends, 0)
 
     def assign(self, match: Match, *, own: bool = False) -> None:
         """Take the units that are found, where the first side, or this one, has the same entries for them."""
@@ -79,14 +96,13 @@ class Relu:
 
     def bent(self) -> Form:
         """The outputs: v where it is steady, u where it is a unit u, u + v where v is that of u times -1."""
-        form, back = self.form, self.sign < 0
-        stays = (self.steady | back).astype(float)
+        form = self.form
+        stays = ((self.steady & ~self.zero) | (self.sign < 0)).astype(float)
         matrix = csr_array(diags_array(stays) @ form.matrix + selected(self.unit, self.units.width))
         matrix.eliminate_zeros()
-        bias = np.where(self.steady, np.maximum(form.bias, 0), stays * form.bias)
-        size = np.where(self.steady, np.abs(bias), 0) + stays * form.size
+        bias, size = stays * form.bias, stays * form.size
         size += np.where(self.unit >= 0, self.rows.largest[self.unit], 0)
-        error: Array = stays * form.error
+        error: Array = stays * form.error + self.moved
         again = np.flatnonzero((self.unit >= 0) & ~self.leads)
         if len(again) and self.units.ranges is not None:
             own, known = form[again].times(self.sign[again]), self.rows.all()[self.unit[again]]
