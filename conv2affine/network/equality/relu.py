@@ -28,7 +28,8 @@ class Relu:
 
     def __init__(self, units: Units, number: int, form: Form, probes: Array, interval: Interval) -> None:
         self.units, self.number, self.rows, self.first = units, number, units.rows[number], units.rows[0]
-        self.form, self.probes, self.interval = form, probes, interval
+        self.form = form = self.flattened(form)
+        self.probes, self.interval = probes, interval
         self.unit, self.sign = np.full(len(probes), -1), np.ones(len(probes))
         self.leads = np.zeros(len(probes), bool)  # the elements that are the first of their unit on this side
         self.moved = np.zeros(len(probes))  # what is left out of relu(v)
@@ -39,6 +40,25 @@ class Relu:
         has_wrong = count[matrix.indptr[1:]] > count[matrix.indptr[:-1]]
         self.steady: Mask = ~has_wrong & ((form.bias >= 0) | (np.diff(matrix.indptr) == 0))
         self.zero: Mask = self.steady & (np.diff(matrix.indptr) == 0) & (form.bias < 0)
+
+    def flattened(self, form: Form) -> Form:
+        """The form, with s v - c in place of s u - c where u = relu(v), s > 0, c > error: both have the same ReLU."""
+        matrix, size = form.matrix, len(form.bias)
+        rows = np.flatnonzero((np.diff(matrix.indptr) == 1) & (form.bias < -form.error))
+        unit, scale = matrix.indices[matrix.indptr[rows]], matrix.data[matrix.indptr[rows]]
+        is_bent = self.units.bends[unit] & self.rows.is_known[unit] & (scale > 0)
+        rows, unit, scale = rows[is_bent], unit[is_bent], scale[is_bent]
+        if not len(rows):
+            return form
+        inner, places = self.rows.all()[unit], np.full(size, -1)
+        places[rows] = np.arange(len(rows))
+        others = diags_array(1.0 * (places < 0)) @ matrix
+        added = selected(places, len(rows)) @ (diags_array(scale) @ inner.matrix)
+        bias, total, error = form.bias.copy(), form.size.copy(), form.error.copy()
+        bias[rows] += scale * inner.bias
+        total[rows] += scale * inner.size
+        error[rows] += scale * inner.error
+        return Form(csr_array(others + added), bias, total, error)
 
     @property
     def open(self) -> Numbers:
@@ -67,6 +87,21 @@ class Relu:
             known = (self.rows if own else self.first).all()[unit]
             good = self.form[rows].times(sign).equals(known, self.units.unit)
             self.take(rows[good], unit[good], sign[good])
+
+    def twins(self) -> Match:
+        """The units of this side, so far, that have the same entries up to the sign."""
+        keys, all_keys = self.keys, self.units.keys[self.number]
+        units = np.flatnonzero(self.units.bends & self.rows.is_known)
+        if not len(units):
+            return np.full(len(keys), -1), np.ones(len(keys))
+        known = all_keys[units, 0]
+        order = np.argsort(np.abs(known))
+        near = SAME * np.abs(keys).max(axis=1)
+        at = np.searchsorted(np.abs(known)[order], np.abs(keys[:, 0]) - near).clip(max=len(units) - 1)
+        found = order[at]
+        sign = np.where(np.sign(known[found]) == np.sign(keys[:, 0]), 1.0, -1.0)
+        is_twin = np.abs(all_keys[units[found]] * sign[:, None] - keys).max(axis=1) <= near
+        return np.where(is_twin, units[found], -1), sign
 
     def pair(self, match: Match, rows: Numbers) -> None:
         """Take the units that are found for these elements, and that this side does not have yet, each once."""
@@ -105,7 +140,7 @@ class Relu:
         error: Array = stays * form.error + self.moved
         again = np.flatnonzero((self.unit >= 0) & ~self.leads)
         if len(again) and self.units.ranges is not None:
-            own, known = form[again].times(self.sign[again]), self.rows.all()[self.unit[again]]
+            own, known = self.form[again].times(self.sign[again]), self.rows.all()[self.unit[again]]
             error[again] += own.gap(known, self.rows.largest) + own.error + known.error
         return Form(matrix, bias, size, error)
 

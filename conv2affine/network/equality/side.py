@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 
-from conv2affine.network.graph import Graph, Kept, Piece, Step, Value
+from conv2affine.network.equality.forms import Mask
+from conv2affine.network.graph import Graph, Kept, Node, Piece, Step, Value
 from conv2affine.network.kinds import KINDS
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.passes.ends import join_ends
@@ -84,6 +85,21 @@ class Side:
         """Whether it has pieces and ReLUs only, all in its dtype."""
         kept = any(isinstance(node, Kept) for node in self.graph.nodes)
         return not kept and self.eps <= torch.finfo(self.dtype).eps
+
+    def not_negative(self, value: Value) -> Mask:
+        """The elements that are sums of ReLUs, each times a number >= 0, and of a number >= 0."""
+        node = self._producer.get(value)
+        if not isinstance(node, Piece):
+            return np.zeros(value.size, bool)
+        mask = node.map.bias >= 0
+        for source, part in self.matrices[node].items():
+            wrong = part.minimum(0) if isinstance(self._producer.get(source), Step) else part
+            mask &= np.diff(csr_array(wrong).indptr) == 0
+        return mask
+
+    @cached_property
+    def _producer(self) -> dict[Value, Node]:
+        return self.graph.producer
 
     @property
     def relus(self) -> int:

@@ -5,6 +5,7 @@ numbers, or else by their values for a few random inputs, and are then compared 
 its own, and is the same however a network computes it:
 
     relu(v) = v                 where v has no entry < 0, and reads only units that are >= 0; or v >= 0 in a box
+    relu(relu(v) - c) = relu(v - c), c > 0
     relu(v) = relu(-v) + v      where relu(-v) is a unit, as of a value that a chain carries, |x|, max(a, b), max(b, a)
 """
 
@@ -15,15 +16,16 @@ from math import prod
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.sparse import csr_array
 from scipy.spatial import cKDTree
 
 from conv2affine.network.equality.forms import Form, Mask, Numbers, Rows, selected
-from conv2affine.network.equality.relu import SAME, Match, Relu, leading
+from conv2affine.network.equality.relu import Match, Relu, leading
 from conv2affine.network.equality.side import Side
 from conv2affine.network.graph import Kept, Node, Piece, Value
 from conv2affine.network.matrices.matrix import Array
-from conv2affine.network.passes.simplify import is_equal
+from conv2affine.network.passes.simplify import is_equal, rounded
 from conv2affine.network.proof.forward import Interval
 from conv2affine.network.proof.rounding import DOUBLE, gamma, rounding
 
@@ -57,6 +59,7 @@ class Units:
         self.sides, self.ranges, self.settled = sides, ranges, settled
         self.values = [side.values(points) for side in sides]
         self.unit = max(side.unit for side in sides)
+        self.coarsest = max((side.dtype for side in sides), key=lambda dtype: torch.finfo(dtype).eps)
         nodes = [node for side in sides for node in side.graph.nodes if not isinstance(node, Piece)]
         self.count = sides[0].graph.inputs[0].size
         self.width = self.count + sum(value.size for node in nodes for value in node.outputs)
@@ -172,7 +175,7 @@ class Units:
         for other, forms, found in self.kept if number else ():
             if (
                 self.shapes(0, other) == shape
-                and is_equal(node.call.meaning, other.call.meaning)
+                and is_equal(*(rounded(each.call.meaning, self.coarsest) for each in (node, other)))
                 and all(a.equals(b, self.unit).all() for a, b in zip(inputs, forms, strict=True))
             ):
                 units = found
@@ -197,9 +200,10 @@ class Units:
         [x] = node.inputs
         probes = np.ascontiguousarray(self.values[number][x].T)
         relu = Relu(self, number, form, probes, self.interval(number, x))
+        relu.steady |= self.sides[number].not_negative(x)
         start = self.count
         if number == 0:
-            relu.assign(self.twins(0, relu.keys))
+            relu.assign(relu.twins())
         else:
             none = np.full(x.size, -1), np.ones(x.size)
             relu.assign(place if place is not None and len(place[0]) == x.size else none)
@@ -208,32 +212,18 @@ class Units:
         if number in self.settled:
             relu.settle()
         if number:
-            relu.assign(self.twins(1, relu.keys), own=True)
+            relu.assign(relu.twins(), own=True)
         leaders = leading(relu.keys, relu.open)
         if number and len(leaders):
             relu.pair(self.nearest(probes, 1), leaders)
         relu.add(np.intersect1d(leaders, relu.open))
-        relu.assign(self.twins(number, relu.keys), own=True)
+        relu.assign(relu.twins(), own=True)
         relu.add(relu.open)
         if number == 0:
             self.blocks.append(slice(start, self.count))
             self.places[node.outputs[0]] = relu.unit.copy(), relu.sign
         self.own[number][x] = np.unique(relu.unit[relu.unit >= 0])
         return relu.bent()
-
-    def twins(self, number: int, keys: Array) -> Match:
-        """The units of a side, so far, that have the same entries up to the sign."""
-        units = np.flatnonzero(self.bends & self.rows[number].is_known)
-        if not len(units):
-            return np.full(len(keys), -1), np.ones(len(keys))
-        known = self.keys[number, units, 0]
-        order = np.argsort(np.abs(known))
-        near = SAME * np.abs(keys).max(axis=1)
-        at = np.searchsorted(np.abs(known)[order], np.abs(keys[:, 0]) - near).clip(max=len(units) - 1)
-        found = order[at]
-        sign = np.where(np.sign(known[found]) == np.sign(keys[:, 0]), 1.0, -1.0)
-        is_twin = np.abs(self.keys[number, units[found]] * sign[:, None] - keys).max(axis=1) <= near
-        return np.where(is_twin, units[found], -1), sign
 
     def nearest(self, wanted: Array, tree: int) -> Match:
         """The units of the first side that have the nearest keys, or the nearest probes, up to the sign."""
