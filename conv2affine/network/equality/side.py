@@ -12,7 +12,7 @@ import torch
 from scipy.sparse import csr_array
 
 from conv2affine.network.equality.forms import Mask
-from conv2affine.network.graph import Graph, Kept, Node, Piece, Step, Value
+from conv2affine.network.graph import Graph, Kept, Piece, Step, Value
 from conv2affine.network.kinds import KINDS
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.passes.ends import join_ends
@@ -86,20 +86,20 @@ class Side:
         kept = any(isinstance(node, Kept) for node in self.graph.nodes)
         return not kept and self.eps <= torch.finfo(self.dtype).eps
 
-    def not_negative(self, value: Value) -> Mask:
-        """The elements that are sums of ReLUs, each times a number >= 0, and of a number >= 0."""
-        node = self._producer.get(value)
-        if not isinstance(node, Piece):
-            return np.zeros(value.size, bool)
-        mask = node.map.bias >= 0
-        for source, part in self.matrices[node].items():
-            wrong = part.minimum(0) if isinstance(self._producer.get(source), Step) else part
-            mask &= np.diff(csr_array(wrong).indptr) == 0
-        return mask
-
     @cached_property
-    def _producer(self) -> dict[Value, Node]:
-        return self.graph.producer
+    def not_negative(self) -> Mapping[Value, Mask]:
+        """The elements of each value that are sums of ReLUs, each times a number >= 0, and of a number >= 0."""
+        masks = {self.graph.inputs[0]: np.zeros(self.graph.inputs[0].size, bool)}
+        for node in self.graph.nodes:
+            if isinstance(node, Piece):
+                mask = node.map.bias >= 0
+                for source, part in self.matrices[node].items():
+                    wrong = (part.data < 0) | ~masks[source][part.indices]
+                    mask &= csr_array((1.0 * wrong, part.indices, part.indptr), shape=part.shape).sum(axis=1) == 0
+                masks[node.output] = mask
+            else:
+                masks.update({value: np.full(value.size, isinstance(node, Step)) for value in node.outputs})
+        return masks
 
     @property
     def relus(self) -> int:

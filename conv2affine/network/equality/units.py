@@ -200,7 +200,7 @@ class Units:
         [x] = node.inputs
         probes = np.ascontiguousarray(self.values[number][x].T)
         relu = Relu(self, number, form, probes, self.interval(number, x))
-        relu.steady |= self.sides[number].not_negative(x)
+        relu.steady |= self.sides[number].not_negative[x]
         start = self.count
         if number == 0:
             relu.assign(relu.twins())
