@@ -56,6 +56,7 @@ AFFINE = {
     "mul-mask": (lambda x: x * MASK, IMAGE),
     "div": (lambda x: x / 3, IMAGE),
     "div-tensor": (lambda x: x / constant(5, 6), IMAGE),
+    "div-scalar": (lambda x: torch.gradient(x, spacing=2.0, dim=2)[0], IMAGE),
     "where": (lambda x: torch.where(MASK, x, constant(6)), IMAGE),
     "where-both": (lambda x: torch.where(MASK, x.flip(2), 2 * x), IMAGE),
     "masked-fill": (lambda x: x.masked_fill(MASK, 3.5), IMAGE),

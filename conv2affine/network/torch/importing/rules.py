@@ -164,7 +164,7 @@ RULES: dict[str, Rule] = {
     "sub": subtract,
     **dict.fromkeys(("neg", "_neg_view"), arithmetic.negate),
     "mul": arithmetic.multiply,
-    "div.Tensor": arithmetic.divide,
+    **dict.fromkeys(("div.Tensor", "div.Scalar"), arithmetic.divide),
     "pow": arithmetic.power,
     "where": arithmetic.where,
     "_native_batch_norm_legit_no_training": arithmetic.batch_norm,
