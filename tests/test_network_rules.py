@@ -135,6 +135,7 @@ AFFINE = {
         lambda x: torch.linalg.lu_solve(*torch.linalg.lu_factor(SQUARE), x, adjoint=True),
         (2, 5, 3),
     ),
+    "inverse-of-a-literal": (lambda x: torch.linalg.inv(torch.tensor([[2.0, 1], [0, 1]]).double()) @ x, (2, 2, 3)),
     "cholesky-solve": (lambda x: torch.cholesky_solve(x, SQUARE.tril()), (2, 5, 3)),
     "nan-to-num": (lambda x: 2 * torch.nan_to_num(x), IMAGE),
     "linear-positions": (nn.Linear(6, 4, bias=False), IMAGE),
@@ -377,3 +378,20 @@ def test_kept(case):
     none = net(x[:0])
     assert none.shape == (0, *net(x).shape[1:])
     assert none.dtype is net(x).dtype
+
+
+# They fail for zeros, by which the shape of the result for no samples is found.
+FAILING = {
+    "inverse": ("linalg_inv", lambda x: torch.linalg.inv(x[..., :5] + 5 * SQUARE), X),
+    "cholesky": ("linalg_cholesky", lambda x: torch.linalg.cholesky(x @ x.mT + torch.eye(5)), X),
+    "lu": ("linalg_lu_factor", lambda x: torch.linalg.lu_factor(x[..., :5] + 5 * SQUARE)[0], X),
+}
+
+
+@pytest.mark.parametrize("case", FAILING.values(), ids=FAILING)
+def test_kept_where_zeros_fail(case):
+    name, *rest = case
+    made, x = double(*rest)
+    net = to_linear_network(made, x)
+    assert f"kept: {name}" in {row.kind for row in net.plan.kept}
+    torch.testing.assert_close(net(x), made(x), atol=1e-12, rtol=0)
