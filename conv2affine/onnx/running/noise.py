@@ -8,10 +8,14 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper, shape_inference
 __all__ = ["with_noise"]
 
 NOISY = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
+# Their roundings are relative to the largest element: where others are 0, runtimes leave some of it.
+BY_LARGEST = ("DFT", "STFT")
 
 
 def with_noise(model: ModelProto, size: float) -> ModelProto:
     """The model with all that its inputs reach multiplied by random numbers from 1 - size to 1 + size.
+
+    To what a Fourier transform gives, random numbers up to its largest element times size are added.
 
     Args:
         model: Of one graph.
@@ -35,13 +39,23 @@ def with_noise(model: ModelProto, size: float) -> ModelProto:
         reached.update(node.output)
         for number, name in enumerate(node.output):
             if types.get(name) in NOISY:
-                exact, noise, factor = f"{name}/exact", f"{name}/noise", f"{name}/factor"
+                exact, noise, factor, moved = (f"{name}/{part}" for part in ("exact", "noise", "factor", "moved"))
                 copy.output[number] = exact
                 random = helper.make_node("RandomUniformLike", [exact], [noise])
                 for key, value in (("low", -size), ("high", size), ("seed", float(len(noisy.graph.node)))):
                     random.attribute.append(helper.make_attribute(key, value))
-                add = helper.make_node(
-                    "Add", [noise, f"one/{types[name]}"], [factor]
-                )  # low = 1 - size would be float32
-                noisy.graph.node.extend([random, add, helper.make_node("Mul", [exact, factor], [name])])
+                noisy.graph.node.append(random)
+                if node.op_type in BY_LARGEST:
+                    steps = [
+                        helper.make_node("Abs", [exact], [moved]),
+                        helper.make_node("ReduceMax", [moved], [factor], keepdims=0),
+                        helper.make_node("Mul", [noise, factor], [f"{moved}/sum"]),
+                        helper.make_node("Add", [exact, f"{moved}/sum"], [name]),
+                    ]
+                else:  # low = 1 - size would be float32
+                    steps = [
+                        helper.make_node("Add", [noise, f"one/{types[name]}"], [factor]),
+                        helper.make_node("Mul", [exact, factor], [name]),
+                    ]
+                noisy.graph.node.extend(steps)
     return noisy
