@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
-from onnx import ModelProto, TensorProto, helper, numpy_helper, shape_inference
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
 
 __all__ = ["with_noise"]
 
@@ -31,31 +33,30 @@ def with_noise(model: ModelProto, size: float) -> ModelProto:
         one = np.ones((), helper.tensor_dtype_to_np_dtype(type))
         noisy.graph.initializer.append(numpy_helper.from_array(one, f"one/{type}"))
     del noisy.graph.node[:]
+    nodes = noisy.graph.node
     for node in model.graph.node:
-        copy = noisy.graph.node.add()
+        copy = nodes.add()
         copy.CopyFrom(node)
         if reached.isdisjoint(node.input):
             continue
         reached.update(node.output)
         for number, name in enumerate(node.output):
             if types.get(name) in NOISY:
-                exact, noise, factor, moved = (f"{name}/{part}" for part in ("exact", "noise", "factor", "moved"))
-                copy.output[number] = exact
-                random = helper.make_node("RandomUniformLike", [exact], [noise])
-                for key, value in (("low", -size), ("high", size), ("seed", float(len(noisy.graph.node)))):
-                    random.attribute.append(helper.make_attribute(key, value))
-                noisy.graph.node.append(random)
-                if node.op_type in BY_LARGEST:
-                    steps = [
-                        helper.make_node("Abs", [exact], [moved]),
-                        helper.make_node("ReduceMax", [moved], [factor], keepdims=0),
-                        helper.make_node("Mul", [noise, factor], [f"{moved}/sum"]),
-                        helper.make_node("Add", [exact, f"{moved}/sum"], [name]),
-                    ]
-                else:  # low = 1 - size would be float32
-                    steps = [
-                        helper.make_node("Add", [noise, f"one/{types[name]}"], [factor]),
-                        helper.make_node("Mul", [exact, factor], [name]),
-                    ]
-                noisy.graph.node.extend(steps)
+                copy.output[number] = f"{name}/exact"
+                by_largest = node.op_type in BY_LARGEST
+                nodes.extend(_move(copy.output[number], name, types[name], size, len(nodes), by_largest))
     return noisy
+
+
+def _move(exact: str, moved: str, type: int, size: float, seed: int, by_largest: bool) -> Iterator[NodeProto]:
+    """The nodes that make a value, moved, of another."""
+    noise, factor = f"{exact}/noise", f"{exact}/factor"
+    yield helper.make_node("RandomUniformLike", [exact], [noise], low=-size, high=size, seed=float(seed))
+    if by_largest:
+        yield helper.make_node("Abs", [exact], [f"{exact}/abs"])
+        yield helper.make_node("ReduceMax", [f"{exact}/abs"], [f"{exact}/largest"], keepdims=0)
+        yield helper.make_node("Mul", [noise, f"{exact}/largest"], [factor])
+        yield helper.make_node("Add", [exact, factor], [moved])
+    else:
+        yield helper.make_node("Add", [noise, f"one/{type}"], [factor])  # low = 1 - size would be float32
+        yield helper.make_node("Mul", [exact, factor], [moved])
