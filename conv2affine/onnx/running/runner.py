@@ -17,9 +17,9 @@ from onnx import ModelProto, TensorProto, helper
 from onnx.shape_inference import InferenceError
 
 from conv2affine.network.comparison import COARSE, EPS, RUNS, difference, scale, tolerance_of
-from conv2affine.onnx.call import evaluator
 from conv2affine.onnx.importing.upgrade import widened
 from conv2affine.onnx.model import HALVES, TensorInfo
+from conv2affine.onnx.reference import evaluator
 from conv2affine.onnx.running.noise import with_noise
 
 __all__ = ["Run", "RunError", "compare", "runner", "sample"]
