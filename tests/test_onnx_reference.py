@@ -36,6 +36,31 @@ def test_pools(pool, axes):
         np.testing.assert_allclose(result, expected, atol=1e-6, err_msg=attributes)
 
 
+TRANSPOSED = {
+    "plain": "",
+    "strides": "strides = {threes}",
+    "cut": "strides = {twos}, pads = {sides}",
+    "longer": "strides = {threes}, output_padding = {twos}, dilations = {twos}",
+    "groups": "group = 2, strides = {twos}",
+    "valid": 'auto_pad = "VALID", strides = {twos}',
+    "same-upper": 'auto_pad = "SAME_UPPER", strides = {twos}',
+}
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("case", TRANSPOSED)
+def test_transposed_convolutions(case, axes):
+    x, w = (random(*size[: 2 + axes], seed=seed) for seed, size in enumerate([(2, 4, 4, 3, 2), (4, 3, 3, 2, 2)]))
+    attributes = TRANSPOSED[case].format(threes=[3] * axes, twos=[2] * axes, sides=[1] * axes + [0] * axes)
+    groups = 2 if case == "groups" else 1
+    nodes = f"y = ConvTranspose<{attributes}>(x, w, b)" if attributes else "y = ConvTranspose(x, w, b)"
+    proto = model(nodes, {"x": x.shape}, {"w": w, "b": random(3 * groups)}, opset=18)
+    [expected] = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, {"x": x})
+    [result] = evaluator(proto).run(None, {"x": x})
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["MaxPool", "AveragePool"])
 def test_pools_of_ordinary_size_take_no_seconds(name):
     """A conversion without onnxruntime runs a model some 20 times; one by one, these windows take 4 s each time."""

@@ -11,7 +11,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
-from onnx.reference.ops import op_average_pool, op_max_pool
+from onnx.reference.ops import op_average_pool, op_conv_transpose, op_max_pool
 from onnx.reference.ops.op_scatter_elements import ScatterElements
 
 __all__ = ["evaluator"]
@@ -19,7 +19,7 @@ __all__ = ["evaluator"]
 
 def evaluator(proto: ModelProto | NodeProto) -> ReferenceEvaluator:
     """Runs a model or a node by `onnx.reference`, as the standard defines it."""
-    return ReferenceEvaluator(proto, new_ops=[AveragePool, BatchNormalization, MaxPool, Scatter])
+    return ReferenceEvaluator(proto, new_ops=[AveragePool, BatchNormalization, ConvTranspose, MaxPool, Scatter])
 
 
 class BatchNormalization(OpRun):
@@ -63,6 +63,45 @@ class AveragePool(OpRun):
             return slow._run(x, count_include_pad=count_include_pad, **window)
         count = np.prod(window["kernel_shape"]) if count_include_pad else sum(counts)
         return ((sum(taps) / count).astype(x.dtype),)
+
+
+class ConvTranspose(OpRun):
+    """All positions at once, a weight at a time; one by one where the output's shape is given."""
+
+    op_domain = ""
+
+    def _run(
+        self,
+        x: Any,
+        w: Any,
+        b: Any = None,
+        group: int = 1,
+        pads: Sequence[int] | None = None,
+        auto_pad: str = "NOTSET",
+        output_shape: Sequence[int] | None = None,
+        **options: Any,
+    ) -> Any:
+        if output_shape or auto_pad not in ("", "NOTSET", "VALID"):
+            slow: Any = op_conv_transpose.ConvTranspose(self.onnx_node, self.run_params)
+            return slow._run(x, w, b, group=group, pads=pads, auto_pad=auto_pad, output_shape=output_shape, **options)
+        kernel, sizes = w.shape[2:], x.shape[2:]
+        zeros, ones = [0] * len(kernel), [1] * len(kernel)
+        strides, dilations, more = (
+            options.get(name) or default
+            for name, default in (("strides", ones), ("dilations", ones), ("output_padding", zeros))
+        )
+        steps = list(zip(sizes, strides, dilations, kernel, more, strict=True))
+        whole = [(i - 1) * s + (k - 1) * d + 1 + e for i, s, d, k, e in steps]  # before it is cut
+        y: Any = np.zeros((len(x), w.shape[1] * group, *whole), x.dtype)
+        columns = x.reshape(len(x), group, len(w) // group, -1)
+        for place in itertools.product(*map(range, kernel)):
+            weight = w[(..., *place)].reshape(group, len(w) // group, -1).transpose(0, 2, 1)
+            ends = [(k * d, k * d + (i - 1) * s + 1, s) for k, (i, s, d, _, _) in zip(place, steps, strict=True)]
+            y[(..., *(slice(*each) for each in ends))] += (weight @ columns).reshape(*y.shape[:2], *sizes)
+        sides = [*zeros, *zeros] if auto_pad == "VALID" else pads or [*zeros, *zeros]
+        cut = zip(sides, sides[len(kernel) :], whole, strict=False)
+        y = y[(..., *(slice(first, size - last) for first, last, size in cut))]
+        return (y if b is None else y + b.reshape(-1, *ones),)
 
 
 def _taps(
