@@ -123,7 +123,7 @@ def _flat(name: str, bound: Any, shapes: Mapping[str, Sequence[int]]) -> Array:
         except ValueError as error:
             sizes = getattr(part, "shape", np.shape(part))
             raise ValueError(
-                f"{name} must be a number, or broadcast to one sample of input {key} {tuple(shape)}, got shape "
+                f"{name} must be a number, or broadcast to {tuple(shape)}, one sample of {key!r}, got shape "
                 f"{tuple(sizes)}"
             ) from error
     flat = np.concatenate(parts)
