@@ -26,7 +26,7 @@ from scipy.sparse import csr_array
 import conv2affine.onnx
 from conv2affine.interop.vnnlib import Case
 from conv2affine.onnx import Specification, read_spec
-from examples.relaxation import Layer, attack, is_excluded, relaxation, solve
+from examples.relaxation import Layer, attack, is_excluded, relaxation, solve, tighter
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,15 @@ def decide(network: Path, specification: Path, seconds: float = 300, whole: bool
         given = relaxation(layers, bounds)
         relus = max(relus, sum(len(bias) for _, bias in layers[:-1]))
         binaries = max(binaries, len(given.low))
+        is_tight = whole
         for case in cases:
             if is_excluded(given, case):
                 continue
             witness = attack(given, case, lambda x: spec.is_unsafe(x, original(x)))
+            if witness is None and not is_tight:
+                given, is_tight = tighter(given, case), True
+                if is_excluded(given, case):
+                    continue
             if witness is None:
                 left = start + seconds - time.monotonic()
                 found, x = solve(given, case, left) if left > 0 else ("timeout", None)
