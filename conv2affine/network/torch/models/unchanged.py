@@ -162,10 +162,10 @@ class _State:
             value = getattr(module, key)
             if isinstance(value, Tensor):
                 self.scripted.append((module, key, value))
-                if key in registered and self.registered:
-                    self.tensor(value)
-                else:
+                if key not in registered:
                     self.value(f"{name}.{key}".lstrip("."), value, module, key, True)
+                elif self.registered:
+                    self.tensor(value)
 
     def value(self, name: str, value: Any, owner: Any, key: Any, inside: bool) -> None:
         """Record an attribute or an element; `inside` the module itself, not a helper object."""
