@@ -18,7 +18,7 @@ from conv2affine.interop.files.mapped import KIND, MappedFile, MappedLinear
 from conv2affine.interop.files.reader import Stored, read_network, read_plan
 from conv2affine.interop.files.rows import LayerRows
 from conv2affine.interop.files.source import source_of
-from conv2affine.interop.files.storage import Block, Contents, save
+from conv2affine.interop.files.storage import Block, Contents, check_absent, save
 from conv2affine.network.matrices.matrix import Array, Matrix
 from conv2affine.network.passes.merge import Merge
 from conv2affine.network.prepare import check_kept, prepare
@@ -89,6 +89,8 @@ def save_network(
         ...     torch.allclose(open_network(f"{folder}/net.h5")(x), model(x), atol=1e-5)
         True
     """
+    path = Path(path)
+    check_absent(path)
     model, inputs = hold(model, example_inputs)
     network, dtype = prepare(model, inputs, layout, merge, max_pool, dtype)
     check_kept(network.graph, "to be saved in a file", "let the model end before it, or use to_linear_network")
@@ -117,7 +119,7 @@ def save_network(
                 yield pieces, before + count
             before += each.rows
 
-    save(Path(path), contents, blocks, progress, lambda part: verify(model, open_network(part), inputs, network, dtype))
+    save(path, contents, blocks, progress, lambda part: verify(model, open_network(part), inputs, network, dtype))
 
 
 def open_network(path: str | os.PathLike[str]) -> fx.GraphModule:

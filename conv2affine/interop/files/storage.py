@@ -29,7 +29,17 @@ from conv2affine.convolution.sizes import readable_bytes
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["CSR", "Block", "Contents", "csr_block", "csr_datasets", "h5py_module", "numpy_dtype", "save"]
+__all__ = [
+    "CSR",
+    "Block",
+    "Contents",
+    "check_absent",
+    "csr_block",
+    "csr_datasets",
+    "h5py_module",
+    "numpy_dtype",
+    "save",
+]
 
 # Of a matrix in CSR, as anndata reads it.
 # Source: https://anndata.readthedocs.io/en/stable/fileformat-prose.html
@@ -78,8 +88,7 @@ def save(
         progress: Whether to show a progress bar on standard error, where that is a terminal.
         check: Is called with the file when it is complete, before it gets its name.
     """
-    if path.exists():
-        raise FileExistsError(f"path ({path}) must not exist; delete the file, or choose another name")
+    check_absent(path)
     part = path.with_name(path.name + ".part")
     if not part.exists():
         _create(part, contents)
@@ -102,6 +111,12 @@ def save(
         os.fsync(file)
     check(part)
     part.rename(path)
+
+
+def check_absent(path: Path) -> None:
+    """Refuse to write over a file."""
+    if path.exists():
+        raise FileExistsError(f"path ({path}) must not exist; delete the file, or choose another name")
 
 
 def csr_datasets(
