@@ -90,7 +90,7 @@ def stft(
     return fourier.short_time_fourier(context, x, sizes[0], window, onesided=bool(onesided))
 
 
-def reduction(how: str) -> Rule:
+def reduction(rule: Rule, **options: Any) -> Rule:
     def reduce(
         context: Context,
         x: Any,
@@ -103,7 +103,7 @@ def reduction(how: str) -> Rule:
         given = axes if axes_input is None else axes_input
         over = [] if given is None else constant(given).ravel().astype(int).tolist()
         every = [] if noop_with_empty_axes else range(len(value(x).shape))
-        return arithmetic.reduce(context, x, over or every, how)
+        return rule(context, x, over or every, **options)
 
     return reduce
 
@@ -113,6 +113,10 @@ def global_pool(how: str) -> Rule:
         return arithmetic.reduce(context, x, range(2, len(value(x).shape)), how)
 
     return pool
+
+
+def global_lp_pool(context: Context, x: Any, *, p: float = 2) -> Any:
+    return arithmetic.norm(context, x, range(2, len(value(x).shape)), p)
 
 
 MOVING = (
@@ -145,9 +149,11 @@ RULES: dict[str, Rule | tuple[Rule, dict[str, str | None]]] = {
         {"alpha": "alpha", "beta": "beta", "transA": "transpose_x", "transB": "transpose_other"},
     ),
     "Einsum": arithmetic.einsum,
-    **{f"Reduce{how.capitalize()}": reduction(how) for how in ("sum", "mean", "max", "min")},
+    **{f"Reduce{how.capitalize()}": reduction(arithmetic.reduce, how=how) for how in ("sum", "mean", "max", "min")},
+    "ReduceL1": reduction(arithmetic.norm, order=1),
     "GlobalAveragePool": global_pool("mean"),
     "GlobalMaxPool": global_pool("max"),
+    "GlobalLpPool": global_lp_pool,
     "CumSum": arithmetic.cumulate,
     "DFT": dft,
     "STFT": stft,
@@ -161,6 +167,7 @@ RULES: dict[str, Rule | tuple[Rule, dict[str, str | None]]] = {
         windows.average_pool,
         {**WINDOW, "ceil_mode": None, "count_include_pad": "count_include_pad"},
     ),
+    "LpPool": (windows.lp_pool, {**WINDOW, "ceil_mode": None, "p": "p"}),
     "MaxPool": (windows.max_pool, {**WINDOW, "ceil_mode": None, "storage_order": None}),
     **dict.fromkeys(("Resize", "Upsample"), windows.resize),
     "Col2Im": (windows.col2im, {name: name for name in ("dilations", "pads", "strides")}),
