@@ -72,6 +72,18 @@ def same(matrix: Matrix, dense: np.ndarray) -> None:
     assert dense.size >= matrix.nnz >= csr.nnz
     assert (matrix.counts(1) >= np.diff(csr.indptr)).all()
     assert (matrix.counts(0) >= np.bincount(csr.indices, minlength=csr.shape[1])).all()
+    for rows in some_rows(csr.shape[0]):
+        assert matrix.reads(rows)[columns(csr, rows)].all()
+
+
+def some_rows(size):
+    generator = np.random.default_rng(2)
+    return [np.zeros(size, bool), np.ones(size, bool), np.arange(size) == size // 2, generator.random(size) < 0.2]
+
+
+def columns(csr, rows):
+    """The columns with an entry in one of these rows."""
+    return np.unique(csr[np.flatnonzero(rows)].indices)
 
 
 @matrices
@@ -86,6 +98,13 @@ def test_counts_are_exact(name):
     assert matrix.nnz == csr.nnz
     assert (matrix.counts(1) == np.diff(csr.indptr)).all()
     assert (matrix.counts(0) == np.bincount(csr.indices, minlength=csr.shape[1])).all()
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_columns_that_rows_read_are_exact(name):
+    matrix = MATRICES[name]
+    for rows in some_rows(matrix.shape[0]):
+        assert np.flatnonzero(matrix.reads(rows)).tolist() == columns(matrix.csr(), rows).tolist()
 
 
 def selections(size: int) -> list[Selection]:

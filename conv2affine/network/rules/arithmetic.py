@@ -59,9 +59,8 @@ def add(context: Context, *terms: Any, scales: Sequence[float] | None = None) ->
     """The sum of all terms, each times its scale."""
     shape = context.shape
     scales = scales or (1,) * len(terms)
-    return functools.reduce(
-        operator.add, [scaled(broadcast(term, shape), scale, shape) for term, scale in zip(terms, scales, strict=True)]
-    )
+    parts = [scaled(broadcast(term, shape), scale, shape) for term, scale in zip(terms, scales, strict=True)]
+    return masks.join_jumps(context, functools.reduce(operator.add, parts))
 
 
 def average(context: Context, *terms: Any) -> Map:

@@ -25,6 +25,7 @@ __all__ = [
     "matmul_right",
     "reduce",
     "separable",
+    "sparse_left",
     "windowed",
 ]
 
@@ -104,6 +105,17 @@ def matmul_left(weight: Tensor, shape: Sequence[int], *, copied: bool = True) ->
         return repeated(_pointwise(weight.reshape(-1, k), 1, n, copied), prod(batch))
     groups = prod(batch)
     return _pointwise(weight.expand(*batch, -1, k).reshape(groups * weight.shape[-2], k), groups, n, copied)
+
+
+def sparse_left(matrix: csr_array, positions: int, *, copied: bool = True) -> Sparse:
+    """The product matrix @ x, for x (cols of the matrix, positions); the matrix is not written to."""
+    if not matrix.has_canonical_format:  # columns that ascend, each once
+        matrix = matrix.copy()
+        matrix.sum_duplicates()
+        copied = False
+    if positions > 1:
+        matrix = csr_array(scipy.sparse.kron(matrix, _identity(positions), format="csr"))
+    return Sparse(matrix, copied)
 
 
 def _pointwise(blocks: Tensor, groups: int, positions: int, copied: bool) -> Convolution:

@@ -204,5 +204,10 @@ def values(context: Context, rule: Rule, *arguments: Any) -> list[Value]:
 def _check_finite(map: Map) -> None:
     """Refuse infinities, which would turn into NaN in products and differences."""
     numbers = (part for matrix in map.terms.values() for part in matrix.numbers)
-    if not np.isfinite(map.bias).all() or not all((abs(part) < np.inf).all() for part in numbers):
+    if not np.isfinite(map.bias).all() or not all(_is_finite(part) for part in numbers):
         raise NoRuleError("its constants are not finite")
+
+
+def _is_finite(numbers: Any) -> bool:
+    """Whether all numbers of an array or a tensor are finite, without another array of them."""
+    return not prod(numbers.shape) or bool(abs(numbers.min()) < np.inf and abs(numbers.max()) < np.inf)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from conv2affine.network.rules import activations, arithmetic, shapes
+from conv2affine.network.rules import activations, arithmetic, fourier, shapes
 from conv2affine.network.rules.operands import Context, NoRuleError, Rule, constant, value
 from conv2affine.onnx.importing import windows
 
@@ -58,6 +58,36 @@ def pad(
     sides = np.zeros((len(context.shape), 2), int)  # onnx.reference does not cut for negative numbers
     sides[slice(None) if axes is None else constant(axes).astype(int)] = numbers.reshape(2, -1).T
     return shapes.pad(context, sides, value if value_input is None else value_input)
+
+
+def dft(
+    context: Context,
+    x: Any,
+    length: Any = None,
+    axis_input: Any = None,
+    *,
+    axis: int | None = None,
+    inverse: int = 0,
+    onesided: int = 0,
+) -> Any:
+    """The axis is an attribute before opset 20, and another if it is left out."""
+    if axis_input is not None:
+        axis = int(constant(axis_input).item())
+    elif axis is None:
+        axis = 1 if context.call.opset < 20 else -2
+    size = None if length is None else int(constant(length).item())
+    return fourier.fourier(context, x, axis, size, inverse=bool(inverse), onesided=bool(onesided))
+
+
+def stft(
+    context: Context, x: Any, frame_step: Any, window: Any = None, frame_length: Any = None, *, onesided: int = 1
+) -> Any:
+    sizes = [int(constant(size).item()) for size in (frame_step, frame_length) if size is not None]
+    if window is None:
+        window = np.ones(sizes[1])
+    if len(sizes) > 1 and sizes[1] != len(constant(window)):
+        raise NoRuleError(f"frame_length = {sizes[1]}, and the window has {len(constant(window))} elements")
+    return fourier.short_time_fourier(context, x, sizes[0], window, onesided=bool(onesided))
 
 
 def reduction(rule: Rule, **options: Any) -> Rule:
@@ -125,6 +155,8 @@ RULES: dict[str, Rule | tuple[Rule, dict[str, str | None]]] = {
     "GlobalMaxPool": global_pool("max"),
     "GlobalLpPool": global_lp_pool,
     "CumSum": arithmetic.cumulate,
+    "DFT": dft,
+    "STFT": stft,
     # Over positions
     "Conv": (windows.conv, {**WINDOW, "group": "groups"}),
     "ConvTranspose": (

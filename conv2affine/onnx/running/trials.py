@@ -26,8 +26,8 @@ __all__ = ["DISPUTED", "agrees", "first_mixing", "layer_runner", "run_alone", "w
 
 SAMPLES = 3
 # Pooling with ceil_mode, auto_pad or dilations; resizing by fractions, and sampling; slices that start before an
-# axis.
-DISPUTED = ("AveragePool", "GridSample", "LpPool", "MaxPool", "Resize", "Slice", "Upsample")
+# axis; what of a Fourier transform is left.
+DISPUTED = ("AveragePool", "DFT", "GridSample", "LpPool", "MaxPool", "Resize", "STFT", "Slice", "Upsample")
 TOLERANCE = 1e-4  # of the largest element: scales and coordinates are float32
 
 Trial = tuple[Any, list[Any]]

@@ -35,7 +35,9 @@ def masks(name: str, args: Sequence[Any]) -> Sequence[Any]:
 
 
 def find_rule(target: Any) -> Rule | None:
-    """The rule of an operator; None if there is none."""
+    """The rule of an operator; None if there is none, as for those of other libraries that have the same name."""
+    if target.namespace not in ("aten", "conv2affine"):
+        return None
     name = target.overloadpacket.__name__
     if name in REASONS:
         return functools.partial(_refuse, REASONS[name])

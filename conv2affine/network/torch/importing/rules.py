@@ -11,11 +11,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from conv2affine.network.graph import Value
-from conv2affine.network.rules import activations, arithmetic, positions, shapes
-from conv2affine.network.rules.operands import Context, NoRuleError, Rule, constant, value
+from conv2affine.network.rules import activations, arithmetic, formulas, positions, shapes
+from conv2affine.network.rules.operands import (
+    Context,
+    NoRuleError,
+    Rule,
+    check_numbers,
+    constant,
+    through,
+    value,
+    weight,
+)
 from conv2affine.network.torch.importing import windows
 
 __all__ = ["MOVING", "REASONS", "RULES"]
@@ -73,6 +83,19 @@ def _solved(context: Context, function: Callable[[Tensor, Tensor], Tensor], matr
 
 def addmm(context: Context, x: Any, mat1: Any, other: Any, beta: Any = 1, alpha: Any = 1) -> Any:
     return arithmetic.gemm(context, mat1, other, x, alpha=float(alpha), beta=float(beta))
+
+
+def csr_product(context: Context, values: Any, y: Any, x: Any, crow_indices: Any, col_indices: Any, cols: int) -> Any:
+    """The product of `SparseLinear`, matrix @ x; the others are those of its gradients."""
+    if y is not None:
+        raise NoRuleError("it is a product of the transposed matrix")
+    numbers, copied = weight(context, values)
+    parts = [part.cpu().numpy() for part in (numbers.double(), col_indices, crow_indices)]
+    matrix = csr_array(tuple(parts), shape=(len(parts[2]) - 1, cols))
+    positions = value(x).shape[1]
+    if positions > 1:
+        check_numbers(matrix.nnz * positions)
+    return through(x, formulas.sparse_left(matrix, positions, copied=copied))
 
 
 def bilinear(context: Context, i1: Any, i2: Any, i3: Any, **axes: Any) -> Any:
@@ -177,6 +200,7 @@ RULES: dict[str, Rule] = {
     "linalg_lu_solve": lu_solve,
     "cholesky_solve": cholesky_solve,
     "_trilinear": bilinear,
+    "csr_product": csr_product,
     **{name: reduction(name) for name in ("sum", "mean")},
     **{name: reduction(name[-3:]) for name in ("amax", "amin")},
     **{f"{name}.dim": reduction(name) for name in ("max", "min")},
