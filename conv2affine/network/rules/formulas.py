@@ -125,7 +125,7 @@ def _pointwise(blocks: Tensor, groups: int, positions: int, copied: bool) -> Con
 
 
 def reduce(shape: Sequence[int], axes: Iterable[int], *, mean: bool) -> Separable:
-    """The sum or mean over axes, the first of which are the batch axis, of size 1, and the channels."""
+    """The sum or mean over axes; the second axis, if it is not one of them, is the channels of the matrix."""
     reduced = {axis % len(shape) for axis in axes}
     factors = [
         csr_array(np.full((1, size), 1 / size if mean else 1.0)) if axis in reduced else _identity(size)

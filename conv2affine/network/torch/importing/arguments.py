@@ -16,7 +16,7 @@ __all__ = ["find_rule", "masks"]
 
 # Arguments of schemas that have other names in the rules; None for those whose value does not matter.
 NAMES: dict[str, str | None] = {
-    **{"self": "x", "input": "x", "mat2": "other", "dim": "axis", "negative_slope": "slope"},
+    **{"self": "x", "input": "x", "mat2": "other", "dim": "axis", "negative_slope": "slope", "ord": "order"},
     **{"A": "matrix", "LU": "matrix", "B": "other"},
     **{"min": "low", "max": "high", "min_val": "low", "max_val": "high", "divisor_override": "divisor"},
     **{"running_mean": "mean", "running_var": "variance"},

@@ -106,10 +106,17 @@ def bilinear(context: Context, i1: Any, i2: Any, i3: Any, **axes: Any) -> Any:
 
 def reduction(how: str) -> Rule:
     def reduce(context: Context, x: Any, axis: Any = None) -> Any:
-        axes = [axis] if isinstance(axis, int) else axis or range(len(value(x).shape))
-        return arithmetic.reduce(context, x, axes, how)
+        return arithmetic.reduce(context, x, _axes(x, axis), how)
 
     return reduce
+
+
+def norm(context: Context, x: Any, order: Any = 2, axis: Any = None) -> Any:
+    return arithmetic.norm(context, x, _axes(x, axis), order)
+
+
+def _axes(x: Any, axis: Any) -> Sequence[int]:
+    return [axis] if isinstance(axis, int) else axis or range(len(value(x).shape))
 
 
 def prelu(context: Context, x: Any, weight: Any) -> Any:
@@ -180,7 +187,7 @@ RULES: dict[str, Rule] = {
     "sub": subtract,
     **dict.fromkeys(("neg", "_neg_view"), arithmetic.negate),
     "mul": arithmetic.multiply,
-    "div.Tensor": arithmetic.divide,
+    **dict.fromkeys(("div.Tensor", "div.Scalar"), arithmetic.divide),
     "pow": arithmetic.power,
     "where": arithmetic.where,
     "_native_batch_norm_legit_no_training": arithmetic.batch_norm,
@@ -197,6 +204,7 @@ RULES: dict[str, Rule] = {
     **{name: reduction(name) for name in ("sum", "mean")},
     **{name: reduction(name[-3:]) for name in ("amax", "amin")},
     **{f"{name}.dim": reduction(name) for name in ("max", "min")},
+    "linalg_vector_norm": norm,
     "cumsum": arithmetic.cumulate,
     # Over positions
     **dict.fromkeys(("convolution", "_convolution"), windows.convolution),
