@@ -86,11 +86,29 @@ def test_modules_that_are_equal(network, change):
     assert np.isfinite(result.bound) == (network in PIECEWISE)
 
 
+# What a tool does not make, or not as valid ONNX: onnxsim 0.8.1 moves constants behind the nodes that read them.
+UNSORTED = (
+    *("add", "sub", "matmul", "gemm", "conv", "batchnorm", "reshape", "reshape_with_dimension_inference"),
+    *("unsqueeze", "squeeze_with_axes", "cast_int_to_float", "dropout_training_mode_false"),
+)
+NOT_MADE = {
+    **{f"Marabou--{name}": ("onnxsim",) for name in UNSORTED},
+    **{f"Marabou--{name}": ("onnxslim",) for name in ("constant", "cifar_base_kw")},
+    "Marabou--softmax-last-layer": ("graph-double",),
+}
+# Operators whose definition has other words in another opset; and an order of maxima that another tree has.
+UNDECIDED_FILES = {
+    **dict.fromkeys(("Marabou--softmax-last-layer", "Marabou--robust_model_sigmoid_linear"), ("opset-17",)),
+    **dict.fromkeys(("vnncomp2023_benchmarks--14_ieee_ml4acopf", "vnncomp2023_benchmarks--ibp_3_3_8"), ("opset-17",)),
+    "vnncomp2022_benchmarks--tllBench_n=2_N=M=8_m=1_instance_0_0": ("graph", "mlp"),
+}
+
+
 def file_changes(name):
     """The changes that a file can take."""
     for change in FILE_CHANGES:
         refused = NO_MLP if change == "mlp" else REFUSED
-        if not any(name.endswith(each) for each in refused):
+        if not any(name.endswith(each) for each in refused) and change not in NOT_MADE.get(name, ()):
             yield change
 
 
@@ -103,4 +121,7 @@ def test_files_that_are_equal(name, change):
     needs(change)
     first, second = file_pair(name, change)
     result = onnx.check(first, second)
+    if change in UNDECIDED_FILES.get(name, ()):
+        assert result.verdict == "undecided"
+        return
     assert (result.verdict, result.origin) == ("equal", ((), ())), result
