@@ -42,7 +42,8 @@ def every_layer(proto, x):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_bounds_are_by_the_names_of_the_layers(dtype, flat):
     proto = small()
-    low, high = np.zeros((1, 6, 6)), np.linspace(0, 1, 36).reshape(1, 6, 6)
+    low = np.linspace(0, 1, 36).reshape(1, 6, 6)
+    high = low + 0.1
     result = convert(proto, form="mlp", box=(low, high), flat=flat, dtype=dtype)
     generator = np.random.default_rng(0)
     x = np.concatenate([generator.uniform(low, high, (500, 1, 6, 6)), [low, high]])

@@ -17,6 +17,7 @@ import conv2affine
 from conv2affine import linear_region, to_mlp
 from conv2affine.convolution import guard
 from conv2affine.network.regions import local as local_module
+from conv2affine.network.regions import nearest
 from conv2affine.network.regions.local import LocalMap
 
 # Each kind of step, with parameters of every form.
@@ -212,6 +213,51 @@ def test_chunks_are_the_whole(monkeypatch):
     torch.testing.assert_close(region.weight, whole.weight, atol=1e-14, rtol=0)
     torch.testing.assert_close(region.constraints[0].to_dense(), expected[0], atol=1e-14, rtol=0)
     torch.testing.assert_close(region.radius, expected[1], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", ["resnet", "vgg-bn", "mobilenet", "unet", "inception"])
+def test_radius_needs_few_rows(name, monkeypatch):
+    """From random directions, and the rows of the nearest walls, as from all rows."""
+    model, x, _ = case(name)
+    expected = linear_region(model, x).radius
+    monkeypatch.setattr(nearest, "DIRECTIONS", 20)
+    monkeypatch.setattr(nearest, "FACTOR", 0.01)  # with so few: 1e-16 for a wall
+    monkeypatch.setattr(nearest, "_exactly", lambda local: pytest.fail("all rows"))
+    torch.testing.assert_close(linear_region(model, x).radius, expected, rtol=1e-12, atol=0)
+    for number in range(len(x)):
+        radius = linear_region(model, x[number : number + 1]).radius
+        torch.testing.assert_close(radius, expected[number], rtol=1e-12, atol=0)
+
+
+def test_rows_of_walls_are_those_of_the_constraints():
+    for name in ("mobilenet", "unet"):
+        _, _, region = case(name)
+        local = region._local
+        numbers = np.flatnonzero(local.is_wall[0])[:: max(1, local.is_wall.sum() // 50)]
+        rows = local.wall_rows(numbers[None])[0]
+        kept = np.searchsorted(np.flatnonzero(local.is_wall[0]), numbers)
+        np.testing.assert_allclose(rows, region.constraints[0].to_dense()[kept], atol=1e-13)
+
+
+def test_many_walls_that_are_as_near(monkeypatch):
+    """The walls of a ReLU on each element of equal elements: all rows are computed."""
+    model = nn.Sequential(nn.Flatten(), nn.ReLU())
+    x = torch.full((1, 1100), 0.25, dtype=torch.float64)
+    monkeypatch.setattr(nearest, "DIRECTIONS", 20)
+    monkeypatch.setattr(nearest, "FACTOR", 0.01)
+    assert linear_region(model, x).radius == 0.25
+
+
+def test_elements_that_do_not_bend_are_not_near(monkeypatch):
+    model = nn.PReLU(60).double()
+    with torch.no_grad():
+        model.weight.fill_(1)[[3, 5, 8]] = 0.2
+    x = torch.full((1, 60), 0.001, dtype=torch.float64)
+    x[0, [3, 5, 8]] = torch.tensor([1.0, -0.5, 2.0], dtype=torch.float64)
+    assert linear_region(model, x).radius == 0.5
+    monkeypatch.setattr(nearest, "DIRECTIONS", 20)
+    monkeypatch.setattr(nearest, "FACTOR", 0.01)
+    assert linear_region(model, x).radius == 0.5
 
 
 def test_steps_at_walls_are_ties():

@@ -17,6 +17,7 @@ from torch import Tensor
 from conv2affine.convolution.guard import check_left
 from conv2affine.convolution.sizes import layout_sizes
 from conv2affine.network.regions.local import LocalMap
+from conv2affine.network.regions.nearest import nearest
 from conv2affine.network.torch.models.program import tensors
 from conv2affine.network.vectors import join_inputs
 
@@ -59,11 +60,10 @@ class LinearRegion:
     def radius(self) -> Tensor:
         """The distance from the point to the nearest wall, by the 2-norm, float64; infinite if there is none.
 
-        Computed on first access, which takes a product with each layer for each input element.
+        Computed on first access, which takes a product with each layer for each input element, or for some hundred
+        random directions where there are fewer of these.
         """
-        norms = np.sqrt(self._local.squares())
-        distances = np.divide(abs(self._local.walls[:, 0]), norms, where=norms > 0, out=np.full(norms.shape, np.inf))
-        return of_points(distances.min(1, initial=np.inf), self.bias.device)
+        return of_points(nearest(self._local), self.bias.device)
 
     @cached_property
     def constraints(self) -> tuple[Tensor, Tensor]:

@@ -53,6 +53,11 @@ class Bent:
         """The product of y with the derivative."""
         return self.slope * y
 
+    def wall_backward(self, y: Array, size: int) -> Array:
+        """The product of y with the derivative of the walls."""
+        total: Array = (self.sign[:, None] * y.reshape(*y.shape[:2], *self.knots.shape)).sum(2)
+        return total
+
     def by_element(self, walls: Any) -> Any:
         """(points, walls) -> (points, elements): whether one of an element's walls is marked."""
         return walls.reshape(len(walls), *self.knots.shape).any(1)
@@ -92,6 +97,15 @@ class Choice:
         y = np.broadcast_to(y, index.shape)
         z = torch.zeros(*y.shape[:2], size, dtype=torch.float64)
         return z.scatter_add_(2, torch.tensor(index), torch.tensor(y)).numpy()
+
+    def wall_backward(self, y: Array, size: int) -> Array:
+        """The product of y with the derivative of the walls."""
+        y = self.sign * y.reshape(*y.shape[:2], *self.candidates.shape)
+        z = torch.zeros(*y.shape[:2], size + 1, dtype=torch.float64)  # -1 is the last, which is left out
+        index = torch.from_numpy(self.candidates.ravel() % (size + 1)).expand(*y.shape[:2], -1)
+        z.scatter_add_(2, index, torch.from_numpy(np.ascontiguousarray(y)).flatten(2))
+        difference: Array = z.numpy()[:, :, :size] - self.backward(y.sum(3), size)
+        return difference
 
     def by_element(self, walls: Any) -> Any:
         """(points, walls) -> (points, outputs): whether one of an output's walls is marked."""

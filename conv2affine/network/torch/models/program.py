@@ -29,6 +29,8 @@ aten = torch.ops.aten
 UNDECOMPOSED = (
     *("linear", "matmul", "pad", "prelu", "glu", "scaled_dot_product_attention", "layer_norm", "group_norm"),
     *("linalg_solve", "nan_to_num"),
+    # They would become a check of errors, which is no operator.
+    *("linalg_inv", "linalg_cholesky", "linalg_lu_factor", "linalg_ldl_factor"),
     *("hardswish", "hardsigmoid", "silu", "softplus", "mish", "celu", "selu", "threshold"),
     *("instance_norm", "upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d"),
     *(
