@@ -49,9 +49,12 @@ class Relaxation:
     def unsafe(self, case: Case) -> tuple[csr_array, Any]:
         """(sides, limits): a case holds where sides @ u <= limits."""
         inputs = len(case.low)
-        of_x, of_y = csr_array(case.matrix[:, :inputs]), csr_array(case.matrix[:, inputs:])
-        of_x.resize(len(case.limits), self.outputs.shape[1])
-        return of_x + of_y @ self.outputs, case.limits - of_y @ self.offset
+        matrix, limits = case.matrix, case.limits
+        if not len(limits):  # all inputs of the box: 0 <= 0
+            matrix, limits = np.zeros((1, matrix.shape[1])), np.zeros(1)
+        of_x, of_y = csr_array(matrix[:, :inputs]), csr_array(matrix[:, inputs:])
+        of_x.resize(len(limits), self.outputs.shape[1])
+        return of_x + of_y @ self.outputs, limits - of_y @ self.offset
 
 
 def relaxation(layers: Sequence[Layer], bounds: Sequence[tuple[Any, Any]]) -> Relaxation:
