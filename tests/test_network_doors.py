@@ -136,6 +136,32 @@ def test_torchscript_with_state_is_refused_and_left_as_it_was(wrap):
     assert script.memory.item() == 0
 
 
+class Counts(nn.Module):
+    """Keeps a number from one run to the next."""
+
+    runs = 0
+
+    def forward(self, x):
+        self.runs += 1
+        return torch.relu(x) * self.runs
+
+
+DOORS = {
+    "to_linear_network": to_linear_network,
+    "plan": plan,
+    "linear_region": conv2affine.linear_region,
+    "check": lambda model, x: conv2affine.check(model, model, x),
+}
+
+
+@pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
+def test_a_number_that_is_kept_is_refused(door):
+    model = Counts()
+    with pytest.raises(ValueError, match="the model must give the same result for the same input, and two runs differ"):
+        door(model, X)
+    assert model.runs == 0
+
+
 def test_a_program_with_state_is_left_as_it_was():
     class Counts(nn.Module):
         def __init__(self):
