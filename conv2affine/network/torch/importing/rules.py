@@ -75,12 +75,6 @@ def addmm(context: Context, x: Any, mat1: Any, other: Any, beta: Any = 1, alpha:
     return arithmetic.gemm(context, mat1, other, x, alpha=float(alpha), beta=float(beta))
 
 
-def bilinear(context: Context, i1: Any, i2: Any, i3: Any, **axes: Any) -> Any:
-    if list(axes.values()) != [[1, 3], [0], [1, 2], [2, 3]]:
-        raise NoRuleError("its axes are not those of nn.Bilinear")
-    return arithmetic.einsum(context, i1, i2, i3, equation="ni,oij,nj->no")
-
-
 def reduction(how: str) -> Rule:
     def reduce(context: Context, x: Any, axis: Any = None) -> Any:
         axes = [axis] if isinstance(axis, int) else axis or range(len(value(x).shape))
@@ -169,7 +163,6 @@ RULES: dict[str, Rule] = {
     "linalg_solve_triangular": solve_triangular,
     "linalg_lu_solve": lu_solve,
     "cholesky_solve": cholesky_solve,
-    "_trilinear": bilinear,
     **{name: reduction(name) for name in ("sum", "mean")},
     **{name: reduction(name[-3:]) for name in ("amax", "amin")},
     **{f"{name}.dim": reduction(name) for name in ("max", "min")},
