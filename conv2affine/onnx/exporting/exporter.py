@@ -190,6 +190,7 @@ class Exporter:
         for value, shape, tensor in zip(graph.outputs, self.values.output_shapes, self.network.outputs, strict=True):
             if tensor.name not in there:
                 self.values.tensor(value, shape, tensor.name, tensor.name)
+                there.add(tensor.name)
             infos.append(self.info(tensor, self.values.sizes(shape)))
         inputs = [
             self.info(tensor, (1, value.size) if self.values.are_vectors else tensor.shape)
