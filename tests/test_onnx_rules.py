@@ -263,6 +263,8 @@ PIECEWISE = [
         "max-pool-ceil", "y = MaxPool<kernel_shape = [2], strides = [2], ceil_mode = 1, dilations = [2]>(x)", (1, 2, 8)
     ),
     Case("global-max-pool", "y = GlobalMaxPool(x)", ("N", 2, 3, 3)),
+    Case("reduce-l1", "y = ReduceL1<axes = [1], keepdims = 0>(x)", ("N", 4, 2)),
+    Case("reduce-l1-opset-18", "y = ReduceL1(x, a)", ("N", 4, 2), {"a": ints(-1)}, 18),
     Case("reduce-max", "y = ReduceMax<axes = [1], keepdims = 0>(x)", ("N", 4, 2)),
     Case("reduce-min", "y = ReduceMin<axes = [1]>(x)", ("N", 4, 2)),
     Case(

@@ -44,6 +44,7 @@ __all__ = [
     "matmul",
     "multiply",
     "negate",
+    "norm",
     "power",
     "reduce",
     "where",
@@ -183,6 +184,13 @@ def reduce(context: Context, x: Any, axes: Sequence[int], how: str) -> Map | Val
         return through(x, formulas.reduce(shape, axes, mean=how == "mean"))
     over = windows.reduce_windows(shape, axes)
     return step(context, f"window_{how}", value(x), call=context.call, windows=over)
+
+
+def norm(context: Context, x: Any, axes: Sequence[int], how: str) -> Map | Value:
+    """The "sum" or "max" of absolute values over axes."""
+    source = value(x)
+    absolute = context.graph.add_step("abs", [source], source.shape, origin=context.origin)
+    return reduce(context, absolute, axes, how)
 
 
 def cumulate(context: Context, x: Any, axis: Any, *, exclusive: bool = False, reverse: bool = False) -> Map:

@@ -90,7 +90,7 @@ def stft(
     return fourier.short_time_fourier(context, x, sizes[0], window, onesided=bool(onesided))
 
 
-def reduction(how: str) -> Rule:
+def reduction(how: str, rule: Rule = arithmetic.reduce) -> Rule:
     def reduce(
         context: Context,
         x: Any,
@@ -103,7 +103,7 @@ def reduction(how: str) -> Rule:
         given = axes if axes_input is None else axes_input
         over = [] if given is None else constant(given).ravel().astype(int).tolist()
         every = [] if noop_with_empty_axes else range(len(value(x).shape))
-        return arithmetic.reduce(context, x, over or every, how)
+        return rule(context, x, over or every, how)
 
     return reduce
 
@@ -146,6 +146,7 @@ RULES: dict[str, Rule | tuple[Rule, dict[str, str | None]]] = {
     ),
     "Einsum": arithmetic.einsum,
     **{f"Reduce{how.capitalize()}": reduction(how) for how in ("sum", "mean", "max", "min")},
+    "ReduceL1": reduction("sum", arithmetic.norm),
     "GlobalAveragePool": global_pool("mean"),
     "GlobalMaxPool": global_pool("max"),
     "CumSum": arithmetic.cumulate,

@@ -7,6 +7,7 @@ A rule takes a context and the operator's arguments by the names of their schema
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -83,6 +84,13 @@ def reduction(how: str) -> Rule:
     return reduce
 
 
+def vector_norm(context: Context, x: Any, ord: Any = 2, axis: Any = None) -> Any:
+    if ord not in (1, math.inf):
+        raise NoRuleError(f"ord = {ord}")
+    axes = [axis] if isinstance(axis, int) else axis or range(len(value(x).shape))
+    return arithmetic.norm(context, x, axes, "sum" if ord == 1 else "max")
+
+
 def prelu(context: Context, x: Any, weight: Any) -> Any:
     slope, shape = constant(weight), value(x).shape
     return activations.leaky_relu(
@@ -123,6 +131,14 @@ def scatter_add(context: Context, x: Any, axis: int, index: Any, src: Any) -> An
     return shapes.add_at(context, x, src, torch.gather(_numbers(context), axis, index).numpy())
 
 
+def scatter_reduce(
+    context: Context, x: Any, axis: int, index: Any, src: Any, reduce: str, include_self: bool = True
+) -> Any:
+    if reduce != "sum" or not include_self:
+        raise NoRuleError(f"reduce = {reduce}" if reduce != "sum" else "include_self = False")
+    return scatter_add(context, x, axis, index, src)
+
+
 def _numbers(context: Context) -> Tensor:
     """The numbers of the elements of the result."""
     return torch.arange(Value(context.shape).size).view(context.shape)
@@ -146,6 +162,7 @@ RULES: dict[str, Rule] = {
     "cat": cat,
     "index_put": index_put,
     "scatter_add": scatter_add,
+    "scatter_reduce": scatter_reduce,
     # Arithmetic
     "add": add,
     "sub": subtract,
@@ -167,6 +184,7 @@ RULES: dict[str, Rule] = {
     **{name: reduction(name[-3:]) for name in ("amax", "amin")},
     **{f"{name}.dim": reduction(name) for name in ("max", "min")},
     "cumsum": arithmetic.cumulate,
+    "linalg_vector_norm": vector_norm,
     # Over positions
     **dict.fromkeys(("convolution", "_convolution"), windows.convolution),
     **{f"avg_pool{axes}d": windows.pool(positions.average_pool, axes) for axes in DIMENSIONS},
