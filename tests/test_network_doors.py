@@ -373,6 +373,16 @@ def test_files_with_warnings_as_errors(name, tmp_path):
         to_mlp(path, X)
 
 
+@pytest.mark.parametrize(("narrow", "wide"), [(torch.float32, torch.float64), (torch.float16, torch.float32)], ids=str)
+def test_a_model_that_casts_its_input_to_a_wider_dtype(narrow, wide):
+    layer, x = nn.Linear(5, 4).to(wide), torch.randn(3, 5).to(narrow)
+    model = Function(lambda x: torch.relu(layer(x.view(-1, 5).to(wide))))
+    torch.testing.assert_close(to_mlp(model, x)(x.to(wide)), model(x))
+    torch.testing.assert_close(to_linear_network(model, x)(x), model(x))
+    fc = to_linear(Function(lambda x: layer(x.to(wide))), x)
+    torch.testing.assert_close(fc(x.to(wide)), layer(x.to(wide)))
+
+
 class Qat(nn.Module):
     """As torch.ao.quantization.prepare_qat makes of a layer, with switches of its own."""
 
