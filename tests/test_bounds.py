@@ -411,10 +411,21 @@ def test_whole_numbers_are_compared_in_the_box():
         ((0, 1j), TypeError, r"box\[1\] must hold real numbers"),
         ((0, float("nan")), ValueError, r"box\[1\] must be finite, got nan"),
         ((1, 0), ValueError, r"box must have low <= high, and 4 of 4 elements have not, the first 0: 1.0 > 0.0"),
-        ((0, torch.ones(3)), ValueError, r"box\[1\] must be a number, or broadcast to one sample of input .*\(3,\)"),
+        (
+            (0, torch.ones(3)),
+            ValueError,
+            r"box\[1\] must be a number, or broadcast to \(1, 4\), one sample of 'input', got shape \(3,\)",
+        ),
         ((torch.zeros(2, 4), 1), ValueError, r"box\[0\] must be a number, or broadcast"),
+        (([[1, 2], [3]], 1), ValueError, r"box\[0\] must be a number or an array, got list"),
+        ((0, torch.tensor(1j)), TypeError, r"box\[1\] must hold real numbers, got a tensor of torch.complex64"),
+        ((torch.zeros(1, 4).to_sparse(), 1), TypeError, r"box\[0\] must hold real numbers, got .* torch.sparse_coo"),
+        ((-1e300, 1), ValueError, r"box must be finite in torch.float32, and is from -1e\+300 to 1;"),
     ],
-    ids=["no pair", "three", "text", "complex", "nan", "empty", "wrong size", "two samples"],
+    ids=[
+        *("no pair", "three", "text", "complex", "nan", "empty", "wrong size", "two samples", "ragged"),
+        *("complex tensor", "sparse", "beyond float32"),
+    ],
 )
 def test_boxes_are_checked(box, error, message):
     with pytest.raises(error, match=message):

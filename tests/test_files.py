@@ -18,7 +18,7 @@ from torch import nn
 from conv2affine import Geometry, to_matrix, to_scipy
 from conv2affine.convolution import blocks
 from conv2affine.files import open_csr, save_csr
-from conv2affine.interop import files
+from conv2affine.interop.files import csr
 
 
 @pytest.fixture
@@ -85,10 +85,11 @@ def saved_by_another_process(path, kill_at):
     """`save_csr` in a process that kills itself at its `kill_at`-th write, or before it renames the file."""
     code = f"""
 import os, signal, torch
-from conv2affine.interop import files
+from conv2affine.files import save_csr
+from conv2affine.interop.files import storage
 from conv2affine.convolution import blocks
 torch.manual_seed(0)
-blocks.BLOCK_ENTRIES, files.SYNC_BYTES = 60 * 27, 1
+blocks.BLOCK_ENTRIES, storage.SYNC_BYTES = 60 * 27, 1
 writes, write = 0, os.pwrite
 def counted(*arguments):
     global writes
@@ -98,7 +99,7 @@ def counted(*arguments):
     return write(*arguments)
 os.pwrite = counted
 os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)
-files.save_csr({str(path)!r}, torch.nn.Conv2d(3, 8, 3, padding=1), 12)
+save_csr({str(path)!r}, torch.nn.Conv2d(3, 8, 3, padding=1), 12)
 """
     return subprocess.run([sys.executable, "-c", code], check=False).returncode
 
@@ -112,13 +113,13 @@ def test_goes_on_after_a_kill(kill_at, path, monkeypatch):
     with h5py.File(path.with_name("conv.h5.part")) as file:
         counted = int(file["rows_written"][0])
     assert (counted > 0) == (kill_at in (0, 27))
-    append, started = files._append, []
+    make, started = csr.csr_rows, []
 
-    def watched(file, offsets, rows, *arguments):
+    def watched(weight, geometry, rows, *arguments):
         started.append(rows.start)
-        return append(file, offsets, rows, *arguments)
+        return make(weight, geometry, rows, *arguments)
 
-    monkeypatch.setattr(files, "_append", watched)
+    monkeypatch.setattr(csr, "csr_rows", watched)
     save_csr(path, conv, 12)
     assert os.listdir(path.parent) == [path.name]
     assert_same_csr(open_csr(path), to_scipy(conv, 12))
@@ -154,7 +155,7 @@ def test_parts_of_another_matrix_are_refused(change, path, unfinished):
     index_dtype = torch.int64 if change == "index_dtype" else None
     part = path.with_name("conv.h5.part")
     before = part.read_bytes()
-    with pytest.raises(ValueError, match=r"conv\.h5\.part must be a part of this matrix to be continued, .* delete it"):
+    with pytest.raises(ValueError, match=r"conv\.h5\.part must be a part of this matrix .* and is not; delete it"):
         save_csr(path, conv, 13 if change == "input_size" else 12, index_dtype=index_dtype)
     assert part.read_bytes() == before
 
@@ -177,7 +178,7 @@ def test_nothing_is_written_over(path):
     with pytest.raises(FileExistsError, match=r"conv\.h5\) must not exist; delete the file, or choose"):
         save_csr(path, conv, 4)
     path.rename(f"{path}.part")
-    with pytest.raises(ValueError, match=r"must be a part of this matrix, and is not HDF5 .* delete it"):
+    with pytest.raises(ValueError, match=r"must be a part of this matrix .* and is not HDF5 .* delete it"):
         save_csr(path, conv, 4)
     assert Path(f"{path}.part").read_text() == "mine"
     assert not path.exists()
@@ -221,7 +222,7 @@ def test_other_files_are_refused(path):
 
 def test_what_is_not_installed_is_named(path, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(ImportError, match=r"need h5py; install it with: pip install 'conv2affine\[files\]'"):
+    with pytest.raises(ImportError, match=r"files need h5py; install it with: pip install 'conv2affine\[files\]'"):
         save_csr(path, nn.Conv1d(1, 1, 2), 4)
 
 

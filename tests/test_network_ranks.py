@@ -20,7 +20,7 @@ from conv2affine.interop.sharded import SHARDED, GatheredSparseLinear
 from conv2affine.network import convert
 from conv2affine.network.matrices.expressions import Product, Sum
 from conv2affine.network.matrices.matrix import Selection, Sparse
-from conv2affine.network.matrices.rows import take_rows
+from conv2affine.network.matrices.rows import by_rows, take_rows
 from conv2affine.network.rules.formulas import convolution
 from conv2affine.network.torch import layers, ranks
 from conv2affine.network.torch.rounding import Noise
@@ -60,6 +60,8 @@ def test_rows_are_those_of_the_matrix():
             assert (actual != expected).nnz == 0
             assert (actual.data == expected.data).all()
             assert part.nnz >= actual.nnz
+            again = take_rows(by_rows(matrix), rows).csr()
+            assert all((getattr(again, each) == getattr(actual, each)).all() for each in ("data", "indices", "indptr"))
             x = samples(2, matrix.shape[1]).numpy()
             assert abs(part.apply(x) - matrix.apply(x)[:, rows.start : rows.stop]).max(initial=0) < 1e-12
 

@@ -262,9 +262,20 @@ PIECEWISE = [
     Case(
         "max-pool-ceil", "y = MaxPool<kernel_shape = [2], strides = [2], ceil_mode = 1, dilations = [2]>(x)", (1, 2, 8)
     ),
+    Case("reduce-l1", "y = ReduceL1<axes = [1, -1], keepdims = 0>(x)", ("N", 4, 2, 3)),
+    Case("reduce-l1-input", "y = ReduceL1(x, a)", ("N", 4, 2), {"a": ints(2)}, 18),
+    Case("lp-pool-1", "y = LpPool<kernel_shape = [2], p = 1>(x)", ("N", 2, 4)),
+    Case(
+        "lp-pool-1-pads",
+        "y = LpPool<kernel_shape = [3, 2], pads = [1, 0, 1, 1], strides = [2, 1], p = 1>(x)",
+        (1, 2, 5, 6),
+    ),
+    Case(
+        "lp-pool-1-ceil", "y = LpPool<kernel_shape = [2], strides = [2], ceil_mode = 1, p = 1>(x)", (1, 2, 5), opset=18
+    ),
+    Case("lp-pool-1-dilations", "y = LpPool<kernel_shape = [2], dilations = [2], p = 1>(x)", (1, 2, 7), opset=18),
+    Case("global-lp-pool-1", "y = GlobalLpPool<p = 1>(x)", ("N", 2, 3, 3)),
     Case("global-max-pool", "y = GlobalMaxPool(x)", ("N", 2, 3, 3)),
-    Case("reduce-l1", "y = ReduceL1<axes = [1], keepdims = 0>(x)", ("N", 4, 2)),
-    Case("reduce-l1-opset-18", "y = ReduceL1(x, a)", ("N", 4, 2), {"a": ints(-1)}, 18),
     Case("reduce-max", "y = ReduceMax<axes = [1], keepdims = 0>(x)", ("N", 4, 2)),
     Case("reduce-min", "y = ReduceMin<axes = [1]>(x)", ("N", 4, 2)),
     Case(
@@ -301,6 +312,7 @@ KEPT = [
     Case("divide-constant", "y = Div(c, x)", ("N", 3), {"c": np.float32(2)}),
     Case("einsum-of-values", 'y = Einsum<equation = "ni,nj->nij">(x, x)', ("N", 3)),
     Case("lp-pool", "y = LpPool<kernel_shape = [2]>(x)", ("N", 2, 4)),
+    Case("global-lp-pool", "y = GlobalLpPool(x)", ("N", 2, 3, 3)),
     Case("layer-norm", "y = LayerNormalization(x, s)", ("N", 4), {"s": random(4)}, 17),
     Case(
         "quantised",

@@ -17,6 +17,7 @@ import conv2affine
 from conv2affine import linear_region, to_mlp
 from conv2affine.convolution import guard
 from conv2affine.network.regions import local as local_module
+from conv2affine.network.regions import nearest
 from conv2affine.network.regions.local import LocalMap
 
 # Each kind of step, with parameters of every form.
@@ -214,6 +215,51 @@ def test_chunks_are_the_whole(monkeypatch):
     torch.testing.assert_close(region.radius, expected[1], rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("name", ["resnet", "vgg-bn", "mobilenet", "unet", "inception"])
+def test_radius_needs_few_rows(name, monkeypatch):
+    """From random directions, and the rows of the nearest walls, as from all rows."""
+    model, x, _ = case(name)
+    expected = linear_region(model, x).radius
+    monkeypatch.setattr(nearest, "DIRECTIONS", 20)
+    monkeypatch.setattr(nearest, "FACTOR", 0.01)  # with so few: 1e-16 for a wall
+    monkeypatch.setattr(nearest, "_exactly", lambda local: pytest.fail("all rows"))
+    torch.testing.assert_close(linear_region(model, x).radius, expected, rtol=1e-12, atol=0)
+    for number in range(len(x)):
+        radius = linear_region(model, x[number : number + 1]).radius
+        torch.testing.assert_close(radius, expected[number], rtol=1e-12, atol=0)
+
+
+def test_rows_of_walls_are_those_of_the_constraints():
+    for name in ("mobilenet", "unet"):
+        _, _, region = case(name)
+        local = region._local
+        numbers = np.flatnonzero(local.is_wall[0])[:: max(1, local.is_wall.sum() // 50)]
+        rows = local.wall_rows(numbers[None])[0]
+        kept = np.searchsorted(np.flatnonzero(local.is_wall[0]), numbers)
+        np.testing.assert_allclose(rows, region.constraints[0].to_dense()[kept], atol=1e-13)
+
+
+def test_many_walls_that_are_as_near(monkeypatch):
+    """The walls of a ReLU on each element of equal elements: all rows are computed."""
+    model = nn.Sequential(nn.Flatten(), nn.ReLU())
+    x = torch.full((1, 1100), 0.25, dtype=torch.float64)
+    monkeypatch.setattr(nearest, "DIRECTIONS", 20)
+    monkeypatch.setattr(nearest, "FACTOR", 0.01)
+    assert linear_region(model, x).radius == 0.25
+
+
+def test_elements_that_do_not_bend_are_not_near(monkeypatch):
+    model = nn.PReLU(60).double()
+    with torch.no_grad():
+        model.weight.fill_(1)[[3, 5, 8]] = 0.2
+    x = torch.full((1, 60), 0.001, dtype=torch.float64)
+    x[0, [3, 5, 8]] = torch.tensor([1.0, -0.5, 2.0], dtype=torch.float64)
+    assert linear_region(model, x).radius == 0.5
+    monkeypatch.setattr(nearest, "DIRECTIONS", 20)
+    monkeypatch.setattr(nearest, "FACTOR", 0.01)
+    assert linear_region(model, x).radius == 0.5
+
+
 def test_steps_at_walls_are_ties():
     model = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(3, 2, bias=False)).double()
     region = linear_region(model, torch.tensor([[1.0, 0.0, -1.0]], dtype=torch.float64))
@@ -349,6 +395,24 @@ def test_refusals():
         regions.contains(x[:2])
     with pytest.raises(ValueError, match="x must have 192 elements per sample, got 64"):
         regions.contains(x[:, :1])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda x: x[:0], ValueError, r"x\[0\] must have a sample, batch first, got shape \(0, 4\)"),
+        (lambda x: x[0, 0], ValueError, r"x\[0\] must have a sample, batch first, got shape \(\)"),
+        (lambda x: "x", TypeError, r"x must be a tensor, or a tuple of tensors in the order .*takes, got str"),
+        (lambda x: {"x": x}, TypeError, r"x must be a tensor, .* got dict"),
+        (lambda x: (x, x[:1]), ValueError, r"x\[1\] must have as many samples as x\[0\], 2, got 1"),
+        (lambda x: x / 0, ValueError, r"x\[0\] must be finite"),
+    ],
+    ids=["no sample", "no batch", "text", "by name", "two sizes", "infinite"],
+)
+def test_what_no_region_contains_is_refused(change, error, message):
+    x = torch.rand(2, 4)
+    with pytest.raises(error, match=message):
+        linear_region(nn.ReLU(), x[:1]).contains(change(x))
 
 
 def test_a_point_must_be_finite():

@@ -23,6 +23,10 @@ from conv2affine.network.matrices.pattern import Pattern, places
 __all__ = ["Convolution", "Repeated", "Separable", "repeated", "to_csr_array"]
 
 
+# Of a weight that is converted to float64 at a time.
+PART_ELEMENTS = 2**24
+
+
 @dataclass(frozen=True, eq=False)
 class Convolution(Matrix):
     """A convolution that pads with zeros, kept as its weight; a fully-connected layer is one of size 1.
@@ -48,8 +52,20 @@ class Convolution(Matrix):
     def apply(self, x: Array) -> Array:
         g = self.geometry
         batch = torch.from_numpy(np.ascontiguousarray(x)).view(len(x), g.in_channels, *g.input_size)
-        weight = self.weight.detach().double()
-        return in_chunks(lambda each: forward(each, weight, g), batch, weight).flatten(1).numpy()
+        return torch.cat([part.product(batch).flatten(1) for part in self.parts()], 1).numpy()
+
+    def product(self, batch: Tensor) -> Tensor:
+        """The convolution of a batch, in float64."""
+        g, weight = self.geometry, self.weight.detach().double()
+        return in_chunks(lambda each: forward(each, weight, g), batch, weight)
+
+    def parts(self) -> list[Convolution]:
+        """The same by some output channels at a time, for a weight that is large in float64."""
+        g, weight = self.geometry, self.weight.detach()
+        if weight.numel() <= PART_ELEMENTS or g.groups != 1 or g.transposed:
+            return [self]
+        parts = torch.split(weight, max(1, PART_ELEMENTS // weight[0].numel()))
+        return [Convolution(part, dataclasses.replace(g, out_channels=len(part))) for part in parts]
 
     def apply_transposed(self, y: Array) -> Array:
         g = self.geometry

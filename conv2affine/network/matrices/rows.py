@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,10 @@ from conv2affine.network.matrices.layers import Convolution, to_csr_array
 from conv2affine.network.matrices.matrix import Array, Matrix, Selection, Sparse
 from conv2affine.network.matrices.pattern import Counts
 
-__all__ = ["take_rows"]
+__all__ = ["by_rows", "entries_at_once", "rows_at_once", "take_rows"]
+
+# In a block of rows, those of the left factors of products included.
+BLOCK_ENTRIES = 2**20
 
 
 def take_rows(matrix: Matrix, rows: range) -> Matrix:
@@ -30,6 +35,45 @@ def take_rows(matrix: Matrix, rows: range) -> Matrix:
         case Sparse():
             return Sparse(matrix.matrix[rows.start : rows.stop])
     return Product(Selection(np.arange(rows.start, rows.stop), matrix.shape[0]), matrix)
+
+
+def by_rows(matrix: Matrix) -> Matrix:
+    """The same matrix for many calls of `take_rows`: what these would write out each time is written out once."""
+    match matrix:
+        case Product(outer, inner):
+            return Product(by_rows(outer), inner if isinstance(inner, Selection) else Sparse(inner.csr()))
+        case Sum(first, second):
+            return Sum(by_rows(first), by_rows(second))
+        case Convolution() | Sparse():
+            return matrix
+    return Sparse(matrix.csr())
+
+
+def entries_at_once(matrix: Matrix) -> int:
+    """The most entries that `by_rows` holds."""
+    match matrix:
+        case Product(outer, inner):
+            return entries_at_once(outer) + inner.nnz
+        case Sum(first, second):
+            return entries_at_once(first) + entries_at_once(second)
+        case Convolution():
+            return 0
+    return matrix.nnz
+
+
+def rows_at_once(matrix: Matrix) -> int:
+    """Rows that are written out in little memory, besides what `by_rows` holds."""
+    return max(1, BLOCK_ENTRIES * matrix.shape[0] // max(1, _entries(matrix)))
+
+
+def _entries(matrix: Matrix) -> int:
+    """Those of a matrix, and of the left factors of products in it."""
+    match matrix:
+        case Product(outer, _):
+            return matrix.nnz + _entries(outer)
+        case Sum(first, second):
+            return _entries(first) + _entries(second)
+    return matrix.nnz
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +95,15 @@ class _Rows(Matrix):
         return self.layer.apply(x)[:, self.rows.start : self.rows.stop]
 
     def csr(self, dtype: Any = np.float64) -> csr_array:
-        weight = self.layer.weight.detach().to(torch.from_numpy(np.empty(0, dtype)).dtype)
-        return to_csr_array(to_matrix(weight, self.layer.geometry, layout=torch.sparse_csr, rows=self.rows))
+        weight, g, rows = self.layer.weight.detach(), self.layer.geometry, self.rows
+        if g.groups == 1 and rows:  # only the channels of these rows: a large weight takes long to convert
+            positions = prod(g.output_size)
+            first, stop = rows.start // positions, -(-rows.stop // positions)
+            weight = weight.narrow(1 if g.transposed else 0, first, stop - first)
+            g = dataclasses.replace(g, out_channels=stop - first)
+            rows = range(rows.start - first * positions, rows.stop - first * positions)
+        weight = weight.to(torch.from_numpy(np.empty(0, dtype)).dtype)
+        return to_csr_array(to_matrix(weight, g, layout=torch.sparse_csr, rows=rows))
 
     def _count(self, axis: int) -> Counts:
         counts = self.layer.counts(axis)

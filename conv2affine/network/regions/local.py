@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import reduce
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from conv2affine.network.graph import Graph, Piece, Step, Value
@@ -79,9 +80,9 @@ class LocalMap:
         output = values[self.graph.outputs[0]]
         return np.broadcast_to(output, (self.points, *output.shape[1:])), np.concatenate(walls, 2)
 
-    def backward(self, y: Array) -> Array:
-        """The products of samples of the outputs with the matrices: y @ A."""
-        samples = y.shape[1]
+    def backward(self, y: Array, walls: Array | None = None) -> Array:
+        """The products of samples of the outputs with the matrices, y @ A; those of walls with theirs are added."""
+        samples, stop = y.shape[1], self.walls.shape[2]
         gradients = {self.graph.outputs[0]: y}
 
         def add(value: Value, gradient: Array) -> None:
@@ -93,7 +94,11 @@ class LocalMap:
                 for source, matrix in node.map.terms.items():
                     add(source, _flat(matrix.apply_transposed, y))
             elif isinstance(node, Step):
-                z = self.sides[node].backward(y, sum(value.size for value in node.inputs))
+                side, size = self.sides[node], sum(value.size for value in node.inputs)
+                z = side.backward(y, size)
+                if walls is not None:
+                    stop, last = stop - side.is_wall.shape[1], stop
+                    z = z + side.wall_backward(walls[:, :, stop:last], size)
                 for value, part in zip(node.inputs, slices(node.inputs), strict=True):
                     add(value, z[:, :, part])
         nothing = np.zeros((1, samples, self.shape[1]))
@@ -115,6 +120,12 @@ class LocalMap:
         """The matrix of the outputs, (points, outputs, inputs), some outputs at a time."""
         for part in self.chunks(self.shape[0], 0):
             yield part, self.backward(_units(part, self.shape[0]))
+
+    def wall_rows(self, walls: NDArray[np.int64]) -> Array:
+        """(points, rows, inputs): the rows of the matrix of the walls with these numbers, (points, rows)."""
+        units = np.zeros((*walls.shape, self.walls.shape[2]))
+        np.put_along_axis(units, walls[:, :, None], 1, 2)
+        return self.backward(np.zeros((1, walls.shape[1], self.shape[0])), units)
 
     def squares(self) -> Array:
         """(points, walls): the squared norms of the rows of the walls."""

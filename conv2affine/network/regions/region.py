@@ -17,6 +17,8 @@ from torch import Tensor
 from conv2affine.convolution.guard import check_left
 from conv2affine.convolution.sizes import layout_sizes
 from conv2affine.network.regions.local import LocalMap
+from conv2affine.network.regions.nearest import nearest
+from conv2affine.network.torch.models.program import tensors
 from conv2affine.network.vectors import join_inputs
 
 __all__ = ["LinearRegion", "csr_bytes", "of_points", "to_csr"]
@@ -58,11 +60,10 @@ class LinearRegion:
     def radius(self) -> Tensor:
         """The distance from the point to the nearest wall, by the 2-norm, float64; infinite if there is none.
 
-        Computed on first access, which takes a product with each layer for each input element.
+        Computed on first access, which takes a product with each layer for each input element, or for some hundred
+        random directions where there are fewer of these.
         """
-        norms = np.sqrt(self._local.squares())
-        distances = np.divide(abs(self._local.walls[:, 0]), norms, where=norms > 0, out=np.full(norms.shape, np.inf))
-        return of_points(distances.min(1, initial=np.inf), self.bias.device)
+        return of_points(nearest(self._local), self.bias.device)
 
     @cached_property
     def constraints(self) -> tuple[Tensor, Tensor]:
@@ -97,13 +98,17 @@ class LinearRegion:
         """Whether points are in the region: none of their steps is beyond a wall.
 
         Args:
-            x: Any number of samples, as the model takes them. For a region of several points as many samples, each
-                for its own point.
+            x: One or more samples: a tensor or a tuple of tensors, as the model takes them. For a region of several
+                points as many samples, each for its own point.
 
         Returns:
             (samples,), bool.
+
+        Raises:
+            TypeError: If x is something else.
+            ValueError: If it has other sizes than the model takes, or is not finite.
         """
-        points = join_inputs([x] if isinstance(x, Tensor) else x)
+        points = join_inputs(tensors(x, "x"))
         local = self._local
         if points.shape[1] != local.shape[1]:
             raise ValueError(f"x must have {local.shape[1]} elements per sample, got {points.shape[1]}")

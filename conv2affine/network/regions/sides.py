@@ -29,7 +29,7 @@ class Bent:
 
     Attributes:
         pattern: (points, elements), the number of bends that are below z.
-        is_wall: (points, walls), one wall for each element and knot; it is none where the element does not bend there.
+        is_wall: (points, walls), one for each element and knot; False where the element does not bend there.
     """
 
     def __init__(self, function: Piecewise, z: Array) -> None:
@@ -53,6 +53,11 @@ class Bent:
         """The product of y with the derivative."""
         return self.slope * y
 
+    def wall_backward(self, y: Array, size: int) -> Array:
+        """The product of y with the derivative of the walls."""
+        total: Array = (self.sign[:, None] * y.reshape(*y.shape[:2], *self.knots.shape)).sum(2)
+        return total
+
     def by_element(self, walls: Any) -> Any:
         """(points, walls) -> (points, elements): whether one of an element's walls is marked."""
         return walls.reshape(len(walls), *self.knots.shape).any(1)
@@ -67,7 +72,7 @@ class Choice:
 
     Attributes:
         pattern: (points, outputs), the number of the candidate that is taken, the first of equal ones.
-        is_wall: (points, walls), one wall for each output and candidate; it is none for the one that is taken.
+        is_wall: (points, walls), one for each output and candidate; False for the one that is taken.
     """
 
     def __init__(self, candidates: NDArray[np.int64], sign: int, z: Array) -> None:
@@ -92,6 +97,15 @@ class Choice:
         y = np.broadcast_to(y, index.shape)
         z = torch.zeros(*y.shape[:2], size, dtype=torch.float64)
         return z.scatter_add_(2, torch.tensor(index), torch.tensor(y)).numpy()
+
+    def wall_backward(self, y: Array, size: int) -> Array:
+        """The product of y with the derivative of the walls."""
+        y = self.sign * y.reshape(*y.shape[:2], *self.candidates.shape)
+        z = torch.zeros(*y.shape[:2], size + 1, dtype=torch.float64)  # -1 is the last, which is left out
+        index = torch.from_numpy(self.candidates.ravel() % (size + 1)).expand(*y.shape[:2], -1)
+        z.scatter_add_(2, index, torch.from_numpy(np.ascontiguousarray(y)).flatten(2))
+        difference: Array = z.numpy()[:, :, :size] - self.backward(y.sum(3), size)
+        return difference
 
     def by_element(self, walls: Any) -> Any:
         """(points, walls) -> (points, outputs): whether one of an output's walls is marked."""

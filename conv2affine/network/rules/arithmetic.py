@@ -25,6 +25,7 @@ from conv2affine.network.rules.operands import (
     broadcast,
     check_numbers,
     constant,
+    magnitudes,
     masked,
     scaled,
     step,
@@ -186,11 +187,12 @@ def reduce(context: Context, x: Any, axes: Sequence[int], how: str) -> Map | Val
     return step(context, f"window_{how}", value(x), call=context.call, windows=over)
 
 
-def norm(context: Context, x: Any, axes: Sequence[int], how: str) -> Map | Value:
-    """The "sum" or "max" of absolute values over axes."""
-    source = value(x)
-    absolute = context.graph.add_step("abs", [source], source.shape, origin=context.origin)
-    return reduce(context, absolute, axes, how)
+def norm(context: Context, x: Any, axes: Sequence[int], order: float) -> Map | Value:
+    """The sum, the largest or the smallest of the absolute values over axes, for the order 1, inf or -inf."""
+    how = {1: "sum", np.inf: "max", -np.inf: "min"}.get(order)
+    if how is None:
+        raise NoRuleError(f"its order is {order:g}, and not 1, inf or -inf")
+    return reduce(context, magnitudes(context, x), axes, how)
 
 
 def cumulate(context: Context, x: Any, axis: Any, *, exclusive: bool = False, reverse: bool = False) -> Map:

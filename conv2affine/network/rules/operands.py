@@ -34,6 +34,7 @@ __all__ = [
     "check_numbers",
     "constant",
     "elementwise",
+    "magnitudes",
     "masked",
     "scaled",
     "step",
@@ -180,6 +181,12 @@ def step(context: Context, kind: str, *inputs: Value, call: Any = None, **parame
     return context.graph.add_step(kind, inputs, context.shape, parameters, call, context.origin)
 
 
+def magnitudes(context: Context, argument: Any) -> Value:
+    """Add the step that takes absolute values, for an operator whose result has another shape."""
+    source = value(argument)
+    return context.graph.add_step("abs", [source], source.shape, origin=context.origin)
+
+
 def values(context: Context, rule: Rule, *arguments: Any) -> list[Value]:
     """The results of an operator by its rule, called with these arguments; if they have no elements, without it."""
     if any(prod(shape) for shape in context.shapes):
@@ -197,5 +204,10 @@ def values(context: Context, rule: Rule, *arguments: Any) -> list[Value]:
 def _check_finite(map: Map) -> None:
     """Refuse infinities, which would turn into NaN in products and differences."""
     numbers = (part for matrix in map.terms.values() for part in matrix.numbers)
-    if not np.isfinite(map.bias).all() or not all((abs(part) < np.inf).all() for part in numbers):
+    if not np.isfinite(map.bias).all() or not all(_is_finite(part) for part in numbers):
         raise NoRuleError("its constants are not finite")
+
+
+def _is_finite(numbers: Any) -> bool:
+    """Whether all numbers of an array or a tensor are finite, without another array of them."""
+    return not prod(numbers.shape) or bool(abs(numbers.min()) < np.inf and abs(numbers.max()) < np.inf)

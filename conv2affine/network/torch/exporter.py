@@ -145,6 +145,8 @@ class _Exporter:
         """A step that its kind defines."""
         if step.kind in SIMPLE:
             return self.graph.call_function(SIMPLE[step.kind], tuple(inputs))
+        if "windows" in step.parameters:
+            return self.window(step, inputs[0])
         numbers = {name: self.number(self.root, self.graph, array) for name, array in step.parameters.items()}
         if step.kind == "leaky_relu":
             slope = numbers["slope"]
@@ -157,6 +159,14 @@ class _Exporter:
                 low, high = (self.number(self.root, self.graph, step.parameters[n], True) for n in ("low", "high"))
             return self.graph.call_function(torch.clamp, (inputs[0], low, high))
         raise NotImplementedError(f"a step of kind {step.kind} from {step.origin} has no operator to run it")
+
+    def window(self, step: Step, node: fx.Node) -> fx.Node:
+        """The largest or the smallest element of each window; -1 reads an element at the end that is neither."""
+        reduce, nothing = (torch.amax, -np.inf) if step.kind == "window_max" else (torch.amin, np.inf)
+        windows = self.buffer(self.root, self.graph, torch.from_numpy(np.asarray(step.parameters["windows"])))
+        padded = self.graph.call_function(F.pad, (node, (0, 1), "constant", nothing))
+        elements = self.graph.call_function(operator.getitem, (padded, (slice(None), windows)))
+        return self.graph.call_function(reduce, (elements, 2))
 
     def number(self, root: nn.Module, graph: fx.Graph, array: Any, as_tensor: bool = False) -> Any:
         """A parameter of a step: a number, or a buffer."""

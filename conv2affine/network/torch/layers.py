@@ -14,9 +14,10 @@ from conv2affine.convolution.sizes import INT32_MAX, layout_sizes
 from conv2affine.matrix import to_matrix
 from conv2affine.network.matrices.layers import Convolution, Repeated
 from conv2affine.network.matrices.matrix import Array, Matrix
+from conv2affine.network.matrices.rows import by_rows, rows_at_once, take_rows
 from conv2affine.sparse_linear import SparseLinear
 
-__all__ = ["LAYOUTS", "NetworkLayout", "choose_layout", "layer", "layout_bytes", "row_chunks"]
+__all__ = ["LAYOUTS", "NetworkLayout", "choose_layout", "dense_layer", "layer", "layout_bytes", "row_chunks"]
 
 NetworkLayout = Literal["auto", "dense", "sparse"] | torch.layout
 LAYOUTS = ("auto", *NAMES, *NAMES.values())
@@ -58,13 +59,16 @@ def layer(matrix: Matrix, bias: Array | None, dtype: torch.dtype, layout: Networ
     """The layer x -> x @ matrix.T + bias, an `nn.Linear` or a `SparseLinear`; numbers are rounded here, once."""
     weight = _weight(matrix, dtype, choose_layout(matrix, dtype, layout))
     rounded = None if bias is None else torch.tensor(bias, dtype=dtype)
-    if weight.layout is torch.sparse_csr:
-        return SparseLinear(weight, rounded)
+    return SparseLinear(weight, rounded) if weight.layout is torch.sparse_csr else dense_layer(weight, rounded)
+
+
+def dense_layer(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """The layer of a dense weight, in the memory of its arguments."""
     linear = nn.Linear.__new__(nn.Linear)  # its constructor would allocate and fill another weight
     nn.Module.__init__(linear)
     linear.out_features, linear.in_features = weight.shape
     linear.weight = nn.Parameter(weight, requires_grad=False)
-    linear.register_parameter("bias", None if rounded is None else nn.Parameter(rounded, requires_grad=False))
+    linear.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
     return linear
 
 
@@ -83,12 +87,13 @@ def _weight(matrix: Matrix, dtype: torch.dtype, layout: str) -> Tensor:
     return torch.sparse_csr_tensor(starts, columns, values, csr.shape, check_invariants=False)
 
 
-def row_chunks(matrix: Matrix, dtype: torch.dtype, step: int) -> Iterator[Tensor]:
-    """The dense weight of a layer, a chunk of rows at a time."""
-    chunks = [range(start, min(start + step, matrix.shape[0])) for start in range(0, matrix.shape[0], step)]
+def row_chunks(matrix: Matrix, dtype: torch.dtype, step: int, first: int = 0) -> Iterator[Tensor]:
+    """The dense weight of a layer from row `first` on, a chunk of rows at a time."""
+    step = step if isinstance(matrix, Convolution) else min(step, rows_at_once(matrix))
+    chunks = [range(start, min(start + step, matrix.shape[0])) for start in range(first, matrix.shape[0], step)]
     if isinstance(matrix, Convolution):
         weight = matrix.weight.detach().to(dtype)
         yield from (to_matrix(weight, matrix.geometry, rows=rows).cpu() for rows in chunks)
         return
-    csr = matrix.csr(np.float32 if dtype is torch.float32 else np.float64)
-    yield from (torch.from_numpy(csr[rows.start : rows.stop].toarray()).to(dtype) for rows in chunks)
+    matrix, narrow = by_rows(matrix), np.float32 if dtype is torch.float32 else np.float64
+    yield from (torch.from_numpy(take_rows(matrix, rows).csr(narrow).toarray()).to(dtype) for rows in chunks)

@@ -23,6 +23,8 @@ WIDER = {torch.complex32: torch.complex128, torch.complex64: torch.complex128}
 WIDER |= dict.fromkeys((torch.float16, torch.bfloat16, torch.float32), torch.float64)
 # Number of random factors, which are reused.
 FACTORS = 2**16
+# Elements of a weight that are widened at a time.
+PART_ELEMENTS = 2**24
 # Operators that move or choose elements, and round none.
 MOVES = frozenset(
     (
@@ -131,9 +133,7 @@ class InDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for argument, x in zip(func._schema.arguments, args, strict=False):
             if argument.is_write and isinstance(x, Tensor) and x not in self.values and x.dtype in WIDER:
                 raise TypeError(f"{func} would write to {x.dtype} what is computed in float64")
-        given: Any = (args, kwargs)
-        wide_args, wide_kwargs = map_aggregate(given, self.exact)
-        exact = _in_double(func, wide_args, wide_kwargs)
+        exact = self.result(func, args, kwargs)
         if self.noise:
             exact = self.noise.disturbed(func, exact)
         results = func(*args, **kwargs)
@@ -141,6 +141,18 @@ class InDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if isinstance(result, Tensor):
                 self.values[result] = value
         return results
+
+    def result(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """What an operator gives in float64."""
+        if func is torch.ops.aten.addmm.default and not kwargs and args[2].numel() > PART_ELEMENTS:
+            bias, x, weight = args
+            if weight not in self.values and bias.shape[-1:] == weight.shape[1:]:
+                columns = max(1, PART_ELEMENTS // len(weight))
+                pairs = zip(torch.split(self.exact(bias), columns, -1), torch.split(weight, columns, 1), strict=True)
+                return torch.cat([func(b, self.exact(x), wider(w)) for b, w in pairs], 1)
+        given: Any = (args, kwargs)
+        wide_args, wide_kwargs = map_aggregate(given, self.exact)
+        return _in_double(func, wide_args, wide_kwargs)
 
 
 def _in_double(func: Any, args: Any, kwargs: Any) -> Any:

@@ -50,11 +50,11 @@ def warm_up(model: nn.Module, inputs: Sequence[Tensor]) -> frozenset[str]:
     Raises:
         ValueError: If it keeps a tensor from one run to the next.
     """
-    states = [_State(model)]
+    states = [_State(model, registered=False)]
     for _ in range(2):
         if not _runs(model, inputs):
             return frozenset()  # the trace says why
-        states.append(_State(model))
+        states.append(_State(model, registered=False))
     before, once, twice = states
     nothing = (None, None, None)
     for name in sorted(before.attributes.keys() | once.attributes.keys() | twice.attributes.keys()):
@@ -108,6 +108,10 @@ def _equal(first: Tensor | None, second: Tensor | None) -> bool:
 class _State:
     """What a model holds: its modules' attributes, containers and helper objects in them, and copies of all tensors.
 
+    Args:
+        model: Any module.
+        registered: Whether parameters and buffers are copied; else `put_back` leaves these as they are. Default: True.
+
     Attributes:
         attributes: By name: the owner of a tensor, or of None; the key; and a copy. Without parameters and buffers.
         numbers: Names of numbers.
@@ -116,7 +120,8 @@ class _State:
         tensors: Each tensor, an alias of its present memory, and a copy.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, registered: bool = True) -> None:
+        self.registered = registered
         self.attributes: dict[str, tuple[Any, Any, Tensor | None]] = {}
         self.tensors: list[tuple[Tensor, Tensor, Tensor]] = []
         self.containers: list[tuple[Any, Any]] = []
@@ -143,7 +148,7 @@ class _State:
             value = attributes.get(key, {})
             self.containers.append((value, dict(value)))
             for tensor in value.values():
-                if isinstance(tensor, Tensor):
+                if isinstance(tensor, Tensor) and self.registered:
                     self.tensor(tensor)
         for key, value in list(attributes.items()):
             if key not in PYTORCHS:
@@ -157,10 +162,10 @@ class _State:
             value = getattr(module, key)
             if isinstance(value, Tensor):
                 self.scripted.append((module, key, value))
-                if key in registered:
-                    self.tensor(value)
-                else:
+                if key not in registered:
                     self.value(f"{name}.{key}".lstrip("."), value, module, key, True)
+                elif self.registered:
+                    self.tensor(value)
 
     def value(self, name: str, value: Any, owner: Any, key: Any, inside: bool) -> None:
         """Record an attribute or an element; `inside` the module itself, not a helper object."""

@@ -1,0 +1,109 @@
+"""A file of a network in memory: mapped, so that what is used is read from the disk, and no more."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conv2affine.interop.files.storage import COUNTER, h5py_module, numpy_dtype
+from conv2affine.operators.products import matmul
+from conv2affine.sparse_linear import SparseLinear
+
+__all__ = ["KIND", "MappedFile", "MappedLinear"]
+
+KIND = "conv2affine_network"
+# Entries of a block of rows that a product takes at a time.
+BLOCK_ENTRIES = 2**20
+# Pages that are not written to need no swap; Python 3.13 has the name, and Linux the number on all usual processors.
+NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
+
+
+class MappedFile:
+    """The datasets of a file of `save_network`, as tensors in its memory. Writing to these does not reach the file.
+
+    Args:
+        path: Of a file that has all of its rows.
+
+    Raises:
+        ValueError: If it has not, or is another file.
+        OSError: If there is no such file, or if it is not HDF5.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = path
+        self.places: dict[str, tuple[Any, tuple[int, ...], int]] = {}
+        with h5py_module().File(path, "r") as file:
+            if file.attrs.get("encoding-type") != KIND:
+                raise ValueError(f"path ({path}) must be a file of save_network")
+            file.visititems(self._add)  # which leaves out links to other files
+            rows = int(file.attrs["rows"])
+        with open(path, "rb") as opened:
+            flags = mmap.MAP_PRIVATE | NORESERVE
+            self.memory = mmap.mmap(opened.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        written = int(self.tensor(COUNTER, torch.int64, (1,)))
+        if written != rows:
+            raise ValueError(f"path ({path}) has {written} of {rows} rows; call save_network again to continue")
+
+    def _add(self, name: str, item: Any) -> None:
+        if hasattr(item, "dtype"):
+            self.places[name] = item.dtype, item.shape, item.id.get_offset() or 0
+
+    def tensor(self, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+        """A dataset, which must have this dtype and shape."""
+        place = self.places.get(name)
+        if place is None or place[:2] != (numpy_dtype(dtype), shape):
+            raise ValueError(f"dataset {name} must have {shape} elements of {dtype}, and has {place and place[:2]}")
+        count, offset = prod(shape), place[2]
+        if not count:
+            return torch.empty(shape, dtype=dtype)
+        if not offset or offset % dtype.itemsize or offset + count * dtype.itemsize > len(self.memory):
+            raise ValueError(f"dataset {name} must be contiguous in the file; another program may have written it")
+        return torch.frombuffer(self.memory, dtype=dtype, count=count, offset=offset).view(shape)
+
+    def text(self, name: str) -> str:
+        """A dataset of text in UTF-8."""
+        return bytes(self.tensor(name, torch.uint8, self.places[name][1]).numpy()).decode()
+
+    def matrix(self, name: str, layout: str, dtype: torch.dtype, shape: tuple[int, int]) -> Tensor:
+        """The weight of a layer; of a sparse one, the columns are not read yet."""
+        if layout == "dense":
+            return self.tensor(f"{name}weight", dtype, shape)
+        if layout != "sparse":
+            raise ValueError(f"layout ({layout!r}) must be dense or sparse")
+        index_dtype = torch.int64 if self.places[f"{name}indptr"][0] == "int64" else torch.int32
+        [nnz] = self.places[f"{name}data"][1]
+        starts = self.tensor(f"{name}indptr", index_dtype, (shape[0] + 1,))
+        columns = self.tensor(f"{name}indices", index_dtype, (nnz,))
+        if starts[0] != 0 or starts[-1] != nnz or (starts.diff() < 0).any():
+            raise ValueError(f"{name}indptr must ascend from 0 to the number of entries")
+        values = self.tensor(f"{name}data", dtype, (nnz,))
+        return torch.sparse_csr_tensor(starts, columns, values, shape, check_invariants=False)
+
+
+class MappedLinear(SparseLinear):
+    """A `SparseLinear` in a file: a product goes through the file once, by blocks of rows.
+
+    It checks the columns before it uses them, so that no file makes it read anything else.
+    """
+
+    def _product(self, values: Tensor, x: Tensor) -> Tensor:
+        step = max(1, BLOCK_ENTRIES * self.out_features // max(1, len(values)))
+        blocks = []
+        for start in range(0, self.out_features, step):
+            starts = self.crow_indices[start : start + step + 1]
+            entries = slice(*starts[[0, -1]].tolist())
+            columns = self.col_indices[entries]
+            if len(columns):
+                first, last = torch.aminmax(columns)
+                if first < 0 or last >= self.in_features:
+                    raise ValueError(
+                        f"columns must be from 0 to {self.in_features - 1}, and those of rows {start} to "
+                        f"{start + len(starts) - 2} are not: the file is damaged"
+                    )
+            blocks.append(matmul(starts - starts[0], columns, values[entries], x))
+        return torch.cat(blocks)

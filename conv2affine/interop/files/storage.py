@@ -1,0 +1,233 @@
+"""HDF5 files that are written by blocks, and go on after a kill.
+
+Nothing is compressed or split into chunks, so every block has its place in the file before it is written. A writer that
+is killed leaves a file that is sound as far as its `rows_written` goes.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from io import FileIO
+from math import prod
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from conv2affine.convolution.sizes import readable_bytes
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = [
+    "CSR",
+    "Block",
+    "Contents",
+    "check_absent",
+    "csr_block",
+    "csr_datasets",
+    "h5py_module",
+    "numpy_dtype",
+    "save",
+]
+
+# Of a matrix in CSR, as anndata reads it.
+# Source: https://anndata.readthedocs.io/en/stable/fileformat-prose.html
+CSR = {"encoding-type": "csr_matrix", "encoding-version": "0.1.0"}
+COUNTER = "rows_written"
+# Bytes that are written again after a kill, at most.
+SYNC_BYTES = 2**26
+PAGE_BYTES = 4096
+
+# What is written of some rows, as (dataset, its first element, elements); and how many rows are written then.
+Block = tuple[list[tuple[str, int, Tensor]], int]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file has besides its blocks.
+
+    Args:
+        source: Names all that decides the bytes of the file.
+        rows: Number of rows of all matrices in it.
+        datasets: (dtype, shape) of what is written by blocks.
+        attributes: Of the groups, which "/" is one of.
+        arrays: Datasets that are written when the file is made.
+    """
+
+    source: str
+    rows: int
+    datasets: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+    attributes: Mapping[str, Mapping[str, Any]]
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+
+def save(
+    path: Path,
+    contents: Contents,
+    blocks: Callable[[int], Iterator[Block]],
+    progress: bool,
+    check: Callable[[Path], None] = lambda path: None,
+) -> None:
+    """Write a file, or go on with it: under another name until all of it is on the disk.
+
+    Args:
+        path: The file to write, which must not exist.
+        contents: What is in it.
+        blocks: The blocks that are left once a number of rows is written.
+        progress: Whether to show a progress bar on standard error, where that is a terminal.
+        check: Is called with the file when it is complete, before it gets its name.
+    """
+    check_absent(path)
+    part = path.with_name(path.name + ".part")
+    if not part.exists():
+        _create(part, contents)
+    offsets, written = _resume(part, contents.source)
+    left = blocks(written)
+    if progress and sys.stderr.isatty():
+        left = _shown(left, written, contents.rows)
+    # A thread waits for the disk while the next rows are made and written.
+    with open(part, "r+b", buffering=0) as file, ThreadPoolExecutor(1) as thread:
+        unsynced, synced = 0, thread.submit(os.fdatasync, file)
+        for pieces, rows in left:
+            for name, start, values in pieces:
+                _write(file, offsets[name], start, values)
+                unsynced += values.nbytes
+            if unsynced >= SYNC_BYTES or rows == contents.rows:
+                synced.result()
+                synced = thread.submit(_sync, file, offsets[COUNTER], rows)
+                unsynced = 0
+        synced.result()
+        os.fsync(file)
+    check(part)
+    part.rename(path)
+
+
+def check_absent(path: Path) -> None:
+    """Refuse to write over a file."""
+    if path.exists():
+        raise FileExistsError(f"path ({path}) must not exist; delete the file, or choose another name")
+
+
+def csr_datasets(
+    group: str, rows: int, nnz: int, dtype: torch.dtype, index_dtype: torch.dtype
+) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """The datasets of a matrix in CSR."""
+    kinds = {"data": (dtype, (nnz,)), "indices": (index_dtype, (nnz,)), "indptr": (index_dtype, (rows + 1,))}
+    return {group + name: kind for name, kind in kinds.items()}
+
+
+def csr_block(group: str, row: int, before: int, parts: tuple[Tensor, Tensor, Tensor]) -> list[tuple[str, int, Tensor]]:
+    """Rows of a matrix in CSR: from `row` on, as (crow_indices, col_indices, values), with `before` entries before."""
+    starts, columns, values = parts
+    places = ("data", before, values), ("indices", before, columns), ("indptr", row, starts + before)
+    return [(group + name, start, part) for name, start, part in places]
+
+
+def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
+    """The same for NumPy."""
+    return np.dtype(str(dtype).removeprefix("torch."))
+
+
+def h5py_module() -> ModuleType:
+    """h5py."""
+    return _import("h5py")
+
+
+def _create(part: Path, contents: Contents) -> None:
+    """A file of the final size without any rows; under another name until it is one, in case of a kill."""
+    h5py = h5py_module()
+    datasets = {name: (numpy_dtype(dtype), shape) for name, (dtype, shape) in contents.datasets.items()}
+    datasets |= {name: (array.dtype, array.shape) for name, array in contents.arrays.items()}
+    datasets[COUNTER] = np.dtype(np.int64), (1,)
+    needed = sum(dtype.itemsize * prod(shape) for dtype, shape in datasets.values())
+    free = shutil.disk_usage(part.absolute().parent).free
+    if needed > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"the file needs {readable_bytes(needed)} ({needed} bytes), and there are {readable_bytes(free)} left",
+            str(part),
+        )
+    # Storage is set aside now, without writing it, so that its place is known.
+    create = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    create.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    create.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    new = part.with_name(part.name + ".new")
+    with h5py.File(new, "w", alignment_threshold=1, alignment_interval=PAGE_BYTES) as file:
+        for group, attributes in contents.attributes.items():
+            file.require_group(group).attrs.update(attributes)
+        for name, (dtype, shape) in datasets.items():
+            group, _, last = name.rpartition("/")
+            kind = h5py.h5t.py_create(dtype, logical=True)
+            place = file.require_group(group or "/").id
+            h5py.h5d.create(place, last.encode(), kind, h5py.h5s.create_simple(shape), dcpl=create)
+        for name, array in contents.arrays.items():
+            if array.size:
+                file[name][...] = array
+        file[COUNTER][0] = 0
+        file.attrs["source"] = contents.source
+    new.rename(part)
+
+
+def _resume(part: Path, source: str) -> tuple[dict[str, int], int]:
+    """Where the file has its datasets, and how many rows it has."""
+    rule = f"{part} must be a part of this matrix or network to be continued, and is not"
+    advice = "delete it to start anew, or choose another name"
+    offsets: dict[str, int] = {}
+
+    def add(name: str, item: Any) -> None:
+        if hasattr(item, "dtype"):
+            offsets[name] = item.id.get_offset() or 0
+
+    try:
+        with h5py_module().File(part, "r") as file:
+            if file.attrs.get("source") != source:
+                raise ValueError(f"{rule}; {advice}")
+            file.visititems(add)
+            return offsets, int(file[COUNTER][0])
+    except OSError as error:
+        raise ValueError(f"{rule} HDF5 ({error}); {advice}") from error
+
+
+def _write(file: FileIO, offset: int, start: int, values: Tensor) -> None:
+    """Elements [start, start + len(values)) of the dataset at this offset."""
+    offset += start * values.itemsize
+    left = memoryview(values.view(torch.uint8).numpy().data)
+    while left:  # one call writes at most 2 GB
+        written = os.pwrite(file.fileno(), left, offset)
+        left, offset = left[written:], offset + written
+
+
+def _sync(file: FileIO, offset: int, rows: int) -> None:
+    """Count these rows once they are on the disk: otherwise a power failure could leave holes among them."""
+    os.fdatasync(file)
+    _write(file, offset, 0, torch.tensor([rows]))
+
+
+def _shown(blocks: Iterator[Block], written: int, rows: int) -> Iterator[Block]:
+    """The blocks, with a progress bar."""
+    console = _import("rich.console").Console(stderr=True)
+    with _import("rich.progress").Progress(console=console) as bar:
+        task = bar.add_task("Rows", total=rows, completed=written)
+        for pieces, count in blocks:
+            yield pieces, count
+            bar.update(task, completed=count)
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"files need {name.partition('.')[0]}; install it with: pip install 'conv2affine[files]'"
+        ) from error

@@ -1,0 +1,345 @@
+"""Networks in files: equal to those in memory, sound after a break, refused where they are not whole or not ours."""
+
+import os
+import subprocess
+import sys
+import types
+
+import anndata
+import h5py
+import pytest
+import torch
+import torch.nn.functional as F
+from network_models import PIECEWISE, Function, build, samples
+from torch import nn
+from torch.testing import assert_close
+
+from conv2affine import SparseLinear, to_linear_network
+from conv2affine.convolution import blocks, guard
+from conv2affine.files import open_network, save_network
+from conv2affine.interop.files import csr, mapped, rows, storage
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "net.h5"
+
+
+def assert_same_networks(actual, expected):
+    """Bit by bit."""
+    states = actual.state_dict(), expected.state_dict()
+    layers = [name for name in states[1] if not name.startswith("constant")]
+    assert {name for name in states[0] if not name.startswith("constant")} == {*layers}
+    for name in layers:
+        assert states[0][name].dtype is states[1][name].dtype
+        assert torch.equal(states[0][name], states[1][name])
+    assert str(actual.plan) == str(expected.plan)
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [
+        *((name, layout) for name in ("vgg-bn", "unet") for layout in ("auto", "sparse", "dense")),
+        *(pytest.param(name, "sparse", marks=pytest.mark.long) for name in PIECEWISE if name not in ("vgg-bn", "unet")),
+    ],
+)
+def test_file_is_the_network(name, layout, path, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK_ENTRIES", 100)
+    monkeypatch.setattr(rows, "BLOCK_BYTES", 2000)
+    monkeypatch.setattr(mapped, "BLOCK_ENTRIES", 500)
+    make, shape = PIECEWISE[name]
+    model, x = build(make), samples(2, *shape)
+    save_network(path, model, x, layout=layout)
+    net, expected = open_network(path), to_linear_network(model, x, layout=layout)
+    assert_same_networks(net, expected)
+    assert not net.training
+    x = samples(3, *shape)
+    assert_close(net(x), expected(x), rtol=1e-13, atol=1e-13)
+    assert os.listdir(path.parent) == [path.name]
+
+
+def clips(x):
+    y = F.leaky_relu(x, 0.2) + F.prelu(x, torch.linspace(-1, 1, 3, dtype=x.dtype))
+    return torch.clamp(y, torch.full((3, 1, 1), -0.5, dtype=x.dtype), torch.full((3, 1, 1), 0.7, dtype=x.dtype))
+
+
+STEPS = {
+    "slopes and clips": clips,
+    "hardtanh": lambda x: F.hardtanh(x) + F.relu6(x),
+    "abs": lambda x: x.abs() * 2,
+    "maximum": lambda x: torch.maximum(x.flip(1), x) - torch.minimum(x.flip(2), 2 * x),
+    "max pooling": lambda x: F.max_pool2d(x, 3, 2, 1) - F.max_pool2d(-x, 3, 2, 1),
+    "reductions": lambda x: x.amax((2, 3)) + x.amin((2, 3)),
+    "a step and a bias": lambda x: F.relu(x) + 1,
+    "a constant": lambda x: (x, torch.ones(len(x), 2, dtype=x.dtype)),
+    "nested outputs": lambda x: {"a": x.relu(), "b": (2 * x, [x.flatten(1)])},
+    "the input itself": lambda x: (x, x.relu(), x),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_steps_and_outputs(name, path):
+    model, x = Function(STEPS[name]), samples(4, 3, 5, 5)
+    save_network(path, model, x)
+    assert_close(open_network(path)(x), model(x), rtol=1e-13, atol=1e-13)
+
+
+def test_max_pooling_as_layers(path):
+    model, x = Function(STEPS["max pooling"]), samples(4, 3, 5, 5)
+    save_network(path, model, x, max_pool="relu")
+    assert {row.kind for row in open_network(path).plan.rows} <= {"relu", "copied", "computed"}
+    assert_close(open_network(path)(x), model(x), rtol=1e-13, atol=1e-13)
+
+
+def test_several_inputs_by_name(path):
+    class Model(nn.Module):
+        def forward(self, image, mask):
+            return (image * 2).relu() + mask.flip(1)
+
+    inputs = {"image": samples(3, 4), "mask": samples(3, 4)}
+    save_network(path, Model(), inputs)
+    assert_close(open_network(path)(**inputs), Model()(**inputs))
+
+
+def test_float32(path):
+    make, shape = PIECEWISE["resnet"]
+    model, x = build(make), samples(2, *shape)
+    save_network(path, model, x, dtype=torch.float32)
+    net = open_network(path)
+    assert net(x.float()).dtype is torch.float32
+    assert_same_networks(net, to_linear_network(model, x, dtype=torch.float32))
+
+
+def sparse_network(path):
+    """A network whose layers are large enough to be sparse."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1)).double()
+    x = samples(2, 3, 12, 12)
+    save_network(path, model, x, layout="sparse")
+    return model, x, open_network(path)
+
+
+def test_a_run_reads_each_layer_once_by_blocks(path, monkeypatch):
+    monkeypatch.setattr(mapped, "BLOCK_ENTRIES", 1000)
+    _, x, net = sparse_network(path)
+    read, product = [], mapped.matmul
+
+    def counted(starts, columns, values, x):
+        read.append(len(values))
+        return product(starts, columns, values, x)
+
+    monkeypatch.setattr(mapped, "matmul", counted)
+    net(x[:1])
+    assert max(read) < 1500
+    assert sum(read) == net.plan.nnz
+
+
+def test_gradients_and_training(path):
+    model, x, net = sparse_network(path)
+    before = path.read_bytes()
+    x.requires_grad_()
+    assert_close(*(torch.autograd.grad(each(x).square().sum(), x) for each in (net, model)))
+    layer = next(child for child in net.children() if isinstance(child, SparseLinear))
+    layer.requires_grad_()
+    net(x).square().sum().backward()
+    expected = to_linear_network(model, x.detach(), layout="sparse").requires_grad_()
+    expected(x).square().sum().backward()
+    assert_close(layer.values.grad, next(expected.children()).values.grad)
+    with torch.no_grad():
+        layer.values.add_(1)
+    assert path.read_bytes() == before
+    assert not torch.equal(open_network(path)(x), net(x))
+
+
+def test_layers_are_matrices_that_anndata_reads(path):
+    _, _, net = sparse_network(path)
+    with h5py.File(path) as file:
+        for group in file["layers"].values():
+            layer = net.get_submodule(f"_{group.attrs['name']}")
+            assert (anndata.io.read_elem(group).toarray() == layer.weight.to_dense().numpy()).all()
+
+
+# A writer is stopped
+
+
+def stopped(path, monkeypatch, at, model, x, **options):
+    """A call of `save_network` that fails at its n-th write."""
+    write, left = os.pwrite, [at]
+
+    def failing(*arguments):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError("stop")
+        return write(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", failing)
+        with pytest.raises(OSError, match="stop"):
+            save_network(path, model, x, **options)
+    assert not path.exists()
+
+
+def counted(path):
+    with h5py.File(path.with_name("net.h5.part")) as file:
+        return int(file["rows_written"][0])
+
+
+def small_network(last=3):
+    """Layers by blocks, and one that is made as a whole."""
+    resize = nn.Upsample(scale_factor=2, mode="bilinear")
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), resize, nn.ReLU(), nn.Conv2d(8, last, 3)).double()
+
+
+@pytest.mark.parametrize(("at", "layout"), [*((at, "sparse") for at in (0, 1, 30, 90)), (30, "dense")])
+def test_goes_on_after_a_break(at, layout, path, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK_ENTRIES", 1000)
+    monkeypatch.setattr(rows, "BLOCK_BYTES", 200_000)
+    monkeypatch.setattr(storage, "SYNC_BYTES", 1)
+    model, x = small_network(), samples(2, 3, 9, 9)
+    stopped(path, monkeypatch, at, model, x, layout=layout)
+    before = counted(path)
+    assert (before > 0) == (at > 1)
+    begun, sync = [], storage._sync
+    monkeypatch.setattr(storage, "_sync", lambda file, offset, done: (begun.append(done), sync(file, offset, done)))
+    save_network(path, model, x, layout=layout)
+    assert min(begun) > before
+    assert os.listdir(path.parent) == [path.name]
+    assert_same_networks(open_network(path), to_linear_network(model, x, layout=layout))
+
+
+def test_rows_that_are_written_are_not_made_again(path, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK_ENTRIES", 1000)
+    monkeypatch.setattr(storage, "SYNC_BYTES", 1)
+    model, x = small_network(), samples(2, 3, 9, 9)
+    stopped(path, monkeypatch, 100, model, x, layout="sparse")
+    before, made, make = counted(path), [], csr.csr_rows
+    first = 8 * 9 * 9 + 8 * 18 * 18
+    assert before > first  # two layers are done
+    monkeypatch.setattr(csr, "csr_rows", lambda *arguments: (made.append(arguments[2]), make(*arguments))[1])
+    save_network(path, model, x, layout="sparse")
+    assert first + made[0].start == before
+
+
+OTHERS = {
+    "weight": lambda model, x: (model.requires_grad_(False)[0].weight.mul_(2), {})[1],
+    "running mean": lambda model, x: (model[1].running_mean.add_(1), {})[1],
+    "dilation": lambda model, x: [setattr(model[0], name, (2, 2)) for name in ("dilation", "padding")] and {},
+    "slope": lambda model, x: (setattr(model[2], "negative_slope", 0.3), {})[1],
+    "input size": lambda model, x: {"x": samples(2, 3, 10, 10)},
+    "dtype": lambda model, x: {"dtype": torch.float32},
+    "layout": lambda model, x: {"layout": "dense"},
+    "merge": lambda model, x: {"merge": "never"},
+}
+
+
+@pytest.mark.parametrize("change", OTHERS)
+def test_parts_of_another_network_are_refused(change, path, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK_ENTRIES", 1000)
+    monkeypatch.setattr(storage, "SYNC_BYTES", 1)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.LeakyReLU(0.2)).double().eval()
+    options = {"x": samples(2, 3, 9, 9), "layout": "sparse"}
+    stopped(path, monkeypatch, 5, model, options["x"], layout="sparse")
+    part = path.with_name("net.h5.part")
+    before = part.read_bytes()
+    options |= OTHERS[change](model, options["x"])
+    with pytest.raises(ValueError, match=r"net\.h5\.part must be a part of this matrix or network .* delete it"):
+        save_network(path, model, options.pop("x"), **options)
+    assert part.read_bytes() == before
+    with pytest.raises(ValueError, match=r"has \d+ of 648 rows; call save_network again"):
+        open_network(part)
+
+
+def test_a_wrong_file_gets_no_name(path, monkeypatch):
+    """The file is checked against the model."""
+    make = csr.csr_rows
+
+    def wrong(*arguments):
+        starts, columns, values = make(*arguments)
+        return starts, columns, values * 1.001
+
+    monkeypatch.setattr(csr, "csr_rows", wrong)
+    model, x = nn.Conv2d(3, 8, 3).double(), samples(2, 3, 9, 9)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="does not equal the model"):
+            save_network(path, model, x, layout="sparse")
+        assert os.listdir(path.parent) == ["net.h5.part"]
+
+
+# Refusals
+
+
+def test_nothing_is_written_over(path):
+    path.write_text("mine")
+    with pytest.raises(FileExistsError, match=r"net\.h5\) must not exist"):
+        save_network(path, nn.Linear(2, 2), torch.rand(1, 2))
+    assert path.read_text() == "mine"
+
+
+REFUSED = {
+    "softmax": (lambda x: x.softmax(1), NotImplementedError, "softmax must be affine or piecewise linear to be saved"),
+    "constant": (lambda x: (x, torch.arange(2)), NotImplementedError, "outputs must depend on the inputs"),
+    "a set of outputs": (lambda x: {1: x}, NotImplementedError, "dicts with strings as keys to be saved"),
+    "half precision": (lambda x: x.half().relu(), Exception, "to be saved|float32 or float64 only"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_no_file_can_hold_is_refused(name, path):
+    function, error, message = REFUSED[name]
+    with pytest.raises(error, match=message):
+        save_network(path, Function(function), samples(2, 3))
+    assert not os.listdir(path.parent)
+
+
+def test_half_precision_is_refused(path):
+    with pytest.raises(TypeError, match="must take and compute float32 or float64 only"):
+        save_network(path, nn.Linear(2, 2), torch.rand(1, 2), dtype=torch.float16)
+
+
+def test_a_full_disk_is_refused_before_anything_is_written(path, monkeypatch):
+    monkeypatch.setattr(storage.shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=100))
+    with pytest.raises(OSError, match=r"the file needs .* and there are 100 B left"):
+        save_network(path, nn.Linear(20, 20), torch.rand(1, 20))
+    assert os.listdir(path.parent) == []
+
+
+def test_what_is_written_out_as_a_whole_must_fit(path, monkeypatch):
+    monkeypatch.setattr(guard, "memory_left", lambda: 1000)
+    x = samples(1, 3, 20, 20)
+    save_network(path, nn.Conv2d(3, 4, 3).double(), x)
+    path.unlink()
+    with pytest.raises(MemoryError, match=r"parts of its layer need .* choose a smaller input, or merge='never'"):
+        save_network(path, nn.Upsample(scale_factor=2, mode="bilinear"), x)
+    assert not os.listdir(path.parent)
+
+
+# Large files
+
+
+@pytest.mark.serial
+def test_memory(path):
+    """A network of 128 MB, whose largest layer has 115 MB, takes less than 40 MB of memory, its check included."""
+    code = f"""
+import os, threading, torch
+from torch import nn
+from conv2affine.files import save_network
+def memory():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+model = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(),
+                      nn.MaxPool2d(4), nn.Conv2d(32, 8, 3)).eval()
+save_network({str(path)!r}, model, torch.rand(1, 3, 16, 16), layout="sparse")
+os.remove({str(path)!r})
+before = peak = memory()
+done = threading.Event()
+def watch():
+    global peak
+    while not done.wait(0.002):
+        peak = max(peak, memory())
+thread = threading.Thread(target=watch)
+thread.start()
+save_network({str(path)!r}, model, torch.rand(1, 3, 40, 40), layout="sparse")
+done.set()
+print(peak - before)
+"""
+    assert int(subprocess.check_output([sys.executable, "-c", code])) < 40e6
+    assert path.stat().st_size > 120e6
