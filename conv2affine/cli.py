@@ -19,8 +19,8 @@ import conv2affine
 from conv2affine.interop.options import (
     BoundsOption,
     BoxOption,
+    CertifyOption,
     DebugOption,
-    DType,
     DTypeOption,
     Form,
     FormOption,
@@ -32,9 +32,12 @@ from conv2affine.interop.options import (
     MergeOption,
     ShapeOption,
     SpecOption,
+    shapes_by_name,
+    torch_dtype,
 )
 
 if TYPE_CHECKING:
+    from conv2affine.network.equality import Comparison
     from conv2affine.network.report import NetworkPlan
     from conv2affine.onnx import Conversion
 
@@ -89,8 +92,8 @@ def plan(
             form=form.value,
             merge=merge.value,
             max_pool=max_pool.value,
-            dtype=_dtype(dtype),
-            shapes=_shapes(shape),
+            dtype=torch_dtype(dtype),
+            shapes=shapes_by_name(shape),
             max_bytes=int(max_gib * 2**30),
         )
         print(json.dumps(_plan(table), indent=2) if as_json else table)
@@ -113,6 +116,7 @@ def convert(
     box: BoxOption = None,
     spec: SpecOption = None,
     bounds: BoundsOption = None,
+    certify: CertifyOption = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the files that are there.")] = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -134,8 +138,8 @@ def convert(
             form=form.value,
             merge=merge.value,
             max_pool=max_pool.value,
-            dtype=_dtype(dtype),
-            shapes=_shapes(shape),
+            dtype=torch_dtype(dtype),
+            shapes=shapes_by_name(shape),
             opset=opset,
             max_bytes=int(max_gib * 2**30),
             flat=flat,
@@ -145,16 +149,19 @@ def convert(
         )
         if bounds is not None:
             save_bounds(result.bounds, bounds)
-        _report(result, source, target, as_json)
+        certificate = onnx.check(source, target, shapes=shapes_by_name(shape), spec=spec, box=box) if certify else None
+        _report(result, source, target, certificate, as_json)
 
 
-def _report(result: Conversion, source: Path, target: Path, as_json: bool) -> None:
+def _report(result: Conversion, source: Path, target: Path, certificate: Comparison | None, as_json: bool) -> None:
     """Print what became of a network."""
     opset = result.model.opset_import[0].version
     if as_json:
         report: dict[str, Any] = {"difference": result.difference, "opset": opset, "any_batch": result.is_batched}
         for name, slices in (("inputs", result.input_slices), ("outputs", result.output_slices)):
             report[name] = {key: [part.start, part.stop] for key, part in slices.items()}
+        if certificate is not None:
+            report["certificate"] = certificate.summary()
         print(json.dumps({**report, "kept": dict(result.kept), **_plan(result.plan)}, indent=2))
         return
     print(result.plan, file=sys.stderr)
@@ -163,6 +170,8 @@ def _report(result: Conversion, source: Path, target: Path, as_json: bool) -> No
         print(f"kept: {name}: {reason}", file=sys.stderr)
     print(
         f"{target}: opset {opset}, {samples}; differs from {source} by {result.difference:.1e} of the largest output",
+        *([] if certificate is None else [f"certificate: {certificate}"]),
+        sep="\n",
         file=sys.stderr,
     )
 
@@ -189,7 +198,7 @@ def check(
             _refuse_torch_file(file)
         from conv2affine import onnx
 
-        result = onnx.check(first, second, shapes=_shapes(shape), spec=spec, box=box)
+        result = onnx.check(first, second, shapes=shapes_by_name(shape), spec=spec, box=box)
     print(json.dumps(result.summary(), indent=2) if as_json else result)
     raise typer.Exit({True: 0, False: 1, None: 2}[result.is_within(tolerance)])
 
@@ -223,23 +232,6 @@ def _check_bounds(path: Path, box: object, force: bool) -> None:
     if box is None:
         raise ValueError("--bounds must come with --box LOW HIGH or --spec: bounds are for inputs in a box")
     check_target(path, force)
-
-
-def _dtype(dtype: DType | None) -> Any:
-    import torch
-
-    return None if dtype is None else getattr(torch, dtype.value)
-
-
-def _shapes(given: list[str] | None) -> dict[str, tuple[int, ...]]:
-    """Shapes by name, from name=1,3,32,32."""
-    shapes = {}
-    for text in given or []:
-        name, _, sizes = text.rpartition("=")
-        if not name or not all(size.strip().isdecimal() for size in sizes.split(",")):
-            raise ValueError(f"--shape ({text}) must be a name and sizes, as in image=1,3,32,32")
-        shapes[name] = tuple(int(size) for size in sizes.split(","))
-    return shapes
 
 
 def _plan(table: NetworkPlan) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import onnx as standard
 import pytest
 import torch
 import torch.nn.functional as F
+from network_models import PIECEWISE, build
 from onnx_models import model as model_of
 from onnx_models import random
 from torch import nn
@@ -486,6 +487,39 @@ def test_command_line(tmp_path):
     assert (shown["verdict"], shown["origin"]) == ("different", [["h"], ["h"]])
     assert shown["difference"] == pytest.approx(0.01, rel=1e-3)
     assert 0.01 <= shown["bound"] <= 0.0101
+
+
+def test_a_conversion_with_a_certificate(tmp_path):
+    paths = [str(tmp_path / name) for name in ("a.onnx", "b.onnx")]
+    nodes = "h = Gemm(x, w)\np = Relu(h)\ny = Gemm(p, v)"
+    standard.save(model_of(nodes, {"x": ("N", 8)}, {"w": random(8, 12), "v": random(12, 2, seed=1)}), paths[0])
+    options = ["--form", "mlp", "--box", "0", "0.5", "--certify", "--shape", "x=1,8", "--flat", "--force"]
+    result = CliRunner().invoke(app, ["convert", *paths, *options])
+    assert result.exit_code == 0, result.output
+    shown = json.loads(CliRunner().invoke(app, ["convert", *paths, *options, "--json"]).stdout)["certificate"]
+    assert shown["difference"] <= shown["bound"] <= 1e-4
+    assert shown["assumption"] in result.stderr
+
+
+def test_a_chain_for_a_box_is_within_a_small_bound_there():
+    """It has neither the ReLUs that do not bend in the box, nor the branches of max pooling that lose there."""
+    model, x = build(PIECEWISE["vgg-bn"][0], torch.float32), torch.rand(1, 3, 8, 8)
+    box = x - 0.01, x + 0.01
+    chain = conv2affine.to_mlp(model, x, box=box)
+    result = check(model, chain, x, box=box)
+    assert result.verdict == "within"
+    assert result.difference <= result.bound <= 2 * check(model, copy.deepcopy(model), x, box=box).bound
+
+
+@pytest.mark.parametrize("swapped", [False, True], ids=["a-b", "b-a"])
+def test_the_bound_through_max_pooling(swapped):
+    """What both round does not add up over a window."""
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(4), nn.Flatten(), nn.Linear(12, 2)).eval()
+    x = torch.rand(1, 1, 10, 10)
+    plain = nn.Sequential(model[0], model[1], nn.AvgPool2d(4, divisor_override=1), *model[3:])
+    pair = (copy.deepcopy(model), model) if swapped else (model, copy.deepcopy(model))
+    bound = check(*pair, x, box=(0, 1)).bound
+    assert bound <= check(plain, copy.deepcopy(plain), x, box=(0, 1)).bound / 4  # sums of 16
 
 
 def test_a_relu_that_bends_passes_the_whole_difference():

@@ -56,7 +56,22 @@ def test_faults_of_files(fault):
     assert (result.verdict, result.origin) == ("different", ((name,), (name,))), result
 
 
-PAIRS = {network: (*CHANGES, *(PIECEWISE_CHANGES if network in PIECEWISE else ())) for network in MODULES}
+OLD = ("old-exporter", "onnxsim", "onnxslim", "opset-17")
+# What PyTorch does not export, or trace.
+MISSING = {"shufflenet": OLD, "transformer": (*OLD, "traced")}
+# PyTorch's layer norm and that of ONNX are not known to be the same; nor is a clip, and Max and Min with constants.
+UNDECIDED = {
+    "transformer": ("new-exporter", "onnxsim-new", "onnxslim-new", "opset-21"),
+    **dict.fromkeys(("mobilenet", "volumetric"), ("file-graph",)),
+}
+PAIRS = {
+    network: [
+        change
+        for change in (*CHANGES, *(PIECEWISE_CHANGES if network in PIECEWISE else ()))
+        if change not in MISSING.get(network, ())
+    ]
+    for network in MODULES
+}
 
 
 @pytest.mark.parametrize(("network", "change"), cases(joined(PAIRS), SHORT_PAIRS))
@@ -64,6 +79,9 @@ def test_modules_that_are_equal(network, change):
     needs(change)
     net, other, x = module_pair(network, change)
     result = check(net, other, x, box=(-1, 1))
+    if change in UNDECIDED.get(network, ()):
+        assert result.verdict in ("within", "undecided")
+        return
     assert (result.verdict, result.origin) == ("equal", ((), ())), result
     assert np.isfinite(result.bound) == (network in PIECEWISE)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 __all__ = [
     "BoundsOption",
     "BoxOption",
+    "CertifyOption",
     "DType",
     "DTypeOption",
     "DebugOption",
@@ -24,6 +25,8 @@ __all__ = [
     "MergeOption",
     "ShapeOption",
     "SpecOption",
+    "shapes_by_name",
+    "torch_dtype",
 ]
 
 
@@ -82,8 +85,29 @@ BoundsOption = Annotated[
     Path | None,
     typer.Option(metavar="FILE.npz", help="Write the bounds of each layer in the box: LAYER.low and LAYER.high."),
 ]
+CertifyOption = Annotated[
+    bool, typer.Option("--certify", help="Say how far the result may differ in the box, as check IN OUT does.")
+]
 MaxGibOption = Annotated[
     float, typer.Option(min=0, max=2**20, help="Refuse layers of more than this, in GiB; plan says so.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def torch_dtype(dtype: DType | None) -> Any:
+    """The dtype of PyTorch."""
+    import torch
+
+    return None if dtype is None else getattr(torch, dtype.value)
+
+
+def shapes_by_name(given: list[str] | None) -> dict[str, tuple[int, ...]]:
+    """Shapes by name, from name=1,3,32,32."""
+    shapes = {}
+    for text in given or []:
+        name, _, sizes = text.rpartition("=")
+        if not name or not all(size.strip().isdecimal() for size in sizes.split(",")):
+            raise ValueError(f"--shape ({text}) must be a name and sizes, as in image=1,3,32,32")
+        shapes[name] = tuple(int(size) for size in sizes.split(","))
+    return shapes

@@ -67,7 +67,10 @@ class OnnxCall:
         schema = defs.get_schema(self.op_type, self.opset)
         attributes = {name: each.default_value.SerializeToString() for name, each in schema.attributes.items()}
         attributes |= {attribute.name: attribute.SerializeToString() for attribute in self.attributes}
-        return self.op_type, schema.since_version, self.args, attributes, len(self.outputs), self.results
+        version = (
+            13 if self.op_type in ("Add", "Div", "Mul", "Sub") else schema.since_version
+        )  # 14 has other types only
+        return self.op_type, version, self.args, attributes, len(self.outputs), self.results
 
     @property
     def tensors(self) -> list[str]:

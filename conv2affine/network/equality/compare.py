@@ -14,7 +14,6 @@ from conv2affine.network.equality.search import Found, as_given, search
 from conv2affine.network.equality.side import NotExactError, Side
 from conv2affine.network.equality.units import Units
 from conv2affine.network.matrices.matrix import Array
-from conv2affine.network.proof.bounds import bounds
 from conv2affine.network.proof.box import Box
 from conv2affine.network.proof.forward import Interval
 
@@ -115,7 +114,7 @@ def compare(first: Side, second: Side, box: Box | None, shapes: Sequence[Sequenc
     else:
         inside = None if box is None else Interval(box.low, box.high)
         found = search(*sides, inside, examples, is_exact=is_exact, apart=apart[1])
-    bound = np.inf if units is None or units.ranges is None else float(largest_difference(units).max())
+    bound = np.inf if units is None or units.ranges is None else _bound(probes, units)
     bound = np.inf if found.difference > bound else bound  # kernels for which the bound does not hold
     verdict: Verdict = "within" if np.isfinite(bound) else "undecided"
     if units is not None and not any(apart):
@@ -129,12 +128,27 @@ def compare(first: Side, second: Side, box: Box | None, shapes: Sequence[Sequenc
     return Comparison(verdict, found.difference, witness, names, bound)
 
 
+def _bound(probes: Array, units: Units) -> float:
+    """The bound of the difference of two networks that have units.
+
+    One may be what the other is in the box, without the ReLUs that do not bend there: then it has fewer of them, though
+    it may carry values by others.
+    """
+    least, (a, b), ranges = float(largest_difference(units).max()), units.sides, units.ranges
+    fewer = 1 if a.relus < b.relus else -1
+    for turn, settled in ((fewer, (1,)), (-fewer, (0, 1))) if a.relus != b.relus else ():
+        if any(units.apart) and ranges is not None:
+            units = Units((a, b)[::turn], probes, ranges[::turn], settled)
+            least = min(least, float(largest_difference(units).max()))
+    return least
+
+
 def _matched(sides: Sequence[Side], probes: Array, limits: Interval | None) -> Units:
     """The units of both, with their bounds if there is a box, and they have any."""
     if limits is None or not all(side.has_bounds for side in sides):
         return Units(sides, probes, None)
     try:
-        ranges = [bounds(side.graph, {side.graph.inputs[0]: limits}, side.dtype) for side in sides]
+        ranges = [side.ranges(limits) for side in sides]
     except ValueError:  # numbers may overflow
         return Units(sides, probes, None)
     return Units(sides, probes, ranges)

@@ -8,7 +8,10 @@ With d the difference of what both compute in each unit, u that of the second, a
           d_z / 2 + r   elsewhere, |r| <= |d_z| / 2, as d_u is between 0 and d_z
 
 so that d_out is a sum over all e and r, each times the weights with which it reaches the output: the weights of a path
-are multiplied with their signs, and halved at each ReLU that may bend.
+are multiplied with their signs, and halved at each ReLU that may bend. That would be twice too much for a sum such as
+max(a, b) = a + relu(b - a), where the roundings of a and b have nothing to do with each other. Where that is nearer,
+
+    p + s u, s = -+1, stays an unknown of its own:    s d_u = -d_p + r,    |r| <= max(|d_p|, |d_p + s d_z|)
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.sparse import csr_array, diags_array
 
-from conv2affine.network.equality.forms import Form
+from conv2affine.network.equality.forms import Form, selected
 from conv2affine.network.equality.units import Units
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.proof.rounding import DOUBLE, UNDERFLOW, gamma
@@ -25,6 +28,8 @@ __all__ = ["largest_difference"]
 
 # Numbers that are pushed back at a time.
 CHUNK = 2**23
+# What keeps signs is taken unless it is larger than what does not by this factor.
+NEARER = 0.75
 
 
 def largest_difference(units: Units) -> Array:
@@ -36,7 +41,7 @@ class _Differences:
     def __init__(self, units: Units) -> None:
         self.units = units
         first, second = units.rows
-        self.in_both = first.is_known & second.is_known
+        in_both = first.is_known & second.is_known
         # A unit that one side lacks is taken to be the same there, with weights 0.
         self.largest = np.where(second.is_known, second.largest, first.largest)
         self.total = np.maximum(first.largest, second.largest)  # both are >= 0
@@ -47,44 +52,66 @@ class _Differences:
         self.error = self.own(*forms)
         active = (first.low >= 0) & (second.low >= 0)
         inactive = (first.high <= 0) & (second.high <= 0)
-        self.slope = np.where(active, 1.0, np.where(inactive, 0.0, 0.5)) * self.in_both
-        self.rest = np.zeros(units.width)
+        self.slope = np.where(active, 1.0, np.where(inactive, 0.0, 0.5)) * in_both
+        self.rest = self.slope * self.error
         self.steps: list[tuple[slice, csr_array]] = []
         for block in (block for block in units.blocks if block.stop > block.start):
-            bent = np.arange(block.start, block.stop)[self.slope[block] == 0.5]
-            found = self.push(self.matrix[bent], len(self.steps)) + self.error[bent]
-            is_wide = found > self.total[bent]
-            self.slope[bent[is_wide]] = 0
-            self.rest[bent] = np.where(is_wide, self.total[bent], found / 2)
-            self.steps.append((block, self.back(block)))
+            self.add(block)
+
+    def add(self, block: slice) -> None:
+        """The units of a ReLU: their differences are rows of weights of those before, and the rest."""
+        bent = np.arange(block.start, block.stop)[self.slope[block] == 0.5]
+        found = self.push(self.matrix[bent]) + self.error[bent]
+        is_wide = found > self.total[bent]
+        self.slope[bent[is_wide]] = 0
+        self.rest[bent] = np.where(is_wide, self.total[bent], found / 2 + self.error[bent] / 2)
+        rows = self.with_sums(block, csr_array(diags_array(self.slope[block]) @ self.matrix[block]))
+        self.steps.append((block, csr_array(rows[:, : block.start].T)))
+
+    def with_sums(self, block: slice, rows: csr_array) -> csr_array:
+        """The rows of a block, with those that keep a sum p + s u between its ends where these are nearer."""
+        sums, sign = self.units.sums[block], self.units.sums.diagonal()[block]
+        p = sums - diags_array(sign, offsets=block.start, shape=sums.shape)
+        later = abs(p[:, block.start :]).sum(axis=1)
+        chosen = np.flatnonzero((np.abs(sign) == 1) & (later == 0) & (self.slope[block] == 0.5))
+        if not len(chosen):
+            return rows
+        at, signs, p = chosen + block.start, diags_array(sign[chosen]), p[chosen]
+        z = signs @ self.matrix[at]
+        far = np.maximum(self.push(p), self.push(p + z) + self.error[at])
+        far = (far + 2 * self.reach(p) + 2 * self.reach(z)) * (1 + 2.0**-20)
+        near = self.push(p + signs @ rows[chosen]) + self.rest[at]
+        is_nearer = far <= NEARER * near
+        self.rest[at[is_nearer]] = far[is_nearer]
+        places = np.full(len(sign), -1)
+        places[chosen[is_nearer]] = np.flatnonzero(is_nearer)
+        return csr_array(diags_array(1.0 * (places < 0)) @ rows - selected(places, len(at)) @ (signs @ p))
 
     def own(self, first: Form, second: Form) -> Array:
         """How far two maps may be apart for the same units, as they are computed, and what pushing rounds."""
         total = first.gap(second, self.largest) + first.error + second.error
-        reach: Array = abs(first.matrix) @ self.total
-        rounded: Array = (total + self.slack * reach) * (1 + 2.0**-20) + UNDERFLOW
+        rounded: Array = (total + self.reach(first.matrix)) * (1 + 2.0**-20) + UNDERFLOW
         return rounded
 
-    def back(self, block: slice) -> csr_array:
-        """The weights of the units before a block, for those of the differences in it."""
-        scaled = diags_array(self.slope[block]) @ self.matrix[block][:, : block.start]
-        return csr_array(scaled.T)
+    def reach(self, matrix: csr_array) -> Array:
+        """What pushing rows of weights rounds."""
+        rounded: Array = self.slack * (abs(matrix) @ self.total)
+        return rounded
 
-    def push(self, matrix: csr_array, number: int) -> Array:
-        """What rows of weights make of the differences of the units of the first blocks, at most."""
+    def push(self, matrix: csr_array) -> Array:
+        """What rows of weights make of the differences of the units so far, at most."""
         total = np.zeros(matrix.shape[0])
         count = max(1, CHUNK // max(1, matrix.shape[1]))
         for start in range(0, matrix.shape[0], count):
             rows = slice(start, start + count)
             weights = matrix[rows].toarray().T
-            for block, back in self.steps[:number][::-1]:
+            for block, back in self.steps[::-1]:
                 part = weights[block]
-                kept = self.slope[block] * self.error[block] + self.rest[block]
-                total[rows] += kept @ np.abs(part)
+                total[rows] += self.rest[block] @ np.abs(part)
                 weights[: block.start] += back @ part
         return total * (1 + 2.0**-20)
 
     def of_outputs(self) -> Array:
         """The largest difference of each output."""
         first, second = self.units.outputs
-        return self.push(first.matrix, len(self.steps)) + self.own(first, second)
+        return self.push(first.matrix) + self.own(first, second)

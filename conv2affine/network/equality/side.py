@@ -11,13 +11,16 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 
-from conv2affine.network.graph import Graph, Kept, Piece, Value
+from conv2affine.network.equality.forms import Mask
+from conv2affine.network.graph import Graph, Kept, Piece, Step, Value
 from conv2affine.network.kinds import KINDS
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.passes.ends import join_ends
+from conv2affine.network.passes.merge import merge
 from conv2affine.network.passes.simplify import simplify
 from conv2affine.network.passes.to_relu import to_relu
-from conv2affine.network.proof.bounds import check_memory
+from conv2affine.network.proof.bounds import bounds, check_memory
+from conv2affine.network.proof.forward import Interval
 
 __all__ = ["NotExactError", "Side"]
 
@@ -59,6 +62,19 @@ class Side:
         """The network of one input and one output, as pieces, ReLUs, and operators that are neither."""
         return simplify(to_relu(self.whole, self.dtype))
 
+    def is_exact(self, node: Piece) -> bool:
+        """Whether nothing is rounded: in an alias, and in a step that takes one of several numbers, as a maximum does.
+
+        What such a step becomes is sums and differences, none of which the network computes.
+        """
+        if node.map.alias is not None or node.output in self._computed:
+            return node.map.alias is not None
+        return all((np.abs(part.data) == 1).all() for part in self.matrices[node].values())
+
+    @cached_property
+    def _computed(self) -> frozenset[Value]:
+        return frozenset(self.whole.producer)
+
     @property
     def unit(self) -> float:
         """Relative size of one rounding."""
@@ -71,11 +87,39 @@ class Side:
         return not kept and self.eps <= torch.finfo(self.dtype).eps
 
     @cached_property
+    def not_negative(self) -> Mapping[Value, Mask]:
+        """The elements of each value that are sums of ReLUs, each times a number >= 0, and of a number >= 0."""
+        masks = {self.graph.inputs[0]: np.zeros(self.graph.inputs[0].size, bool)}
+        for node in self.graph.nodes:
+            if isinstance(node, Piece):
+                mask = node.map.bias >= 0
+                for source, part in self.matrices[node].items():
+                    wrong = (part.data < 0) | ~masks[source][part.indices]
+                    mask &= csr_array((1.0 * wrong, part.indices, part.indptr), shape=part.shape).sum(axis=1) == 0
+                masks[node.output] = mask
+            else:
+                masks.update({value: np.full(value.size, isinstance(node, Step)) for value in node.outputs})
+        return masks
+
+    @property
+    def relus(self) -> int:
+        """How many numbers go through a ReLU."""
+        return sum(node.outputs[0].size for node in self.graph.nodes if isinstance(node, Step))
+
+    @cached_property
     def matrices(self) -> Mapping[Piece, Mapping[Value, csr_array]]:
         """The matrices of all pieces, written out."""
         check_memory(self.graph)
         pieces = [node for node in self.graph.nodes if isinstance(node, Piece)]
-        return {node: {source: matrix.csr() for source, matrix in node.map.terms.items()} for node in pieces}
+        return {node: {source: matrix.nonzero() for source, matrix in node.map.terms.items()} for node in pieces}
+
+    def ranges(self, box: Interval) -> dict[Value, Interval]:
+        """Bounds of all values in a box; those of what ReLUs read are those by which a chain for the box is made."""
+        merged = simplify(merge(self.graph))
+        return {
+            **bounds(self.graph, {self.graph.inputs[0]: box}, self.dtype, backward=False),
+            **bounds(merged, {merged.inputs[0]: box}, self.dtype),
+        }
 
     def run(self, points: Array) -> Array:
         """The outputs (points, outputs) in its own dtype."""

@@ -4,7 +4,8 @@ Names, order, and the pieces between them do not matter: partners are found by t
 numbers, or else by their values for a few random inputs, and are then compared entry by entry. What needs no unit of
 its own, and is the same however a network computes it:
 
-    relu(v) = v                 where v has no entry < 0, and reads only units that are >= 0
+    relu(v) = v                 where v has no entry < 0, and reads only units that are >= 0; or v >= 0 in a box
+    relu(relu(v) - c) = relu(v - c), c > 0
     relu(v) = relu(-v) + v      where relu(-v) is a unit, as of a value that a chain carries, |x|, max(a, b), max(b, a)
 """
 
@@ -15,15 +16,16 @@ from math import prod
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.sparse import csr_array
 from scipy.spatial import cKDTree
 
 from conv2affine.network.equality.forms import Form, Mask, Numbers, Rows, selected
-from conv2affine.network.equality.relu import SAME, Match, Relu, leading
+from conv2affine.network.equality.relu import Match, Relu, leading
 from conv2affine.network.equality.side import Side
 from conv2affine.network.graph import Kept, Node, Piece, Value
 from conv2affine.network.matrices.matrix import Array
-from conv2affine.network.passes.simplify import is_equal
+from conv2affine.network.passes.simplify import is_equal, rounded
 from conv2affine.network.proof.forward import Interval
 from conv2affine.network.proof.rounding import DOUBLE, gamma, rounding
 
@@ -32,6 +34,7 @@ __all__ = ["Units"]
 # How far the values of partners may be apart, relative to their size.
 NEAR = 0.05
 KEYS = 8
+Ranges = Sequence[Mapping[Value, Interval]] | None
 
 
 class Units:
@@ -41,19 +44,22 @@ class Units:
         sides: Both.
         points: Random inputs.
         ranges: Bounds of the values of each side in a box; None without one.
+        settled: The sides, 0 or 1, whose elements need no unit where they hardly bend in the box.
 
     Attributes:
         width: Of all forms.
         rows: What each side computes in each unit.
         blocks: The units of each ReLU of the first side.
+        sums: Of a unit u, the row of an element p + s u that reads it, such as max(a, b) = a + relu(b - a); or nothing.
         outputs: Of each side.
         apart: The first value of each side that the other does not have, up to rounding; None if there is none.
     """
 
-    def __init__(self, sides: Sequence[Side], points: Array, ranges: Sequence[Mapping[Value, Interval]] | None) -> None:
-        self.sides, self.ranges = sides, ranges
+    def __init__(self, sides: Sequence[Side], points: Array, ranges: Ranges, settled: Sequence[int] = ()) -> None:
+        self.sides, self.ranges, self.settled = sides, ranges, settled
         self.values = [side.values(points) for side in sides]
         self.unit = max(side.unit for side in sides)
+        self.coarsest = max((side.dtype for side in sides), key=lambda dtype: torch.finfo(dtype).eps)
         nodes = [node for side in sides for node in side.graph.nodes if not isinstance(node, Piece)]
         self.count = sides[0].graph.inputs[0].size
         self.width = self.count + sum(value.size for node in nodes for value in node.outputs)
@@ -63,7 +69,8 @@ class Units:
         self.keys = np.zeros((2, self.width, KEYS))  # and what each side would make of random units
         self.random = np.random.default_rng(0).standard_normal((self.width + 1, KEYS))
         self.blocks: list[slice] = []
-        self.places: list[Match] = []  # of each ReLU of the first side
+        self.places: dict[Value, Match] = {}  # of each ReLU of the first side
+        self.sums = csr_array((self.width, self.width))
         self.kept: list[tuple[Kept, list[Form], Numbers]] = []
         self.read_by_kept: tuple[list[Form], ...] = [], []
         self.own: tuple[dict[Value, Numbers], ...] = {}, {}  # units of each value that a step reads, or that is kept
@@ -86,12 +93,14 @@ class Units:
 
     def read(self, number: int) -> Form:
         """Add the units of a side; returns the form of its output."""
-        graph, places = self.sides[number].graph, iter(self.places[:])
+        graph, places = self.sides[number].graph, iter(list(self.places.values()))
         [x], [y] = graph.inputs, graph.outputs
         forms = {x: self.identity(number, x, np.arange(x.size))}
         for node in graph.nodes:
             if isinstance(node, Piece):
                 forms[node.output] = self.compose(number, node, forms)
+                if number == 0:
+                    self.add_sums(node, forms[node.output])
             elif isinstance(node, Kept):
                 forms.update(self.add_kept(number, node, [forms[value] for value in node.inputs]))
             else:
@@ -140,10 +149,24 @@ class Units:
             counts += np.diff(part.indptr)
             largest = max(largest, float(reach.max(initial=0)))
         if self.ranges is not None:
-            if node.map.alias is None:
+            if not side.is_exact(node):
                 error += rounding(counts, magnitudes, largest, side.dtype)
             error = (error + gamma(counts + 8, DOUBLE) * size) * (1 + 2.0**-20)
         return Form(matrix, bias, size, error)
+
+    def add_sums(self, node: Piece, form: Form) -> None:
+        """Keep the rows of the elements that read one unit of a ReLU, and that no other reads."""
+        for source, part in self.sides[0].matrices[node].items():
+            if source in self.places:
+                unit, sign = self.places[source]
+                rows = np.flatnonzero(np.diff(part.indptr) == 1)
+                columns = part.indices[part.indptr[rows]]
+                known = np.diff(self.sums.indptr) > 0
+                is_new = (unit[columns] >= 0) & (sign[columns] > 0) & ~known[unit[columns]]
+                units, at = np.unique(unit[columns[is_new]], return_index=True)
+                places = np.full(self.width, -1)
+                places[units] = rows[is_new][at]
+                self.sums = csr_array(self.sums + selected(places, form.size.size) @ form.matrix)
 
     def add_kept(self, number: int, node: Kept, inputs: list[Form]) -> dict[Value, Form]:
         """The outputs of an operator that runs as it is."""
@@ -152,7 +175,7 @@ class Units:
         for other, forms, found in self.kept if number else ():
             if (
                 self.shapes(0, other) == shape
-                and is_equal(node.call.meaning, other.call.meaning)
+                and is_equal(*(rounded(each.call.meaning, self.coarsest) for each in (node, other)))
                 and all(a.equals(b, self.unit).all() for a, b in zip(inputs, forms, strict=True))
             ):
                 units = found
@@ -177,41 +200,30 @@ class Units:
         [x] = node.inputs
         probes = np.ascontiguousarray(self.values[number][x].T)
         relu = Relu(self, number, form, probes, self.interval(number, x))
+        relu.steady |= self.sides[number].not_negative[x]
         start = self.count
         if number == 0:
-            relu.assign(self.twins(0, relu.keys))
+            relu.assign(relu.twins())
         else:
             none = np.full(x.size, -1), np.ones(x.size)
             relu.assign(place if place is not None and len(place[0]) == x.size else none)
             relu.assign(self.nearest(relu.keys, 0) if len(relu.open) else none)
         self.matched[relu.unit[relu.unit >= 0]] |= number == 1
+        if number in self.settled:
+            relu.settle()
         if number:
-            relu.assign(self.twins(1, relu.keys), own=True)
+            relu.assign(relu.twins(), own=True)
         leaders = leading(relu.keys, relu.open)
         if number and len(leaders):
             relu.pair(self.nearest(probes, 1), leaders)
         relu.add(np.intersect1d(leaders, relu.open))
-        relu.assign(self.twins(number, relu.keys), own=True)
+        relu.assign(relu.twins(), own=True)
         relu.add(relu.open)
         if number == 0:
             self.blocks.append(slice(start, self.count))
-            self.places.append((relu.unit.copy(), relu.sign))
+            self.places[node.outputs[0]] = relu.unit.copy(), relu.sign
         self.own[number][x] = np.unique(relu.unit[relu.unit >= 0])
         return relu.bent()
-
-    def twins(self, number: int, keys: Array) -> Match:
-        """The units of a side, so far, that have the same entries up to the sign."""
-        units = np.flatnonzero(self.bends & self.rows[number].is_known)
-        if not len(units):
-            return np.full(len(keys), -1), np.ones(len(keys))
-        known = self.keys[number, units, 0]
-        order = np.argsort(np.abs(known))
-        near = SAME * np.abs(keys).max(axis=1)
-        at = np.searchsorted(np.abs(known)[order], np.abs(keys[:, 0]) - near).clip(max=len(units) - 1)
-        found = order[at]
-        sign = np.where(np.sign(known[found]) == np.sign(keys[:, 0]), 1.0, -1.0)
-        is_twin = np.abs(self.keys[number, units[found]] * sign[:, None] - keys).max(axis=1) <= near
-        return np.where(is_twin, units[found], -1), sign
 
     def nearest(self, wanted: Array, tree: int) -> Match:
         """The units of the first side that have the nearest keys, or the nearest probes, up to the sign."""

@@ -50,6 +50,14 @@ class Matrix:
         """The matrix written out by rows; the columns ascend."""
         raise NotImplementedError
 
+    def nonzero(self) -> csr_array:
+        """The matrix written out, without the zeros among its entries: products with those round nothing."""
+        matrix = self.csr()
+        if not matrix.data.all():
+            matrix = matrix.copy()
+            matrix.eliminate_zeros()
+        return matrix
+
     def counts(self, axis: int) -> Counts:
         """Entries per row (axis 1) or per column (axis 0); where it is not written out yet, an upper bound.
 

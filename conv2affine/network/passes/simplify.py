@@ -14,7 +14,16 @@ from conv2affine.network.graph import Graph, Node, Piece, Step, Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.matrix import Selection
 
-__all__ = ["is_equal", "remove_aliases", "remove_equal", "remove_moves", "remove_unused", "replace_inputs", "simplify"]
+__all__ = [
+    "is_equal",
+    "remove_aliases",
+    "remove_equal",
+    "remove_moves",
+    "remove_unused",
+    "replace_inputs",
+    "rounded",
+    "simplify",
+]
 
 
 def simplify(graph: Graph) -> Graph:
@@ -148,3 +157,14 @@ def is_equal(first: Any, second: Any) -> bool:
         return bool(first == second)
     except (TypeError, ValueError):
         return False
+
+
+def rounded(tree: Any, dtype: torch.dtype) -> Any:
+    """A tree, as for `is_equal`, with all floating-point arrays and tensors rounded to a dtype."""
+    if isinstance(tree, np.ndarray) and tree.dtype.kind == "f":
+        return rounded(torch.from_numpy(tree.astype(np.float64)), dtype)
+    if isinstance(tree, torch.Tensor):
+        return tree.detach().cpu().to(dtype) if tree.is_floating_point() else tree
+    if isinstance(tree, dict):
+        return {key: rounded(value, dtype) for key, value in tree.items()}
+    return type(tree)(rounded(value, dtype) for value in tree) if type(tree) in (list, tuple) else tree

@@ -106,7 +106,7 @@ class _Bounds:
     def add_piece(self, node: Piece, backward: bool) -> None:
         """An affine piece."""
         y, map = node.output, node.map
-        matrices = {source: matrix.csr() for source, matrix in map.terms.items()}
+        matrices = {source: matrix.nonzero() for source, matrix in map.terms.items()}
         found = forward(matrices, map.bias, self.ranges, self.dtype)
         self.check(node, found)
         tallest = max((int(np.bincount(part.indices).max(initial=0)) for part in matrices.values()), default=0)
