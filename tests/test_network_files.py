@@ -18,6 +18,7 @@ from conv2affine import SparseLinear, to_linear_network
 from conv2affine.convolution import blocks, guard
 from conv2affine.files import open_network, save_network
 from conv2affine.interop.files import csr, mapped, rows, storage
+from conv2affine.network.matrices import rows as matrix_rows
 
 
 @pytest.fixture
@@ -46,6 +47,7 @@ def assert_same_networks(actual, expected):
 def test_file_is_the_network(name, layout, path, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK_ENTRIES", 100)
     monkeypatch.setattr(rows, "BLOCK_BYTES", 2000)
+    monkeypatch.setattr(matrix_rows, "BLOCK_ENTRIES", 500)
     monkeypatch.setattr(mapped, "BLOCK_ENTRIES", 500)
     make, shape = PIECEWISE[name]
     model, x = build(make), samples(2, *shape)
@@ -193,6 +195,7 @@ def small_network(last=3):
 def test_goes_on_after_a_break(at, layout, path, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK_ENTRIES", 1000)
     monkeypatch.setattr(rows, "BLOCK_BYTES", 200_000)
+    monkeypatch.setattr(matrix_rows, "BLOCK_ENTRIES", 3000)
     monkeypatch.setattr(storage, "SYNC_BYTES", 1)
     model, x = small_network(), samples(2, 3, 9, 9)
     stopped(path, monkeypatch, at, model, x, layout=layout)
