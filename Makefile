@@ -11,7 +11,7 @@ PYTHON_FILES := conv2affine tests examples benchmarks docs build_backend.py setu
 .DELETE_ON_ERROR:
 
 # In minutes, before a commit: without the long products of cases. One thread a process, as there is one for each core;
-# files with a costly fixture are a group, which one process runs.
+# each process takes whole files, which share fixtures.
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m "not long and not serial"
 	$(BIN)/pytest -m "serial and not long" tests

@@ -84,6 +84,12 @@ class AxisTaps {
     return max_taps_ == 1 && all.size() == 1 && all[0].count == kernel && (kernel == 1 || terms(all[0])[0].step == 1);
   }
 
+  // Whether the entries of a pattern read consecutive input coordinates through consecutive taps, one each.
+  bool is_consecutive(int64_t pattern) const {
+    const std::span<const TapRun> all = runs(pattern);
+    return max_taps_ == 1 && all.size() == 1 && (all[0].count == 1 || (all[0].step == 1 && terms(all[0])[0].step == 1));
+  }
+
   // Number of input coordinates that an output coordinate with this pattern reads, each counted once.
   int64_t nnz_of(int64_t pattern) const { return nnz_[pattern + 1] - nnz_[pattern]; }
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,12 @@ import numpy as np
 import onnxruntime
 import torch
 from onnx import numpy_helper
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array, hstack, identity, vstack
-from torch import Tensor, nn
+from scipy.sparse import csr_array
 
 import conv2affine.onnx
 from conv2affine.interop.vnnlib import Case
 from conv2affine.onnx import Specification, read_spec
-
-STARTS, STEPS = 64, 60
+from examples.relaxation import Layer, attack, is_excluded, relaxation, solve, tighter
 
 
 @dataclass(frozen=True)
@@ -75,8 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> Answer:
     parser.add_argument("network", type=Path)
     parser.add_argument("specification", type=Path)
     parser.add_argument("--seconds", type=float, default=300, help="time limit")
+    parser.add_argument("--whole", action="store_true", help="a chain for all inputs, with interval bounds, to compare")
     options = parser.parse_args(arguments)
-    answer = decide(options.network, options.specification, options.seconds)
+    answer = decide(options.network, options.specification, options.seconds, options.whole)
     print(answer.verdict)
     if answer.witness is not None:
         print(" ".join(f"X_{i}={value:.9g}" for i, value in enumerate(answer.witness[:8])), "...")
@@ -84,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> Answer:
     return answer
 
 
-def decide(network: Path, specification: Path, seconds: float = 300) -> Answer:
+def decide(network: Path, specification: Path, seconds: float = 300, whole: bool = False) -> Answer:
     """The answer for a network and a specification."""
     start = time.monotonic()
     spec, original = read_spec(specification), Original(network)
@@ -92,17 +90,24 @@ def decide(network: Path, specification: Path, seconds: float = 300) -> Answer:
     for case in spec.cases:
         boxes.setdefault(case.low.tobytes() + case.high.tobytes(), []).append(case)
     relus = binaries = 0
-    verdict, witness = "unsat", None
+    verdict = "unsat"
     for cases in boxes.values():
-        chain = to_chain(network, replace(spec, cases=tuple(cases)))
-        relus, binaries = max(relus, chain.relus), max(binaries, chain.binaries)
-        for case, rows in zip(cases, chain.rows, strict=True):
-            if (chain.bounds[-1][0][rows] > case.limits).any():
-                continue  # the bounds alone prove it
-            witness = attack(chain, case, rows, lambda x: spec.is_unsafe(x, original(x)))
+        layers, bounds = chain(network, replace(spec, cases=tuple(cases)), whole)
+        given = relaxation(layers, bounds)
+        relus = max(relus, sum(len(bias) for _, bias in layers[:-1]))
+        binaries = max(binaries, len(given.low))
+        is_tight = whole
+        for case in cases:
+            if is_excluded(given, case):
+                continue
+            witness = attack(given, case, lambda x: spec.is_unsafe(x, original(x)))
+            if witness is None and not is_tight:
+                given, is_tight = tighter(given, case), True
+                if is_excluded(given, case):
+                    continue
             if witness is None:
                 left = start + seconds - time.monotonic()
-                found, x = solve(chain, case, rows, left) if left > 0 else ("timeout", None)
+                found, x = solve(given, case, left) if left > 0 else ("timeout", None)
                 if x is not None and spec.is_unsafe(x, original(x)):
                     witness = x
                 elif found != "infeasible":
@@ -112,147 +117,33 @@ def decide(network: Path, specification: Path, seconds: float = 300) -> Answer:
     return Answer(verdict, None, relus, binaries, time.monotonic() - start)
 
 
-@dataclass(frozen=True)
-class Chain:
-    """A network for the box of some cases, followed by the left sides of their inequalities.
+def chain(path: Path, spec: Specification, whole: bool = False) -> tuple[list[Layer], list[tuple[Any, Any]]]:
+    """The layers of a network's chain, in float64, and the bounds of what they compute.
 
     Args:
-        mlp: Linear layers and ReLUs; the outputs are matrix @ (x, y) of all cases.
-        bounds: (low, high) of the outputs of each linear layer.
-        rows: Which outputs belong to each case.
+        path: Of the network.
+        spec: Of cases that share a box.
+        whole: Whether the chain is for all inputs; its bounds are from interval arithmetic then.
     """
-
-    mlp: nn.Sequential
-    bounds: Sequence[tuple[Any, Any]]
-    rows: Sequence[slice]
-
-    @property
-    def relus(self) -> int:
-        return sum(len(low) for low, _ in self.bounds[:-1])
-
-    @property
-    def binaries(self) -> int:
-        return sum(int(((low < 0) & (high > 0)).sum()) for low, high in self.bounds[:-1])
-
-    @property
-    def linear(self) -> list[tuple[csr_array, Any]]:
-        """The matrix and the bias of each linear layer."""
-        layers = [layer for layer in self.mlp if hasattr(layer, "weight")]
-        return [(csr_array(layer.weight.detach().to_dense().numpy()), layer.bias.detach().numpy()) for layer in layers]
-
-
-def to_chain(path: Path, spec: Specification) -> Chain:
-    """The chain of a network, in float64, for cases that share a box."""
-    result = conv2affine.onnx.convert(path, form="mlp", flat=True, dtype=torch.float64, spec=spec).model
-    arrays = {tensor.name: torch.tensor(numpy_helper.to_array(tensor)) for tensor in result.graph.initializer}
-    modules: list[nn.Module] = []
-    for node in result.graph.node:
-        if node.op_type == "Relu":
-            modules.append(nn.ReLU())
-        else:  # Gemm, with its matrix as it is, or transposed
+    within = None if whole else spec
+    result = conv2affine.onnx.convert(path, form="mlp", flat=True, dtype=torch.float64, spec=within)
+    graph = result.model.graph
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    layers = []
+    for node in graph.node:
+        if node.op_type == "Gemm":
             weight, bias = (arrays[name] for name in node.input[1:])
             is_transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
-            modules.append(linear(weight if is_transposed else weight.T, bias))
-    sides = torch.from_numpy(np.concatenate([case.matrix for case in spec.cases]))
-    zeros = torch.zeros(len(sides), dtype=torch.float64)
-    network = nn.Sequential(*modules)
-    if sides[:, : spec.inputs].any():
-        model: nn.Module = WithInput(network, linear(sides, zeros))
-    else:  # the usual case, in which the chain need not carry its input along
-        model = nn.Sequential(network, linear(sides[:, spec.inputs :], zeros))
-    box = torch.from_numpy(spec.box[0]), torch.from_numpy(spec.box[1])
-    mlp = conv2affine.to_mlp(model, box[0][None], box=box)
-    ends = np.cumsum([0, *(len(case.limits) for case in spec.cases)])
-    rows = [slice(*pair) for pair in zip(ends[:-1], ends[1:], strict=True)]
-    return Chain(mlp, [(a.numpy(), b.numpy()) for a, b in mlp.bounds], rows)
+            layers.append((csr_array(weight if is_transposed else weight.T), bias))
+    return layers, list(intervals(layers, *spec.box) if whole else result.bounds.values())
 
 
-class WithInput(nn.Module):
-    """The left sides of inequalities of (x, network(x))."""
-
-    def __init__(self, network: nn.Module, sides: nn.Linear) -> None:
-        super().__init__()
-        self.network, self.sides = network, sides
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.sides(torch.cat([x, self.network(x)], 1))
-
-
-def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """A layer of this weight (rows, cols) and bias."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
-    layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
-    return layer
-
-
-def attack(chain: Chain, case: Case, rows: slice, is_unsafe: Callable[[Any], bool]) -> Any:
-    """An unsafe input that gradients find, or None."""
-    low, high, limits = (torch.from_numpy(array) for array in (case.low, case.high, case.limits))
-    generator = torch.Generator().manual_seed(0)
-    x = low + (high - low) * torch.rand(STARTS, len(low), generator=generator, dtype=low.dtype)
-    x[0] = (low + high) / 2
-    for step in range(STEPS):
-        x.requires_grad_()
-        excess = (chain.mlp(x)[:, rows] - limits).amax(1)
-        if excess.min() <= 0 and is_unsafe(best := x[excess.argmin()].detach().numpy()):
-            return best
-        [gradient] = torch.autograd.grad(excess.sum(), x)
-        size = (high - low) / (4 + step)
-        x = (x.detach() - size * gradient.sign()).clamp(low, high)
-    return None
-
-
-def solve(chain: Chain, case: Case, rows: slice, seconds: float) -> tuple[str, Any]:
-    """What HiGHS says, "feasible", "infeasible" or "timeout", and the input if there is one.
-
-    The variables are x, the units of each layer, and a binary variable for each unit with bounds of both signs, 1 where
-    it is active. For a = relu(z), z = W a_before + b in [l, h], with the binary d:
-
-        a >= z,   a <= z - l (1 - d),   0 <= a <= h d
-    """
-    columns = [len(case.low)]
-    rules: list[tuple[list[tuple[int, csr_array]], Any, Any]] = []  # blocks by column, lower and upper limits
-    low, high, is_integer = [case.low], [case.high], [np.zeros(len(case.low))]
-    before = 0
-    for (weight, bias), (lower, upper) in zip(chain.linear[:-1], chain.bounds[:-1], strict=True):
-        place, binary = len(columns), len(columns) + 1
-        unstable = np.flatnonzero((lower < 0) & (upper > 0))
-        columns += [len(lower), len(unstable)]
-        low += [np.zeros(len(lower)), np.zeros(len(unstable))]
-        high += [np.maximum(upper, 0), np.ones(len(unstable))]
-        is_integer += [np.zeros(len(lower)), np.ones(len(unstable))]
-        select = csr_array(identity(len(lower), format="csr"))
-        active = np.flatnonzero(lower >= 0)
-        rules.append(([(place, select[active]), (before, -weight[active])], bias[active], bias[active]))
-        some, z = select[unstable], -weight[unstable]
-        rules.append(([(place, some), (before, z)], bias[unstable], np.full(len(unstable), np.inf)))
-        scaled = csr_array((-lower[unstable], (np.arange(len(unstable)),) * 2))
-        blocks = [(place, some), (before, z), (binary, scaled)]
-        rules.append((blocks, np.full(len(unstable), -np.inf), bias[unstable] - lower[unstable]))
-        scaled = csr_array((-upper[unstable], (np.arange(len(unstable)),) * 2))
-        rules.append(([(place, some), (binary, scaled)], np.full(len(unstable), -np.inf), np.zeros(len(unstable))))
-        before = place
-    weight, bias = chain.linear[-1]
-    rules.append(([(before, weight[rows])], np.full(len(case.limits), -np.inf), case.limits - bias[rows]))
-    matrix = vstack([row_of(blocks, columns) for blocks, _, _ in rules], format="csr")
-    constraint = LinearConstraint(matrix, *(np.concatenate(limits) for limits in list(zip(*rules, strict=True))[1:]))
-    result = milp(
-        np.zeros(sum(columns)),
-        integrality=np.concatenate(is_integer),
-        bounds=Bounds(np.concatenate(low), np.concatenate(high)),
-        constraints=constraint,
-        options={"time_limit": seconds},
-    )
-    if result.x is not None:
-        return "feasible", np.clip(result.x[: columns[0]], case.low, case.high)
-    return ("infeasible" if result.status == 2 else "timeout"), None
-
-
-def row_of(blocks: Sequence[tuple[int, csr_array]], columns: Sequence[int]) -> csr_array:
-    """A row of blocks, with zeros between them."""
-    [count] = {block.shape[0] for _, block in blocks}
-    there = dict(blocks)
-    return hstack([there.get(number, csr_array((count, width))) for number, width in enumerate(columns)], format="csr")
+def intervals(layers: Sequence[Layer], low: Any, high: Any) -> Iterator[tuple[Any, Any]]:
+    """Bounds of what layers compute, by interval arithmetic."""
+    for weight, bias in layers:
+        center, radius = weight @ (low + high) / 2 + bias, abs(weight) @ (high - low) / 2
+        yield center - radius, center + radius
+        low, high = np.maximum(center - radius, 0), np.maximum(center + radius, 0)
 
 
 if __name__ == "__main__":

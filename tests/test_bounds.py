@@ -1,7 +1,6 @@
 """Bounds of networks for a box: sound in floating point, and as tight as they are known to be."""
 
 import copy
-import dataclasses
 import pickle
 from fractions import Fraction
 
@@ -18,8 +17,10 @@ from conv2affine import to_mlp
 from conv2affine.network.graph import Graph
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.matrix import Sparse
-from conv2affine.network.passes.chain import chain, write_out
+from conv2affine.network.passes.chain import chain
+from conv2affine.network.passes.unread import without_unread
 from conv2affine.network.proof.bounds import Interval, bounds
+from conv2affine.network.proof.chains import chain_for_box
 
 FLOATS = (torch.float32, torch.float64)
 
@@ -410,10 +411,21 @@ def test_whole_numbers_are_compared_in_the_box():
         ((0, 1j), TypeError, r"box\[1\] must hold real numbers"),
         ((0, float("nan")), ValueError, r"box\[1\] must be finite, got nan"),
         ((1, 0), ValueError, r"box must have low <= high, and 4 of 4 elements have not, the first 0: 1.0 > 0.0"),
-        ((0, torch.ones(3)), ValueError, r"box\[1\] must be a number, or broadcast to one sample of input .*\(3,\)"),
+        (
+            (0, torch.ones(3)),
+            ValueError,
+            r"box\[1\] must be a number, or broadcast to \(1, 4\), one sample of 'input', got shape \(3,\)",
+        ),
         ((torch.zeros(2, 4), 1), ValueError, r"box\[0\] must be a number, or broadcast"),
+        (([[1, 2], [3]], 1), ValueError, r"box\[0\] must be a number or an array, got list"),
+        ((0, torch.tensor(1j)), TypeError, r"box\[1\] must hold real numbers, got a tensor of torch.complex64"),
+        ((torch.zeros(1, 4).to_sparse(), 1), TypeError, r"box\[0\] must hold real numbers, got .* torch.sparse_coo"),
+        ((-1e300, 1), ValueError, r"box must be finite in torch.float32, and is from -1e\+300 to 1;"),
     ],
-    ids=["no pair", "three", "text", "complex", "nan", "empty", "wrong size", "two samples"],
+    ids=[
+        *("no pair", "three", "text", "complex", "nan", "empty", "wrong size", "two samples", "ragged"),
+        *("complex tensor", "sparse", "beyond float32"),
+    ],
 )
 def test_boxes_are_checked(box, error, message):
     with pytest.raises(error, match=message):
@@ -455,9 +467,10 @@ def test_an_image_leaves_few_relus_that_bend():
 
 
 def test_rows_that_no_layer_reads_leave_with_their_bounds():
-    graph, _ = graph_of([(np.ones((3, 2)), np.zeros(3)), (np.array([[0.0, 1, 1]]), np.zeros(1))])
-    first, second = chain(graph)
-    first = dataclasses.replace(first, bounds=Interval(np.arange(3.0), np.arange(3.0) + 1))
-    [_, (left, matrix, _)] = write_out([first, second])
-    assert matrix.shape == (2, 2)
-    assert left.bounds.low.tolist() == [1, 2]
+    graph, _ = graph_of([(np.eye(3), np.zeros(3)), (np.array([[0.0, 1, 1]]), np.zeros(1))])
+    for layers in (
+        without_unread(chain(graph)),
+        chain_for_box(graph, Interval(np.full(3, -1.0), np.arange(3.0)), torch.float64),
+    ):
+        assert [layer.shape for layer in layers] == [layer.matrix().shape for layer in layers] == [(2, 3), (1, 2)]
+    assert np.round(layers[0].bounds.high, 9).tolist() == [1, 2]

@@ -1,6 +1,9 @@
 """The examples run; what they print is for the eye."""
 
+import numpy as np
 import pytest
+import torch
+from torch import nn
 
 pytest.importorskip("sklearn", reason="the examples need what the extra `demo` brings")
 from examples import spectral_norm
@@ -54,8 +57,9 @@ ANSWERS = {
 }
 
 
+@pytest.mark.parametrize("options", [[], ["--whole"]], ids=["box", "whole"])
 @pytest.mark.parametrize(("rule", "verdict"), ANSWERS.values(), ids=ANSWERS)
-def test_verify_vnnlib(tmp_path, rule, verdict):
+def test_verify_vnnlib(tmp_path, rule, verdict, options):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     from conv2affine.onnx import read_spec
@@ -64,7 +68,40 @@ def test_verify_vnnlib(tmp_path, rule, verdict):
     network, spec = tmp_path / "maximum.onnx", tmp_path / "rule.vnnlib"
     onnx.save_model(onnx.parser.parse_model(MAXIMUM), network)
     spec.write_text(BOX + rule)
-    answer = verify_vnnlib.main([str(network), str(spec)])
+    answer = verify_vnnlib.main([str(network), str(spec), *options])
     assert answer.verdict == verdict
     if verdict == "sat":
         assert read_spec(spec).is_unsafe(answer.witness, abs(answer.witness).max())
+
+
+def test_open_relus_are_all_that_a_box_leaves_open(tmp_path):
+    """Of a random network: what is left is the network, tighter bounds hold, and the answer turns at the maximum."""
+    onnx = pytest.importorskip("conv2affine.onnx")
+    pytest.importorskip("onnxruntime")
+    from examples import relaxation, verify_vnnlib
+
+    torch.manual_seed(0)
+    sizes = [nn.Linear(2, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 1)]
+    model, network, spec = nn.Sequential(*sizes), tmp_path / "random.onnx", tmp_path / "rule.vnnlib"
+    onnx.export(model, torch.rand(1, 2), network)
+    x = torch.cartesian_prod(*[torch.linspace(-1, 0.5, 300)] * 2)
+    y = model(x).detach()[:, 0]
+    largest, spread = y.max().item(), (y.max() - y.min()).item()
+    for margin, verdict in ((0.01, "unsat"), (-0.01, "sat")):
+        spec.write_text(BOX + f"(assert (>= Y_0 {largest + margin * spread}))")
+        answer = verify_vnnlib.decide(network, spec)
+        assert answer.verdict == verdict
+    assert 0 < answer.binaries < 24
+
+    [case] = onnx.read_spec(spec).cases
+    given = relaxation.relaxation(*verify_vnnlib.chain(network, onnx.read_spec(spec)))
+    tight = relaxation.tighter(given, case)
+    u = x.double().numpy()
+    for layer in given.layers:
+        z = u @ given.matrix[layer, : u.shape[1]].T + given.constant[layer]
+        for bounds in (given, tight):
+            assert (bounds.low[layer] <= z).all()
+            assert (z <= bounds.high[layer]).all()
+        u = np.concatenate([u, np.maximum(z, 0)], 1)
+    np.testing.assert_allclose(u @ given.outputs.T + given.offset, y[:, None], atol=1e-5)
+    assert (tight.high - tight.low < given.high - given.low - 1e-3).any()

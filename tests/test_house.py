@@ -52,3 +52,12 @@ def test_api_reference_has_every_public_name():
     pages = "".join(path.read_text() for path in (ROOT / "docs/api").glob("*.md"))
     documented = set(re.findall(r"^\.\. auto\w+:: (?:conv2affine\.)?(\S+)", pages, re.MULTILINE))
     assert set(conv2affine.__all__) <= documented
+
+
+def test_contributing_names_every_file():
+    """In its map of files, `csrc/NAME.*` and the modules of each folder by their names."""
+    section = (ROOT / "CONTRIBUTING.md").read_text().partition("\n## Where things are\n")[2].partition("\n## ")[0]
+    assert all(list((ROOT / "csrc").glob(name)) for name in re.findall(r" csrc/(\S+\.\S+)", section))
+    named = set(re.findall(r"\w+", section))
+    modules = [path for folder in ("conv2affine/*/**/*.py", "csrc/*.h") for path in ROOT.glob(folder)]
+    assert {path.stem for path in modules} - named - {"__init__"} == set()

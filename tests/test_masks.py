@@ -68,6 +68,14 @@ CONTINUOUS = {
     "threshold": (lambda h: F.threshold(h, 0.2, 0.2), 1),
     "lp-pool": (nn.LPPool1d(1, 2), 0),
     "clamp-minimum": (lambda h: h.clamp(min=0), 1),
+    "jumps-that-cancel": (lambda h: (h > 0).to(h) * (h + 1) + (1 - (h > 0).to(h)), 1),
+    "jump-of-a-mask": (lambda h: torch.where(h > 1, h, 0.0) - (h > 1).to(h), 1),
+    "jumps-of-three": (lambda h: (h + 2) * (h >= 0.5) - (h >= 0.5).to(h) - 1.5 * (h >= 0.5).to(h), 1),
+    "jumps-of-two-bases": (
+        lambda h: torch.where(h > 1, h, 0.0) + h.flip(1) * (h.flip(1) < 0) - (h > 1).to(h) + h.flip(1).sign() * 0,
+        None,
+    ),
+    "jump-moved": (lambda h: (torch.where(h > 1, h, 0.0) * 2).flip(2) - 2 * (h.flip(2) > 1).to(h) + 3, 1),
 }
 
 
@@ -126,6 +134,11 @@ JUMPS = {
     "square": (lambda h: h * h * (h > 0), "mul must be .* it multiplies values"),
     "times-whole-part": (lambda h: h * h.int(), "mul must be .* it multiplies values"),
     "far": (lambda h: torch.where(h > 1e6, h + 1, h), "where must be .* it jumps by 1 at 1e[+]06"),
+    "sum": (lambda h: torch.where(h > 0, h + 1, h) - 0.5 * (h > 0).to(h), "where must be .* it jumps by 1 at 0"),
+    "sum-of-two": (
+        lambda h: torch.where(h > 0, 1.0, h) - (h > 0).to(h) + torch.where(h < 1, h, 3.0),
+        "where must be .* it jumps by 2 at 1",
+    ),
 }
 
 
@@ -148,6 +161,10 @@ FILES = {
     "larger-of-two": ("g = Neg(h)\nm = Greater(h, g)\ny = Where(m, h, g)", 13),
     "shrink": ("y = Shrink<lambd = 0.3, bias = 0.3>(h)", 13),
     "thresholded-relu": ("y = ThresholdedRelu<alpha = 0.0>(h)", 13),
+    "jumps-that-cancel": (
+        "m = Greater(h, t)\nf = Cast<to = 1>(m)\na = Where(m, h, z)\nb = Mul(f, t)\ny = Sub(a, b)",
+        13,
+    ),
 }
 NUMBERS = {"w": random(3, 4), "z": np.float32(0), "t": np.float32(0.3), "n": np.float32(0.1), "six": np.float32(6)}
 

@@ -10,6 +10,7 @@ from conftest import long_but
 from network_models import Function
 from torch import nn
 from torch._subclasses import FakeTensorMode
+from torch.utils import _pytree as pytree
 
 import conv2affine
 from conv2affine import onnx, plan, to_linear, to_linear_network, to_mlp
@@ -425,6 +426,7 @@ ASSIGNMENTS = {
     "renorm": renorm,
     "no-grad": copied,
     "in-place": lambda layer: layer.weight.data.clamp_(-0.1, 0.1),
+    "view": lambda layer: layer.weight.data.t().clamp_(-0.1, 0.1),
     "copy": lambda layer: layer.weight.data.copy_(layer.weight.data.sign()),
     "bias": lambda layer: setattr(layer.bias, "data", layer.bias.data.abs()),
 }
@@ -439,6 +441,45 @@ def test_a_forward_that_assigns_its_weight(assign):
         net = convert(model, x)
         assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
         torch.testing.assert_close(net(x), expected)
+
+
+def moved_by_itself(x, w):
+    first, second = w.chunk(2)
+    first.clamp_(-0.1, 0.1)
+    second.mul_(0.1)
+    return x @ w
+
+
+def written_by_inputs_too(x, w):
+    h, y = x @ w.clamp_(-0.1, 0.1), torch.zeros(len(x), 4)
+    y[:, 0] += 0.1
+    y[:, 1:] = h[:, 1:]
+    return y
+
+
+WRITTEN = {  # 0.1 in float32 is not 0.1
+    "clamped": lambda x, w: x @ w.clamp_(-0.1, 0.1),
+    "views": moved_by_itself,
+    "assembled": lambda x, w: x @ torch.zeros(5, 4).copy_(w).mul_(0.1).add_(0.1),
+    "by-inputs-too": written_by_inputs_too,
+    "an-output": lambda x, w: (x @ w.clamp_(-0.1, 0.1), w.sum().expand(len(x), 1)),
+    "after-it-was-read": lambda x, w: x @ w * w.clamp_(-0.1, 0.1).sum().item(),
+}
+
+
+@pytest.mark.parametrize("function", WRITTEN.values(), ids=WRITTEN)
+def test_constants_that_forward_writes_to_are_computed_in_their_dtype(function):
+    layer = nn.Linear(5, 4)
+    model = Function(lambda x: function(x, layer.weight.detach().t().clone()))
+    expected = pytree.tree_leaves(model(X5))
+    for got, y in zip(pytree.tree_leaves(to_linear_network(model, X5)(X5)), expected, strict=True):
+        torch.testing.assert_close(got, y, rtol=1e-6, atol=1e-7)
+
+
+def test_a_constant_that_forward_writes_to_is_the_weight():
+    layer = nn.Linear(5, 4)
+    fc = to_linear(Function(lambda x: x @ layer.weight.detach().t().clone().clamp_(-0.1, 0.1)), X5)
+    assert torch.equal(fc.weight, layer.weight.clamp(-0.1, 0.1))
 
 
 CAUSES = {

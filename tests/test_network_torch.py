@@ -9,7 +9,20 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from network_models import MODEL, OTHERS, PIECEWISE, SHAPE, Counts, Function, build, samples
+from network_models import (
+    MODEL,
+    OTHERS,
+    PIECEWISE,
+    SHAPE,
+    Counts,
+    Function,
+    Residual,
+    build,
+    conv_bn,
+    mobilenet,
+    resnet,
+    samples,
+)
 from torch import nn
 from torch.nn.utils import prune
 from torch.utils import _pytree as pytree
@@ -274,6 +287,33 @@ def test_plan_is_that_of_the_result(model, x):
     assert str(plan) == str(to_linear_network(model, x).plan)
     layers = [m for m in to_linear_network(model, x).modules() if isinstance(m, nn.Linear)]
     assert [(row.rows, row.cols) for row in plan.layers] == [(m.out_features, m.in_features) for m in layers]
+
+
+UNREAD = {  # strides and slices leave units that nothing reads
+    "strides": (
+        lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 1, 3), nn.ReLU(), nn.Conv2d(6, 2, 2, 2)),
+        (1, 20, 20),
+    ),
+    "slice": (lambda: nn.Sequential(nn.Conv1d(1, 4, 3), nn.ReLU(), Function(lambda h: h[:, ::2, 2:5] - 1)), (1, 12)),
+    "carried": (
+        lambda: Residual(nn.Sequential(conv_bn(2, 2), nn.Conv2d(2, 2, 1, 2)), nn.Conv2d(2, 2, 1, 2)),
+        (2, 6, 6),
+    ),
+    "resnet": (resnet, (3, 16, 16)),
+    "mobilenet": (mobilenet, (3, 16, 16)),
+}
+
+
+@pytest.mark.parametrize(("make", "shape"), UNREAD.values(), ids=UNREAD)
+def test_plan_of_a_chain_is_that_of_the_result(make, shape):
+    made, x = make().eval(), torch.rand(2, *shape)
+    mlp, rows = to_mlp(made, x), conv2affine.plan(made, x, form="mlp").layers
+    linear = [layer for layer in mlp if isinstance(layer, nn.Linear)]
+    entries = [int((layer.weight.to_dense() != 0).sum()) for layer in linear]
+    assert [(row.rows, row.cols) for row in rows] == [tuple(layer.weight.shape) for layer in linear]
+    assert [row.nnz for row in rows] == entries
+    for layer in linear[1:]:
+        assert (layer.weight.to_dense() != 0).any(0).all()
 
 
 def test_plan_of_a_large_network_makes_nothing_large():

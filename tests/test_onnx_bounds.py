@@ -10,7 +10,7 @@ from onnx_models import model, random
 from typer.testing import CliRunner
 
 from conv2affine.cli import app
-from conv2affine.onnx import convert, export
+from conv2affine.onnx import convert, export, read_spec
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -42,7 +42,8 @@ def every_layer(proto, x):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_bounds_are_by_the_names_of_the_layers(dtype, flat):
     proto = small()
-    low, high = np.zeros((1, 6, 6)), np.linspace(0, 1, 36).reshape(1, 6, 6)
+    low = np.linspace(0, 1, 36).reshape(1, 6, 6)
+    high = low + 0.1
     result = convert(proto, form="mlp", box=(low, high), flat=flat, dtype=dtype)
     generator = np.random.default_rng(0)
     x = np.concatenate([generator.uniform(low, high, (500, 1, 6, 6)), [low, high]])
@@ -91,6 +92,61 @@ def test_a_module_for_a_box():
 def test_a_box_is_for_a_chain():
     with pytest.raises(ValueError, match=r"box and spec must come with form 'mlp', got form 'graph'"):
         convert(small(), box=(0, 1))
+
+
+def write_spec(tmp_path, low, high, rule="(>= Y_0 1)"):
+    """About four inputs and two outputs."""
+    path = tmp_path / "p.vnnlib"
+    names = [f"X_{number}" for number in range(4)]
+    ends = [f"(assert (>= {name} {end}))" for name, end in zip(names, low, strict=True) if end is not None]
+    ends += [f"(assert (<= {name} {end}))" for name, end in zip(names, high, strict=True) if end is not None]
+    path.write_text(
+        "".join([*(f"(declare-const {name} Real)" for name in (*names, "Y_0", "Y_1")), *ends, f"(assert {rule})"])
+    )
+    return path
+
+
+TWO = model("c = Sub(a, b)\ny = Relu(c)", {"b": ("N", 2), "a": ("N", 2)})
+
+
+def test_a_specification_is_valid_for_the_result_too(tmp_path):
+    """X_i and Y_j count the elements of all inputs and outputs in order, which a conversion keeps."""
+    low, high = [0, 0, 2, -3], [1, 1, 3, -2]
+    path = write_spec(tmp_path, low, high, "(or (>= Y_0 2.5) (>= Y_1 X_0))")
+    spec, result = read_spec(path), convert(TWO, form="mlp", flat=True, spec=path)
+    by_name = convert(TWO, form="mlp", box=({"b": [0, 0], "a": [2, -3]}, {"b": [1, 1], "a": [3, -2]}))
+    np.testing.assert_equal([*result.bounds.values()], [*by_name.bounds.values()])
+    x = np.random.default_rng(0).uniform(low, high, (100, 4)).astype(np.float32)
+    [original] = onnxruntime.InferenceSession(TWO.SerializeToString()).run(None, {"b": x[:, :2], "a": x[:, 2:]})
+    [converted] = onnxruntime.InferenceSession(result.model.SerializeToString()).run(None, {"inputs": x})
+    verdicts = [spec.is_unsafe(*pair) for pair in zip(x, original, strict=True)]
+    assert verdicts == [spec.is_unsafe(*pair) for pair in zip(x, converted, strict=True)]
+    assert set(verdicts) == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "message"),
+    [
+        ([0, 0, None, 0], [1, 1, 1, 1], "spec must bound every input on both sides, and X_2 has no lower bound"),
+        ([0, 0, 0, 0], [1, None, 1, None], "spec must bound every input on both sides, and X_1 has no upper bound"),
+    ],
+    ids=["below", "above"],
+)
+def test_a_specification_bounds_all_inputs(tmp_path, low, high, message):
+    with pytest.raises(ValueError, match=message):
+        convert(TWO, form="mlp", spec=write_spec(tmp_path, low, high))
+
+
+def test_a_specification_fits_the_network(tmp_path):
+    path = write_spec(tmp_path, [0] * 4, [1] * 4)
+    with pytest.raises(
+        ValueError, match="spec must be about the 36 inputs and 3 outputs of the network, and is about 4 and 2"
+    ):
+        convert(small(), form="mlp", spec=path)
+    with pytest.raises(ValueError, match="box and spec must not come together"):
+        convert(TWO, form="mlp", spec=path, box=(0, 1))
+    with pytest.raises(TypeError, match=r"a specification must be the path of a file, .* got int"):
+        convert(TWO, form="mlp", spec=5)
 
 
 def test_command_line(tmp_path):

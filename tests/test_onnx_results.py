@@ -233,3 +233,12 @@ def test_an_exported_step_whose_batch_is_elsewhere_takes_one_sample():
 
     result = export(Elsewhere(), torch.randn(3, 4))
     assert "does not have the batch along its first axis" in result.static
+
+
+@pytest.mark.parametrize("form", ["graph", "mlp"])
+def test_sums_may_cancel_in_a_single_layer(form):
+    """The roundings of a sum are those of its terms, however small it is."""
+    layer = nn.Linear(1024, 1024)
+    assert export(layer, torch.ones(1, 1024), form=form).difference < 1e-5
+    weight = layer.weight.detach().T.numpy()
+    assert convert(model("y = MatMul(x, w)", {"x": ("N", 1024)}, {"w": weight}), form=form).difference < 1e-5

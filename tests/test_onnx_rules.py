@@ -143,6 +143,21 @@ AFFINE = [
     ),
     Case("grid-sample-3d", 'y = GridSample<mode = "linear">(x, g)', (1, 2, 3, 4, 5), {"g": random(1, 2, 3, 2, 3)}, 20),
     Case("cumsum", "y = CumSum<exclusive = 1, reverse = 1>(x, a)", (2, 3), {"a": np.int64(-1)}),
+    Case("dft", "y = DFT(x)", ("N", 6, 1), opset=17),
+    Case("dft-length", "y = DFT<axis = 2>(x, n)", ("N", 3, 6, 2), {"n": np.int64(8)}, 17),
+    Case("dft-onesided", "y = DFT<onesided = 1, axis = 1>(x, n)", ("N", 7, 3, 1), {"n": np.int64(5)}, 17),
+    Case("dft-inverse", "y = DFT<inverse = 1>(x)", (2, 5, 2), opset=17),
+    Case("dft-of-axis", "y = DFT(x, , a)", ("N", 4, 3, 2), {"a": np.int64(-3)}, 20),
+    Case("dft-opset-20", "y = DFT(x)", ("N", 4, 3, 1), opset=20),
+    Case("stft", "y = STFT<onesided = 1>(x, s, w)", ("N", 20, 1), {"s": np.int64(4), "w": random(6)}, 17),
+    Case("stft-length", "y = STFT<onesided = 1>(x, s, , n)", ("N", 16, 1), {"s": np.int64(3), "n": np.int64(5)}, 17),
+    Case(
+        "stft-complex",
+        "y = STFT<onesided = 0>(x, s, w, n)",
+        (2, 12, 2),
+        {"s": np.int64(4), "w": random(4), "n": np.int64(4)},
+        17,
+    ),
     Case("reshape", "y = Reshape(x, s)", ("N", 2, 3), {"s": ints(0, -1)}),
     Case(
         "reshape-by-shape",
@@ -247,6 +262,19 @@ PIECEWISE = [
     Case(
         "max-pool-ceil", "y = MaxPool<kernel_shape = [2], strides = [2], ceil_mode = 1, dilations = [2]>(x)", (1, 2, 8)
     ),
+    Case("reduce-l1", "y = ReduceL1<axes = [1, -1], keepdims = 0>(x)", ("N", 4, 2, 3)),
+    Case("reduce-l1-input", "y = ReduceL1(x, a)", ("N", 4, 2), {"a": ints(2)}, 18),
+    Case("lp-pool-1", "y = LpPool<kernel_shape = [2], p = 1>(x)", ("N", 2, 4)),
+    Case(
+        "lp-pool-1-pads",
+        "y = LpPool<kernel_shape = [3, 2], pads = [1, 0, 1, 1], strides = [2, 1], p = 1>(x)",
+        (1, 2, 5, 6),
+    ),
+    Case(
+        "lp-pool-1-ceil", "y = LpPool<kernel_shape = [2], strides = [2], ceil_mode = 1, p = 1>(x)", (1, 2, 5), opset=18
+    ),
+    Case("lp-pool-1-dilations", "y = LpPool<kernel_shape = [2], dilations = [2], p = 1>(x)", (1, 2, 7), opset=18),
+    Case("global-lp-pool-1", "y = GlobalLpPool<p = 1>(x)", ("N", 2, 3, 3)),
     Case("global-max-pool", "y = GlobalMaxPool(x)", ("N", 2, 3, 3)),
     Case("reduce-max", "y = ReduceMax<axes = [1], keepdims = 0>(x)", ("N", 4, 2)),
     Case("reduce-min", "y = ReduceMin<axes = [1]>(x)", ("N", 4, 2)),
@@ -276,6 +304,7 @@ KEPT = [
     Case("divide-constant", "y = Div(c, x)", ("N", 3), {"c": np.float32(2)}),
     Case("einsum-of-values", 'y = Einsum<equation = "ni,nj->nij">(x, x)', ("N", 3)),
     Case("lp-pool", "y = LpPool<kernel_shape = [2]>(x)", ("N", 2, 4)),
+    Case("global-lp-pool", "y = GlobalLpPool(x)", ("N", 2, 3, 3)),
     Case("layer-norm", "y = LayerNormalization(x, s)", ("N", 4), {"s": random(4)}, 17),
     Case(
         "quantised",

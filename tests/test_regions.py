@@ -397,6 +397,24 @@ def test_refusals():
         regions.contains(x[:, :1])
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda x: x[:0], ValueError, r"x\[0\] must have a sample, batch first, got shape \(0, 4\)"),
+        (lambda x: x[0, 0], ValueError, r"x\[0\] must have a sample, batch first, got shape \(\)"),
+        (lambda x: "x", TypeError, r"x must be a tensor, or a tuple of tensors in the order .*takes, got str"),
+        (lambda x: {"x": x}, TypeError, r"x must be a tensor, .* got dict"),
+        (lambda x: (x, x[:1]), ValueError, r"x\[1\] must have as many samples as x\[0\], 2, got 1"),
+        (lambda x: x / 0, ValueError, r"x\[0\] must be finite"),
+    ],
+    ids=["no sample", "no batch", "text", "by name", "two sizes", "infinite"],
+)
+def test_what_no_region_contains_is_refused(change, error, message):
+    x = torch.rand(2, 4)
+    with pytest.raises(error, match=message):
+        linear_region(nn.ReLU(), x[:1]).contains(change(x))
+
+
 def test_a_point_must_be_finite():
     with pytest.raises(ValueError, match="finite"):
         linear_region(nn.ReLU(), torch.tensor([[1.0, torch.inf]]))

@@ -54,6 +54,19 @@ def check_largest(names):
     assert scores.max() - 1e-4 <= names["largest"] <= names["expected"][0, 0] + 0.01 * 64
 
 
+def check_verdict(names):
+    """A proof that no corner contradicts, or an image that the network confirms."""
+    model, (low, high), limit = names["model"], names["box"], names["limit"]
+    if names["verdict"] == "unsat":
+        x = names["x"].clone().requires_grad_()
+        [gradient] = torch.autograd.grad(model(x)[0, 0], x)
+        corners = torch.where(torch.cat([gradient, torch.randn(1000, *x.shape[1:])]) < 0, low, high)
+        assert model(corners)[:, 0].max() < limit
+    else:
+        image = torch.tensor([names["values"][pixel] for pixel in names["pixels"]]).float().view_as(low)
+        assert model(image)[0, 0] > limit - 1e-5
+
+
 def check_layers(names):
     arrays = names.get("arrays", {})
     y = names["x"].flatten().numpy()
@@ -80,6 +93,7 @@ def check_conversion(names):
 
 # By what a block makes.
 CHECKS = {
+    "verdict": check_verdict,
     "result": check_conversion,
     "y": check_outputs,
     "largest": check_largest,

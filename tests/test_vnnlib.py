@@ -150,6 +150,13 @@ def test_what_cannot_be_read_is_refused(tmp_path, text, error, message):
     assert str(path) in str(raised.value)
 
 
+def test_what_is_no_path_is_refused():
+    with pytest.raises(
+        TypeError, match="a specification must be the path of a file, or what read_spec returns, got int"
+    ):
+        read_spec(5)
+
+
 def test_a_file_that_is_no_text_is_refused(tmp_path):
     path = tmp_path / "p.vnnlib"
     path.write_bytes(b"\xff\xfe\x00")

@@ -71,11 +71,12 @@ ShapeOption = Annotated[
     typer.Option(help="Shape of an input with symbolic sizes, once per input: --shape image=1,3,32,32"),
 ]
 BoxOption = Annotated[
-    tuple[float, float] | None, typer.Option(metavar="LOW HIGH", help="In form mlp, for inputs from LOW to HIGH only.")
+    tuple[float, float] | None,
+    typer.Option(metavar="LOW HIGH", help="For inputs from LOW to HIGH only; a conversion in form mlp."),
 ]
 SpecOption = Annotated[
     Path | None,
-    typer.Option(metavar="FILE.vnnlib", help="In form mlp, for the inputs of a specification, which stays valid."),
+    typer.Option(metavar="FILE.vnnlib", help="For the inputs of a specification only; a conversion in form mlp."),
 ]
 BoundsOption = Annotated[
     Path | None,

@@ -72,7 +72,7 @@ class Specification:
             outputs: Number of output elements of the network.
 
         Raises:
-            ValueError: If the network has another number of inputs or outputs.
+            ValueError: If the network has another number of inputs or outputs, or an input has no bound.
         """
         sizes = [prod(shape) for shape in shapes.values()]
         if (self.inputs, self.outputs) != (sum(sizes), outputs):
@@ -80,6 +80,12 @@ class Specification:
                 f"spec must be about the {sum(sizes)} inputs and {outputs} outputs of the network, and is about "
                 f"{self.inputs} and {self.outputs}"
             )
+        for side, bound in zip(("lower", "upper"), self.box, strict=True):
+            if np.isinf(bound).any():
+                raise ValueError(
+                    f"spec must bound every input on both sides, and X_{np.isinf(bound).argmax()} has no {side} bound "
+                    "in one of its cases; add that to the file"
+                )
         low, high = (
             {
                 name: part.reshape(shape)
@@ -110,6 +116,7 @@ def read_spec(path: str | Path) -> Specification:
         Its inequalities as a disjunction of cases.
 
     Raises:
+        TypeError: If `path` is no path.
         FileNotFoundError: If there is no such file.
         ValueError: If the file is not VNN-LIB, or has no case that any input can fulfil; the message names it.
         NotImplementedError: If it has something else than <=, >= and = of linear terms, under `and` and `or`, of one
@@ -128,6 +135,9 @@ def read_spec(path: str | Path) -> Specification:
         >>> spec.box, [case.matrix.tolist() for case in spec.cases]
         ((array([-1.]), array([1.])), [[[0.0, 1.0, -1.0]], [[0.0, 2.0, 0.0]]])
     """
+    if not isinstance(path, str | Path):
+        kind = type(path).__name__
+        raise TypeError(f"a specification must be the path of a file, or what read_spec returns, got {kind}")
     path = Path(path)
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:

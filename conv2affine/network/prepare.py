@@ -16,6 +16,7 @@ from conv2affine.network.passes.merge import MERGE, Merge
 from conv2affine.network.passes.merge import merge as merge_pieces
 from conv2affine.network.passes.simplify import simplify
 from conv2affine.network.passes.to_relu import to_relu
+from conv2affine.network.passes.unread import without_unread
 from conv2affine.network.proof.chains import chain_for_box
 from conv2affine.network.proof.forward import Interval
 from conv2affine.network.report import NetworkPlan
@@ -72,7 +73,7 @@ def to_layers(graph: Graph, dtype: torch.dtype, box: Interval | None = None) -> 
     graph = simplify(to_relu(graph, dtype))
     check_kept(graph, "to become linear layers and ReLUs", "to_linear_network, or form graph, keeps it as it is")
     graph = simplify(merge_pieces(graph))
-    return chain(graph) if box is None else chain_for_box(graph, box, dtype)
+    return without_unread(chain(graph)) if box is None else chain_for_box(graph, box, dtype)
 
 
 def check_kept(graph: Graph, purpose: str, advice: str) -> None:

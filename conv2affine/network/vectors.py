@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from conv2affine.network.graph import Graph, Piece, Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.matrix import Array, Selection
-from conv2affine.network.passes.chain import Layer, to_graph, write_out
+from conv2affine.network.passes.chain import Layer, to_graph
 from conv2affine.network.passes.ends import join_ends, slices
 from conv2affine.network.passes.merge import merge as merge_pieces
 from conv2affine.network.passes.simplify import simplify
@@ -28,7 +28,6 @@ from conv2affine.network.prepare import (
 )
 from conv2affine.network.progress import progress
 from conv2affine.network.proof.box import Box, read_box
-from conv2affine.network.proof.forward import Interval
 from conv2affine.network.report import describe, describe_layers
 from conv2affine.network.torch.checking.verify import verify
 from conv2affine.network.torch.importing.importer import import_torch
@@ -109,18 +108,16 @@ def to_mlp(
     plan = dataclasses.replace(describe_layers(layers, dtype, layout), box=str(within or ""))
     check_memory(plan)
     modules: list[nn.Module] = []
-    bounds: list[Interval | None] = []
     with progress(len(layers)) as each:
-        for item, matrix, bias in write_out(layers):
+        for item in layers:
             each(item.origin[0] if item.origin else "carried")
-            modules = [layer(matrix, bias, dtype, layout), nn.ReLU(), *modules]
-            bounds = [item.bounds, *bounds]
+            modules += [layer(item.matrix(), item.bias, dtype, layout), nn.ReLU()]
     kind = nn.Sequential if within is None else BoxChain
     mlp = kind(nn.Flatten(), *modules[:-1]).to(network.device)
     mlp.plan = plan  # type: ignore[assignment]
     if within is not None:
         mlp.where, mlp.box = str(within), _tensors(within.low, within.high)  # type: ignore[assignment]
-        mlp.bounds = tuple(_tensors(*interval) for interval in bounds if interval)  # type: ignore[assignment]
+        mlp.bounds = tuple(_tensors(*interval) for item in layers if (interval := item.bounds))  # type: ignore[assignment]
         points = within.points([x.dtype for x in inputs])
         inputs = tuple(point.flatten(0, 1).to(x.device) for point, x in zip(points, inputs, strict=True))
     network = dataclasses.replace(network, graph=to_graph(layers))

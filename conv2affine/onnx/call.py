@@ -8,14 +8,12 @@ from typing import Any
 
 import numpy as np
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, defs, helper
-from onnx.reference import ReferenceEvaluator
-from onnx.reference.op_run import OpRun
-from onnx.reference.ops.op_scatter_elements import ScatterElements
 
 from conv2affine.network.graph import Kept, Step, Value
 from conv2affine.network.torch.importing.call import Slot
+from conv2affine.onnx.reference import evaluator
 
-__all__ = ["OnnxCall", "evaluator", "make_info", "one_node", "runs_on_vectors"]
+__all__ = ["OnnxCall", "make_info", "one_node", "runs_on_vectors"]
 
 # Operators that treat every element alike: they run on flat vectors.
 POINTWISE = frozenset(
@@ -28,27 +26,6 @@ POINTWISE = frozenset(
         *("Sum", "Mean", "Max", "Min"),
     )
 )
-
-
-class BatchNormalization(OpRun):
-    """The operator in inference: below opset 14, that of onnx.reference mixes the samples of a batch."""
-
-    op_domain = ""
-
-    def _run(self, x: Any, scale: Any, bias: Any, mean: Any, var: Any, epsilon: float, **_: Any) -> tuple[Any]:
-        scale, bias, mean, var = (array.reshape(-1, *[1] * (x.ndim - 2)) for array in (scale, bias, mean, var))
-        return ((scale * (x - mean) / np.sqrt(var + epsilon) + bias).astype(x.dtype),)
-
-
-class Scatter(ScatterElements):
-    """The name that ScatterElements has before opset 11, and which onnx.reference does not know."""
-
-    op_domain = ""
-
-
-def evaluator(proto: ModelProto | NodeProto) -> ReferenceEvaluator:
-    """Runs a model or a node by `onnx.reference`, as the standard defines it."""
-    return ReferenceEvaluator(proto, new_ops=[BatchNormalization, Scatter])
 
 
 @dataclass(frozen=True, eq=False)

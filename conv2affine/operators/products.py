@@ -42,8 +42,8 @@ def _product(values: Any, y: Any, x: Any, crow_indices: Tensor, col_indices: Ten
         matrix = _csr(crow_indices, col_indices, values, cols)
         if size[1] == 1:
             torch.mv(matrix, x[:, 0], out=product[:, 0])  # takes half the time of torch.mm
-        else:
-            torch.mm(matrix, x, out=product)
+        else:  # torch.mm fills with zeros, and copies
+            torch.addmm(product, matrix, x, beta=0.0, out=product)
     else:
         product = y.new_zeros(size)
         _add_transposed_product(product, crow_indices, col_indices, values, y.contiguous())

@@ -59,12 +59,12 @@ struct DenseSource {
   void add(RowWalker<int64_t>& walker, std::vector<acc_t>& sums, acc_t* weights, int64_t count) {
     while (count > 0) {
       const RowRun run = walker.next(count);
-      const int64_t* columns = run.pattern.columns.data();
-      const int64_t nnz = run.pattern.size();
-      sums.assign(nnz, acc_t(0));
+      sums.assign(run.pattern.size(), acc_t(0));
+      acc_t* const sum = sums.data();
       for (int64_t n = 0; n < run.rows; ++n, row += row_stride) {
         const scalar_t* from = row + (run.offset + n * run.step) * column_stride;
-        for (int64_t e = 0; e < nnz; ++e) sums[e] += static_cast<acc_t>(from[columns[e] * column_stride]);
+        run.pattern.for_each_column(
+            [=](int64_t e, int64_t column) { sum[e] += static_cast<acc_t>(from[column * column_stride]); });
       }
       run.pattern.add(sums.data(), weights);
       count -= run.rows;

@@ -22,10 +22,10 @@ void fill_rows(const MatrixRows& rows, const scalar_t* weight, scalar_t* matrix,
   const int64_t cols = rows.conv.cols(), kernel = rows.conv.in_per_group * rows.conv.taps();
   for (int64_t r = begin; r < end;) {
     const RowRun run = walker.next(end - r);
-    const int64_t* columns = run.pattern.columns.data();
     for (int64_t n = 0; n < run.rows; ++n, matrix += cols) {
       scalar_t* to = matrix + run.offset + n * run.step;
-      run.pattern.for_each(weight + run.co * kernel, [=](int64_t e, scalar_t value) { to[columns[e]] = value; });
+      run.pattern.for_each(weight + run.co * kernel,
+                           [=](int64_t, int64_t column, scalar_t value) { to[column] = value; });
     }
     r += run.rows;
   }

@@ -18,7 +18,7 @@ namespace conv2affine {
 // memory to make one. No probe at the start tells, for the first pages are often there and later ones not. So:
 //
 //     few pages touched    small pages, as they are touched
-//     some                 huge pages, one by one, until they have lost 8 ms; small pages after that, as they are touched
+//     some                 huge pages, one by one, until they have lost 8 ms; then small pages, as they are touched
 //     all                  the same, but these small pages are put in place many at a time
 
 // Returns a contiguous CPU tensor of zeros, 64-byte aligned, an ordinary one in every respect.

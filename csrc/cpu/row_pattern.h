@@ -25,31 +25,52 @@ namespace conv2affine {
 
 // The entries of a row. Usually entry e is the weight taps[e]; where taps overlap it is the sum over
 // taps[ends[e - 1]] ... taps[ends[e] - 1], in ascending order, and `ends` has one element per entry.
+//
+// Where the columns and the taps of a row are both consecutive, as in a 1-D convolution, there are no lists: entry e is
+// the weight first_tap + e at first_column + e. With a kernel as long as the input each row has a pattern of its own,
+// and its lists would take longer than the row.
 template <typename index_t>
 struct RowPattern {
   std::vector<index_t> columns;
   std::vector<int64_t> taps;
   std::vector<int64_t> ends;
   bool contiguous = false;  // taps are 0, 1, 2, ...: the row is all weights of co, in order
+  int64_t consecutive = 0;  // number of entries, if both are consecutive
+  int64_t first_column = 0, first_tap = 0;
 
-  int64_t size() const { return columns.size(); }
+  int64_t size() const { return consecutive > 0 ? consecutive : static_cast<int64_t>(columns.size()); }
 
-  // Calls f(e, value of entry e) for each entry. `weights` points at the first weight of co.
+  // Calls f(e, column, value of entry e) for each entry. `weights` points at the first weight of co.
   // The first tap is stored, not added to zero: then -0.0 and NaN payloads survive.
   template <typename scalar_t, typename F>
   void for_each(const scalar_t* weights, const F& f) const {
+    const index_t* column = columns.data();
     const int64_t* tap = taps.data();
     const int64_t nnz = size();
-    if (contiguous) {
-      for (int64_t e = 0; e < nnz; ++e) f(e, weights[e]);
+    if (consecutive > 0) {
+      for (int64_t e = 0; e < nnz; ++e) f(e, first_column + e, weights[first_tap + e]);
+    } else if (contiguous) {
+      for (int64_t e = 0; e < nnz; ++e) f(e, column[e], weights[e]);
     } else if (ends.empty()) {
-      for (int64_t e = 0; e < nnz; ++e) f(e, weights[tap[e]]);
+      for (int64_t e = 0; e < nnz; ++e) f(e, column[e], weights[tap[e]]);
     } else {
       for (int64_t e = 0, t = 0; e < nnz; ++e) {
         scalar_t sum = weights[tap[t++]];
         while (t < ends[e]) sum = static_cast<scalar_t>(sum + weights[tap[t++]]);
-        f(e, sum);
+        f(e, column[e], sum);
       }
+    }
+  }
+
+  // Calls f(e, column) for each entry.
+  template <typename F>
+  void for_each_column(const F& f) const {
+    const index_t* column = columns.data();
+    const int64_t nnz = size();
+    if (consecutive > 0) {
+      for (int64_t e = 0; e < nnz; ++e) f(e, first_column + e);
+    } else {
+      for (int64_t e = 0; e < nnz; ++e) f(e, column[e]);
     }
   }
 
@@ -58,7 +79,9 @@ struct RowPattern {
   void add(const scalar_t* entries, scalar_t* weights) const {
     const int64_t* tap = taps.data();
     const int64_t nnz = size();
-    if (ends.empty()) {
+    if (consecutive > 0) {
+      for (int64_t e = 0; e < nnz; ++e) weights[first_tap + e] += entries[e];
+    } else if (ends.empty()) {
       for (int64_t e = 0; e < nnz; ++e) weights[tap[e]] += entries[e];
     } else {
       for (int64_t e = 0, t = 0; e < nnz; ++e) {
@@ -76,6 +99,12 @@ class RowPatternBuilder {
 
   void make(RowPattern<index_t>& pattern, int64_t pattern1, int64_t pattern2, int64_t pattern3) {
     const auto& [axis1, axis2, axis3] = conv_.axes;
+    pattern.consecutive = 0;
+    if (conv_.in_per_group == 1 && taps_[0].nnz_of(pattern1) == 1 && taps_[1].nnz_of(pattern2) == 1 &&
+        taps_[0].is_consecutive(pattern1) && taps_[1].is_consecutive(pattern2) && taps_[2].is_consecutive(pattern3)) {
+      make_consecutive(pattern, taps_[0].runs(pattern1)[0], taps_[1].runs(pattern2)[0], taps_[2].runs(pattern3)[0]);
+      return;
+    }
     pattern.contiguous = taps_[0].is_contiguous(pattern1, axis1.kernel) &&
                          taps_[1].is_contiguous(pattern2, axis2.kernel) &&
                          taps_[2].is_contiguous(pattern3, axis3.kernel);
@@ -122,6 +151,15 @@ class RowPatternBuilder {
     int64_t begin(int64_t e) const { return e == 0 ? 0 : end(e - 1); }
     int64_t end(int64_t e) const { return ends.empty() ? e + 1 : ends[e]; }
   };
+
+  // One entry along the first two axes, and one run along the last.
+  void make_consecutive(RowPattern<index_t>& pattern, const TapRun& run1, const TapRun& run2, const TapRun& run3) {
+    const auto& [axis1, axis2, axis3] = conv_.axes;
+    const auto tap = [&](int axis, const TapRun& run) { return taps_[axis].terms(run)[0].kernel; };
+    pattern.first_column = (run1.input * axis2.input + run2.input) * axis3.input + run3.input;
+    pattern.first_tap = (tap(0, run1) * axis2.kernel + tap(1, run2)) * axis3.kernel + tap(2, run3);
+    pattern.consecutive = run3.count;
+  }
 
   // The product of the axes, in the first input channel.
   void make_product(RowPattern<index_t>& pattern) {

@@ -11,7 +11,7 @@
 
 namespace conv2affine {
 
-// Consecutive rows of one pattern: row number n of them has the columns offset + n * step + pattern.columns[e].
+// Consecutive rows of one pattern: row number n of them has its columns, each plus offset + n * step.
 template <typename index_t>
 struct RowRun {
   const RowPattern<index_t>& pattern;

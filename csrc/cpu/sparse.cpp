@@ -83,11 +83,12 @@ void fill_rows(const MatrixRows& rows, const scalar_t* weight, Pointers<scalar_t
       }
       if (to.col) {
         index_t* col = to.col + entry;
-        add(col, run.pattern.columns.data(), nnz, static_cast<index_t>(run.offset));
+        const index_t offset = static_cast<index_t>(run.offset);
+        run.pattern.for_each_column([=](int64_t e, int64_t column) { col[e] = static_cast<index_t>(column) + offset; });
         repeat_shifted(col, nnz, run.rows, run.step);
       }
       scalar_t* values = to.values + entry;
-      run.pattern.for_each(weight + run.co * kernel, [=](int64_t e, scalar_t value) { values[e] = value; });
+      run.pattern.for_each(weight + run.co * kernel, [=](int64_t e, int64_t, scalar_t value) { values[e] = value; });
       repeat(values, nnz, run.rows);
       entry += run.rows * nnz;
       r += run.rows;

@@ -12,6 +12,7 @@ import torch
 from scipy.sparse import csr_array
 
 from conv2affine.network.graph import Graph, Kept, Piece, Value
+from conv2affine.network.kinds import KINDS
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.passes.ends import join_ends
 from conv2affine.network.passes.simplify import simplify
@@ -49,9 +50,14 @@ class Side:
     own: Callable[[Array], Array]
 
     @cached_property
+    def whole(self) -> Graph:
+        """The network of one input and one output, with its steps as they are."""
+        return simplify(join_ends(self.network))
+
+    @cached_property
     def graph(self) -> Graph:
         """The network of one input and one output, as pieces, ReLUs, and operators that are neither."""
-        return simplify(to_relu(simplify(join_ends(self.network)), self.dtype))
+        return simplify(to_relu(self.whole, self.dtype))
 
     @property
     def unit(self) -> float:
@@ -100,6 +106,20 @@ class Side:
                         values[value] = seen + unit * largest * random.uniform(-1, 1, seen.shape)
             else:
                 values[node.outputs[0]] = np.maximum(values[node.inputs[0]], 0)
+        return values
+
+    @np.errstate(all="ignore")
+    def whole_values(self, points: Array) -> dict[Value, Array]:
+        """All values (points, elements) of the steps as they are, in float64."""
+        values = {self.whole.inputs[0]: points}
+        for node in self.whole.nodes:
+            if isinstance(node, Kept):
+                values.update(zip(node.outputs, _run_kept(node, values), strict=True))
+            elif isinstance(node, Piece):
+                values[node.output] = node.map.evaluate(values) + np.zeros((len(points), 1))
+            else:
+                inputs = [values[value] for value in node.inputs]
+                values[node.outputs[0]] = KINDS[node.kind](*inputs, **node.parameters)
         return values
 
     def output(self, values: Mapping[Value, Array]) -> Array:

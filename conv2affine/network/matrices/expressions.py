@@ -10,6 +10,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from conv2affine.network.matrices.matrix import Array, Matrix, Selection
@@ -69,6 +70,11 @@ class Product(Matrix):
         max_count = int(far.counts(axis).max(initial=0))
         return np.minimum(near.counts(axis) * max_count, self.shape[axis])
 
+    def _reads(self, rows: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        if _has_shared_parts(self):
+            return super()._reads(rows)
+        return self.inner.reads(self.outer.reads(rows))
+
     @cached_property
     def nnz(self) -> int:
         if self.pattern is not None:
@@ -118,6 +124,11 @@ class Sum(Matrix):
     def _count(self, axis: int) -> Counts:
         counts: Counts = np.minimum(self.first.counts(axis) + self.second.counts(axis), self.shape[axis])
         return counts
+
+    def _reads(self, rows: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        if _has_shared_parts(self):
+            return super()._reads(rows)
+        return self.first.reads(rows) | self.second.reads(rows)
 
 
 # While a product or a sum is written out or applied: what occurs several times in it, and what that gave.

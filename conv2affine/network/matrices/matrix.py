@@ -67,6 +67,15 @@ class Matrix:
         """What `counts` keeps, where there is no pattern."""
         raise NotImplementedError
 
+    def reads(self, rows: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """The columns with an entry in one of these rows; where it is not written out yet, perhaps more."""
+        return self._reads(rows) if self.pattern is None else self.pattern.reads(rows)
+
+    def _reads(self, rows: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """What `reads` is, where there is no pattern."""
+        read: NDArray[np.bool_] = self.counts(0) > 0
+        return read
+
     @cached_property
     def nnz(self) -> int:
         """Number of entries; where it is not written out yet, an upper bound."""
@@ -140,6 +149,14 @@ class Selection(Matrix):
     def _count(self, axis: int) -> Counts:
         return self.count_channels(axis).repeat(self.positions)
 
+    def _reads(self, rows: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        index = self.split().index
+        if index is None:
+            return rows
+        read = np.zeros(self.cols + 1, bool)
+        read[index[rows]] = True  # -1 is the last
+        return read[:-1]
+
     @cached_property
     def nnz(self) -> int:
         return int(self.count_channels(1).sum()) * self.positions
@@ -177,3 +194,8 @@ class Sparse(Matrix):
 
     def _count(self, axis: int) -> Counts:
         return counts(self.matrix, axis)
+
+    def _reads(self, rows: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        read = np.zeros(self.shape[1], bool)
+        read[self.matrix.indices[rows.repeat(self.counts(1))]] = True
+        return read

@@ -56,6 +56,15 @@ class Pattern:
             result = np.multiply.outer(result, counts(part, axis)).ravel()
         return result
 
+    def reads(self, rows: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """The columns with an entry in one of these rows."""
+        read: Any = rows.reshape(self.groups, self.rows, *(axis.shape[0] for axis in self.axes)).any(1)
+        for number, axis in enumerate(self.axes, 1):
+            first = np.moveaxis(read, number, 0)
+            read = np.moveaxis((axis.T @ first.reshape(len(first), -1)).reshape(-1, *first.shape[1:]), 0, number)
+        columns: NDArray[np.bool_] = read.reshape(self.groups, 1, -1).repeat(self.cols, 1).ravel()
+        return columns
+
 
 def counts(matrix: csr_array, axis: int) -> Counts:
     """Entries per row (axis 1) or per column (axis 0)."""

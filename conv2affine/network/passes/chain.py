@@ -9,8 +9,7 @@ So y = relu(conv2(r) + x), with r = relu(conv1(x)), becomes
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,11 +18,10 @@ from scipy.sparse import csr_array
 
 from conv2affine.network.graph import Graph, Piece, Step, Value
 from conv2affine.network.matrices.affine import AffineMap
-from conv2affine.network.matrices.compose import compose
 from conv2affine.network.matrices.matrix import Array, Matrix, Selection, Sparse
 from conv2affine.network.proof.forward import Interval
 
-__all__ = ["Layer", "Units", "chain", "levels", "to_graph", "write_out"]
+__all__ = ["Layer", "Units", "chain", "levels", "to_graph"]
 
 Map = AffineMap[Value]
 
@@ -109,8 +107,11 @@ class Layer:
 
     def is_carried(self, unit: Units) -> bool:
         """Whether a pair is a pair already in the layer before."""
-        source = unit.map.alias
-        return unit.is_pair and source is not None and self.before[source].is_pair
+        map = unit.map
+        if not unit.is_pair or len(map.terms) != 1 or map.bias.any():
+            return False
+        [(source, matrix)] = map.terms.items()
+        return self.before[source].is_pair and isinstance(matrix, Selection) and matrix.copied
 
 
 def chain(graph: Graph) -> list[Layer]:
@@ -141,28 +142,6 @@ def to_graph(layers: Sequence[Layer]) -> Graph:
     for value in values.values():
         graph.add_output(value)
     return graph
-
-
-def write_out(layers: Sequence[Layer]) -> Iterator[tuple[Layer, Matrix, Array]]:
-    """Each layer, its matrix and its bias, the last one first, without the units that no layer reads.
-
-    The layer has the bounds of the rows that are left.
-    """
-    read = None
-    for number, layer in reversed(list(enumerate(layers))):
-        matrix, bias = layer.matrix(), layer.bias
-        if read is not None:
-            kept = np.flatnonzero(read)
-            matrix, bias = Sparse(compose(Selection(kept, len(read)), matrix).csr()), bias[kept]
-            if layer.bounds is not None:
-                layer = dataclasses.replace(layer, bounds=Interval(*(bound[kept] for bound in layer.bounds)))
-        used = matrix.counts(0) > 0
-        read = used if number and used.any() and not used.all() else None
-        if read is not None:
-            csr = matrix.csr()
-            parts = (csr.data, (read.cumsum() - 1)[csr.indices], csr.indptr)
-            matrix = Sparse(csr_array(parts, shape=(csr.shape[0], int(read.sum()))))
-        yield layer, matrix, bias
 
 
 class _Chain:

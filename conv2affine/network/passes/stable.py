@@ -1,6 +1,6 @@
-"""The pass that leaves out what is the same everywhere in a box.
+"""The pass that leaves out the ReLUs that are stable in a box: always 0 there, or always their input.
 
-relu(x) = 0 where x <= 0 in the box, x where x >= 0: that is left out if it saves entries.
+relu(x) = 0 where x <= 0 in the box, x where x >= 0: the latter is left out if that adds no entries.
 
 What a layer of a chain reads later than in the next layer is carried there, as relu(v) and relu(-v) where its sign is
 not known:

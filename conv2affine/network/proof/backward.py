@@ -1,7 +1,7 @@
 """A linear function of one value as a linear function of the values before it, at most as large.
 
-Rows are columns here: weights (elements, functions) of a value x are the functions weights.T @ x, all of which are
-pushed at a time. What pushing rounds, in float64 and in any order of summation, is a part of each `error`.
+Rows are columns here: `weights` (elements, functions) of a value x are the functions weights.T @ x, which are pushed
+together. Each `error` includes the rounding of the push itself, in float64 and in any order of summation.
 
            /           relu(y) >= lower * y
     h     /.           relu(y) <= upper * y + offset      for l <= y <= h
@@ -47,7 +47,7 @@ class Affine:
     Args:
         matrices: A_s.T for each source.
         bias: One number for each y.
-        error: How far y may be from that, and what pushing rounds.
+        error: How far y may be from that, and the rounding of the push.
     """
 
     matrices: Mapping[Any, Any]
@@ -72,7 +72,7 @@ class Bend:
         lower: Slopes of the lines below, through 0.
         upper: Slopes of the lines above.
         offset: Of the lines above, >= 0.
-        error: What pushing rounds, for all elements.
+        error: The rounding of the push, for all elements.
     """
 
     source: Any
@@ -97,7 +97,7 @@ class Bend:
 
 
 def lowest(weights: Mapping[Any, Array], steps: Iterable[tuple[Any, Source | Affine | Bend]]) -> Any:
-    """Numbers that sum over values x of weights[x].T @ x is not below; steps are from the last value to the inputs."""
+    """Lower bounds of the sum over values x of weights[x].T @ x; `steps` go from the last value to the inputs."""
     waiting = dict(weights)
     total: Any = 0.0
     for value, step in steps:

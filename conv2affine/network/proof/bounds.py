@@ -71,7 +71,7 @@ def check_memory(graph: Graph) -> None:
 
 
 class _Bounds:
-    """What is known so far: the range of each value, the step that pushes back through it, and its elements of use."""
+    """What is known so far: the range of each value, the step that pushes back through it, and the elements in use."""
 
     def __init__(self, graph: Graph, dtype: torch.dtype) -> None:
         self.graph, self.dtype, self.users = graph, dtype, graph.users

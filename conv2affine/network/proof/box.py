@@ -43,10 +43,15 @@ class Box:
         return f"{len(self.low):,} inputs from {low:.6g} to {high:.6g}, each within {width:.6g}"
 
     def rounded(self, *dtypes: torch.dtype) -> Interval:
-        """The bounds of the numbers in the box and of what they are rounded to in these dtypes."""
+        """The bounds of the numbers in the box and of what they are rounded to in these dtypes, all finite."""
         ends = [(self.low, self.high)]
         for dtype in filter(lambda dtype: dtype.is_floating_point, dtypes):
             low, high = (torch.from_numpy(end).to(dtype).double().numpy() for end in (self.low, self.high))
+            if not (np.isfinite(low).all() and np.isfinite(high).all()):
+                raise ValueError(
+                    f"box must be finite in {dtype}, and is from {self.low.min():.6g} to {self.high.max():.6g}; "
+                    "choose a smaller one, or another dtype"
+                )
             ends.append((low, high))
         lows, highs = zip(*ends, strict=True)
         return Interval(np.minimum.reduce(lows), np.maximum.reduce(highs))
@@ -112,24 +117,35 @@ def _flat(name: str, bound: Any, shapes: Mapping[str, Sequence[int]]) -> Array:
         raise ValueError(f"{name} must have a bound for each of {len(shapes)} inputs, got {len(bound)}")
     parts = []
     for (key, shape), part in zip(shapes.items(), bound, strict=True):
-        given = part.detach().cpu() if isinstance(part, Tensor) else part
+        array = _numbers(name, part)
         try:
-            array = np.asarray(given.double() if isinstance(given, Tensor) else given)
-            if not np.can_cast(array.dtype, np.float64):
-                raise TypeError(f"of {array.dtype}")
-            parts.append(np.broadcast_to(array.astype(np.float64), shape).ravel())
-        except TypeError as error:
-            raise TypeError(f"{name} must hold real numbers, got {type(part).__name__} {error}") from error
+            parts.append(np.broadcast_to(array, shape).ravel())
         except ValueError as error:
-            sizes = getattr(part, "shape", np.shape(part))
             raise ValueError(
-                f"{name} must be a number, or broadcast to one sample of input {key} {tuple(shape)}, got shape "
-                f"{tuple(sizes)}"
+                f"{name} must be a number, or broadcast to {tuple(shape)}, one sample of {key!r}, got shape "
+                f"{array.shape}"
             ) from error
     flat = np.concatenate(parts)
     if not np.isfinite(flat).all():
         raise ValueError(f"{name} must be finite, got {flat[~np.isfinite(flat)][0]}; bound every element of the inputs")
     return flat
+
+
+def _numbers(name: str, given: Any) -> Array:
+    """A bound as float64."""
+    if isinstance(given, Tensor):
+        if given.is_complex() or given.is_meta or given.layout is not torch.strided:
+            raise TypeError(
+                f"{name} must hold real numbers, got a tensor of {given.dtype}, {given.layout}, on {given.device}"
+            )
+        return given.detach().cpu().double().numpy()
+    try:
+        array = np.asarray(given)
+    except ValueError as error:  # lists of several lengths
+        raise ValueError(f"{name} must be a number or an array, got {type(given).__name__}: {error}") from error
+    if not np.can_cast(array.dtype, np.float64):
+        raise TypeError(f"{name} must hold real numbers, got {type(given).__name__} of {array.dtype}")
+    return array.astype(np.float64)
 
 
 def _whole(points: Array, dtype: torch.dtype) -> Array:

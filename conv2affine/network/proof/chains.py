@@ -10,6 +10,7 @@ import torch
 from conv2affine.network.graph import Graph, Piece
 from conv2affine.network.passes.chain import Layer, chain, to_graph
 from conv2affine.network.passes.stable import stable
+from conv2affine.network.passes.unread import without_unread
 from conv2affine.network.proof.bounds import bounds
 from conv2affine.network.proof.forward import Interval
 
@@ -25,7 +26,7 @@ def chain_for_box(graph: Graph, box: Interval, dtype: torch.dtype) -> list[Layer
         dtype: In which the chain computes: no number that it computes is outside of the bounds.
     """
     [value] = graph.inputs
-    layers = chain(stable(graph, bounds(graph, {value: box}, dtype)))
+    layers = without_unread(chain(stable(graph, bounds(graph, {value: box}, dtype))))
     written = to_graph(layers)
     found = bounds(written, {written.inputs[0]: box}, dtype)
     intervals = iter([found[node.output] for node in written.nodes if isinstance(node, Piece)])

@@ -18,6 +18,7 @@ from conv2affine.convolution.guard import check_left
 from conv2affine.convolution.sizes import layout_sizes
 from conv2affine.network.regions.local import LocalMap
 from conv2affine.network.regions.nearest import nearest
+from conv2affine.network.torch.models.program import tensors
 from conv2affine.network.vectors import join_inputs
 
 __all__ = ["LinearRegion", "csr_bytes", "of_points", "to_csr"]
@@ -97,13 +98,17 @@ class LinearRegion:
         """Whether points are in the region: none of their steps is beyond a wall.
 
         Args:
-            x: Any number of samples, as the model takes them. For a region of several points as many samples, each
-                for its own point.
+            x: One or more samples: a tensor or a tuple of tensors, as the model takes them. For a region of several
+                points as many samples, each for its own point.
 
         Returns:
             (samples,), bool.
+
+        Raises:
+            TypeError: If x is something else.
+            ValueError: If it has other sizes than the model takes, or is not finite.
         """
-        points = join_inputs([x] if isinstance(x, Tensor) else x)
+        points = join_inputs(tensors(x, "x"))
         local = self._local
         if points.shape[1] != local.shape[1]:
             raise ValueError(f"x must have {local.shape[1]} elements per sample, got {points.shape[1]}")

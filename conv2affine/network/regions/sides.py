@@ -29,7 +29,7 @@ class Bent:
 
     Attributes:
         pattern: (points, elements), the number of bends that are below z.
-        is_wall: (points, walls), one wall for each element and knot; it is none where the element does not bend there.
+        is_wall: (points, walls), one for each element and knot; False where the element does not bend there.
     """
 
     def __init__(self, function: Piecewise, z: Array) -> None:
@@ -72,7 +72,7 @@ class Choice:
 
     Attributes:
         pattern: (points, outputs), the number of the candidate that is taken, the first of equal ones.
-        is_wall: (points, walls), one wall for each output and candidate; it is none for the one that is taken.
+        is_wall: (points, walls), one for each output and candidate; False for the one that is taken.
     """
 
     def __init__(self, candidates: NDArray[np.int64], sign: int, z: Array) -> None:

@@ -25,6 +25,7 @@ from conv2affine.network.rules.operands import (
     broadcast,
     check_numbers,
     constant,
+    magnitudes,
     masked,
     scaled,
     step,
@@ -44,6 +45,7 @@ __all__ = [
     "matmul",
     "multiply",
     "negate",
+    "norm",
     "power",
     "reduce",
     "where",
@@ -57,9 +59,8 @@ def add(context: Context, *terms: Any, scales: Sequence[float] | None = None) ->
     """The sum of all terms, each times its scale."""
     shape = context.shape
     scales = scales or (1,) * len(terms)
-    return functools.reduce(
-        operator.add, [scaled(broadcast(term, shape), scale, shape) for term, scale in zip(terms, scales, strict=True)]
-    )
+    parts = [scaled(broadcast(term, shape), scale, shape) for term, scale in zip(terms, scales, strict=True)]
+    return masks.join_jumps(context, functools.reduce(operator.add, parts))
 
 
 def average(context: Context, *terms: Any) -> Map:
@@ -184,6 +185,14 @@ def reduce(context: Context, x: Any, axes: Sequence[int], how: str) -> Map | Val
         return through(x, formulas.reduce(shape, axes, mean=how == "mean"))
     over = windows.reduce_windows(shape, axes)
     return step(context, f"window_{how}", value(x), call=context.call, windows=over)
+
+
+def norm(context: Context, x: Any, axes: Sequence[int], order: float) -> Map | Value:
+    """The sum, the largest or the smallest of the absolute values over axes, for the order 1, inf or -inf."""
+    how = {1: "sum", np.inf: "max", -np.inf: "min"}.get(order)
+    if how is None:
+        raise NoRuleError(f"its order is {order:g}, and not 1, inf or -inf")
+    return reduce(context, magnitudes(context, x), axes, how)
 
 
 def cumulate(context: Context, x: Any, axis: Any, *, exclusive: bool = False, reverse: bool = False) -> Map:

@@ -25,6 +25,7 @@ __all__ = [
     "matmul_right",
     "reduce",
     "separable",
+    "sparse_left",
     "windowed",
 ]
 
@@ -106,6 +107,17 @@ def matmul_left(weight: Tensor, shape: Sequence[int], *, copied: bool = True) ->
     return _pointwise(weight.expand(*batch, -1, k).reshape(groups * weight.shape[-2], k), groups, n, copied)
 
 
+def sparse_left(matrix: csr_array, positions: int, *, copied: bool = True) -> Sparse:
+    """The product matrix @ x, for x (cols of the matrix, positions); the matrix is not written to."""
+    if not matrix.has_canonical_format:  # columns that ascend, each once
+        matrix = matrix.copy()
+        matrix.sum_duplicates()
+        copied = False
+    if positions > 1:
+        matrix = csr_array(scipy.sparse.kron(matrix, _identity(positions), format="csr"))
+    return Sparse(matrix, copied)
+
+
 def _pointwise(blocks: Tensor, groups: int, positions: int, copied: bool) -> Convolution:
     """A convolution with a kernel of size 1: one block (out/group, in/group) per group, at each position."""
     geometry = Geometry(groups * blocks.shape[1], len(blocks), kernel_size=(1,), input_size=(positions,), groups=groups)
@@ -113,7 +125,7 @@ def _pointwise(blocks: Tensor, groups: int, positions: int, copied: bool) -> Con
 
 
 def reduce(shape: Sequence[int], axes: Iterable[int], *, mean: bool) -> Separable:
-    """The sum or mean over axes, the first of which are the batch axis, of size 1, and the channels."""
+    """The sum or mean over axes; the second axis, if it is not one of them, is the channels of the matrix."""
     reduced = {axis % len(shape) for axis in axes}
     factors = [
         csr_array(np.full((1, size), 1 / size if mean else 1.0)) if axis in reduced else _identity(size)

@@ -6,7 +6,7 @@ linear between knots. The base is what some comparison on the way to y compares 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
@@ -20,12 +20,12 @@ from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.matrix import Selection
 from conv2affine.network.rules.bends import COMPARISONS, FUNCTIONS, MASKS, write
 from conv2affine.network.rules.formulas import diagonal
-from conv2affine.network.rules.moves import selection
+from conv2affine.network.rules.moves import read_broadcast, read_through, selection
 from conv2affine.network.rules.operands import Context, Map, NoRuleError, constant
 from conv2affine.network.rules.piecewise import EPS, Piecewise
 from conv2affine.network.torch.importing.call import Slot
 
-__all__ = ["multiply", "where"]
+__all__ = ["join_jumps", "multiply", "where"]
 
 PRODUCTS, CHOICES = ("mul", "Mul"), ("where", "Where")
 # Of masks that were cast to whole numbers: the sign of the second operand.
@@ -44,14 +44,42 @@ def where(context: Context, condition: Any, x: Any, other: Any) -> Map:
     return _rule(context, "where", condition, x, other)
 
 
+def join_jumps(context: Context, map: Map) -> Map:
+    """A sum; with ReLUs for masks and products with them that jump alone and not together, as in x + 1 - (x < 0)."""
+    if not any(_jumps(node) for node in context.graph.nodes):
+        return map
+    index = np.arange(map.size)
+    jumping = _jumping(context, _Reader(context, None).total(map, index).rest)
+    bases = _Reader(context, None).bases_of(lambda reader: reader.walk_map(map, index)) if jumping else []
+    for base in bases[:MAX_BASES]:
+        with suppress(NoRuleError):
+            reader = _Reader(context, base)
+            result = reader.written(reader.total(map, index))
+            if len(_jumping(context, result)) < len(jumping):
+                return result
+    return map
+
+
+def _jumping(context: Context, map: Map) -> list[Value]:
+    """The sources of a map that jump."""
+    producer = context.graph.producer
+    return [source for source in map.terms if _jumps(producer.get(source))]
+
+
+def _jumps(node: Any) -> bool:
+    """Whether a node is a mask, or a product or a choice that jumps."""
+    return isinstance(node, Kept) and (node.kind in MASKS or "jumps" in getattr(node.call, "reason", ""))
+
+
 def _rule(context: Context, name: str, *arguments: Any) -> Map:
     """The result of an operator, by the first base of which it is a function that does not jump."""
     index = np.arange(prod(context.shape))
-    bases = _Reader(context, None).bases(name, arguments, context.shape, index)
+    bases = _Reader(context, None).bases_of(lambda reader: reader.walk(name, arguments, context.shape, index))
     problem = NoRuleError("it multiplies values" if name == "mul" else "it chooses by values")
     for base in bases[:MAX_BASES]:
         try:
-            return _Reader(context, base).result(name, arguments, context.shape, index)
+            reader = _Reader(context, base)
+            return reader.written(reader.apply(name, arguments, context.shape, index))
         except NoRuleError as error:
             problem = error if "jumps" in str(error) else problem
     raise problem
@@ -89,13 +117,8 @@ class _Reader:
             return Bent(AffineMap.constant(zeros), Piecewise.line(0, numbers))
         node: Any = self.producer.get(argument)
         self.left -= 1
-        if _is_elementwise(node) and self.left > 0:
-            bias = np.where(index < 0, 0, node.map.bias[index])
-            total = Bent(AffineMap.constant(zeros), Piecewise.line(0, bias))
-            for source, matrix in node.map.terms.items():
-                inner, scale = _follow(matrix, index)
-                total += self.read(source, inner).scaled(scale)
-            return total
+        if isinstance(node, Piece) and self.left > 0 and _is_elementwise(node.map):
+            return self.total(node.map, index)
         if self.base is not None and self.left > 0 and _is_known(node):
             try:
                 return self.apply(node.kind, _arguments(node), argument.shape, index, _parameters(node, index))
@@ -104,9 +127,18 @@ class _Reader:
         map = AffineMap.identity(argument, argument.size).then(selection(index, argument.size))
         return Bent(map, Piecewise.line(0, zeros))
 
+    def total(self, map: Map, index: Any) -> Bent:
+        """Elements of a map that moves, scales and adds those of values; 0 where the index is -1."""
+        bias = np.where(index < 0, 0, map.bias[index])
+        total = Bent(self.zeros(index), Piecewise.line(0, bias))
+        for source, matrix in map.terms.items():
+            inner, scale = read_through(matrix, index)
+            total += self.read(source, inner).scaled(scale)
+        return total
+
     def apply(self, name: str, arguments: Sequence[Any], shape: Any, index: Any, parameters: Any = None) -> Bent:
         """The result of an operator."""
-        parts = [self.read(argument, _broadcast(argument, shape, index)) for argument in arguments]
+        parts = [self.read(argument, read_broadcast(argument, shape, index)) for argument in arguments]
         if name in CHOICES:
             mask, x, other = parts
             return other + Bent(self.zeros(index), self.function(x + other.scaled(-1)) * self.function(mask))
@@ -119,12 +151,11 @@ class _Reader:
             return Bent(self.zeros(index), functions[0] * functions[1])
         return Bent(self.zeros(index), FUNCTIONS[name](*functions, **(parameters or {})))
 
-    def result(self, name: str, arguments: Sequence[Any], shape: Any, index: Any) -> Map:
-        """The result of an operator, with ReLUs added to the graph."""
+    def written(self, result: Bent) -> Map:
+        """The map of a result, with ReLUs added to the graph."""
         assert self.base is not None
-        result = self.apply(name, arguments, shape, index)
         with suppress(NoRuleError):  # what is not a function of the base stays beside it
-            result = Bent(self.zeros(index), self.function(result))
+            result = Bent(AffineMap.constant(np.zeros(result.rest.size)), self.function(result))
         return result.rest + write(self.context, self.base, result.function)
 
     def zeros(self, index: Any) -> Map:
@@ -140,14 +171,14 @@ class _Reader:
             raise NoRuleError
         return part.function + Piecewise.line(slope, rest.bias)
 
-    def bases(self, name: str, arguments: Sequence[Any], shape: Any, index: Any) -> list[Map]:
-        """Of what comparisons and steps on the way to an operator's result are functions; none if it needs no mask."""
-        found = list(self.walk(name, arguments, shape, index))
+    def bases_of(self, walk: Callable[[_Reader], Iterator[tuple[str, Map]]]) -> list[Map]:
+        """Of what comparisons and steps on a walk are functions; none if it needs no mask."""
+        found = list(walk(self))
         return [base for _, base in found if base.terms] if any(kind in MASKS for kind, _ in found) else []
 
     def walk(self, name: str, arguments: Sequence[Any], shape: Any, index: Any) -> Iterator[tuple[str, Map]]:
         """The operators before one, and what each is a function of: its argument, or the difference of two."""
-        given = [(argument, _broadcast(argument, shape, index)) for argument in arguments]
+        given = [(argument, read_broadcast(argument, shape, index)) for argument in arguments]
         for argument, inner in given:
             yield from self.walk_to(argument, inner)
         if name in FUNCTIONS:
@@ -163,15 +194,19 @@ class _Reader:
         if node is None or self.left < 0:
             return
         if isinstance(node, Piece):
-            for source, matrix in node.map.terms.items() if _is_elementwise(node) else ():
-                yield from self.walk_to(source, _follow(matrix, index)[0])
+            yield from self.walk_map(node.map, index)
         elif _is_known(node):
             yield from self.walk(node.kind, _arguments(node), argument.shape, index)
 
+    def walk_map(self, map: Map, index: Any) -> Iterator[tuple[str, Map]]:
+        """The operators up to a map."""
+        for source, matrix in map.terms.items() if _is_elementwise(map) else ():
+            yield from self.walk_to(source, read_through(matrix, index)[0])
 
-def _is_elementwise(node: Any) -> bool:
-    """Whether a node is a piece that only moves, scales and adds elements."""
-    return isinstance(node, Piece) and all(isinstance(matrix, Selection) for matrix in node.map.terms.values())
+
+def _is_elementwise(map: Map) -> bool:
+    """Whether a map only moves, scales and adds elements."""
+    return all(isinstance(matrix, Selection) for matrix in map.terms.values())
 
 
 def _is_known(node: Any) -> bool:
@@ -179,21 +214,6 @@ def _is_known(node: Any) -> bool:
     if isinstance(node, Kept) and node.kind in SUMS:
         return not getattr(node.call, "kwargs", {})  # alpha
     return isinstance(node, Step | Kept) and node.kind in (*FUNCTIONS, *PRODUCTS, *CHOICES)
-
-
-def _follow(matrix: Any, index: Any) -> tuple[Any, Any]:
-    """Which elements of its source a selection reads for these of its output, and their factors."""
-    each = matrix.split()
-    places = np.arange(each.cols) if each.index is None else each.index
-    scale = 1.0 if each.scale is None else np.where(index < 0, 0, each.scale[index])
-    return np.where(index < 0, -1, places[index]), scale
-
-
-def _broadcast(argument: Any, shape: Sequence[int], index: Any) -> Any:
-    """Which elements of an argument the elements of a result of this shape read."""
-    own = argument.shape if hasattr(argument, "shape") else np.shape(argument)
-    places = np.broadcast_to(np.arange(prod(own)).reshape(own), shape).ravel()
-    return np.where(index < 0, -1, places[index])
 
 
 def _arguments(node: Any) -> list[Any]:

@@ -15,7 +15,7 @@ from conv2affine.network.graph import Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.matrix import Matrix, Selection
 
-__all__ = ["concatenate", "follow", "selection"]
+__all__ = ["concatenate", "follow", "read_broadcast", "read_through", "selection"]
 
 Function = Callable[..., Any]
 
@@ -107,3 +107,18 @@ def concatenate(values: Sequence[Any], shape: Sequence[int], axis: int) -> Affin
 def selection(index: Any, cols: int, positions: int = 1) -> Matrix:
     """A selection, with one index for that many positions; without an index where it is the identity."""
     return Selection(None if np.array_equal(index, np.arange(cols // positions)) else index, cols, None, positions)
+
+
+def read_through(matrix: Matrix, index: Any) -> tuple[Any, Any]:
+    """Which elements of its source a selection reads for these of its output, and their factors; -1 for none."""
+    each = matrix.split()  # type: ignore[attr-defined]
+    places = np.arange(each.cols) if each.index is None else each.index
+    scale = 1.0 if each.scale is None else np.where(index < 0, 0, each.scale[index])
+    return np.where(index < 0, -1, places[index]), scale
+
+
+def read_broadcast(argument: Any, shape: Sequence[int], index: Any) -> Any:
+    """Which elements of an argument these elements of a result of this shape read; -1 for none."""
+    own = argument.shape if hasattr(argument, "shape") else np.shape(argument)
+    places = np.broadcast_to(np.arange(prod(own)).reshape(own), shape).ravel()
+    return np.where(index < 0, -1, places[index])

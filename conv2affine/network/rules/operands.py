@@ -34,6 +34,7 @@ __all__ = [
     "check_numbers",
     "constant",
     "elementwise",
+    "magnitudes",
     "masked",
     "scaled",
     "step",
@@ -178,6 +179,12 @@ def step(context: Context, kind: str, *inputs: Value, call: Any = None, **parame
         if not (np.isfinite(array) | (array == UNBOUNDED.get(name))).all():
             raise NoRuleError("its constants are not finite")
     return context.graph.add_step(kind, inputs, context.shape, parameters, call, context.origin)
+
+
+def magnitudes(context: Context, argument: Any) -> Value:
+    """Add the step that takes absolute values, for an operator whose result has another shape."""
+    source = value(argument)
+    return context.graph.add_step("abs", [source], source.shape, origin=context.origin)
 
 
 def values(context: Context, rule: Rule, *arguments: Any) -> list[Value]:

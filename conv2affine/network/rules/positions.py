@@ -18,6 +18,7 @@ from conv2affine.network.rules.operands import (
     NoRuleError,
     check_numbers,
     constant,
+    magnitudes,
     step,
     through,
     value,
@@ -30,6 +31,7 @@ __all__ = [
     "adaptive_max_pool",
     "average_pool",
     "convolution",
+    "lp_pool",
     "max_pool",
     "resize",
     "sample",
@@ -82,6 +84,13 @@ def average_pool(
     return through(
         x, windows.average_pool(channels, *sizes, window, count_include_pad=count_include_pad, divisor=divisor)
     )
+
+
+def lp_pool(context: Context, x: Any, window: Window, order: float) -> Map:
+    """The sum of the absolute values in each window over the last axes, for the order 1."""
+    if order != 1:
+        raise NoRuleError(f"its order is {order:g}, and not 1")
+    return average_pool(context, magnitudes(context, x), window, divisor=1)
 
 
 def max_pool(context: Context, x: Any, window: Window) -> Value:

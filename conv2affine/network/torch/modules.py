@@ -30,7 +30,7 @@ class Container(nn.Module):
 
 
 class PerSample(nn.Module):
-    """Runs a module on one sample after the other, as batches of one.
+    """Runs a module on each sample by itself, as a batch of one, all of them at a time.
 
     Args:
         module: Takes and returns tensors of a batch of one sample.

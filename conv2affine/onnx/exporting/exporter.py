@@ -13,7 +13,7 @@ from torch import Tensor
 
 from conv2affine.network.graph import Graph, Kept, Piece, Step
 from conv2affine.network.matrices.matrix import Matrix, Selection
-from conv2affine.network.passes.chain import Layer, write_out
+from conv2affine.network.passes.chain import Layer
 from conv2affine.network.proof.forward import Interval
 from conv2affine.network.torch.layers import layer, row_chunks
 from conv2affine.onnx.call import runs_on_vectors
@@ -79,17 +79,16 @@ class Exporter:
     def mlp(self, layers: Sequence[Layer]) -> ModelProto:
         """The model of form "mlp"."""
         made = []
-        for item, matrix, bias in write_out(layers):
+        for item in layers:
             origin = item.origin[0] if item.origin else "carried"
-            made.append((item.bounds, origin, *self.layer(matrix, bias, origin)))
-        self.writer.initializers.reverse()  # the last layer was the first
+            made.append((item.bounds, origin, *self.layer(item.matrix(), item.bias, origin)))
         vectors = [self.values.vector(value) for value in self.network.graph.inputs]
         x = vectors[0] if len(vectors) == 1 else self.writer.call("Concat", vectors, "inputs", axis=1)
-        for bounds, origin, weight, offset in reversed(made[1:]):
+        for bounds, origin, weight, offset in made[:-1]:
             x = self.writer.linear(x, weight, offset, origin)
             self.bounds[x] = bounds
             x = self.writer.call("Relu", [x], origin)
-        bounds, origin, weight, offset = made[0]
+        bounds, origin, weight, offset = made[-1]
         self.bounds[self.last(x, weight, offset, origin)] = bounds
         return self.finish("mlp")
 

@@ -172,11 +172,12 @@ class _Importer:
             reason = "no rule covers the operator"
         else:
             attributes = {a.name: _shown(helper.get_attribute_value(a)) for a in node.attribute}
+            before = len(self.graph.nodes)
             try:
                 results = values(context, rule, args, attributes)
-                if trial is None or agrees(self.graph.nodes[-1], trial):  # type: ignore[arg-type]  # no rule keeps
+                if trial is None or agrees(self.graph.nodes[before:], trial):  # type: ignore[arg-type]  # no rule keeps
                     return results
-                self.graph.nodes.pop()
+                del self.graph.nodes[before:]
                 reason = "the runtime computes it differently"
             except NoRuleError as error:
                 reason = str(error) or "no rule covers it with these inputs"

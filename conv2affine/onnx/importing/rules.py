@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from conv2affine.network.rules import activations, arithmetic, shapes
+from conv2affine.network.rules import activations, arithmetic, fourier, shapes
 from conv2affine.network.rules.operands import Context, NoRuleError, Rule, constant, value
 from conv2affine.onnx.importing import windows
 
@@ -60,7 +60,37 @@ def pad(
     return shapes.pad(context, sides, value if value_input is None else value_input)
 
 
-def reduction(how: str) -> Rule:
+def dft(
+    context: Context,
+    x: Any,
+    length: Any = None,
+    axis_input: Any = None,
+    *,
+    axis: int | None = None,
+    inverse: int = 0,
+    onesided: int = 0,
+) -> Any:
+    """The axis is an attribute before opset 20, and another if it is left out."""
+    if axis_input is not None:
+        axis = int(constant(axis_input).item())
+    elif axis is None:
+        axis = 1 if context.call.opset < 20 else -2
+    size = None if length is None else int(constant(length).item())
+    return fourier.fourier(context, x, axis, size, inverse=bool(inverse), onesided=bool(onesided))
+
+
+def stft(
+    context: Context, x: Any, frame_step: Any, window: Any = None, frame_length: Any = None, *, onesided: int = 1
+) -> Any:
+    sizes = [int(constant(size).item()) for size in (frame_step, frame_length) if size is not None]
+    if window is None:
+        window = np.ones(sizes[1])
+    if len(sizes) > 1 and sizes[1] != len(constant(window)):
+        raise NoRuleError(f"frame_length = {sizes[1]}, and the window has {len(constant(window))} elements")
+    return fourier.short_time_fourier(context, x, sizes[0], window, onesided=bool(onesided))
+
+
+def reduction(rule: Rule, **options: Any) -> Rule:
     def reduce(
         context: Context,
         x: Any,
@@ -73,7 +103,7 @@ def reduction(how: str) -> Rule:
         given = axes if axes_input is None else axes_input
         over = [] if given is None else constant(given).ravel().astype(int).tolist()
         every = [] if noop_with_empty_axes else range(len(value(x).shape))
-        return arithmetic.reduce(context, x, over or every, how)
+        return rule(context, x, over or every, **options)
 
     return reduce
 
@@ -83,6 +113,10 @@ def global_pool(how: str) -> Rule:
         return arithmetic.reduce(context, x, range(2, len(value(x).shape)), how)
 
     return pool
+
+
+def global_lp_pool(context: Context, x: Any, *, p: float = 2) -> Any:
+    return arithmetic.norm(context, x, range(2, len(value(x).shape)), p)
 
 
 MOVING = (
@@ -115,10 +149,14 @@ RULES: dict[str, Rule | tuple[Rule, dict[str, str | None]]] = {
         {"alpha": "alpha", "beta": "beta", "transA": "transpose_x", "transB": "transpose_other"},
     ),
     "Einsum": arithmetic.einsum,
-    **{f"Reduce{how.capitalize()}": reduction(how) for how in ("sum", "mean", "max", "min")},
+    **{f"Reduce{how.capitalize()}": reduction(arithmetic.reduce, how=how) for how in ("sum", "mean", "max", "min")},
+    "ReduceL1": reduction(arithmetic.norm, order=1),
     "GlobalAveragePool": global_pool("mean"),
     "GlobalMaxPool": global_pool("max"),
+    "GlobalLpPool": global_lp_pool,
     "CumSum": arithmetic.cumulate,
+    "DFT": dft,
+    "STFT": stft,
     # Over positions
     "Conv": (windows.conv, {**WINDOW, "group": "groups"}),
     "ConvTranspose": (
@@ -129,6 +167,7 @@ RULES: dict[str, Rule | tuple[Rule, dict[str, str | None]]] = {
         windows.average_pool,
         {**WINDOW, "ceil_mode": None, "count_include_pad": "count_include_pad"},
     ),
+    "LpPool": (windows.lp_pool, {**WINDOW, "ceil_mode": None, "p": "p"}),
     "MaxPool": (windows.max_pool, {**WINDOW, "ceil_mode": None, "storage_order": None}),
     **dict.fromkeys(("Resize", "Upsample"), windows.resize),
     "Col2Im": (windows.col2im, {name: name for name in ("dilations", "pads", "strides")}),

@@ -16,7 +16,7 @@ from conv2affine.network.rules import positions, shapes
 from conv2affine.network.rules.operands import Context, NoRuleError, check_numbers, constant, value
 from conv2affine.network.rules.windows import Axis, Window
 
-__all__ = ["average_pool", "col2im", "conv", "conv_transpose", "grid_sample", "max_pool", "resize"]
+__all__ = ["average_pool", "col2im", "conv", "conv_transpose", "grid_sample", "lp_pool", "max_pool", "resize"]
 
 Ints = Sequence[int] | None
 # Along an axis; all windows together have to fit into memory.
@@ -67,10 +67,12 @@ def conv_transpose(
 def average_pool(
     context: Context, x: Any, *, kernel_shape: Sequence[int], count_include_pad: int = 0, **attributes: Any
 ) -> Any:
-    window = _window(x, kernel_shape, **attributes)
-    if len(window) > MAX_AXES:
-        raise NoRuleError(f"kernel_shape = {list(kernel_shape)}")
+    window = _convolution_window(x, kernel_shape, **attributes)
     return positions.average_pool(context, x, window, count_include_pad=bool(count_include_pad))
+
+
+def lp_pool(context: Context, x: Any, *, kernel_shape: Sequence[int], p: float = 2, **attributes: Any) -> Any:
+    return positions.lp_pool(context, x, _convolution_window(x, kernel_shape, **attributes), p)
 
 
 def max_pool(context: Context, x: Any, *, kernel_shape: Sequence[int], **attributes: Any) -> Any:
@@ -144,6 +146,13 @@ def _kernel(w: Any, kernel_shape: Ints) -> list[int]:
     if kernel_shape is not None and list(kernel_shape) != kernel:
         raise NoRuleError(f"kernel_shape = {list(kernel_shape)}, and the weight has {kernel}")
     return kernel
+
+
+def _convolution_window(x: Any, kernel_shape: Sequence[int], **attributes: Any) -> Window:
+    """The window of a sum or a mean, which is a convolution and has its limits."""
+    if len(kernel_shape) > MAX_AXES:
+        raise NoRuleError(f"kernel_shape = {list(kernel_shape)}")
+    return _window(x, kernel_shape, **attributes)
 
 
 def _window(

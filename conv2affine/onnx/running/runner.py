@@ -17,9 +17,9 @@ from onnx import ModelProto, TensorProto, helper
 from onnx.shape_inference import InferenceError
 
 from conv2affine.network.comparison import COARSE, EPS, RUNS, difference, scale, tolerance_of
-from conv2affine.onnx.call import evaluator
 from conv2affine.onnx.importing.upgrade import widened
 from conv2affine.onnx.model import HALVES, TensorInfo
+from conv2affine.onnx.reference import evaluator
 from conv2affine.onnx.running.noise import with_noise
 
 __all__ = ["Run", "RunError", "compare", "runner", "sample"]
@@ -168,7 +168,8 @@ def compare(
 ) -> float:
     """The largest difference of two models, relative to the largest element of each output.
 
-    Each element may differ by what rounding can change in it, measured with noise after each operator of the first.
+    Each element may differ by what rounding can change in it, measured with noise in the inputs of the first, and after
+    each of its operators.
 
     Args:
         expected: The original.
@@ -207,20 +208,18 @@ def compare(
 
 
 def _moved(run: Run, inputs: Mapping[str, Any], eps: float) -> list[list[Any]]:
-    """The outputs of several runs with noise: in the inputs only, where a model does not run with noise inside."""
+    """The outputs of several runs with noise in the inputs; and inside, where a model runs so."""
+    random = np.random.default_rng(0)
+    moved = [{name: _near(x, eps, random) for name, x in inputs.items()} for _ in range(RUNS)]
     try:
         noisy = run.noisy(eps) if run.noisy else run
-        return [noisy(inputs) for _ in range(RUNS)]
+        return [noisy(each) for each in moved]
     except (RunError, InferenceError):
-        random = np.random.default_rng(0)
-        return [
-            run({name: x if x.dtype.kind != "f" else _near(x, eps, random) for name, x in inputs.items()})
-            for _ in range(RUNS)
-        ]
+        return [run(each) for each in moved]
 
 
 def _near(x: Any, eps: float, random: Any) -> Any:
-    return np.asarray(x * random.uniform(1 - eps, 1 + eps, x.shape), x.dtype)
+    return np.asarray(x * random.uniform(1 - eps, 1 + eps, x.shape), x.dtype) if x.dtype.kind == "f" else x
 
 
 def _tensor(array: Any) -> torch.Tensor:

@@ -26,8 +26,8 @@ __all__ = ["DISPUTED", "agrees", "first_mixing", "layer_runner", "run_alone", "w
 
 SAMPLES = 3
 # Pooling with ceil_mode, auto_pad or dilations; resizing by fractions, and sampling; slices that start before an
-# axis.
-DISPUTED = ("AveragePool", "GridSample", "LpPool", "MaxPool", "Resize", "Slice", "Upsample")
+# axis; what of a Fourier transform is left.
+DISPUTED = ("AveragePool", "DFT", "GridSample", "LpPool", "MaxPool", "Resize", "STFT", "Slice", "Upsample")
 TOLERANCE = 1e-4  # of the largest element: scales and coordinates are float32
 
 Trial = tuple[Any, list[Any]]
@@ -156,15 +156,19 @@ def run_alone(node: NodeProto, opset: int, results: Mapping[str, Any], types: Ma
         return None
 
 
-def agrees(node: Piece | Step, trial: Trial) -> bool:
-    """Whether a piece or step computes the same as the operator that it stands for."""
+def agrees(nodes: Sequence[Piece | Step], trial: Trial) -> bool:
+    """Whether pieces and steps compute the same as the operator that they stand for."""
     x, (expected, *_) = trial
-    if node.outputs[0].shape != expected.shape:
+    if nodes[-1].outputs[0].shape != expected.shape:
         return False
     vector = x.reshape(1, -1).astype(np.float64)
-    if isinstance(node, Piece):
-        got = sum((matrix.apply(vector) for matrix in node.map.terms.values()), node.map.bias[None])
-    else:
-        got = KINDS[node.kind](vector, **node.parameters)
+    results: dict[Value, Any] = {}
+    for node in nodes:  # what is not a result of one of them is the one input of the operator
+        if isinstance(node, Piece):
+            terms = node.map.terms.items()
+            got = sum((matrix.apply(results.get(source, vector)) for source, matrix in terms), node.map.bias[None])
+        else:
+            got = KINDS[node.kind](*(results.get(source, vector) for source in node.inputs), **node.parameters)
+        results[node.outputs[0]] = got
     largest = np.abs(expected).max(initial=0)
     return np.allclose(got.ravel(), expected.ravel(), rtol=0, atol=TOLERANCE * float(largest), equal_nan=True)

@@ -16,7 +16,7 @@ __all__ = ["find_rule", "masks"]
 
 # Arguments of schemas that have other names in the rules; None for those whose value does not matter.
 NAMES: dict[str, str | None] = {
-    **{"self": "x", "input": "x", "mat2": "other", "dim": "axis", "negative_slope": "slope"},
+    **{"self": "x", "input": "x", "mat2": "other", "dim": "axis", "negative_slope": "slope", "ord": "order"},
     **{"A": "matrix", "LU": "matrix", "B": "other"},
     **{"min": "low", "max": "high", "min_val": "low", "max_val": "high", "divisor_override": "divisor"},
     **{"running_mean": "mean", "running_var": "variance"},
@@ -35,7 +35,9 @@ def masks(name: str, args: Sequence[Any]) -> Sequence[Any]:
 
 
 def find_rule(target: Any) -> Rule | None:
-    """The rule of an operator; None if there is none."""
+    """The rule of an operator; None if there is none, as for those of other libraries that have the same name."""
+    if target.namespace not in ("aten", "conv2affine"):
+        return None
     name = target.overloadpacket.__name__
     if name in REASONS:
         return functools.partial(_refuse, REASONS[name])

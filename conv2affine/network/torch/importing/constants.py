@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
 
 __all__ = ["fold_constants", "is_random"]
 
@@ -23,79 +24,130 @@ def fold_constants(program: ExportedProgram, state: frozenset[str]) -> None:
         program: Not decomposed; changed in place.
         state: Names of buffers that each run of the module replaces, so that they are not constant.
     """
-    values = _Constants(program, state.union(program.graph_signature.buffers_to_mutate.values())).values
-    graph, signature = program.graph, program.graph_signature
-    [output] = graph.find_nodes(op="output")
-    needed = {node for node in graph.nodes if node not in values}
-    folded = []
-    for node in reversed(graph.nodes):
-        for used in node.all_input_nodes if node in needed else ():
-            if used in needed or used in folded or used.op == "placeholder":
-                continue
-            if isinstance(values[used], Tensor) and output not in used.users:
-                folded.append(used)
-            else:
-                needed.add(used)
+    found = _Constants(program, state.union(program.graph_signature.buffers_to_mutate.values()))
+    values, graph, signature = found.values, program.graph, program.graph_signature
     first = next(node for node in graph.nodes if node.name in signature.user_inputs)
     place = [spec.arg.name for spec in signature.input_specs].index(first.name)
-    for node in folded:
-        with graph.inserting_before(first):
-            constant = graph.placeholder(f"c_{node.name}")
-        constant.meta["val"] = node.meta["val"]
-        node.replace_all_uses_with(constant)
-        argument = TensorArgument(constant.name)
-        signature.input_specs.insert(place, InputSpec(InputKind.CONSTANT_TENSOR, argument, constant.name))
-        program.constants[constant.name] = values[node]
-        place += 1
+    needed = {node for node in graph.nodes if node not in values}
+    made: dict[Any, fx.Node] = {}
+    for node in reversed(graph.nodes):
+        for used in node.all_input_nodes if node in needed else ():
+            key = (node, used) if (node, used) in found.before else used
+            value = found.before.get((node, used), values.get(used))
+            if used in needed or (used.op == "placeholder" and key is used and used not in found.copies):
+                continue
+            if not isinstance(value, Tensor):
+                needed.add(used)
+                continue
+            if key not in made:
+                with graph.inserting_before(first):
+                    made[key] = graph.placeholder(f"c_{used.name}")
+                made[key].meta["val"] = used.meta["val"]
+                argument = TensorArgument(made[key].name)
+                spec = InputSpec(InputKind.CONSTANT_TENSOR, argument, made[key].name)
+                signature.input_specs.insert(place, spec)
+                program.constants[made[key].name] = value
+                place += 1
+            node.replace_input_with(used, made[key])
+            if node.op == "output":
+                signature.replace_all_uses(used.name, made[key].name)
+    for node in reversed(graph.nodes):  # writes too, which do not count as dead code
+        if node in values and node.op == "call_function" and not node.users:
+            graph.erase_node(node)
     graph.eliminate_dead_code()
     program.graph_module.recompile()
 
 
 class _Constants:
-    """The results of all operators that depend on no input and no state, except those that are written to."""
+    """The results of all operators that depend on no input and no state.
 
-    def __init__(self, program: ExportedProgram, state: frozenset[str]) -> None:
-        self.targets = {spec.arg.name: spec.target for spec in program.graph_signature.input_specs}
-        self.held = {**program.constants, **program.state_dict}
+    What only they write to is constant too. Parameters that are written to are copied first.
+
+    Args:
+        program: Not decomposed.
+        state: Names of what is not constant.
+        copied: Names of parameters that are written to.
+    """
+
+    def __init__(self, program: ExportedProgram, state: frozenset[str], copied: frozenset[str] = frozenset()) -> None:
+        signature = program.graph_signature
+        self.targets = {spec.arg.name: spec.target for spec in signature.input_specs}
+        held = {**program.constants, **program.state_dict}
         self.values: dict[fx.Node, Any] = {}
-        self.written: set[str] = set()
+        self.copies: set[fx.Node] = set()
+        self.kept: set[int] = set()  # memory of the module
+        self.written: list[frozenset[str]] = []  # names of what shares this memory, for each write
+        self.reads: list[tuple[fx.Node, fx.Node]] = []  # what is left, and a constant that it takes
+        self.before: dict[tuple[fx.Node, fx.Node], Tensor] = {}  # these constants, if they are written to afterwards
         for node in program.graph.nodes:
-            target = self.targets.get(node.name)
+            target: Any = self.targets.get(node.name)
             if node.op == "call_function":
                 self.run(node)
-            elif isinstance(self.held.get(target), Tensor) and target not in state:
-                self.values[node] = self.held[target].detach()
-        if self.written - state:  # what was computed from it before is not constant either
-            self.__init__(program, state | self.written)  # type: ignore[misc]
+            elif isinstance(held.get(target), Tensor) and target not in state:
+                self.values[node] = held[target].detach()
+                if target in copied:
+                    self.values[node] = self.values[node].clone()
+                    self.copies.add(node)
+                self.kept |= _memory(held[target])
+        for names in self.written:
+            if len(names) == 1 and names <= set(signature.inputs_to_parameters.values()) - copied:
+                copied |= names
+            else:  # what was computed from it before is not constant either
+                state |= names
+        if self.written:
+            self.__init__(program, state, copied)  # type: ignore[misc]
 
     def run(self, node: fx.Node) -> None:
-        """Record the result of an operator if it is constant; drop what it writes to."""
-        target: Any = node.target
-        if target is not operator.getitem:
-            if not isinstance(target, torch._ops.OpOverload):
-                return
-            if target._schema.is_mutable:
-                arguments = zip(target._schema.arguments, node.args, strict=False)
-                for written in [given for argument, given in arguments if argument.is_write and given in self.values]:
-                    self.forget(written)
-                return
-        if all(used in self.values for used in node.all_input_nodes):
+        """Record the result of an operator if it is constant; drop what is written to if it is not."""
+        given = [used for used in node.all_input_nodes if used in self.values]
+        written: set[int] = set().union(*(_memory(self.values[used]) for used in _written(node) if used in given))
+        if self.is_constant(node) and not written & self.kept:
             args, kwargs = map_arg((node.args, node.kwargs), self.values.__getitem__)
-            if not is_random(target, args, kwargs):
+            if not is_random(node.target, args, kwargs):
+                self.save(written)
                 with torch.no_grad():
-                    self.values[node] = target(*args, **kwargs)
+                    self.values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+        if node not in self.values and written:
+            self.forget(written)
+        if not _memory(self.values.get(node)):
+            self.reads += [(node, used) for used in given if used in self.values]
 
-    def forget(self, written: Any) -> None:
+    def is_constant(self, node: fx.Node) -> bool:
+        """Whether a node is an operator, and all its arguments are constant."""
+        is_operator = node.target is operator.getitem or isinstance(node.target, torch._ops.OpOverload)
+        return is_operator and all(used in self.values for used in node.all_input_nodes)
+
+    def save(self, written: set[int]) -> None:
+        """Copy what was read of memory that is written to next."""
+        for read in self.reads if written else ():
+            value = self.values.get(read[1])
+            if read not in self.before and written & _memory(value):
+                self.before[read] = value.clone()  # type: ignore[union-attr]
+
+    def forget(self, written: set[int]) -> None:
         """Drop everything that shares memory with what is written to."""
-        memory = _memory(self.values[written])
-        for node in [node for node, value in self.values.items() if _memory(value) == memory]:
+        dropped = [node for node, value in self.values.items() if written & _memory(value)]
+        for node in dropped:
             del self.values[node]
-            if node.op == "placeholder":
-                self.written.add(self.targets[node.name])
+        names = frozenset(self.targets[node.name] for node in dropped if node.op == "placeholder")
+        self.written += [names] if names else []
 
 
-def _memory(value: Any) -> int | None:
-    return value.untyped_storage().data_ptr() if isinstance(value, Tensor) else None
+def _written(node: fx.Node) -> list[fx.Node]:
+    """The arguments that an operator writes to."""
+    if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+        return []
+    written: list[fx.Node] = []
+    for argument, given in zip(node.target._schema.arguments, node.args, strict=False):
+        if argument.is_write:
+            map_arg(given, written.append)
+    return written
+
+
+def _memory(value: Any) -> set[int]:
+    """Where the elements of tensors are, of one or of several."""
+    tensors = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors}
 
 
 def is_random(target: Any, args: Any, kwargs: Any) -> bool:

@@ -15,10 +15,12 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
+from conv2affine.network.comparison import tolerance_of
 from conv2affine.network.graph import Graph, Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.passes.simplify import remove_unused
 from conv2affine.network.rules.operands import Context, NoRuleError, values
+from conv2affine.network.torch.checking.runs import expected_outputs
 from conv2affine.network.torch.importing.arguments import find_rule, masks
 from conv2affine.network.torch.importing.call import AtenCall, operator_name, origin
 from conv2affine.network.torch.importing.casts import begin_at_casts
@@ -61,7 +63,12 @@ def import_torch(model: nn.Module, inputs: Sequence[Tensor], *, floats: bool = F
         program = export(model, sample, replaced)
         if floats:
             begin_at_casts(program, floating_dtypes(program)[0])
-        return _Importer(program, sample, replaced, names).run()
+        network = _Importer(program, sample, replaced, names).run()
+        with torch.no_grad():  # a number that it keeps, which the trace has taken for a constant
+            expected_outputs(
+                model, sample, tolerance_of(max(torch.finfo(dtype).eps for dtype in network.dtypes)), False
+            )
+        return network
 
 
 class _Importer:

@@ -11,11 +11,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from conv2affine.network.graph import Value
-from conv2affine.network.rules import activations, arithmetic, positions, shapes
-from conv2affine.network.rules.operands import Context, NoRuleError, Rule, constant, value
+from conv2affine.network.rules import activations, arithmetic, formulas, positions, shapes
+from conv2affine.network.rules.operands import (
+    Context,
+    NoRuleError,
+    Rule,
+    check_numbers,
+    constant,
+    through,
+    value,
+    weight,
+)
 from conv2affine.network.torch.importing import windows
 
 __all__ = ["MOVING", "REASONS", "RULES"]
@@ -75,6 +85,19 @@ def addmm(context: Context, x: Any, mat1: Any, other: Any, beta: Any = 1, alpha:
     return arithmetic.gemm(context, mat1, other, x, alpha=float(alpha), beta=float(beta))
 
 
+def csr_product(context: Context, values: Any, y: Any, x: Any, crow_indices: Any, col_indices: Any, cols: int) -> Any:
+    """The product of `SparseLinear`, matrix @ x; the others are those of its gradients."""
+    if y is not None:
+        raise NoRuleError("it is a product of the transposed matrix")
+    numbers, copied = weight(context, values)
+    parts = [part.cpu().numpy() for part in (numbers.double(), col_indices, crow_indices)]
+    matrix = csr_array(tuple(parts), shape=(len(parts[2]) - 1, cols))
+    positions = value(x).shape[1]
+    if positions > 1:
+        check_numbers(matrix.nnz * positions)
+    return through(x, formulas.sparse_left(matrix, positions, copied=copied))
+
+
 def bilinear(context: Context, i1: Any, i2: Any, i3: Any, **axes: Any) -> Any:
     if list(axes.values()) != [[1, 3], [0], [1, 2], [2, 3]]:
         raise NoRuleError("its axes are not those of nn.Bilinear")
@@ -83,10 +106,17 @@ def bilinear(context: Context, i1: Any, i2: Any, i3: Any, **axes: Any) -> Any:
 
 def reduction(how: str) -> Rule:
     def reduce(context: Context, x: Any, axis: Any = None) -> Any:
-        axes = [axis] if isinstance(axis, int) else axis or range(len(value(x).shape))
-        return arithmetic.reduce(context, x, axes, how)
+        return arithmetic.reduce(context, x, _axes(x, axis), how)
 
     return reduce
+
+
+def norm(context: Context, x: Any, order: Any = 2, axis: Any = None) -> Any:
+    return arithmetic.norm(context, x, _axes(x, axis), order)
+
+
+def _axes(x: Any, axis: Any) -> Sequence[int]:
+    return [axis] if isinstance(axis, int) else axis or range(len(value(x).shape))
 
 
 def prelu(context: Context, x: Any, weight: Any) -> Any:
@@ -157,7 +187,7 @@ RULES: dict[str, Rule] = {
     "sub": subtract,
     **dict.fromkeys(("neg", "_neg_view"), arithmetic.negate),
     "mul": arithmetic.multiply,
-    "div.Tensor": arithmetic.divide,
+    **dict.fromkeys(("div.Tensor", "div.Scalar"), arithmetic.divide),
     "pow": arithmetic.power,
     "where": arithmetic.where,
     "_native_batch_norm_legit_no_training": arithmetic.batch_norm,
@@ -170,9 +200,11 @@ RULES: dict[str, Rule] = {
     "linalg_lu_solve": lu_solve,
     "cholesky_solve": cholesky_solve,
     "_trilinear": bilinear,
+    "csr_product": csr_product,
     **{name: reduction(name) for name in ("sum", "mean")},
     **{name: reduction(name[-3:]) for name in ("amax", "amin")},
     **{f"{name}.dim": reduction(name) for name in ("max", "min")},
+    "linalg_vector_norm": norm,
     "cumsum": arithmetic.cumulate,
     # Over positions
     **dict.fromkeys(("convolution", "_convolution"), windows.convolution),

@@ -29,6 +29,8 @@ aten = torch.ops.aten
 UNDECOMPOSED = (
     *("linear", "matmul", "pad", "prelu", "glu", "scaled_dot_product_attention", "layer_norm", "group_norm"),
     *("linalg_solve", "nan_to_num"),
+    # They would become a check of errors, which is no operator.
+    *("linalg_inv", "linalg_cholesky", "linalg_lu_factor", "linalg_ldl_factor"),
     *("hardswish", "hardsigmoid", "silu", "softplus", "mish", "celu", "selu", "threshold"),
     *("instance_norm", "upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d"),
     *(
@@ -126,16 +128,17 @@ def floating_dtypes(program: ExportedProgram) -> tuple[torch.dtype, ...]:
     return tuple(dtype for dtype, _ in count.most_common()) or (torch.get_default_dtype(),)
 
 
-def tensors(example_inputs: Any) -> tuple[Tensor, ...]:
-    """Example inputs as a tuple of tensors, batch first, checked."""
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
+def tensors(given: Any, argument: str = "example_inputs") -> tuple[Tensor, ...]:
+    """Inputs of a model as a tuple of tensors, batch first, checked; `argument` is their name in messages."""
+    inputs = (given,) if isinstance(given, Tensor) else given
     if not isinstance(inputs, tuple | list) or not inputs:
+        by_name = ", or a dict of them by name" * (argument == "example_inputs")
         raise TypeError(
-            "example_inputs must be a tensor, or a tuple of tensors in the order that the model takes, or a "
-            f"dict of them by name, got {'an empty ' * isinstance(inputs, tuple | list)}{_class_and_advice(inputs)}"
+            f"{argument} must be a tensor, or a tuple of tensors in the order that the model takes{by_name}, got "
+            f"{'an empty ' * isinstance(inputs, tuple | list)}{_class_and_advice(inputs)}"
         )
     for number, x in enumerate(inputs):
-        name = f"example_inputs[{number}]"
+        name = f"{argument}[{number}]"
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} must be a tensor, got {_class_and_advice(x)}")
         if x.is_complex():
@@ -145,7 +148,7 @@ def tensors(example_inputs: Any) -> tuple[Tensor, ...]:
         if x.dim() == 0 or len(x) == 0:
             raise ValueError(f"{name} must have a sample, batch first, got shape {tuple(x.shape)}")
         if len(x) != len(inputs[0]):
-            raise ValueError(f"{name} must have as many samples as example_inputs[0], {len(inputs[0])}, got {len(x)}")
+            raise ValueError(f"{name} must have as many samples as {argument}[0], {len(inputs[0])}, got {len(x)}")
         if not x.isfinite().all():
             raise ValueError(f"{name} must be finite, got infinities or NaN; pass another example")
     return tuple(inputs)
