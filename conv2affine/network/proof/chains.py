@@ -8,6 +8,9 @@ import numpy as np
 import torch
 
 from conv2affine.network.graph import Graph, Piece
+from conv2affine.network.matrices.affine import AffineMap
+from conv2affine.network.matrices.expressions import Product, Sum
+from conv2affine.network.matrices.matrix import Sparse
 from conv2affine.network.passes.chain import Layer, chain, to_graph
 from conv2affine.network.passes.stable import stable
 from conv2affine.network.passes.unread import without_unread
@@ -26,7 +29,7 @@ def chain_for_box(graph: Graph, box: Interval, dtype: torch.dtype) -> list[Layer
         dtype: In which the chain computes: no number that it computes is outside of the bounds.
     """
     [value] = graph.inputs
-    layers = without_unread(chain(stable(graph, bounds(graph, {value: box}, dtype))))
+    layers = without_unread([_with_sums(layer) for layer in chain(stable(graph, bounds(graph, {value: box}, dtype)))])
     written = to_graph(layers)
     found = bounds(written, {written.inputs[0]: box}, dtype)
     intervals = iter([found[node.output] for node in written.nodes if isinstance(node, Piece)])
@@ -39,3 +42,14 @@ def chain_for_box(graph: Graph, box: Interval, dtype: torch.dtype) -> list[Layer
         lows, highs = zip(*ends, strict=True)
         result.append(dataclasses.replace(layer, bounds=Interval(np.concatenate(lows), np.concatenate(highs))))
     return result
+
+
+def _with_sums(layer: Layer) -> Layer:
+    """The layer with its sums written out: in a box a maximum is often one of its elements, and the others cancel."""
+    units = {}
+    for value, unit in layer.units.items():
+        terms = {
+            x: Sparse(part.csr()) if isinstance(part, Sum | Product) else part for x, part in unit.map.terms.items()
+        }
+        units[value] = dataclasses.replace(unit, map=AffineMap(terms, unit.map.bias))
+    return dataclasses.replace(layer, units=units)
