@@ -56,7 +56,7 @@ sdist:
 	$(PYTHON) -m venv build/sdist && build/sdist/bin/pip install --quiet build
 	build/sdist/bin/python -m build --sdist --outdir dist .
 
-# Whether the tag fits the version: make release-check TAG=v0.2.0
+# Whether the tag fits the version: make release-check TAG=v0.3.0
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 release-check:
 	@test "$(TAG)" = "v$(VERSION)" || { echo "the tag ($(TAG)) must be v$(VERSION), as in pyproject.toml"; exit 1; }

@@ -25,7 +25,7 @@ from conv2affine.network.graph import Graph, Node, Step
 from conv2affine.network.matrices.matrix import Selection
 from conv2affine.network.passes.simplify import simplify
 from conv2affine.network.passes.to_relu import to_relu
-from conv2affine.network.rules import activations, arithmetic, fourier, positions, shapes
+from conv2affine.network.rules import activations, arithmetic, positions, shapes
 from conv2affine.network.torch.importing import importer as torch_importer
 from conv2affine.network.torch.importing.rules import RULES as ATEN
 from conv2affine.onnx.importing import importer as onnx_importer
@@ -33,7 +33,7 @@ from conv2affine.onnx.importing.reader import read
 
 __all__ = ["Example", "Imported", "Use", "import_onnx_examples", "import_torch_examples", "relus", "torch_examples"]
 
-MODULES = {module.__name__: module for module in (activations, arithmetic, fourier, positions, shapes)}
+MODULES = {module.__name__: module for module in (activations, arithmetic, positions, shapes)}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from conv2affine.network.graph import Kept
-from conv2affine.network.rules import activations, arithmetic, fourier, positions, shapes
+from conv2affine.network.rules import activations, arithmetic, positions, shapes
 from conv2affine.network.torch.importing.rules import RULES as ATEN
 from conv2affine.onnx.importing.rules import RULES as ONNX
 
@@ -31,7 +31,6 @@ SECTIONS = {
     "Moving and copying": shapes,
     "Arithmetic and sums": arithmetic,
     "Over positions": positions,
-    "Fourier transforms": fourier,
     "Steps": activations,
 }
 MASKED = (3, 8)  # shape of what the examples with comparisons take

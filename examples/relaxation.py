@@ -22,7 +22,6 @@ from conv2affine.interop.vnnlib import Case
 
 STARTS, STEPS = 64, 60
 TIGHTER, ROWS = 20, 256
-RATE = 0.1
 TOLERANCE = 1e-6  # as that of HiGHS
 Layer = tuple[csr_array, Any]  # weight and bias
 
@@ -50,9 +49,12 @@ class Relaxation:
     def unsafe(self, case: Case) -> tuple[csr_array, Any]:
         """(sides, limits): a case holds where sides @ u <= limits."""
         inputs = len(case.low)
-        of_x, of_y = csr_array(case.matrix[:, :inputs]), csr_array(case.matrix[:, inputs:])
-        of_x.resize(len(case.limits), self.outputs.shape[1])
-        return of_x + of_y @ self.outputs, case.limits - of_y @ self.offset
+        matrix, limits = case.matrix, case.limits
+        if not len(limits):  # all inputs of the box: 0 <= 0
+            matrix, limits = np.zeros((1, matrix.shape[1])), np.zeros(1)
+        of_x, of_y = csr_array(matrix[:, :inputs]), csr_array(matrix[:, inputs:])
+        of_x.resize(len(limits), self.outputs.shape[1])
+        return of_x + of_y @ self.outputs, limits - of_y @ self.offset
 
 
 def relaxation(layers: Sequence[Layer], bounds: Sequence[tuple[Any, Any]]) -> Relaxation:
@@ -98,9 +100,10 @@ class Lines:
     def lowest(self, weights: Tensor, enough: Tensor, before: int, steps: int) -> Tensor:
         """Bounds of weights.T @ u, of ReLUs of the first layers; stops where one is more than enough."""
         upper = (self.high / (self.high - self.low))[:, None]
-        slopes = (self.high > -self.low).double()[:, None].repeat(1, weights.shape[1]).requires_grad_()
-        optimizer, best = torch.optim.Adam([slopes], lr=RATE), torch.full(weights.shape[1:], -torch.inf).double()
-        for _ in range(steps):
+        slopes = (self.high > -self.low).double()[:, None].repeat(1, weights.shape[1])
+        best = torch.full(weights.shape[1:], -torch.inf).double()
+        for step in range(steps):
+            slopes.requires_grad_()
             pushed, bound = weights, torch.zeros_like(best)
             for layer in reversed(self.layers[:before]):
                 positive, negative = (pushed[self.inputs :][layer].clamp(*ends) for ends in ((0, None), (None, 0)))
@@ -111,11 +114,8 @@ class Lines:
             best = torch.maximum(best, bound.detach())
             if (best > enough).any() or not bound.requires_grad:
                 break
-            optimizer.zero_grad()
-            (-bound.sum()).backward()
-            optimizer.step()
-            with torch.no_grad():
-                slopes.clamp_(0, 1)
+            [gradient] = torch.autograd.grad(bound.sum(), slopes)
+            slopes = (slopes.detach() + 1.5 / (5 + step) * gradient.sign()).clamp(0, 1)
         return best - TOLERANCE
 
 

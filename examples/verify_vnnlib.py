@@ -36,7 +36,8 @@ class Answer:
     Args:
         verdict: "sat", "unsat" or "timeout".
         witness: The input, flat, of a counterexample.
-        relus: In the chain, and how many of them have bounds of both signs, so that they need a binary variable.
+        relus: How many ReLUs the chain has.
+        binaries: How many of them are open, so that each needs a binary variable.
         seconds: In all.
     """
 
@@ -58,10 +59,9 @@ class Original:
         """All outputs as one vector, for all inputs as one."""
         ends = np.cumsum([int(np.prod(shape)) for shape in self.shapes])
         parts = np.split(x, ends[:-1])
-        names = [value.name for value in self.session.get_inputs()]
         feed = {
-            name: part.reshape(shape).astype(np.float32)
-            for name, part, shape in zip(names, parts, self.shapes, strict=True)
+            value.name: part.reshape(shape).astype(np.float64 if "double" in value.type else np.float32)
+            for value, part, shape in zip(self.session.get_inputs(), parts, self.shapes, strict=True)
         }
         return np.concatenate([y.ravel() for y in self.session.run(None, feed)])
 

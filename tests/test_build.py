@@ -56,7 +56,7 @@ def test_is_typed_and_versioned():
     files = resources.files(conv2affine)
     assert files.joinpath("py.typed").is_file()
     assert files.joinpath("_C.pyi").is_file()
-    assert conv2affine.__version__ == "0.2.0"
+    assert conv2affine.__version__ == "0.3.0"
 
 
 def test_dir_shows_what_users_call():

@@ -53,6 +53,7 @@ ANSWERS = {
     "the maximum": ("(assert (>= Y_0 0.99))", "sat"),
     "both of two rules": ("(assert (<= Y_0 0.3)) (assert (>= Y_0 0.2))", "sat"),
     "a rule of the input too": ("(assert (>= Y_0 0.9)) (assert (>= (+ X_0 X_1) 0.2))", "unsat"),
+    "no rule": ("", "sat"),
     "one of two cases": ("(assert (or (>= Y_0 3) (<= Y_0 0.01)))", "sat"),
 }
 

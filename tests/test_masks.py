@@ -156,6 +156,8 @@ FILES = {
     "where": ("m = Greater(h, z)\ns = Mul(h, n)\ny = Where(m, h, s)", 13),
     "mask-as-number": ("l = Less(h, z)\nm = Not(l)\nf = Cast<to = 1>(m)\ny = Mul(h, f)", 13),
     "greater-or-equal": ("m = GreaterOrEqual(h, z)\ny = Where(m, h, z)", 16),
+    "greater-or-equal-opset-12": ("m = GreaterOrEqual(h, z)\ny = Where(m, h, z)", 12),
+    "less-or-equal-opset-15": ("m = LessOrEqual(h, z)\ny = Where(m, z, h)", 15),
     "both": ("a = Greater(h, z)\nb = Less(h, six)\nm = And(a, b)\nc = Clip(h, z, six)\ny = Where(m, h, c)", 13),
     "soft-threshold": ("s = Sign(h)\na = Abs(h)\nb = Sub(a, t)\nr = Relu(b)\ny = Mul(s, r)", 13),
     "larger-of-two": ("g = Neg(h)\nm = Greater(h, g)\ny = Where(m, h, g)", 13),

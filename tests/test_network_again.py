@@ -32,6 +32,13 @@ def test_results_are_converted_again(make, layout, net, x):
     assert check(net, second, x).verdict == "equal"
 
 
+def test_a_file_has_the_same_nodes_when_it_is_converted_again(net, x):
+    """Max pooling, which is written as Gather and ReduceMax, gets no matrix for the Gather."""
+    first = onnx.export(net.float(), x.float()).model
+    second = onnx.convert(first).model
+    assert [node.op_type for node in second.graph.node] == [node.op_type for node in first.graph.node]
+
+
 def test_a_fault_in_a_sparse_layer_is_found_there(net, x):
     faulty = to_linear_network(net, x, layout="sparse")
     name, layer = next((name, each) for name, each in faulty.named_children() if isinstance(each, SparseLinear))

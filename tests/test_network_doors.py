@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 import conv2affine
 from conv2affine import onnx, plan, to_linear, to_linear_network, to_mlp
+from conv2affine.network.torch.modules import PerSample
 
 # What makes the cases, not what converts them: see the test with warnings as errors.
 pytestmark = [
@@ -134,6 +135,32 @@ def test_torchscript_with_state_is_refused_and_left_as_it_was(wrap):
         to_linear_network(wrap(script), X)
     assert script.count.item() == 0
     assert script.memory.item() == 0
+
+
+class Counts(nn.Module):
+    """Keeps a number from one run to the next."""
+
+    runs = 0
+
+    def forward(self, x):
+        self.runs += 1
+        return torch.relu(x) * self.runs
+
+
+DOORS = {
+    "to_linear_network": to_linear_network,
+    "plan": plan,
+    "linear_region": conv2affine.linear_region,
+    "check": lambda model, x: conv2affine.check(model, model, x),
+}
+
+
+@pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
+def test_a_number_that_is_kept_is_refused(door):
+    model = Counts()
+    with pytest.raises(ValueError, match="the model must give the same result for the same input, and two runs differ"):
+        door(model, X)
+    assert model.runs == 0
 
 
 def test_a_program_with_state_is_left_as_it_was():
@@ -372,6 +399,16 @@ def test_files_with_warnings_as_errors(name, tmp_path):
         to_mlp(path, X)
 
 
+@pytest.mark.parametrize(("narrow", "wide"), [(torch.float32, torch.float64), (torch.float16, torch.float32)], ids=str)
+def test_a_model_that_casts_its_input_to_a_wider_dtype(narrow, wide):
+    layer, x = nn.Linear(5, 4).to(wide), torch.randn(3, 5).to(narrow)
+    model = Function(lambda x: torch.relu(layer(x.view(-1, 5).to(wide))))
+    torch.testing.assert_close(to_mlp(model, x)(x.to(wide)), model(x))
+    torch.testing.assert_close(to_linear_network(model, x)(x), model(x))
+    fc = to_linear(Function(lambda x: layer(x.to(wide))), x)
+    torch.testing.assert_close(fc(x.to(wide)), layer(x.to(wide)))
+
+
 class Qat(nn.Module):
     """As torch.ao.quantization.prepare_qat makes of a layer, with switches of its own."""
 
@@ -398,6 +435,53 @@ def test_fake_quantisation_that_is_off(kind, observes):
         torch.testing.assert_close(convert(model, x)(x), torch.relu(model.layer(x)))
     assert model.fake_quant.fake_quant_enabled.numel() == 1
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+SCALES = torch.tensor([0.1, 0.2, 0.3]), torch.zeros(3, dtype=torch.int32)
+# torch.vmap has no rules for these operators, and warns of the time that they take.
+ON_BATCHES = {
+    "fake-quantise": lambda x: torch.fake_quantize_per_tensor_affine(x, 0.1, 0, -128, 127),
+    "fake-quantise-by-tensors": lambda x: torch.fake_quantize_per_tensor_affine(
+        x, torch.tensor(0.1), torch.tensor(0, dtype=torch.int32), -128, 127
+    ),
+    "fake-quantise-channels": lambda x: torch.fake_quantize_per_channel_affine(x, *SCALES, 1, -128, 127),
+}
+
+
+@pytest.mark.parametrize("function", ON_BATCHES.values(), ids=ON_BATCHES)
+def test_kept_operators_run_on_batches(function, capfd):
+    x = torch.randn(5, 3, 4)
+    net = to_linear_network(Function(function), x)
+    torch.testing.assert_close(net(x), function(x))
+    assert net.plan.kept
+    assert not any(isinstance(module, PerSample) for module in net.modules())
+    assert "batching rule" not in capfd.readouterr().err
+
+
+def test_a_bilinear_layer_of_two_values_is_a_layer_and_a_product(capfd):
+    model, x = Function(lambda x: torch.nn.functional.bilinear(x, x.flip(2), torch.ones(2, 4, 4))), torch.randn(5, 3, 4)
+    net = to_linear_network(model, x)
+    torch.testing.assert_close(net(x), model(x))
+    assert [row.kind for row in net.plan.kept] == ["kept: mul"]
+    assert "batching rule" not in capfd.readouterr().err
+
+
+SOLVERS = {
+    "inv": torch.linalg.inv,
+    "inverse": torch.inverse,
+    "cholesky": torch.linalg.cholesky,
+    "lu-factor": lambda a: torch.linalg.lu_factor(a)[0],
+    "pinv": torch.linalg.pinv,
+    "det": lambda a: torch.linalg.det(a)[:, None],
+    "power": lambda a: torch.linalg.matrix_power(a, -2),
+}
+
+
+@pytest.mark.parametrize("function", SOLVERS.values(), ids=SOLVERS)
+def test_matrices_of_inputs_are_kept(function):
+    """PyTorch checks their errors by an operator with an effect, which no graph has."""
+    model, x = Function(lambda x: function(x @ x.mT + 4 * torch.eye(3))), torch.randn(4, 3, 3)
+    torch.testing.assert_close(to_linear_network(model, x)(x), model(x), rtol=1e-4, atol=1e-5)
 
 
 def renorm(layer):

@@ -114,6 +114,14 @@ def test_hostile_descriptions_are_refused(name, path):
         open_network(path)
 
 
+@pytest.mark.parametrize("name", ["class", "__class__", "forward", "x.y z", "", "1", "self", "plan"])
+def test_any_name_of_a_module_will_do(name, path):
+    x = samples(1, 3, 12, 12)
+    expected = open_network(path)(x)
+    changed(path, put("nodes", 0, "terms", 0, "origin", [name]))
+    assert (open_network(path)(x) == expected).all()
+
+
 def overwrite(dataset, index, value):
     def change(file):
         file[dataset][index] = value

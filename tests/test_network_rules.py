@@ -207,6 +207,10 @@ AFFINE = {
     "index-fill": (lambda x: x.index_fill(2, torch.tensor([1, 3]), 0.5), IMAGE),
     "index-add": (lambda x: x.index_add(2, torch.tensor([1, 3]), x[:, :, :2]), IMAGE),
     "scatter": (lambda x: x.scatter(2, COLUMNS.expand(len(x), -1, -1, -1)[:, :, :2], 1.5), IMAGE),
+    "scatter-reduce": (
+        lambda x: x.scatter_reduce(2, COLUMNS.expand(len(x), -1, -1, -1), x.flip(1), "sum"),
+        IMAGE,
+    ),
     "scatter-add": (lambda x: x.scatter_add(2, COLUMNS.expand(len(x), -1, -1, -1), x.flip(1)), IMAGE),
     "index-written": (lambda x: written(x, (slice(None), [0, 1], [2, 3]), 0), IMAGE),
     "index-written-with-values": (lambda x: written(x, (slice(None), 0, [2, 3]), 2 * x[:, 1, :2]), IMAGE),
@@ -336,6 +340,7 @@ KEPT = {
     "glu": ("glu", lambda x: F.glu(x, 3), X),
     "matmul-of-values": ("matmul", lambda x: x @ x.mT, X),
     "attention": ("scaled_dot_product_attention", lambda x: F.scaled_dot_product_attention(x, x, 2 * x), X),
+    "scatter-mean": ("scatter_reduce", lambda x: x.scatter_reduce(3, x.argsort(3), x, "mean"), X),
     "threshold-with-a-jump": ("threshold", lambda x: F.threshold(x, 0.2, 0.0), X),
     "comparison": ("gt", lambda x: (x > x.flip(1)).double(), X),
     "pooling-with-indices": (

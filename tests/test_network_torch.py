@@ -5,6 +5,7 @@ import contextlib
 import copy
 import io
 import pickle
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -468,3 +469,9 @@ def test_threads_convert_at_once():
         results = list(threads.map(lambda _: to_linear_network(model, x), range(8)))
     for net in results:
         torch.testing.assert_close(net(x), model(x))
+
+
+@pytest.mark.parametrize("name", ["plan", "self"])
+def test_modules_named_as_attributes(name):
+    model, x = nn.Sequential(OrderedDict({name: nn.Linear(2, 3), "last": nn.ReLU()})).double(), samples(3, 2)
+    torch.testing.assert_close(to_linear_network(model, x)(x), model(x))

@@ -242,3 +242,19 @@ def test_sums_may_cancel_in_a_single_layer(form):
     assert export(layer, torch.ones(1, 1024), form=form).difference < 1e-5
     weight = layer.weight.detach().T.numpy()
     assert convert(model("y = MatMul(x, w)", {"x": ("N", 1024)}, {"w": weight}), form=form).difference < 1e-5
+
+
+OUTPUTS = {"twice": ["y", "y"], "an-input": ["y", "x"], "an-input-first": ["x", "y"], "an-input-alone": ["x"]}
+
+
+@pytest.mark.parametrize("form", ["graph", "mlp"])
+@pytest.mark.parametrize("shape", [(4,), (2, 3)], ids=str)
+@pytest.mark.parametrize("names", OUTPUTS.values(), ids=OUTPUTS)
+def test_outputs_that_have_a_name_already(names, shape, form):
+    original = model("y = Relu(x)", {"x": ("N", *shape)})
+    infos = {info.name: info for info in (*original.graph.input, *original.graph.output)}
+    del original.graph.output[:]
+    original.graph.output.extend(infos[name] for name in names)
+    result = convert(original, form=form)
+    assert [info.name for info in result.model.graph.output] == names
+    assert difference(original, result.model, inputs(result.model, 3)) == 0

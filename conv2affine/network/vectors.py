@@ -63,9 +63,9 @@ def to_mlp(
 
     Args:
         model: A module whose steps are affine or piecewise linear, in evaluation mode.
-        example_inputs: A tensor or a tuple of tensors, batch first, as `model` takes them. If these are integers that
-            the model casts before it computes anything else, such as images of uint8, the chain takes them as floating
-            point: `mlp(x.float())`.
+        example_inputs: A tensor or a tuple of tensors, batch first, as `model` takes them. If the model casts them
+            before it computes anything else, from integers, such as images of uint8, or to a wider floating-point
+            dtype, the chain takes what they are cast to: `mlp(x.float())`.
         layout: As in `to_linear_network`.
         dtype: As in `to_linear_network`.
         box: (low, high), if the chain is for inputs low <= x <= high only: it is smaller then, has bounds, and is not

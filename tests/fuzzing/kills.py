@@ -23,13 +23,14 @@ import torch
 from onnx import helper, numpy_helper
 
 from conv2affine import to_scipy
-from conv2affine.files import open_csr, save_csr
+from conv2affine.files import open_csr, open_network, save_csr, save_network
 from conv2affine.onnx import convert
 from conv2affine.onnx.exporting import storage
 
 OPERATIONS = 10  # of a writer, approximately
 CONV = torch.nn.Conv2d(3, 16, 5, padding=2).requires_grad_(False)
 CSR = to_scipy(CONV, 24)
+IMAGE = torch.zeros(1, 3, 24, 24)
 SIZES = {"old": 48, "new": 64}
 
 
@@ -83,11 +84,22 @@ def read_csr(path: Path) -> str:
     return "new"
 
 
+def write_network(path: Path, _: str) -> None:
+    save_network(path, CONV, IMAGE, progress=False)
+
+
+def read_network(path: Path) -> str:
+    values = next(open_network(path).children()).values
+    np.testing.assert_array_equal(values.detach(), CSR.data)
+    return "new"
+
+
 # How a file is written and read, and what may be there before.
 WRITERS: dict[str, tuple[Callable[[Path, str], None], Callable[[Path], str], tuple[str, ...]]] = {
     "ONNX": (write_onnx, read_onnx, ("absent", "old")),
     "ONNX with external data": (write_external, read_onnx, ("absent", "old")),
     "CSR": (write_csr, read_csr, ("absent",)),
+    "network": (write_network, read_network, ("absent",)),
 }
 
 

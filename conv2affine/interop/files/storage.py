@@ -101,8 +101,9 @@ def save(
         unsynced, synced = 0, thread.submit(os.fdatasync, file)
         for pieces, rows in left:
             for name, start, values in pieces:
-                _write(file, offsets[name], start, values)
-                unsynced += values.nbytes
+                if len(values):  # rows may have no entries
+                    _write(file, offsets[name], start, values)
+                    unsynced += values.nbytes
             if unsynced >= SYNC_BYTES or rows == contents.rows:
                 synced.result()
                 synced = thread.submit(_sync, file, offsets[COUNTER], rows)

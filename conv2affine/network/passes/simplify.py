@@ -1,4 +1,4 @@
-"""Passes that shrink a graph and change no result: they remove aliases, equal nodes and unused nodes."""
+"""Passes that shrink a graph and change no result: they remove aliases, moves, equal nodes and unused nodes."""
 
 from __future__ import annotations
 
@@ -12,18 +12,60 @@ from scipy.sparse import csr_array
 
 from conv2affine.network.graph import Graph, Node, Piece, Step, Value
 from conv2affine.network.matrices.affine import AffineMap
+from conv2affine.network.matrices.matrix import Selection
 
-__all__ = ["is_equal", "remove_aliases", "remove_equal", "remove_unused", "replace_inputs", "rounded", "simplify"]
+__all__ = [
+    "is_equal",
+    "remove_aliases",
+    "remove_equal",
+    "remove_moves",
+    "remove_unused",
+    "replace_inputs",
+    "rounded",
+    "simplify",
+]
 
 
 def simplify(graph: Graph) -> Graph:
     """All passes of this module."""
-    return remove_unused(remove_equal(remove_aliases(graph)))
+    return remove_unused(remove_equal(remove_moves(remove_aliases(graph))))
 
 
 def remove_aliases(graph: Graph) -> Graph:
     """Without the pieces whose output is one of their inputs, as after a reshape."""
     return _rename(graph, lambda node, seen: node.map.alias if isinstance(node, Piece) else None)
+
+
+def remove_moves(graph: Graph) -> Graph:
+    """With windows of elements where they come from, in place of windows of what only moves them, each once.
+
+    A file's Gather and ReduceMax becomes the same as the max pooling that it was.
+    """
+    moves = {node.output: node.map for node in graph.nodes if isinstance(node, Piece)}
+    nodes = [
+        _unmoved(node, moves) if isinstance(node, Step) and "windows" in node.parameters else node
+        for node in graph.nodes
+    ]
+    return dataclasses.replace(graph, nodes=nodes)
+
+
+def _unmoved(step: Step, moves: Mapping[Value, AffineMap[Value]]) -> Step:
+    """A step over windows, of elements where they come from."""
+    [value], windows = step.inputs, step.parameters["windows"]
+    while value in moves and windows.size <= value.size and len(moves[value].terms) == 1:
+        [(source, matrix)] = moves[value].terms.items()
+        if not isinstance(matrix, Selection) or matrix.scale is not None or moves[value].bias.any():
+            break
+        index = matrix.split().index
+        places = windows if index is None else np.where(windows < 0, -1, index[windows])
+        if (places[windows >= 0] < 0).any():  # zeros
+            break
+        value, windows = source, places
+    if value is step.inputs[0]:
+        return step
+    return dataclasses.replace(
+        step, inputs=(value,), shapes=(value.shape,), call=None, parameters={**step.parameters, "windows": windows}
+    )
 
 
 def remove_equal(graph: Graph) -> Graph:

@@ -7,8 +7,7 @@ clip(x) = low + relu(x - low) - relu(x - high)     where |low| is the smaller bo
         = high - relu(high - x) + relu(low - x)    where |high| is the smaller
         = x - relu(x - high) + relu(low - x)       where both are large, as x - low rounds away the digits of x
 
-The maximum of a window is that of its halves, and so on. A window of elements that are only moved is one of those they
-come from, each once: a file's Gather and ReduceMax becomes the same as the max pooling that it was.
+The maximum of a window is that of its halves, and so on.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ import torch
 
 from conv2affine.network.graph import Graph, Node, Piece, Step, Value
 from conv2affine.network.matrices.affine import AffineMap
-from conv2affine.network.matrices.matrix import Selection
 from conv2affine.network.passes.simplify import replace_inputs
 from conv2affine.network.rules import formulas as rules
 from conv2affine.network.rules.moves import selection
@@ -45,13 +43,10 @@ def to_relu(graph: Graph, dtype: torch.dtype, kinds: Container[str] | None = Non
     names: dict[Value, Value] = {}
     nodes: list[Node] = []
     sizes: dict[Value, Any] = {}
-    maps: dict[Value, Map] = {}
     for old in graph.nodes:
         node = replace_inputs(old, names)
         if isinstance(node, Piece):
-            sizes[node.output], maps[node.output] = _size(node.map, sizes), node.map
-        if isinstance(node, Step) and "windows" in node.parameters:
-            node = _unmoved(node, maps)
+            sizes[node.output] = _size(node.map, sizes)
         if isinstance(node, Step) and node.kind != "relu" and (kinds is None or node.kind in kinds):
             part = Graph()
             origin = (*node.origin, node.kind)[0]
@@ -62,21 +57,6 @@ def to_relu(graph: Graph, dtype: torch.dtype, kinds: Container[str] | None = Non
         else:
             nodes.append(node)
     return dataclasses.replace(graph, nodes=nodes, outputs=[names.get(value, value) for value in graph.outputs])
-
-
-def _unmoved(step: Step, maps: Mapping[Value, Map]) -> Step:
-    """A step over windows, of elements where they come from."""
-    [value], windows = step.inputs, step.parameters["windows"]
-    while value in maps and not maps[value].bias.any() and len(maps[value].terms) == 1:
-        [(source, matrix)] = maps[value].terms.items()
-        if not isinstance(matrix, Selection) or matrix.scale is not None:
-            break
-        index = matrix.split().index
-        places = windows if index is None else np.where(windows < 0, -1, index[windows])
-        if (places[windows >= 0] < 0).any():  # zeros
-            break
-        value, windows = source, places
-    return dataclasses.replace(step, inputs=(value,), parameters={**step.parameters, "windows": windows})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,12 @@ __all__ = ["runs_on_batches", "runs_on_vectors"]
 
 # Operators that treat the first axis as a batch, whatever their constant arguments are.
 BATCHED = re.compile(r"(adaptive_)?max_pool\dd(_with_indices)?|group_norm|scaled_dot_product_attention|upsample_.*")
-# Pointwise operators that PyTorch does not tag as such.
-UNTAGGED = {torch.ops.aten.hardswish, torch.ops.aten.log_sigmoid_forward}
+# Pointwise operators that PyTorch does not tag as such. It has no rule of torch.vmap for fake quantisation.
+UNTAGGED = {
+    torch.ops.aten.hardswish,
+    torch.ops.aten.log_sigmoid_forward,
+    torch.ops.aten.fake_quantize_per_tensor_affine_cachemask,
+}
 
 
 def runs_on_vectors(call: AtenCall, shapes: Sequence[tuple[int, ...]]) -> bool:
@@ -36,6 +40,10 @@ def runs_on_batches(call: AtenCall, shapes: Sequence[tuple[int, ...]]) -> bool:
         return bool(call.args[1] % axes != 0)
     if name == "layer_norm":
         return len(call.args[1]) < axes
+    if name == "fake_quantize_per_channel_affine_cachemask":
+        return bool(call.args[3] % axes != 0)
+    if name == "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams":
+        return True
     return axes > 2 and BATCHED.fullmatch(name) is not None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable
+from keyword import iskeyword
 from typing import Any
 
 import numpy as np
@@ -228,7 +229,7 @@ class _Exporter:
     def unused(self, origin: str) -> str:
         """A name for a module that is not taken yet."""
         name = re.sub(r"\W+", "_", origin).strip("_") or "layer"
-        name = f"_{name}" if name[0].isdigit() else name
+        name = f"_{name}" if name[0].isdigit() or iskeyword(name) or name in ("self", "plan") else name
         taken, number = name, 1
         while hasattr(self.root, taken):
             taken, number = f"{name}_{number}", number + 1
@@ -245,6 +246,5 @@ SIMPLE: dict[str, Callable[..., Any]] = {
 
 def _is_plain(structure: pytree.TreeSpec) -> bool:
     """Whether outputs are nested in tuples, lists and dicts only, which fx writes into the code."""
-    if structure.is_leaf():
-        return True
-    return structure.type in (tuple, list, dict) and all(map(_is_plain, structure.children()))
+    nested = structure.type in (tuple, list, dict)
+    return structure.is_leaf() or (nested and all(map(_is_plain, structure.children())))

@@ -96,7 +96,10 @@ class Exporter:
         """The name of the last layer of a chain, whose elements become the outputs."""
         outputs = self.network.graph.outputs
         ends = zip(self.values.output_shapes, self.network.outputs, strict=True)
-        wishes = [tensor.name if self.values.is_flat(shape) else None for shape, tensor in ends]
+        wishes: list[str | None] = []
+        for shape, tensor in ends:  # a name is written once: an output may be an input, or another output
+            is_new = tensor.name not in (*wishes, *(other.name for other in self.network.inputs))
+            wishes.append(tensor.name if is_new and self.values.is_flat(shape) else None)
         if len(outputs) == 1:
             self.values.flat[outputs[0]] = self.writer.linear(x, weight, bias, origin, wishes[0])
             return self.values.flat[outputs[0]]
@@ -187,6 +190,7 @@ class Exporter:
         for value, shape, tensor in zip(graph.outputs, self.values.output_shapes, self.network.outputs, strict=True):
             if tensor.name not in there:
                 self.values.tensor(value, shape, tensor.name, tensor.name)
+                there.add(tensor.name)
             infos.append(self.info(tensor, self.values.sizes(shape)))
         inputs = [
             self.info(tensor, (1, value.size) if self.values.are_vectors else tensor.shape)

@@ -30,6 +30,8 @@ BYTES_PER_BYTE = 32
 # cubic Resize in onnxruntime CUBIC for each element of its result.
 MAX_WORK, CUBIC = 2**30, 2**10
 POOLS = ("AveragePool", "LpPool", "MaxPool")
+# Below these opsets, onnx infers no shape of their results.
+INFERRED_FROM = {"GreaterOrEqual": 16, "LessOrEqual": 16}
 # Operators whose result has at most this many numbers per element of their first input, whatever its values.
 BOUNDED = {"NonZero": 8, "Compress": 1, "Unique": 4}
 
@@ -110,6 +112,7 @@ def infer(
     Raises:
         ValueError: If it breaks the rules of its operator.
     """
+    opset = max(opset, INFERRED_FROM.get(node.op_type, 0))
     names = [name for name in node.input if name]
     data = {
         name: numpy_helper.from_array(array, name)
@@ -127,6 +130,8 @@ def infer(
         )
     except (InferenceError, onnx.checker.ValidationError, onnx.defs.SchemaError, RuntimeError, ValueError) as error:
         raise ValueError(f"{where} must follow the rules of its operator: {' '.join(str(error).split())}") from error
+    if node.op_type == "GroupNormalization":  # of which onnx infers no shape
+        return {node.output[0]: types[node.input[0]]}
     return inferred
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from conv2affine.network.rules import activations, arithmetic, fourier, shapes
+from conv2affine.network.rules import activations, arithmetic, positions, shapes
 from conv2affine.network.rules.operands import Context, NoRuleError, Rule, constant, value
 from conv2affine.onnx.importing import windows
 
@@ -76,7 +76,7 @@ def dft(
     elif axis is None:
         axis = 1 if context.call.opset < 20 else -2
     size = None if length is None else int(constant(length).item())
-    return fourier.fourier(context, x, axis, size, inverse=bool(inverse), onesided=bool(onesided))
+    return positions.fourier(context, x, axis, size, inverse=bool(inverse), onesided=bool(onesided))
 
 
 def stft(
@@ -87,7 +87,7 @@ def stft(
         window = np.ones(sizes[1])
     if len(sizes) > 1 and sizes[1] != len(constant(window)):
         raise NoRuleError(f"frame_length = {sizes[1]}, and the window has {len(constant(window))} elements")
-    return fourier.short_time_fourier(context, x, sizes[0], window, onesided=bool(onesided))
+    return positions.short_time_fourier(context, x, sizes[0], window, onesided=bool(onesided))
 
 
 def reduction(rule: Rule, **options: Any) -> Rule:

@@ -1,4 +1,4 @@
-"""Lets a network of integer inputs, such as the pixels of an image, begin after their cast to floating point."""
+"""Lets a network begin after the cast of its inputs: of integers, such as pixels of an image, or to a wider dtype."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CASTING = (aten._to_copy, aten.mul, aten.div, aten.add, aten.sub)
 
 
 def begin_at_casts(program: ExportedProgram, dtype: torch.dtype) -> None:
-    """Make integer inputs floating point where a program only moves and casts them.
+    """Give inputs another dtype where a program only moves them, and casts them to it.
 
     Args:
         program: Decomposed; its dtypes are changed in place.
@@ -27,9 +27,14 @@ def begin_at_casts(program: ExportedProgram, dtype: torch.dtype) -> None:
     inputs = program.graph_signature.user_inputs
     for node in program.graph.find_nodes(op="placeholder"):
         value = node.meta.get("val")
-        if node.name in inputs and isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex()):
+        if node.name in inputs and isinstance(value, Tensor) and _is_wider(dtype, value.dtype):
             for moved in _before_casts(node, dtype):
                 moved.meta["val"] = moved.meta["val"].to(dtype)
+
+
+def _is_wider(dtype: torch.dtype, other: torch.dtype) -> bool:
+    """Whether numbers of the other dtype are cast to this one without rounding, or are whole."""
+    return dtype is not other and not other.is_complex and torch.promote_types(dtype, other) is dtype
 
 
 def _before_casts(node: fx.Node, dtype: torch.dtype) -> list[fx.Node]:

@@ -98,12 +98,6 @@ def csr_product(context: Context, values: Any, y: Any, x: Any, crow_indices: Any
     return through(x, formulas.sparse_left(matrix, positions, copied=copied))
 
 
-def bilinear(context: Context, i1: Any, i2: Any, i3: Any, **axes: Any) -> Any:
-    if list(axes.values()) != [[1, 3], [0], [1, 2], [2, 3]]:
-        raise NoRuleError("its axes are not those of nn.Bilinear")
-    return arithmetic.einsum(context, i1, i2, i3, equation="ni,oij,nj->no")
-
-
 def reduction(how: str) -> Rule:
     def reduce(context: Context, x: Any, axis: Any = None) -> Any:
         return arithmetic.reduce(context, x, _axes(x, axis), how)
@@ -159,6 +153,14 @@ def scatter_add(context: Context, x: Any, axis: int, index: Any, src: Any) -> An
     return shapes.add_at(context, x, src, torch.gather(_numbers(context), axis, index).numpy())
 
 
+def scatter_reduce(
+    context: Context, x: Any, axis: int, index: Any, src: Any, reduce: str, include_self: bool = True
+) -> Any:
+    if reduce != "sum" or not include_self:
+        raise NoRuleError(f"reduce = {reduce}" if reduce != "sum" else "include_self = False")
+    return scatter_add(context, x, axis, index, src)
+
+
 def _numbers(context: Context) -> Tensor:
     """The numbers of the elements of the result."""
     return torch.arange(Value(context.shape).size).view(context.shape)
@@ -182,6 +184,7 @@ RULES: dict[str, Rule] = {
     "cat": cat,
     "index_put": index_put,
     "scatter_add": scatter_add,
+    "scatter_reduce": scatter_reduce,
     # Arithmetic
     "add": add,
     "sub": subtract,
@@ -199,7 +202,6 @@ RULES: dict[str, Rule] = {
     "linalg_solve_triangular": solve_triangular,
     "linalg_lu_solve": lu_solve,
     "cholesky_solve": cholesky_solve,
-    "_trilinear": bilinear,
     "csr_product": csr_product,
     **{name: reduction(name) for name in ("sum", "mean")},
     **{name: reduction(name[-3:]) for name in ("amax", "amin")},

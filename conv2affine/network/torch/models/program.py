@@ -102,6 +102,7 @@ def _decompositions() -> Any:
         for overload in packet.overloads():
             table.pop(getattr(packet, overload), None)  # type: ignore[no-untyped-call]
     table[aten.index_put.default] = _index_put
+    table[aten._trilinear.default] = _bilinear
     return table
 
 
@@ -111,6 +112,14 @@ def _index_put(x: Tensor, indices: Any, values: Tensor, accumulate: bool = False
     if accumulate or values.numel() != 1 or len(indices) > 1 or first.dtype is not torch.bool or first.shape != x.shape:
         return NotImplemented
     return torch.where(first, values.to(x.dtype), x)
+
+
+def _bilinear(i1: Tensor, i2: Tensor, i3: Tensor, *axes: Any, unroll_dim: int = 1) -> Any:
+    """nn.Bilinear as a layer and a product, which are affine where one of them is constant, and take any batch."""
+    if [list(each) for each in axes[:4]] != [[1, 3], [0], [1, 2], [2, 3]]:
+        return NotImplemented
+    layer = i1 @ i2.permute(1, 0, 2).flatten(1)
+    return (layer.view(len(i1), len(i2), -1) * i3.unsqueeze(1)).sum(-1)
 
 
 def floating_dtypes(program: ExportedProgram) -> tuple[torch.dtype, ...]:
