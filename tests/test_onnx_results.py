@@ -258,3 +258,9 @@ def test_outputs_that_have_a_name_already(names, shape, form):
     result = convert(original, form=form)
     assert [info.name for info in result.model.graph.output] == names
     assert difference(original, result.model, inputs(result.model, 3)) == 0
+
+
+def test_a_double_result_has_numbers_that_vanish_in_float32():
+    """exp(-107) is 3e-47."""
+    original = model("z = Add(x, c)\ny = Softmax<axis = 1>(z)", {"x": ("N", 2)}, {"c": np.float32([0, -107])})
+    assert convert(original, dtype=torch.float64).kept

@@ -22,6 +22,7 @@ __all__ = [
     "is_close",
     "own_part",
     "scale",
+    "smallest",
     "tolerance_of",
 ]
 
@@ -46,6 +47,12 @@ INFINITIES = "infinities or NaN"
 def tolerance_of(eps: float) -> float:
     """How far an element may differ, relative to its own scale, where one rounding is `eps`."""
     return min(ROUNDINGS * eps, ROUGHEST)
+
+
+def smallest(*dtypes: torch.dtype) -> float:
+    """What rounding in these may do to any number, however small it is."""
+    finfos = [torch.finfo(dtype) for dtype in dtypes if dtype.is_floating_point]
+    return OWN_ROUNDINGS * max((each.tiny * each.eps for each in finfos), default=0.0)
 
 
 def own_part(own: Any, size: Tensor) -> Any:

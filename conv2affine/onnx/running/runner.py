@@ -16,7 +16,7 @@ import torch
 from onnx import ModelProto, TensorProto, helper
 from onnx.shape_inference import InferenceError
 
-from conv2affine.network.comparison import COARSE, EPS, RUNS, difference, scale, tolerance_of
+from conv2affine.network.comparison import COARSE, EPS, RUNS, difference, scale, smallest, tolerance_of
 from conv2affine.onnx.importing.upgrade import widened
 from conv2affine.onnx.model import HALVES, TensorInfo
 from conv2affine.onnx.reference import evaluator
@@ -196,14 +196,15 @@ def compare(
         if a.shape != b.shape:
             shapes = f"shape {tuple(b.shape)}, and that of the original is {tuple(a.shape)}"
             raise RuntimeError(f"output {number} has {shapes}")
-        problem = difference(a, b, tolerance_of(eps) * scale(a, [x.reshape(a.shape) for x in others], COARSE * eps))
+        size = scale(a, [x.reshape(a.shape) for x in others], COARSE * eps)
+        problem = difference(a, b, tolerance_of(eps) * size + smallest(a.dtype, b.dtype))
         if problem:
             raise RuntimeError(
                 f"the result does not equal the original, {problem} in output {number}; please report this"
             )
         if a.is_floating_point() and a.numel():
-            size, off = (x.double().abs().nan_to_num(posinf=0).max().item() for x in (a, a.double() - b.double()))
-            largest = max(largest, off / size if size else off)
+            whole, off = (x.double().abs().nan_to_num(posinf=0).max().item() for x in (a, a.double() - b.double()))
+            largest = max(largest, off / whole if whole else off)
     return largest
 
 

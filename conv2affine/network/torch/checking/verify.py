@@ -18,6 +18,7 @@ from conv2affine.network.comparison import (
     distance,
     is_close,
     own_part,
+    smallest,
     tolerance_of,
 )
 from conv2affine.network.torch.checking.mixing import first_mixing
@@ -69,8 +70,7 @@ def verify(
     """
     inputs = inputs if only else samples(inputs)
     dtypes = {network.dtype: dtype}
-    finfos = [torch.finfo(each) for each in (dtype, *network.dtypes)]
-    eps = max(EPS, *(each.eps for each in finfos))
+    eps = max(EPS, *(torch.finfo(each).eps for each in (dtype, *network.dtypes)))
     with unchanged(model), torch.no_grad():
         expected = expected_outputs(model, inputs, tolerance_of(eps), flat)
         taken = [x.to(each) for x, each in zip(inputs, network.input_dtypes, strict=True)]
@@ -78,7 +78,7 @@ def verify(
         result = Apart(result, expected) if flat else result
         got = result_outputs(result, own, flat)
         exact, is_double = exact_outputs(model, inputs, expected, flat)
-        limits = _Limits(eps, OWN_ROUNDINGS * max(each.tiny * each.eps for each in finfos), is_double, dtypes)
+        limits = _Limits(eps, smallest(dtype, *network.dtypes), is_double, dtypes)
         outputs = list(zip(expected, got, exact, piece_outputs(network, taken, expected, flat), strict=True))
         # What passes by a small scale passes by a larger one too: noise costs most of the time, and is rarely needed.
         for scales in model_scales(model, inputs, exact, is_double, eps, flat):
@@ -129,7 +129,7 @@ def _problem(limits: _Limits, a: Any, b: Any, c: Any, d: Any, size: Any, own_siz
         problem = f"{b.dtype} for {wanted}"
     if not problem and d is not None:
         # Some models compute something else in float64, such as those that read the limits of their dtype.
-        allowed = (EXACT if limits.is_double else tolerance) * (size + own_size)
+        allowed = (EXACT if limits.is_double else tolerance) * (size + own_size) + limits.floor
         problem = difference(torch.where(drift <= tolerance * size, c, d), d, allowed)
         problem = problem and f"{problem} in float64"
     return problem
