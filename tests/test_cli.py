@@ -162,9 +162,7 @@ def test_help_teaches_by_example(command):
 
 def test_every_option_is_in_the_api_reference():
     page = (Path(__file__).parents[1] / "docs/api/command-line.md").read_text()
-    documented = {
-        (option, of) for option, of in re.findall(r"^\| `(--[\w-]+).*?\| ([a-z, ]+) \|", page, re.MULTILINE)
-    }
+    documented = {(option, of) for option, of in re.findall(r"^\| `(--[\w-]+).*?\| ([a-z, ]+) \|", page, re.MULTILINE)}
     options = {
         name: {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
         for name, command in typer.main.get_command(app).commands.items()

@@ -4,7 +4,6 @@ import emulation
 import pytest
 import torch
 from cases import CASES, layers, made
-from conftest import long_but
 from emulation import cuda
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -103,7 +102,8 @@ def test_slices_of_several_outputs(mode, dtype):
             assert_same(cuda, op, call)
 
 
-@pytest.mark.parametrize("op", long_but(["dense"], ["dense", "csr", "dense_adjoint"]))
+@pytest.mark.long
+@pytest.mark.parametrize("op", ["dense", "csr", "dense_adjoint"])
 def test_more_rows_than_threads_of_a_launch(op):
     rows = 65535 * 256 + 100
     weight = torch.arange(rows).to(torch.int8).view(1, rows, 1, 1)

@@ -66,7 +66,7 @@ def test_pages_that_are_never_touched_take_no_memory(monkeypatch):
         ),
         Geometry(1, 1, (3,), input_size=30_000, padding=1),
         Geometry(3, 4, (3, 3), input_size=224, padding=1),
-        Geometry(1, 2, (5, 5, 5), input_size=(20, 30, 40)),
+        pytest.param(Geometry(1, 2, (5, 5, 5), input_size=(20, 30, 40)), marks=pytest.mark.long),
     ],
     ids=lambda geometry: f"{geometry.shape[0]}x{geometry.shape[1]}",
 )

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import long_but
 from hypothesis import given, settings
 from network_models import OTHERS, PIECEWISE, Function, Several, build, samples
 from random_networks import PIECEWISE as STEPS
@@ -215,7 +216,7 @@ def test_chunks_are_the_whole(monkeypatch):
     torch.testing.assert_close(region.radius, expected[1], rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("name", ["resnet", "vgg-bn", "mobilenet", "unet", "inception"])
+@pytest.mark.parametrize("name", long_but(["resnet"], ["resnet", "vgg-bn", "mobilenet", "unet", "inception"]))
 def test_radius_needs_few_rows(name, monkeypatch):
     """From random directions, and the rows of the nearest walls, as from all rows."""
     model, x, _ = case(name)
