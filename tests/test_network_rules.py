@@ -106,6 +106,7 @@ AFFINE = {
         f"pad-{mode}-3d": (lambda x, mode=mode: F.pad(x, (1, 2, 0, 1, 1, 2), mode), VOLUME)
         for mode in ("reflect", "replicate", "circular")
     },
+    "sparse-linear": (conv2affine.SparseLinear(constant(3, 6).to_sparse_csr()), LINE),
     "nearest": (lambda x: F.interpolate(x, scale_factor=2), IMAGE),
     "nearest-1d": (lambda x: F.interpolate(x, 9), LINE),
     "nearest-3d": (lambda x: F.interpolate(x, (4, 3, 7)), VOLUME),

@@ -41,7 +41,7 @@ def remove_moves(graph: Graph) -> Graph:
 
     A file's Gather and ReduceMax becomes the same as the max pooling that it was.
     """
-    moves = {node.output: node.map for node in graph.nodes if isinstance(node, Piece)}
+    moves = {node.output: node for node in graph.nodes if isinstance(node, Piece)}
     nodes = [
         _unmoved(node, moves) if isinstance(node, Step) and "windows" in node.parameters else node
         for node in graph.nodes
@@ -49,22 +49,25 @@ def remove_moves(graph: Graph) -> Graph:
     return dataclasses.replace(graph, nodes=nodes)
 
 
-def _unmoved(step: Step, moves: Mapping[Value, AffineMap[Value]]) -> Step:
+def _unmoved(step: Step, moves: Mapping[Value, Piece]) -> Step:
     """A step over windows, of elements where they come from."""
-    [value], windows = step.inputs, step.parameters["windows"]
-    while value in moves and windows.size <= value.size and len(moves[value].terms) == 1:
-        [(source, matrix)] = moves[value].terms.items()
-        if not isinstance(matrix, Selection) or matrix.scale is not None or moves[value].bias.any():
+    [value], windows, origin = step.inputs, step.parameters["windows"], step.origin
+    while value in moves and windows.size <= value.size and len(moves[value].map.terms) == 1:
+        map = moves[value].map
+        [(source, matrix)] = map.terms.items()
+        if not isinstance(matrix, Selection) or matrix.scale is not None or map.bias.any():
             break
         index = matrix.split().index
         places = windows if index is None else np.where(windows < 0, -1, index[windows])
         if (places[windows >= 0] < 0).any():  # zeros
             break
+        origin = tuple(dict.fromkeys((*moves[value].origin, *origin)))
         value, windows = source, places
     if value is step.inputs[0]:
         return step
+    parameters = {**step.parameters, "windows": windows}
     return dataclasses.replace(
-        step, inputs=(value,), shapes=(value.shape,), call=None, parameters={**step.parameters, "windows": windows}
+        step, inputs=(value,), shapes=(value.shape,), call=None, origin=origin, parameters=parameters
     )
 
 

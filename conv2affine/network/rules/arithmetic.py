@@ -48,6 +48,7 @@ __all__ = [
     "norm",
     "power",
     "reduce",
+    "sparse_matmul",
     "where",
 ]
 
@@ -134,6 +135,17 @@ def matmul(context: Context, x: Any, other: Any, *, transpose_x: bool = False, t
         raise NoRuleError("the value is repeated for each matrix")
     make = formulas.matmul_right if from_right else formulas.matmul_left
     return map.then(make(matrix, shape, copied=copied))
+
+
+def sparse_matmul(context: Context, values: Any, starts: Any, columns: Any, other: Any) -> Map:
+    """The product of a constant CSR matrix and a value (its columns, samples)."""
+    size, samples = value(other).shape
+    numbers, copied = weight(context, values)
+    parts = tuple(np.asarray(part.cpu()) for part in (numbers.double(), columns, starts))
+    matrix = csr_array(parts, shape=(len(parts[2]) - 1, size))
+    if samples > 1:
+        check_numbers(matrix.nnz * samples)
+    return through(other, formulas.sparse_left(matrix, samples, copied=copied))
 
 
 def gemm(

@@ -37,10 +37,12 @@ __all__ = [
     "adaptive_max_pool",
     "average_pool",
     "convolution",
+    "fourier",
     "lp_pool",
     "max_pool",
     "resize",
     "sample",
+    "short_time_fourier",
 ]
 
 

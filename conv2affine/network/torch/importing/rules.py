@@ -11,20 +11,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from conv2affine.network.graph import Value
-from conv2affine.network.rules import activations, arithmetic, formulas, positions, shapes
+from conv2affine.network.rules import activations, arithmetic, positions, shapes
 from conv2affine.network.rules.operands import (
     Context,
     NoRuleError,
     Rule,
-    check_numbers,
     constant,
-    through,
     value,
-    weight,
 )
 from conv2affine.network.torch.importing import windows
 
@@ -89,13 +85,7 @@ def csr_product(context: Context, values: Any, y: Any, x: Any, crow_indices: Any
     """The product of `SparseLinear`, matrix @ x; the others are those of its gradients."""
     if y is not None:
         raise NoRuleError("it is a product of the transposed matrix")
-    numbers, copied = weight(context, values)
-    parts = [part.cpu().numpy() for part in (numbers.double(), col_indices, crow_indices)]
-    matrix = csr_array(tuple(parts), shape=(len(parts[2]) - 1, cols))
-    positions = value(x).shape[1]
-    if positions > 1:
-        check_numbers(matrix.nnz * positions)
-    return through(x, formulas.sparse_left(matrix, positions, copied=copied))
+    return arithmetic.sparse_matmul(context, values, crow_indices, col_indices, x)
 
 
 def reduction(how: str) -> Rule:
