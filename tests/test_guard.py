@@ -83,6 +83,12 @@ def test_small_pages_take_the_place_of_slow_huge_ones():
     assert grown_bytes(geometry, rows, lost_page_seconds=-1) == pytest.approx(expected, rel=0.3)
 
 
+def test_rows_without_entries_take_no_memory():
+    """Wide padding: 800 MB of zeros around 12 rows."""
+    geometry = Geometry(1, 1, (3,), input_size=10, padding=10**7)
+    assert grown_bytes(geometry, geometry.shape[0]) < 16 * MIB
+
+
 def grown_bytes(geometry, rows, lost_page_seconds=float("inf")):
     """Bytes that a fresh process grows by, with the first rows of a dense matrix."""
     code = f"""

@@ -61,12 +61,15 @@ struct DenseSource {
       const RowRun run = walker.next(count);
       sums.assign(run.pattern.size(), acc_t(0));
       acc_t* const sum = sums.data();
-      for (int64_t n = 0; n < run.rows; ++n, row += row_stride) {
-        const scalar_t* from = row + (run.offset + n * run.step) * column_stride;
-        run.pattern.for_each_column(
-            [=](int64_t e, int64_t column) { sum[e] += static_cast<acc_t>(from[column * column_stride]); });
+      const int64_t read = run.pattern.size() == 0 ? 0 : run.rows;  // rows without entries may be many
+      for (int64_t n = 0; n < read; ++n) {
+        const scalar_t* from = row + n * row_stride + (run.offset + n * run.step) * column_stride;
+        run.pattern.for_each_column([=, stride = column_stride](int64_t e, int64_t column) {
+          sum[e] += static_cast<acc_t>(from[column * stride]);
+        });
       }
       run.pattern.add(sums.data(), weights);
+      row += run.rows * row_stride;
       count -= run.rows;
     }
   }

@@ -22,11 +22,13 @@ void fill_rows(const MatrixRows& rows, const scalar_t* weight, scalar_t* matrix,
   const int64_t cols = rows.conv.cols(), kernel = rows.conv.in_per_group * rows.conv.taps();
   for (int64_t r = begin; r < end;) {
     const RowRun run = walker.next(end - r);
-    for (int64_t n = 0; n < run.rows; ++n, matrix += cols) {
-      scalar_t* to = matrix + run.offset + n * run.step;
+    const int64_t filled = run.pattern.size() == 0 ? 0 : run.rows;  // rows without entries may be many
+    for (int64_t n = 0; n < filled; ++n) {
+      scalar_t* to = matrix + run.offset + n * (cols + run.step);
       run.pattern.for_each(weight + run.co * kernel,
                            [=](int64_t, int64_t column, scalar_t value) { to[column] = value; });
     }
+    matrix += run.rows * cols;
     r += run.rows;
   }
 }
@@ -52,7 +54,8 @@ at::Tensor dense_cpu(const at::Tensor& weight, const MatrixRows& rows) {
     interruptible_for(rows.start, rows.stop, entries, [&](int64_t begin, int64_t end) {
       RowWalker<int64_t> walker(rows, begin);
       in_blocks(begin, end, cols * sizeof(scalar_t), [&](int64_t first, int64_t last) {
-        if (place) place_pages(matrix, (first - rows.start) * cols, (last - rows.start) * cols);
+        const bool has_entries = rows.nnz_before(first) < rows.nnz_before(last);  // not so in wide padding
+        if (place && has_entries) place_pages(matrix, (first - rows.start) * cols, (last - rows.start) * cols);
         fill_rows(rows, from, to + (first - rows.start) * cols, walker, first, last);
       });
     });
