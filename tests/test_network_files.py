@@ -18,6 +18,7 @@ from conv2affine import SparseLinear, to_linear_network
 from conv2affine.convolution import blocks, guard
 from conv2affine.files import open_network, save_network
 from conv2affine.interop.files import csr, mapped, rows, storage
+from conv2affine.network.kinds import FORMS, KINDS
 from conv2affine.network.matrices import rows as matrix_rows
 
 
@@ -346,3 +347,7 @@ print(peak - before)
 """
     assert int(subprocess.check_output([sys.executable, "-c", code])) < 25e6
     assert path.stat().st_size > 80e6
+
+
+def test_every_kind_of_step_has_a_form():
+    assert FORMS.keys() == KINDS.keys()

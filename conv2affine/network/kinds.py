@@ -23,7 +23,7 @@ import numpy as np
 
 from conv2affine.network.matrices.matrix import Array
 
-__all__ = ["KINDS"]
+__all__ = ["FORMS", "KINDS"]
 
 
 def window_max(x: Array, windows: Any) -> Array:
@@ -43,4 +43,16 @@ KINDS: dict[str, Callable[..., Array]] = {
     "minimum": np.minimum,
     "window_max": window_max,
     "window_min": lambda x, windows: -window_max(-x, windows),
+}
+
+# For each kind of step, the number of its inputs, and its parameters.
+FORMS: dict[str, tuple[int, tuple[str, ...]]] = {
+    "relu": (1, ()),
+    "leaky_relu": (1, ("slope",)),
+    "clip": (1, ("low", "high")),
+    "abs": (1, ()),
+    "maximum": (2, ()),
+    "minimum": (2, ()),
+    "window_max": (1, ("windows",)),
+    "window_min": (1, ("windows",)),
 }

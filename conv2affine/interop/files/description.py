@@ -21,20 +21,9 @@ from conv2affine.network.report import NetworkPlan
 from conv2affine.network.torch.importing.network import TorchNetwork
 from conv2affine.network.torch.layers import NetworkLayout, choose_layout
 
-__all__ = ["FORMS", "VERSION", "Description", "Layer", "describe_network"]
+__all__ = ["VERSION", "Description", "Layer", "describe_network"]
 
 VERSION = 1
-# For each kind of step, the number of its inputs, and its parameters.
-FORMS: dict[str, tuple[int, tuple[str, ...]]] = {
-    "relu": (1, ()),
-    "leaky_relu": (1, ("slope",)),
-    "clip": (1, ("low", "high")),
-    "abs": (1, ()),
-    "maximum": (2, ()),
-    "minimum": (2, ()),
-    "window_max": (1, ("windows",)),
-    "window_min": (1, ("windows",)),
-}
 
 
 class Layer(NamedTuple):

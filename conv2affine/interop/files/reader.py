@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from conv2affine.interop.files.description import FORMS, VERSION
+from conv2affine.interop.files.description import VERSION
 from conv2affine.network.graph import Graph, Piece, Step, Value
+from conv2affine.network.kinds import FORMS
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.matrix import Array, Matrix, Selection
 from conv2affine.network.report import NetworkPlan, Row
