@@ -57,7 +57,7 @@ def swapped(tensor):
 
 
 def in_bits(bits):
-    """Rounded to integers of so many bits, times one step."""
+    """Quantised to this many bits, with one step for the whole tensor."""
 
     def rounded(tensor):
         step = tensor.abs().max() / (2 ** (bits - 1) - 1)

@@ -15,6 +15,8 @@ from conv2affine.onnx.reference import evaluator
 
 __all__ = ["OnnxCall", "make_info", "one_node", "runs_on_vectors"]
 
+# Version 14 of these differs from 13 in the types it takes only.
+SAME_SINCE_13 = ("Add", "Div", "Mul", "Sub")
 # Operators that treat every element alike: they run on flat vectors.
 POINTWISE = frozenset(
     (
@@ -67,9 +69,7 @@ class OnnxCall:
         schema = defs.get_schema(self.op_type, self.opset)
         attributes = {name: each.default_value.SerializeToString() for name, each in schema.attributes.items()}
         attributes |= {attribute.name: attribute.SerializeToString() for attribute in self.attributes}
-        version = (
-            13 if self.op_type in ("Add", "Div", "Mul", "Sub") else schema.since_version
-        )  # 14 has other types only
+        version = 13 if self.op_type in SAME_SINCE_13 else schema.since_version
         return self.op_type, version, self.args, attributes, len(self.outputs), self.results
 
     @property

@@ -62,7 +62,7 @@ def entries_at_once(matrix: Matrix) -> int:
 
 
 def rows_at_once(matrix: Matrix) -> int:
-    """Rows that are written out in little memory, besides what `by_rows` holds."""
+    """How many rows have about `BLOCK_ENTRIES` entries together."""
     return max(1, BLOCK_ENTRIES * matrix.shape[0] // max(1, _entries(matrix)))
 
 

@@ -38,7 +38,7 @@ def nearest(local: LocalMap) -> Array:
         nearer = bounds < found[:, None]
         if not nearer.any():
             break
-        if turn and nearer.sum(1).max() > inputs:  # so many walls are about as near
+        if turn and nearer.sum(1).max() > inputs:  # too many walls are about as near as the nearest
             return _exactly(local)
         walls = np.argsort(bounds, 1)[:, :ROWS]
         distances = _distances(np.take_along_axis(sizes, walls, 1), np.square(local.wall_rows(walls)).sum(2))

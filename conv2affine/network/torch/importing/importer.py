@@ -64,10 +64,9 @@ def import_torch(model: nn.Module, inputs: Sequence[Tensor], *, floats: bool = F
         if floats:
             begin_at_casts(program, floating_dtypes(program)[0])
         network = _Importer(program, sample, replaced, names).run()
-        with torch.no_grad():  # a number that it keeps, which the trace has taken for a constant
-            expected_outputs(
-                model, sample, tolerance_of(max(torch.finfo(dtype).eps for dtype in network.dtypes)), False
-            )
+        eps = max(torch.finfo(dtype).eps for dtype in network.dtypes)
+        with torch.no_grad():  # refuses a number that the model keeps, and that the trace took for a constant
+            expected_outputs(model, sample, tolerance_of(eps), False)
         return network
 
 

@@ -15,13 +15,7 @@ from torch import Tensor
 
 from conv2affine.network.graph import Value
 from conv2affine.network.rules import activations, arithmetic, positions, shapes
-from conv2affine.network.rules.operands import (
-    Context,
-    NoRuleError,
-    Rule,
-    constant,
-    value,
-)
+from conv2affine.network.rules.operands import Context, NoRuleError, Rule, constant, value
 from conv2affine.network.torch.importing import windows
 
 __all__ = ["MOVING", "REASONS", "RULES"]
