@@ -35,6 +35,17 @@ GRID = constant(1, 3, 4, 2)
 SQUARE = constant(5, 5) + 5 * torch.eye(5)
 
 
+class OfGraph(nn.Module):
+    """A function of a sparse matrix."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.matrix = function, (constant(4, 5) * (constant(4, 5) > 0)).to_sparse()
+
+    def forward(self, x):
+        return self.function(self.matrix, x)
+
+
 def written(x, place, values):
     """A copy of x with values at a place."""
     x = x.clone()
@@ -57,6 +68,7 @@ AFFINE = {
     "rsub-tensor": (lambda x: torch.rsub(x, constant(5, 6), alpha=2), IMAGE),
     "neg": (lambda x: -x, IMAGE),
     "mul": (lambda x: constant(2, 1, 6) * x, IMAGE),
+    "ldexp": (lambda x: torch.ldexp(x, torch.tensor([3, -1, 0, 1, 2, 4])), IMAGE),
     "mul-broadcasts-the-value": (lambda x: x[:, :1] * constant(3, 5, 6), IMAGE),
     "mul-scalar": (lambda x: x * 0.1, IMAGE),
     "mul-mask": (lambda x: x * MASK, IMAGE),
@@ -159,6 +171,11 @@ AFFINE = {
     "addmm": (lambda x: torch.addmm(constant(3), x, constant(6, 3), alpha=2, beta=0.5), (6,)),
     "bmm": (lambda x: torch.bmm(x, constant(1, 6, 3).expand(len(x), -1, -1)), LINE),
     "mm": (lambda x: torch.mm(x, constant(6, 3)), (6,)),
+    "matmul-sparse": (OfGraph(lambda a, x: (a @ x.movedim(0, 1).flatten(1)).view(4, -1, 3).movedim(1, 0)), (5, 3)),
+    "sparse-addmm": (
+        OfGraph(lambda a, x: torch.stack([torch.sparse.addmm(h[:4], a, h, beta=2.0, alpha=0.5) for h in x])),
+        (5, 3),
+    ),
     "baddbmm": (lambda x: torch.baddbmm(constant(5, 3), x[:, 0], constant(1, 6, 3).expand(len(x), -1, -1)), IMAGE),
     "to-the-same-dtype": (lambda x: x.to(torch.float64, copy=True), IMAGE),
     "split-evenly": (lambda x: torch.cat(x.split(2, 3)[1:], 2), IMAGE),
@@ -281,7 +298,20 @@ def double(function, shape):
     return made.double().eval(), constant(2, *shape, seed=3)
 
 
-@pytest.mark.parametrize("case", AFFINE.values(), ids=AFFINE)
+# Others of the same rule run in make test.
+LONG = {
+    *("scatter-mean", "index-reduce-mean", "max-unpool-3d", "triangular-solve", "matmul-repeated-left", "sparse-addmm"),
+    *("running-minimum", "scatter-maximum", "sort-descending", "sort", "topk-smallest", "median", "nanmedian"),
+    *("distances-inf", "scatter-add-by-values", "topk-in-any-order", "sort-with-indices"),
+}
+
+
+def cases(table):
+    """The cases of a table as parameters."""
+    return [pytest.param(case, id=name, marks=[pytest.mark.long] * (name in LONG)) for name, case in table.items()]
+
+
+@pytest.mark.parametrize("case", cases(AFFINE))
 def test_affine(case):
     made, x = double(*case)
     fc = conv2affine.to_linear(made, x)
@@ -357,6 +387,9 @@ STEPS = {
         X,
     ),
     "nanmedian": (ORDERED, lambda x: x.nanmedian(2, keepdim=True).values, X),
+    "clamp-values": (ORDERED, lambda x: torch.clamp(x, x.roll(1, 3), x.roll(2, 3) + 1), X),
+    "quantile": (ORDERED, lambda x: torch.quantile(x, 0.3, dim=2), X),
+    "extremes": ("window_max, window_min", lambda x: torch.stack(torch.aminmax(x, dim=2), 1), X),
     "distances-1": ("abs", lambda x: torch.cdist(x, x.flip(1), p=1), X),
     "distances-inf": ("abs, window_max", lambda x: torch.cdist(x, constant(3, 6), p=torch.inf), X),
     "max-pool-first-result": ("window_max", lambda x: F.max_pool2d(x, 2, return_indices=True)[0], X),
@@ -366,7 +399,7 @@ STEPS = {
 }
 
 
-@pytest.mark.parametrize("case", STEPS.values(), ids=STEPS)
+@pytest.mark.parametrize("case", cases(STEPS))
 def test_steps(case):
     kinds, *rest = case
     made, x = double(*rest)
@@ -387,6 +420,7 @@ def test_max_pool_as_relus(name):
 
 
 KEPT = {
+    "not-a-number": ("isnan", lambda x: torch.where(torch.isnan(x.log()), x, 2 * x), X),
     "sigmoid": ("sigmoid", torch.sigmoid, X),
     "gelu": ("gelu", F.gelu, X),
     "hardswish": ("hardswish", F.hardswish, X),
@@ -441,7 +475,7 @@ KEPT = {
 }
 
 
-@pytest.mark.parametrize("case", KEPT.values(), ids=KEPT)
+@pytest.mark.parametrize("case", cases(KEPT))
 def test_kept(case):
     name, *rest = case
     made, x = double(*rest)

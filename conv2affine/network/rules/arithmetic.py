@@ -113,6 +113,9 @@ def batch_norm(context: Context, x: Any, weight: Any, bias: Any, mean: Any, vari
 
 def matmul(context: Context, x: Any, other: Any, *, transpose_x: bool = False, transpose_other: bool = False) -> Map:
     """The product of a value and a constant, of a constant and a value, or of two constants."""
+    if isinstance(x, Tensor) and x.layout is not torch.strided:
+        x = x.detach().cpu().to_sparse_csr()
+        return sparse_matmul(context, x.values(), x.crow_indices(), x.col_indices(), other)
     if not isinstance(x, Value) and not isinstance(other, Value):
         first, second = (
             array.T if flip else array

@@ -198,7 +198,7 @@ RULES: dict[str, Rule] = {
     "instance_norm": instance_norm,
     "linear": linear,
     **dict.fromkeys(("matmul", "mm", "bmm"), arithmetic.matmul),
-    "addmm": addmm,
+    **dict.fromkeys(("addmm", "_sparse_addmm"), addmm),
     "linalg_solve": solve,
     "linalg_solve_triangular": solve_triangular,
     "linalg_lu_solve": lu_solve,

@@ -42,6 +42,7 @@ def decompositions() -> Any:
     table[aten.aminmax.default] = _aminmax
     table[aten.copysign.Tensor] = _copysign
     table[aten.conv_tbc.default] = _conv_tbc
+    table[aten.ldexp.Tensor] = lambda x, other: x * torch.pow(2.0, other)
     table[aten.triangular_solve.default] = _triangular_solve
     return table
 

@@ -18,6 +18,7 @@ from conv2affine.network.torch.importing.complex import complex_as_pairs
 from conv2affine.network.torch.importing.constants import fold_constants
 from conv2affine.network.torch.models.advice import reason
 from conv2affine.network.torch.models.assignments import Assignments
+from conv2affine.network.torch.models.choices import Choices
 from conv2affine.network.torch.models.decompositions import decompositions
 from conv2affine.network.torch.models.held import Named, Program, class_name
 from conv2affine.network.torch.models.surroundings import users_device
@@ -29,10 +30,11 @@ BRANCHES = "compute with tensors alone, without branches on what is in them, as 
 CAUSES = {
     "fake tensor": (
         "a tensor with values is lost",
-        "let forward keep no tensor in an object, change no other tensor's data, and call no torch.vmap: give each "
+        "let forward keep no tensor in an object, change no other tensor's data, and take no derivatives: give each "
         "tensor to the function, as F.linear(x, torch.renorm(weight, 2, 0, 1)), or compute it once, before the "
         "conversion",
     ),
+    "Cannot access storage of Sparse": ("a sparse tensor is no attribute of a module", "call register_buffer for it"),
     "linalg_lstsq": ("it does not know linalg.lstsq", "call torch.linalg.pinv(matrix) @ x"),
     "Size-like symbols: u": (
         "elements are selected by values of the inputs, as h[h < 0] *= 0.1 does",
@@ -49,7 +51,7 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], state: frozenset[str] =
             if isinstance(model, Program):  # by itself, its operators keep the names of their modules
                 program: ExportedProgram = torch.export.export(model.model, *model.arguments(inputs))
             else:
-                with Assignments():
+                with Choices(model, inputs), Assignments():
                     program = torch.export.export(model, inputs)
             program = _flat(program)
             fold_constants(program, state)
