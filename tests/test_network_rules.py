@@ -139,6 +139,7 @@ AFFINE = {
     "mean": (lambda x: x.mean((2, 3)), IMAGE),
     "mean-keepdim": (lambda x: x.mean(1, keepdim=True), IMAGE),
     "sum": (lambda x: x.sum(-1), IMAGE),
+    "cumsum-dtype": (lambda x: x.cumsum(2, dtype=x.dtype) + x.sum(2, keepdim=True, dtype=x.dtype), IMAGE),
     "cumsum": (lambda x: x.cumsum(2), IMAGE),
     # Products with constants
     "linear": (nn.Linear(6, 4), (6,)),
@@ -175,6 +176,11 @@ AFFINE = {
     "sparse-addmm": (
         OfGraph(lambda a, x: torch.stack([torch.sparse.addmm(h[:4], a, h, beta=2.0, alpha=0.5) for h in x])),
         (5, 3),
+    ),
+    "addmv": (lambda x: torch.stack([torch.addmv(constant(4), constant(4, 6), row, alpha=2) for row in x]), (6,)),
+    "addbmm": (
+        lambda x: torch.stack([torch.addbmm(constant(5, 3), y, constant(2, 6, 3), beta=2, alpha=0.5) for y in x]),
+        IMAGE,
     ),
     "baddbmm": (lambda x: torch.baddbmm(constant(5, 3), x[:, 0], constant(1, 6, 3).expand(len(x), -1, -1)), IMAGE),
     "to-the-same-dtype": (lambda x: x.to(torch.float64, copy=True), IMAGE),

@@ -16,6 +16,7 @@ aten = torch.ops.aten
 UNDECOMPOSED = (
     *("linear", "matmul", "pad", "prelu", "glu", "scaled_dot_product_attention", "layer_norm", "group_norm"),
     *("linalg_solve", "nan_to_num"),
+    "multilabel_margin_loss_forward",  # of which PyTorch's decomposition is another function
     # They would become a check of errors, which is no operator.
     *("linalg_inv", "linalg_cholesky", "linalg_lu_factor", "linalg_ldl_factor"),
     *("hardswish", "hardsigmoid", "silu", "softplus", "mish", "celu", "selu", "threshold"),
@@ -39,6 +40,8 @@ def decompositions() -> Any:
     table[aten.index_put.default] = _index_put
     table[aten._trilinear.default] = _bilinear
     table[aten._cdist_forward.default] = _distances
+    table[aten.addbmm.default] = _addbmm
+    table[aten.addmv.default] = torch._decomp.decomposition_table[aten.addmv.default]
     table[aten.aminmax.default] = _aminmax
     table[aten.copysign.Tensor] = _copysign
     table[aten.conv_tbc.default] = _conv_tbc
@@ -69,6 +72,10 @@ def _distances(x1: Tensor, x2: Tensor, p: float, compute_mode: int | None) -> An
         return NotImplemented
     differences = (x1.unsqueeze(-2) - x2.unsqueeze(-3)).abs()
     return differences.sum(-1) if p == 1 else differences.amax(-1)
+
+
+def _addbmm(x: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    return beta * x + alpha * (batch1 @ batch2).sum(0)
 
 
 def _aminmax(x: Tensor, *, dim: int | None = None, keepdim: bool = False) -> tuple[Tensor, Tensor]:
