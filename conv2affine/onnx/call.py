@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, defs, helper
 
-from conv2affine.network.graph import Kept, Step, Value
-from conv2affine.network.torch.importing.call import Slot
+from conv2affine.network.graph import Kept, Slot, Step, Value
 from conv2affine.onnx.reference import evaluator
 
 __all__ = ["OnnxCall", "make_info", "one_node", "runs_on_vectors"]

@@ -11,9 +11,8 @@ import torch
 from onnx import NodeProto, TensorProto, defs, helper, numpy_helper
 from torch import Tensor
 
-from conv2affine.network.graph import Kept, Step
+from conv2affine.network.graph import Kept, Slot, Step
 from conv2affine.network.matrices.matrix import Selection
-from conv2affine.network.torch.importing.call import Slot
 from conv2affine.onnx.call import OnnxCall, runs_on_vectors
 from conv2affine.onnx.exporting.storage import SMALL, external_tensor
 from conv2affine.onnx.model import FLOATS

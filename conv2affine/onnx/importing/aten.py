@@ -18,8 +18,7 @@ from onnx import TensorProto, defs, helper
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from conv2affine.network.graph import Graph, Kept, Node, Piece, Step
-from conv2affine.network.torch.importing.call import Slot
+from conv2affine.network.graph import Graph, Kept, Node, Piece, Slot, Step
 from conv2affine.network.torch.importing.importer import import_torch
 from conv2affine.network.torch.models.surroundings import users_device
 from conv2affine.network.torch.models.unchanged import unchanged

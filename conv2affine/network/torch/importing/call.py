@@ -11,16 +11,9 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 
-from conv2affine.network.graph import Value
+from conv2affine.network.graph import Slot, Value
 
-__all__ = ["AtenCall", "Slot", "operator_name", "origin"]
-
-
-@dataclass(frozen=True)
-class Slot:
-    """The place of an input among the arguments of an operator."""
-
-    number: int
+__all__ = ["AtenCall", "operator_name", "origin"]
 
 
 @dataclass(frozen=True, eq=False)
