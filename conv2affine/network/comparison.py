@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from conv2affine.network.torch.rounding import WIDE, WIDER
 
@@ -17,6 +18,7 @@ __all__ = [
     "INFINITIES",
     "OWN_ROUNDINGS",
     "RUNS",
+    "check_repeats",
     "difference",
     "distance",
     "is_close",
@@ -92,6 +94,22 @@ def difference(expected: Any, got: Any, allowed: Any) -> str:
     worst = int(excess.argmax())
     index = [int(i) for i in torch.unravel_index(torch.tensor(worst), expected.shape)]
     return f"off by {off.flatten()[worst]:.1e} at {index}, where rounding explains {allowed.flatten()[worst]:.1e},"
+
+
+def check_repeats(first: Any, second: Any, tolerance: float) -> None:
+    """Refuse a model whose outputs of two runs on the same inputs differ; sums in another order may round so."""
+    for a, b in zip(pytree.tree_leaves(first), pytree.tree_leaves(second), strict=True):
+        if not isinstance(a, Tensor):
+            is_same = bool(a == b)
+        elif a.shape != b.shape or not a.is_floating_point():
+            is_same = torch.equal(a, b)
+        else:
+            is_same = is_close(a, b, tolerance)
+        if not is_same:
+            raise ValueError(
+                "the model must give the same result for the same input, and two runs differ; call model.eval(), and "
+                "remove what depends on chance, or what is changed by a run and used in the next"
+            )
 
 
 def distance(first: Tensor, second: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from conv2affine.network.comparison import COARSE, RUNS, is_close, scale
+from conv2affine.network.comparison import COARSE, RUNS, scale
 from conv2affine.network.torch.exporter import export_torch
 from conv2affine.network.torch.importing.network import TorchNetwork
 from conv2affine.network.torch.models.surroundings import users_device
@@ -20,7 +20,6 @@ from conv2affine.network.torch.rounding import InDouble, Noise, wider
 __all__ = [
     "Apart",
     "exact_outputs",
-    "expected_outputs",
     "model_scales",
     "piece_outputs",
     "result_outputs",
@@ -49,22 +48,6 @@ def _random(x: Tensor, generator: torch.Generator) -> Tensor:
         return (sample * scales * largest).to(x)
     chosen = x[torch.randint(len(x), (len(SCALES),), generator=generator)]
     return chosen * (torch.rand(chosen.shape, generator=generator) < 0.75).to(x)
-
-
-def expected_outputs(model: nn.Module, inputs: Sequence[Tensor], noise: float, flat: bool) -> list[Any]:
-    """The outputs of the model, which it must repeat."""
-    try:
-        expected, again = (run(model, inputs, flat) for _ in range(2))
-    except Exception as error:
-        raise ValueError(
-            f"the model must take a batch of any size, and failed on one of {len(inputs[0])}: {error}"
-        ) from error
-    if not all(_repeats(a, b, noise) for a, b in zip(expected, again, strict=True)):
-        raise ValueError(
-            "the model must give the same result for the same input, and two runs differ; call model.eval(), and "
-            "remove what depends on chance, or what is changed by a run and used in the next"
-        )
-    return expected
 
 
 class Apart(nn.Module):
@@ -169,12 +152,3 @@ def _leaves(outputs: Any, flat: bool) -> list[Any]:
     if not flat:
         return leaves
     return [x.flatten(1) if x.dim() > 1 else x.unsqueeze(-1) for x in leaves if isinstance(x, Tensor)]
-
-
-def _repeats(first: Any, second: Any, tolerance: float) -> bool:
-    """Whether two runs on the same inputs agree; sums in another order may round differently."""
-    if not isinstance(first, Tensor):
-        return bool(first == second)
-    if first.shape != second.shape or not first.is_floating_point():
-        return torch.equal(first, second)
-    return is_close(first, second, tolerance)

@@ -15,12 +15,11 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
-from conv2affine.network.comparison import tolerance_of
+from conv2affine.network.comparison import check_repeats, tolerance_of
 from conv2affine.network.graph import Graph, Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.passes.simplify import remove_unused
 from conv2affine.network.rules.operands import Context, NoRuleError, values
-from conv2affine.network.torch.checking.runs import expected_outputs
 from conv2affine.network.torch.importing.arguments import find_rule, masks
 from conv2affine.network.torch.importing.call import AtenCall, operator_name, origin
 from conv2affine.network.torch.importing.casts import begin_at_casts
@@ -56,8 +55,8 @@ def import_torch(model: nn.Module, inputs: Sequence[Tensor], *, floats: bool = F
     """
     sample = tuple(x[:1].clone() for x in inputs)  # in memory of its own
     with unchanged(model):
-        check_runs(model, inputs)
-        replaced = warm_up(model, sample)
+        replaced, outputs = warm_up(model, sample)
+        check_runs(model, inputs, outputs[0])
         make_traceable(model)
         names = model.names if isinstance(model, Held) else []
         program = export(model, sample, replaced)
@@ -65,8 +64,7 @@ def import_torch(model: nn.Module, inputs: Sequence[Tensor], *, floats: bool = F
             begin_at_casts(program, floating_dtypes(program)[0])
         network = _Importer(program, sample, replaced, names).run()
         eps = max(torch.finfo(dtype).eps for dtype in network.dtypes)
-        with torch.no_grad():  # refuses a number that the model keeps, and that the trace took for a constant
-            expected_outputs(model, sample, tolerance_of(eps), False)
+        check_repeats(*outputs, tolerance_of(eps))  # not if it keeps a number, which the trace takes for a constant
         return network
 
 
