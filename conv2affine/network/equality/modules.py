@@ -16,7 +16,6 @@ from conv2affine.network.graph import Kept
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.passes.ends import slices
 from conv2affine.network.proof.box import read_box
-from conv2affine.network.torch.batching import runs_on_vectors
 from conv2affine.network.torch.checking.runs import SAMPLES, run
 from conv2affine.network.torch.importing.importer import import_torch
 from conv2affine.network.torch.models.intake import Model, hold
@@ -125,4 +124,4 @@ def _side(model: Model, x: Any) -> tuple[Side, dict[str, tuple[int, ...]]]:
 
 
 def _on_vectors(node: Kept) -> bool:
-    return runs_on_vectors(node.call, [*node.shapes, *(value.shape for value in node.outputs)])
+    return bool(node.call.runs_on_vectors([*node.shapes, *(value.shape for value in node.outputs)]))

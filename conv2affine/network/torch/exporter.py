@@ -17,7 +17,6 @@ from torch.utils import _pytree as pytree
 
 from conv2affine.network.graph import Kept, Piece, Step, Value
 from conv2affine.network.matrices.matrix import Array, Matrix, Selection
-from conv2affine.network.torch.batching import runs_on_batches, runs_on_vectors
 from conv2affine.network.torch.importing.call import AtenCall
 from conv2affine.network.torch.importing.network import TorchNetwork
 from conv2affine.network.torch.modules import Container, PerSample
@@ -121,10 +120,10 @@ class _Exporter:
         if op.reads_memory:
             inputs = [self.graph.call_method("contiguous", (node,)) for node in inputs]
         shapes = [*step.shapes, *(value.shape for value in step.outputs)]
-        if runs_on_vectors(op, shapes):
+        if op.runs_on_vectors(shapes):
             result: Any = self.call(self.graph, self.root, op, inputs)
             shapes = [(1, value.size) for value in step.outputs]
-        elif runs_on_batches(op, shapes):
+        elif op.runs_on_batches(shapes):
             shaped = [self.shaped(node, shape) for node, shape in zip(inputs, step.shapes, strict=True)]
             result = self.call(self.graph, self.root, op, shaped)
             shapes = [value.shape for value in step.outputs]
