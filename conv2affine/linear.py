@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from conv2affine.convolution.arguments import Conv, InputSize, is_network
-from conv2affine.convolution.build import expand
+from conv2affine.convolution.build import expand, make_linear
 from conv2affine.convolution.geometry import Geometry
 from conv2affine.convolution.layouts import Layout, named_layout
 from conv2affine.convolution.parameters import weight_and_bias
@@ -121,14 +121,7 @@ def to_linear(
     rows = None if bias is None else nn.Parameter(expand(bias.detach(), geometry), bias.requires_grad)
     if layout is torch.sparse_csr:
         return SparseLinear(matrix.requires_grad_(weight.requires_grad), rows).train(conv.training)
-    # The constructor of nn.Linear is not called: it would allocate a second matrix, fill it with random numbers, and
-    # change the state of the random number generator.
-    linear = nn.Linear.__new__(nn.Linear)
-    nn.Module.__init__(linear)
-    linear.out_features, linear.in_features = geometry.shape
-    linear.weight = nn.Parameter(matrix, weight.requires_grad)
-    linear.register_parameter("bias", rows)
-    return linear.train(conv.training)
+    return make_linear(nn.Parameter(matrix, weight.requires_grad), rows).train(conv.training)
 
 
 def torch_conv_layer_to_affine(conv: Conv, input_size: InputSize) -> nn.Linear:
