@@ -14,8 +14,8 @@ from conv2affine.network.equality.side import Side
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.passes.ends import slices
 from conv2affine.network.torch.models.surroundings import on_cpu
-from conv2affine.onnx.box import BoxArgument, SpecArgument, box_of, given_box
 from conv2affine.onnx.call import runs_on_vectors
+from conv2affine.onnx.ends import BoxArgument, SpecArgument, box_of, given_box
 from conv2affine.onnx.importing.aten import as_onnx
 from conv2affine.onnx.importing.importer import import_onnx
 from conv2affine.onnx.importing.reader import read

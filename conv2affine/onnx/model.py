@@ -21,12 +21,7 @@ DTYPES: Mapping[int, torch.dtype] = {
     TensorProto.FLOAT: torch.float32,
     TensorProto.DOUBLE: torch.float64,
 }
-EPS: Mapping[int, float] = {
-    TensorProto.DOUBLE: 2.0**-52,
-    TensorProto.FLOAT: 2.0**-23,
-    TensorProto.FLOAT16: 2.0**-10,
-    TensorProto.BFLOAT16: 2.0**-7,
-}
+EPS = {elem_type: torch.finfo(dtype).eps for elem_type, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)

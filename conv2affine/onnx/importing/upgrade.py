@@ -24,7 +24,7 @@ from conv2affine.onnx.model import EPS, HALVES, location
 __all__ = ["MIN_OPSET", "all_nodes", "inlined", "open_sizes", "upgraded", "widened"]
 
 MAX_NODES = 1_000_000  # of a model with its functions written out
-MIN_OPSET = 8  # to which older models are converted
+MIN_OPSET = 8  # to which older models are converted: the first in which Max broadcasts
 INFERS = 6  # the first opset for which onnx infers all shapes
 ADDS_ONLY = 7  # opset 8 only adds to it: broadcasting to Max, Min, Mean and Sum, attributes to MaxPool
 # Attributes that are types of results.
