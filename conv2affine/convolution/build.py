@@ -45,16 +45,9 @@ def checked_request(
 
 
 def expand(bias: Tensor, geometry: Geometry) -> Tensor:
-    """A bias with one entry per row of the matrix, from one with one entry per channel.
+    """A bias with one entry per row of the matrix, from one with one entry per channel, in new memory.
 
         expanded[(co, o)] = bias[co]
-
-    Args:
-        bias: (out_channels,).
-        geometry: The conversion.
-
-    Returns:
-        A tensor of shape (rows of the matrix,), in new memory.
 
     Raises:
         ValueError: If the bias has another shape.

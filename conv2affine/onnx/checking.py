@@ -77,13 +77,7 @@ def check(
 def file_side(
     source: ModelProto | str | Path, shapes: Mapping[str, Sequence[int]] | None = None, order: Sequence[str] = ()
 ) -> tuple[Side, dict[str, tuple[int, ...]]]:
-    """A file as a side of a comparison, and the shapes of its inputs.
-
-    Args:
-        source: A model, or its file.
-        shapes: As in `convert`.
-        order: Of the inputs by name, if these are their names.
-    """
+    """A file as a side of a comparison, and the shapes of its inputs, in this order if these are their names."""
     model = read(source, shapes)
     network, run = import_onnx(model), runner(model.proto)
     pairs = list(zip(network.inputs, network.graph.inputs, strict=True))

@@ -108,12 +108,9 @@ def given_box(box: BoxArgument, spec: SpecArgument) -> BoxArgument | Specificati
 
 
 def box_of(given: BoxArgument | Specification, shapes: Mapping[str, Sequence[int]], outputs: int) -> Box | None:
-    """The box of a network; None for all inputs.
+    """The box of a network with inputs of these shapes, by name, for one sample, and `outputs` output elements.
 
-    Args:
-        given: As from `given_box`.
-        shapes: Of the inputs by name, for one sample.
-        outputs: Number of output elements.
+    `given` is as from `given_box`; None is for all inputs.
     """
     if isinstance(given, Specification):
         given = given.box_for(shapes, outputs)

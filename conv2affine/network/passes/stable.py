@@ -32,12 +32,7 @@ Mask = NDArray[np.bool_]
 
 
 def stable(graph: Graph, bounds: Mapping[Value, Interval]) -> Graph:
-    """A graph that computes the same in a box.
-
-    Args:
-        graph: Pieces and ReLUs only.
-        bounds: Of all its values, in the box.
-    """
+    """A graph of pieces and ReLUs that computes the same in a box, given the bounds of all its values there."""
     writer = _Writer(graph, dict(bounds))
     return writer.carry(simplify(merge(simplify(writer.leave_out()))))
 

@@ -29,15 +29,10 @@ def export_torch(
     cast: Callable[[torch.dtype], torch.dtype],
     make: Callable[[str, Matrix, Array | None], nn.Module],
 ) -> fx.GraphModule:
-    """The module of a network.
+    """The module of a network, with its graph after all passes: it takes and returns what the imported one does.
 
-    Args:
-        network: The imported network, with its graph after all passes.
-        cast: Maps a dtype of the imported module to that of the result.
-        make: Makes a layer from a name, a matrix and a bias.
-
-    Returns:
-        A module that takes and returns what the imported one does.
+    `cast` maps a dtype of the imported module to that of the result; `make` takes a name, a matrix and a bias, and
+    gives a layer.
     """
     return _Exporter(network, cast, make).run()
 

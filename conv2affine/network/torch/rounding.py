@@ -92,11 +92,7 @@ class InDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within it, all that depends on inputs is also computed in float64, whatever dtype an operator is asked for.
 
     All else is computed as usual, except what a function that inputs reach computes of constants alone inside, as
-    complex convolutions do.
-
-    Args:
-        inputs: The inputs, which the model may write to.
-        noise: For the computation in float64. Default: None.
+    complex convolutions do. The model may write to the inputs; `noise` is for the computation in float64.
     """
 
     def __init__(self, inputs: Iterable[Tensor], noise: Noise | None = None) -> None:

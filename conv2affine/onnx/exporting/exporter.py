@@ -37,10 +37,10 @@ def gathers(graph: Graph) -> bool:
 
 
 class Exporter:
-    """Writes one model.
+    """Writes one model, of the imported network with its graph after all passes.
 
     Args:
-        network: The imported network, with its graph after all passes.
+        network: The network.
         dtype: Of the layers.
         opset: Of the result.
         is_batched: Whether the result takes any number of samples, or one.

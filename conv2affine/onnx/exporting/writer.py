@@ -29,11 +29,7 @@ WINDOWS = {"window_max": "ReduceMax", "window_min": "ReduceMin"}
 class Writer:
     """Nodes and initializers in the order in which they are added.
 
-    Args:
-        dtype: Of floating constants.
-        opset: Of the model.
-        names: Taken by inputs and outputs.
-        data: The file for the data of large tensors, if that is not to be in the model.
+    `names` are taken by inputs and outputs; `data` is the file for large tensors, if they are not to be in the model.
     """
 
     def __init__(self, dtype: Any, opset: int, names: Sequence[str], data: BinaryIO | None = None) -> None:
@@ -99,15 +95,7 @@ class Writer:
 
 
 def write_kind(writer: Writer, step: Step, x: list[str], origin: str, output: str | None) -> str:
-    """Write a step that its kind defines; returns the name of its result.
-
-    Args:
-        writer: Of the model.
-        step: Of one of `kinds.KINDS`.
-        x: Names of its inputs, as vectors.
-        origin: What to name nodes after.
-        output: Name of the result; None for a new one.
-    """
+    """Write a step that its kind defines, of inputs x as vectors; returns the name of its result."""
     call, constant = writer.call, writer.constant
     if step.kind in SIMPLE:
         return call(SIMPLE[step.kind], x, origin, output)
@@ -141,15 +129,7 @@ def write_kind(writer: Writer, step: Step, x: list[str], origin: str, output: st
 
 
 def write_kept(writer: Writer, step: Step | Kept, inputs: Sequence[str], results: Sequence[str], origin: str) -> None:
-    """Write a kept step.
-
-    Args:
-        writer: Of the model.
-        step: With a call.
-        inputs: Names of its inputs; all are vectors where it runs on those.
-        results: Names for its outputs.
-        origin: What to name the node after.
-    """
+    """Write a step with a call, under the names of its inputs, vectors where it runs on those, and of its outputs."""
     call: OnnxCall = step.call
     formal = defs.get_schema(call.op_type, writer.opset).inputs
     elem_type = helper.np_dtype_to_tensor_dtype(writer.dtype)

@@ -31,13 +31,7 @@ RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLik
 
 @np.errstate(all="ignore")  # constants may hold anything; what matters is checked
 def import_onnx(model: CheckedModel) -> OnnxNetwork:
-    """The graph of a model.
-
-    Args:
-        model: From `read`.
-
-    Returns:
-        The graph, not simplified: one piece or step for each node.
+    """The graph of a model, not simplified: one piece or step for each node.
 
     Raises:
         ValueError: If the model breaks the rules of its operators, or depends on chance.

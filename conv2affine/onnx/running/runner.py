@@ -58,11 +58,7 @@ class RunError(RuntimeError):
 
 
 def runner(model: ModelProto | Path) -> Run:
-    """Runs a model by onnxruntime, where that is installed and supports the model, else by onnx.reference.
-
-    Args:
-        model: The model, or its file.
-    """
+    """Runs a model by onnxruntime, where that is installed and supports the model, else by onnx.reference."""
     noisy = functools.partial(_noisy, model) if isinstance(model, ModelProto) else None
     return dataclasses.replace(_onnxruntime(model), noisy=noisy)
 
@@ -107,9 +103,7 @@ def _onnxruntime(model: ModelProto | Path) -> Run:
 def _reference(model: ModelProto | Path, max_looped: int | None = None) -> Callable[[Mapping[str, Any]], list[Any]]:
     """Runs a model by onnx.reference, with float32 for types of half the size.
 
-    Args:
-        model: The model, or its file.
-        max_looped: Limit for the elements of a result that it computes one by one.
+    `max_looped` is a limit for the elements of a result that it computes one by one.
     """
     try:
         proto = onnx.load_model(model) if isinstance(model, Path) else model
@@ -166,7 +160,7 @@ def compare(
     eps: float,
     flat: int | None = None,
 ) -> float:
-    """The largest difference of two models, relative to the largest element of each output.
+    """The largest difference of two models, relative to the largest element of each output, for inputs of the first.
 
     Each element may differ by what rounding can change in it, measured with noise in the inputs of the first, and after
     each of its operators.

@@ -132,14 +132,7 @@ def first_mixing(network: OnnxNetwork, steps: Sequence[Step | Kept], original: C
 
 
 def run_alone(node: NodeProto, opset: int, results: Mapping[str, Any], types: Mapping[str, TypeProto]) -> Trial | None:
-    """A random input of a node that has one value among its inputs, and its results; None if it does not run alone.
-
-    Args:
-        node: The node.
-        opset: Of the model.
-        results: Values and constants, by name.
-        types: Of values, by name.
-    """
+    """A random input of a node that has one value among its inputs, and its results; None if it does not run alone."""
     names = list(dict.fromkeys(filter(None, node.input)))
     values = [name for name in names if isinstance(results[name], Value)]
     constants = [numpy_helper.from_array(results[name], name) for name in names if name not in values]

@@ -18,13 +18,7 @@ __all__ = ["first_mixing"]
 def first_mixing(model: nn.Module, inputs: Sequence[Tensor], tolerance: float) -> str:
     """The first operator whose result for a batch differs from its results for the single samples.
 
-    Args:
-        model: Any module that `torch.export` takes.
-        inputs: Batch first.
-        tolerance: Of the elements, relative to the largest.
-
-    Returns:
-        "MODULE (OPERATOR)"; "" if there is none, or if it cannot be determined.
+    "MODULE (OPERATOR)"; "" if there is none, or if it cannot be determined. The tolerance is relative to the largest.
     """
     samples = [tuple(x[n : n + 1] for x in inputs) for n in range(len(inputs[0]))]
     try:

@@ -18,12 +18,7 @@ CASTING = (aten._to_copy, aten.mul, aten.div, aten.add, aten.sub)
 
 
 def begin_at_casts(program: ExportedProgram, dtype: torch.dtype) -> None:
-    """Give inputs another dtype where a program only moves them, and casts them to it.
-
-    Args:
-        program: Decomposed; its dtypes are changed in place.
-        dtype: The new dtype of these inputs.
-    """
+    """Give inputs another dtype where a decomposed program only moves them, and casts them to it; changed in place."""
     inputs = program.graph_signature.user_inputs
     for node in program.graph.find_nodes(op="placeholder"):
         value = node.meta.get("val")

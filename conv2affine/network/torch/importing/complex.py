@@ -27,11 +27,7 @@ BLANK = ("empty", "full", "ones", "rand", "randn", "zeros")
 
 
 def complex_as_pairs(program: ExportedProgram) -> None:
-    """Put operators on real tensors in the place of those on complex ones that inputs reach.
-
-    Args:
-        program: Decomposed; changed in place.
-    """
+    """Put operators on real tensors in the place of those on complex ones that inputs reach, once decomposed."""
     if any(is_complex(node) for node in program.graph.nodes):
         Writer(program, RULES).run()
 

@@ -27,10 +27,7 @@ class Pair(NamedTuple):
 class Writer:
     """Writes nodes before the one that it is at, which come from the same module.
 
-    Args:
-        program: Decomposed; changed in place.
-        rules: By the name of an operator: what takes this and its arguments, nodes and numbers, and gives a pair or a
-            node in its place.
+    A rule takes the writer and the arguments of an operator, nodes and numbers; it gives a pair, or another node.
     """
 
     def __init__(self, program: ExportedProgram, rules: Mapping[str, Callable[..., Any]]) -> None:

@@ -53,9 +53,7 @@ def check_state(program: ExportedProgram, replaced: frozenset[str]) -> None:
 def check_result(node: fx.Node, reached: Sequence[fx.Node]) -> None:
     """Refuse an operator whose result is no tensor of a known size, or depends on where elements lie in memory.
 
-    Args:
-        node: The operator.
-        reached: Its arguments that depend on the network's inputs.
+    `reached` are its arguments that depend on the network's inputs.
     """
     name = operator_name(node.target)
     if isinstance(node.meta["val"], torch.SymInt | torch.SymFloat | torch.SymBool):

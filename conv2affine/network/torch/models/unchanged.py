@@ -101,9 +101,7 @@ def _equal(first: Tensor | None, second: Tensor | None) -> bool:
 class _State:
     """What a model holds: its modules' attributes, containers and helper objects in them, and copies of all tensors.
 
-    Args:
-        model: Any module.
-        registered: Whether parameters and buffers are copied; else `put_back` leaves these as they are. Default: True.
+    Unless `registered`, parameters and buffers are not copied, and `put_back` leaves these as they are.
 
     Attributes:
         attributes: By name: the owner of a tensor, or of None; the key; and a copy. Without parameters and buffers.
