@@ -19,7 +19,6 @@ __all__ = [
     "InputSize",
     "Padding",
     "Sizes",
-    "check_groups",
     "check_layer",
     "check_weight",
     "input_sizes",
@@ -115,11 +114,6 @@ def is_network(model: object, example_inputs: object) -> bool:
 def _is_example(x: object) -> bool:
     """A tensor, a dict of them, or an array, which the network side refuses by name."""
     return isinstance(x, Tensor | Mapping) or len(getattr(x, "shape", ())) > 0
-
-
-def check_groups(groups: object) -> int:
-    """The number of groups, refused if it is none."""
-    return integers("groups", groups, 1, at_least=1)[0]
 
 
 def check_weight(weight: object) -> None:

@@ -148,17 +148,8 @@ def describe_layers(layers: Sequence[Layer], dtype: torch.dtype, layout: Network
     """The plan of a chain, before its matrices are written out; its ReLUs are left out."""
     rows = []
     for layer in layers:
-        sizes = layout_bytes(layer, dtype)
-        rows.append(
-            Row(
-                _names(layer.origin),
-                "computed",
-                *layer.shape,
-                layer.nnz,
-                tuple(sizes.items()),
-                choose_layout(layer, dtype, layout),
-            )
-        )
+        sizes, chosen = tuple(layout_bytes(layer, dtype).items()), choose_layout(layer, dtype, layout)
+        rows.append(Row(_names(layer.origin), "computed", *layer.shape, layer.nnz, sizes, chosen))
     return NetworkPlan(tuple(rows), dtype)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -59,12 +57,10 @@ class RunError(RuntimeError):
 
 def runner(model: ModelProto | Path) -> Run:
     """Runs a model by onnxruntime, where that is installed and supports the model, else by onnx.reference."""
-    noisy = functools.partial(_noisy, model) if isinstance(model, ModelProto) else None
-    return dataclasses.replace(_onnxruntime(model), noisy=noisy)
-
-
-def _noisy(model: ModelProto, size: float) -> Run:
-    return runner(with_noise(model, size))
+    run = _onnxruntime(model)
+    if isinstance(model, ModelProto):
+        run.noisy = lambda size: runner(with_noise(model, size))
+    return run
 
 
 def _onnxruntime(model: ModelProto | Path) -> Run:
