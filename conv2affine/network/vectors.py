@@ -151,9 +151,7 @@ def _tensors(*arrays: Array) -> tuple[Tensor, ...]:
 
 @alone
 @on_cpu
-def module_to_linear(
-    module: Model, example_input: Any, *, layout: NetworkLayout = "dense", dtype: torch.dtype | None = None
-) -> nn.Linear:
+def module_to_linear(module: Model, example_input: Any, *, layout: NetworkLayout = "dense") -> nn.Linear:
     """The fully-connected layer that is equivalent to a module that is affine in its input.
 
         fc(x.flatten(1)) == module(x).flatten(1)
@@ -163,7 +161,6 @@ def module_to_linear(
         example_input: A tensor, batch first; or a tuple of them, which the layer takes as one vector; integers as in
             `to_mlp`.
         layout: "dense", "sparse", or "auto", as in `to_linear_network`. Default: "dense".
-        dtype: As in `to_linear_network`.
 
     Returns:
         An `nn.Linear` or `SparseLinear`. `weight[r, c]` is what input element c contributes to output element r, both
@@ -182,7 +179,6 @@ def module_to_linear(
         Linear(in_features=192, out_features=128, bias=True)
     """
     one_of("layout", layout, LAYOUTS)
-    one_of("dtype", dtype, DTYPES)
     module, inputs = hold(module, example_input)
     original = import_torch(module, inputs, floats=True)
     network = with_vectors(original, "a linear layer")
@@ -196,13 +192,12 @@ def module_to_linear(
             )
         map = node.map  # the whole map: the graph has one piece at most
     check_floats(network, "a linear layer")
-    dtype = dtype or network.dtype
-    check_memory(describe(graph, dtype, layout))
+    check_memory(describe(graph, network.dtype, layout))
     [source] = graph.inputs
     matrix = map.terms.get(source, Selection(np.full(map.size, -1), source.size))
-    fc = layer(matrix, map.bias if map.bias.any() else None, dtype, layout).to(network.device)
+    fc = layer(matrix, map.bias if map.bias.any() else None, network.dtype, layout).to(network.device)
     network = dataclasses.replace(network, graph=graph)
-    verify(module, nn.Sequential(nn.Flatten(), fc), inputs, network, dtype, flat=True)
+    verify(module, nn.Sequential(nn.Flatten(), fc), inputs, network, network.dtype, flat=True)
     return in_mode_of(module, _with_slices(fc, original.graph))
 
 
