@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from conv2affine.network.torch.rounding import WIDE, WIDER
+from conv2affine.network.torch.noise import WIDE, WIDER
 
 __all__ = [
     "COARSE",

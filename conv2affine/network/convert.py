@@ -20,11 +20,11 @@ from conv2affine.network.prepare import (
 )
 from conv2affine.network.progress import progress
 from conv2affine.network.report import NetworkPlan, describe, describe_layers
-from conv2affine.network.torch.checking.verify import verify
 from conv2affine.network.torch.exporter import export_torch
 from conv2affine.network.torch.layers import NetworkLayout, choose_layout, layer
 from conv2affine.network.torch.models.intake import Model, hold
 from conv2affine.network.torch.models.surroundings import alone, on_cpu
+from conv2affine.network.torch.verifying.verify import verify
 from conv2affine.network.vectors import prepare_chain
 
 if TYPE_CHECKING:

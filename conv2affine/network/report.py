@@ -36,6 +36,7 @@ class Row:
             ranks share it, of each of them; empty for a step.
         layout: The layout chosen; "" for a step.
         ranks: Number of ranks that share it.
+        reason: Why an operator stays as it is; "" for all else.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Row:
     bytes: tuple[tuple[str, int], ...] = ()
     layout: str = ""
     ranks: int = 1
+    reason: str = ""
 
 
 @dataclass(frozen=True, repr=False)
@@ -139,8 +141,10 @@ def describe(
                     sizes["gather"], chosen = matrix.shape[0] * (8 + dtype.itemsize), "gather"
                 rows.append(Row(name, kind, *matrix.shape, matrix.nnz, tuple(sizes.items()), chosen, sharing))
         else:
-            kind = f"kept: {node.kind}" if isinstance(node, Kept) else node.kind
-            rows.append(Row(_names(node.origin), kind, node.outputs[0].size, node.inputs[0].size))
+            kind, reason = node.kind, ""
+            if isinstance(node, Kept):
+                kind, reason = f"kept: {kind}", getattr(node.call, "reason", "") or "no rule covers the operator"
+            rows.append(Row(_names(node.origin), kind, node.outputs[0].size, node.inputs[0].size, reason=reason))
     return NetworkPlan(tuple(rows), dtype)
 
 
@@ -160,6 +164,6 @@ def _names(origin: Sequence[str]) -> str:
 
 def _cells(row: Row) -> tuple[str, ...]:
     if not row.layout:
-        return (row.name, row.kind, f"{row.rows:,}", "", "", "", "")
+        return (row.name, row.kind, f"{row.rows:,}", "", "", "", row.reason)
     sizes = [readable_bytes(size) for name, size in row.bytes if name in HEADING]
     return (row.name, row.kind, f"{row.rows:,} x {row.cols:,}", f"{row.nnz:,}", *sizes, row.layout)

@@ -29,7 +29,6 @@ from conv2affine.network.prepare import (
 from conv2affine.network.progress import progress
 from conv2affine.network.proof.box import Box, read_box
 from conv2affine.network.report import describe, describe_layers
-from conv2affine.network.torch.checking.verify import verify
 from conv2affine.network.torch.importing.importer import import_torch
 from conv2affine.network.torch.importing.network import TorchNetwork
 from conv2affine.network.torch.layers import LAYOUTS, NetworkLayout, layer
@@ -37,6 +36,7 @@ from conv2affine.network.torch.models.held import class_name
 from conv2affine.network.torch.models.intake import Model, hold
 from conv2affine.network.torch.models.surroundings import alone, on_cpu
 from conv2affine.network.torch.modules import BoxChain
+from conv2affine.network.torch.verifying.verify import verify
 
 __all__ = ["check_floats", "join_inputs", "module_to_linear", "prepare_chain", "to_mlp", "with_vectors"]
 

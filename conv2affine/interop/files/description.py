@@ -95,7 +95,7 @@ def describe_network(network: TorchNetwork, plan: NetworkPlan, layout: NetworkLa
         "nodes": nodes,
         "outputs": [(numbers[v], shape) for v, shape in zip(graph.outputs, graph.output_shapes, strict=True)],
         "structure": _structure(network),
-        "plan": [dataclasses.astuple(row) for row in plan.rows],
+        "plan": [dataclasses.astuple(row)[:-1] for row in plan.rows],  # without the reasons of kept steps: it has none
     }
     return Description(text, layers, arrays)
 

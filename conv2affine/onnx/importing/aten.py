@@ -22,7 +22,7 @@ from conv2affine.network.graph import Graph, Kept, Node, Piece, Slot, Step
 from conv2affine.network.torch.importing.importer import import_torch
 from conv2affine.network.torch.models.surroundings import users_device
 from conv2affine.network.torch.models.unchanged import unchanged
-from conv2affine.network.torch.rounding import Noise
+from conv2affine.network.torch.noise import Noise
 from conv2affine.onnx.call import OnnxCall
 from conv2affine.onnx.model import FLOATS, OnnxNetwork, TensorInfo
 from conv2affine.onnx.running.runner import Run

@@ -18,7 +18,7 @@ def with_noise(model: ModelProto, size: float) -> ModelProto:
     """The model, of one graph, with all that its inputs reach multiplied by random numbers from 1 - size to 1 + size.
 
     To what a Fourier transform gives, random numbers up to its largest element times size are added. The size is as in
-    `conv2affine.network.torch.rounding.Noise`.
+    `conv2affine.network.torch.noise.Noise`.
     """
     inferred = shape_inference.infer_shapes(model).graph
     types = {info.name: info.type.tensor_type.elem_type for info in (*inferred.value_info, *inferred.output)}

@@ -29,7 +29,7 @@ from conv2affine.network.torch.models.advice import check_runs
 from conv2affine.network.torch.models.held import Held, make_traceable
 from conv2affine.network.torch.models.program import export, floating_dtypes
 from conv2affine.network.torch.models.unchanged import unchanged, warm_up
-from conv2affine.network.torch.rounding import wider
+from conv2affine.network.torch.noise import wider
 
 __all__ = ["import_torch"]
 

@@ -15,7 +15,7 @@ from conv2affine.network.torch.exporter import export_torch
 from conv2affine.network.torch.importing.network import TorchNetwork
 from conv2affine.network.torch.models.surroundings import users_device
 from conv2affine.network.torch.modules import Affine
-from conv2affine.network.torch.rounding import InDouble, Noise, wider
+from conv2affine.network.torch.noise import InDouble, Noise, wider
 
 __all__ = [
     "Apart",

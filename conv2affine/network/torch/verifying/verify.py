@@ -22,8 +22,10 @@ from conv2affine.network.comparison import (
     smallest,
     tolerance_of,
 )
-from conv2affine.network.torch.checking.mixing import first_mixing
-from conv2affine.network.torch.checking.runs import (
+from conv2affine.network.torch.importing.network import TorchNetwork
+from conv2affine.network.torch.models.unchanged import unchanged
+from conv2affine.network.torch.verifying.mixing import first_mixing
+from conv2affine.network.torch.verifying.runs import (
     Apart,
     exact_outputs,
     model_scales,
@@ -33,8 +35,6 @@ from conv2affine.network.torch.checking.runs import (
     run,
     samples,
 )
-from conv2affine.network.torch.importing.network import TorchNetwork
-from conv2affine.network.torch.models.unchanged import unchanged
 
 __all__ = ["verify"]
 
