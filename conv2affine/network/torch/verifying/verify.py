@@ -24,10 +24,10 @@ from conv2affine.network.comparison import (
 )
 from conv2affine.network.torch.importing.network import TorchNetwork
 from conv2affine.network.torch.models.unchanged import unchanged
-from conv2affine.network.torch.verifying.mixing import first_mixing
 from conv2affine.network.torch.verifying.runs import (
     Apart,
     exact_outputs,
+    first_mixing,
     model_scales,
     piece_outputs,
     result_outputs,
