@@ -110,10 +110,12 @@ def convert(
     with _errors(debug):
         _refuse_torch_file(source)
         from conv2affine import onnx
-        from conv2affine.onnx.exporting.storage import save_bounds
+        from conv2affine.onnx.exporting.storage import check_target, save_bounds
 
         if bounds is not None:
-            _check_bounds(bounds, box or spec, force)
+            if box is None and spec is None:
+                raise ValueError("--bounds must come with --box LOW HIGH or --spec: bounds are for inputs in a box")
+            check_target(bounds, force)
         shapes = options.shapes_by_name(shape)
         result = onnx.convert(
             source,
@@ -207,14 +209,6 @@ def _refuse_torch_file(path: Path) -> None:
             f"{path} must be an ONNX file, and has the name of a PyTorch file; load the model in Python, and write it "
             f"with torch.onnx.export(model, (x,), '{path.stem}.onnx'), where x is an example input"
         )
-
-
-def _check_bounds(path: Path, box: object, force: bool) -> None:
-    from conv2affine.onnx.exporting.storage import check_target
-
-    if box is None:
-        raise ValueError("--bounds must come with --box LOW HIGH or --spec: bounds are for inputs in a box")
-    check_target(path, force)
 
 
 def _plan(table: NetworkPlan) -> dict[str, Any]:

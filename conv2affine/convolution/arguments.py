@@ -64,7 +64,7 @@ WRAPPERS = {
 
 def check_layer(conv: object) -> None:
     """Refuse everything but PyTorch's six convolution layers, and give the reason."""
-    name = _class_name(conv)
+    name = f"{type(conv).__module__}.{type(conv).__qualname__}"
     base = next((layer for layer in LAYERS if isinstance(conv, layer)), None)
     if base is None:
         names = ", ".join(layer.__name__ for layer in LAYERS)
@@ -180,7 +180,3 @@ def shown(value: object) -> str:
         return "(" + ", ".join(map(shown, value)) + "," * (len(value) == 1) + ")"
     shape = getattr(value, "shape", ())
     return f"{type(value).__name__} of shape {tuple(shape)}" if shape else repr(value)
-
-
-def _class_name(value: object) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}"

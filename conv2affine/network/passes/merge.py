@@ -70,15 +70,11 @@ def _substitute(piece: Piece, merged: dict[Value, Piece]) -> Piece:
         else:
             map += inner.map.then(matrix)
             own = () if _moves(matrix) else piece.origins[source]
-            found = {name: _names(inner, name) + own for name in inner.origins}
+            # A term comes from its modules, unless it only moves elements.
+            found = {x: (() if _moves(inner.map.terms[x]) else names) + own for x, names in inner.origins.items()}
         for name, names in found.items():
             origins[name] = tuple(dict.fromkeys(origins.get(name, ()) + names))
     return Piece(piece.output, map, origins)
-
-
-def _names(piece: Piece, source: Value) -> tuple[str, ...]:
-    """Where a term comes from, unless it only moves elements."""
-    return () if _moves(piece.map.terms[source]) else piece.origins[source]
 
 
 def _moves(matrix: Matrix) -> bool:

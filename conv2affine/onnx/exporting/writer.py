@@ -133,6 +133,7 @@ def write_kept(writer: Writer, step: Step | Kept, inputs: Sequence[str], results
     call: OnnxCall = step.call
     formal = defs.get_schema(call.op_type, writer.opset).inputs
     elem_type = helper.np_dtype_to_tensor_dtype(writer.dtype)
+    type_name = f"tensor({TensorProto.DataType.Name(elem_type).lower()})"  # as the schemas of operators write it
     on_vectors = runs_on_vectors(step)
     args = []
     for number, arg in enumerate(call.args):
@@ -142,7 +143,7 @@ def write_kept(writer: Writer, step: Step | Kept, inputs: Sequence[str], results
             args.append("")
         else:
             # Some arguments are float32 whatever the type of the others: the scales of Resize.
-            keeps_type = _type_name(elem_type) not in formal[min(number, len(formal) - 1)].types
+            keeps_type = type_name not in formal[min(number, len(formal) - 1)].types
             array = arg.reshape(()) if on_vectors else arg
             args.append(writer.constant(f"{origin}.{number}", array, keeps_type=keeps_type))
     wanted = dict(zip(call.results, results, strict=True))
@@ -154,11 +155,6 @@ def write_kept(writer: Writer, step: Step | Kept, inputs: Sequence[str], results
         [to] = [attribute for attribute in node.attribute if attribute.name == "to"]
         to.i = elem_type
     writer.nodes.append(node)
-
-
-def _type_name(elem_type: int) -> str:
-    """A type as the schemas of operators write it."""
-    return f"tensor({TensorProto.DataType.Name(elem_type).lower()})"
 
 
 def write_selection(writer: Writer, x: str, selection: Selection, origin: str) -> str:
