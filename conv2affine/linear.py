@@ -66,7 +66,7 @@ def to_linear(
             `ConvTranspose3d`, with any options; or a module that is affine as a whole, such as a convolution and a
             batch norm in an `nn.Sequential`; or what stands for one, as in `to_linear_network`.
         input_size: (I_1, ..., I_D), as in `x.shape[-D:]`, or one int for all axes, or an example input, batch first, of
-            which only the shape is read. For a module, an example input.
+            which only the shape is read. For a module, an example input, or a tuple of them; integers as in `to_mlp`.
         layout: Layout of the weight. With `torch.sparse_csr`, `forward` takes the same inputs, and only the elements
             that a weight of the convolution goes to take memory. Or "dense" or "sparse", for these two. Default:
             `torch.strided`.
@@ -78,7 +78,8 @@ def to_linear(
     Returns:
         An `nn.Linear` with parameters of its own, which have the dtype and device of the layer's and require gradients
         where the layer's do; in the layer's training mode; without a bias where the layer has none. `weight[r, c]` is
-        the factor of input element c in output element r, both counted in C order over (channel, *position).
+        the factor of input element c in output element r, both counted in C order over (channel, *position). Several
+        inputs or outputs of a module are one vector; the attributes `input_slices` and `output_slices` say where.
 
         With `torch.sparse_csr` it is a `SparseLinear`. With a device mesh, weight and bias are DTensors of placements
         `(Shard(0),)`, which `parallelize_module` with `ColwiseParallel` takes as they are; with both, it is a

@@ -74,13 +74,7 @@ def scale(exact: Tensor, moved: Iterable[Tensor], eps: float) -> Tensor:
 
 
 def difference(expected: Any, got: Any, allowed: Any) -> str:
-    """How two outputs differ beyond rounding; "" if they do not.
-
-    Args:
-        expected: A tensor, or anything else.
-        got: Likewise.
-        allowed: By how much each element may differ.
-    """
+    """How two outputs differ by more than is allowed for each element; "" if they do not."""
     if not isinstance(expected, Tensor):
         return "" if expected == got else f"{got} for {expected}"
     if expected.shape != got.shape:

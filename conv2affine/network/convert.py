@@ -130,24 +130,7 @@ def plan_network(
     max_pool: Literal["max", "relu"] = "max",
     dtype: torch.dtype | None = None,
 ) -> NetworkPlan:
-    """The table of what `to_linear_network` or `to_mlp` would make, before anything large is made.
-
-    Args:
-        model: As in `to_linear_network`.
-        example_inputs: As in `to_linear_network`.
-        form: "graph", the network of `to_linear_network`; or "mlp", the chain of `to_mlp`. Default: "graph".
-        layout: As in `to_linear_network`.
-        merge: In form "graph", as in `to_linear_network`.
-        max_pool: In form "graph", as in `to_linear_network`.
-        dtype: As in `to_linear_network`.
-
-    Returns:
-        A `NetworkPlan`: a row for each layer and step, with its modules, sizes, entries, and bytes per layout.
-
-    Raises:
-        TypeError: As `to_linear_network`.
-        ValueError: As `to_linear_network`.
-        NotImplementedError: As `to_mlp`, in form "mlp".
+    """`plan` of a network: the table of what `to_linear_network` or `to_mlp` would make, with arguments as theirs.
 
     Example:
         >>> plan_network(nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU()), torch.rand(1, 64, 224, 224)).bytes

@@ -152,26 +152,9 @@ def _tensors(*arrays: Array) -> tuple[Tensor, ...]:
 @alone
 @on_cpu
 def module_to_linear(module: Model, example_input: Any, *, layout: NetworkLayout = "dense") -> nn.Linear:
-    """The fully-connected layer that is equivalent to a module that is affine in its input.
+    """`to_linear` of a module that is affine in its input, or in a tuple of inputs, which become one vector.
 
         fc(x.flatten(1)) == module(x).flatten(1)
-
-    Args:
-        module: Any module that is affine: padding and convolution, convolution and batch norm, pooling, ...
-        example_input: A tensor, batch first; or a tuple of them, which the layer takes as one vector; integers as in
-            `to_mlp`.
-        layout: "dense", "sparse", or "auto", as in `to_linear_network`. Default: "dense".
-
-    Returns:
-        An `nn.Linear` or `SparseLinear`. `weight[r, c]` is what input element c contributes to output element r, both
-        counted in C order over all axes but the batch's. Several inputs or outputs follow one another: the
-        attributes `input_slices` and `output_slices` say where each is.
-
-    Raises:
-        TypeError: If the module is not affine; the message names its first nonlinear step.
-        ValueError: As `to_mlp`.
-        MemoryError: As `to_linear_network`.
-        RuntimeError: As `to_linear_network`.
 
     Example:
         >>> module = nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(3, 8, 3), nn.AvgPool2d(2))

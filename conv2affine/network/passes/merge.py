@@ -19,10 +19,8 @@ MERGE = ("auto", "always", "never")
 def merge(graph: Graph, mode: Merge = "auto") -> Graph:
     """A graph in which affine nodes that follow one another are one piece.
 
-    Args:
-        graph: Any graph.
-        mode: "always" merges a piece into all pieces that use it; "never" merges none; "auto" merges where the products
-            have no more entries than their factors together. The piece counts as a factor if nothing else needs it.
+    "always" merges a piece into all pieces that use it; "never" merges none; "auto" merges where the products have no
+    more entries than their factors together. The piece counts as a factor if nothing else needs it.
     """
     if mode == "never":
         return graph

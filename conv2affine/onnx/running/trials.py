@@ -87,13 +87,8 @@ def with_outputs(proto: ModelProto, names: Sequence[str]) -> ModelProto:
 def first_mixing(network: OnnxNetwork, steps: Sequence[Step | Kept], original: Callable[[Sequence[str]], Run]) -> str:
     """Why the result cannot take any number of samples; "" if it can.
 
-    Every output, and what a kept step takes and returns as tensors, must be the same for a batch as for each
-    sample, along its first axis.
-
-    Args:
-        network: The imported network.
-        steps: Those that are kept, after all passes.
-        original: Makes a run of the model with these values of the file as further outputs.
+    Every output, and what a kept step takes and returns as tensors, must be the same for a batch as for each sample,
+    along its first axis. `original` makes a run of the model with these values of the file as further outputs.
     """
     if not network.is_batched:
         return "the first sizes of its inputs are fixed"

@@ -38,15 +38,9 @@ aten = torch.ops.aten
 
 @np.errstate(all="ignore")  # constants may hold anything; what matters is checked
 def import_torch(model: nn.Module, inputs: Sequence[Tensor], *, floats: bool = False) -> TorchNetwork:
-    """The graph of a module.
+    """The graph of a module for the first sample of its inputs, not simplified: one piece or step for each operator.
 
-    Args:
-        model: Any module that `torch.export` takes.
-        inputs: Batch first; only the first sample is used.
-        floats: Whether the graph takes integer inputs, such as images, as floating point, if the module casts them.
-
-    Returns:
-        The graph, not simplified: one piece or step for each operator.
+    With `floats`, it takes integer inputs, such as images, as floating point, if the module casts them.
 
     Raises:
         ValueError: If the result depends on chance or on the other samples of the batch, as in training mode; or on
