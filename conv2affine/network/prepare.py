@@ -21,8 +21,7 @@ from conv2affine.network.proof.chains import chain_for_box
 from conv2affine.network.proof.forward import Interval
 from conv2affine.network.report import NetworkPlan
 from conv2affine.network.rules.bends import MASKS
-from conv2affine.network.torch.importing.importer import import_torch
-from conv2affine.network.torch.importing.network import TorchNetwork
+from conv2affine.network.torch.importing.importer import TorchNetwork, import_torch
 from conv2affine.network.torch.layers import LAYOUTS, NetworkLayout
 
 __all__ = [

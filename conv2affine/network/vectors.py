@@ -29,8 +29,7 @@ from conv2affine.network.prepare import (
 from conv2affine.network.progress import progress
 from conv2affine.network.proof.box import Box, read_box
 from conv2affine.network.report import describe, describe_layers
-from conv2affine.network.torch.importing.importer import import_torch
-from conv2affine.network.torch.importing.network import TorchNetwork
+from conv2affine.network.torch.importing.importer import TorchNetwork, import_torch
 from conv2affine.network.torch.layers import LAYOUTS, NetworkLayout, layer
 from conv2affine.network.torch.models.held import class_name
 from conv2affine.network.torch.models.intake import Model, hold

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from conv2affine.network.graph import Piece, Step, Value
 from conv2affine.network.matrices.matrix import Matrix, Selection
 from conv2affine.network.report import NetworkPlan
-from conv2affine.network.torch.importing.network import TorchNetwork
+from conv2affine.network.torch.importing.importer import TorchNetwork
 from conv2affine.network.torch.layers import NetworkLayout, choose_layout
 
 __all__ = ["VERSION", "Description", "Layer", "describe_network"]

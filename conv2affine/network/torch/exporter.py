@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from conv2affine.network.graph import Kept, Piece, Step, Value
 from conv2affine.network.matrices.matrix import Array, Matrix, Selection
 from conv2affine.network.torch.importing.call import AtenCall
-from conv2affine.network.torch.importing.network import TorchNetwork
+from conv2affine.network.torch.importing.importer import TorchNetwork
 from conv2affine.network.torch.modules import Container, PerSample
 
 __all__ = ["export_torch"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,6 @@ from conv2affine.network.rules.operands import Context, NoRuleError, values
 from conv2affine.network.torch.importing.arguments import find_rule, masks
 from conv2affine.network.torch.importing.call import AtenCall, operator_name, origin
 from conv2affine.network.torch.importing.casts import begin_at_casts
-from conv2affine.network.torch.importing.network import TorchNetwork
 from conv2affine.network.torch.importing.refusals import check_chance, check_result, check_state
 from conv2affine.network.torch.models.advice import check_runs
 from conv2affine.network.torch.models.held import Held, make_traceable
@@ -31,9 +31,40 @@ from conv2affine.network.torch.models.program import export, floating_dtypes
 from conv2affine.network.torch.models.unchanged import unchanged, warm_up
 from conv2affine.network.torch.noise import wider
 
-__all__ = ["import_torch"]
+__all__ = ["TorchNetwork", "import_torch"]
 
 aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class TorchNetwork:
+    """An imported module.
+
+    Args:
+        graph: Its values are those of a batch of one sample.
+        leaves: Outputs of the module: values; tensors that do not depend on inputs; or other objects.
+        structure: How the outputs are nested.
+        dtypes: Floating dtypes of what depends on the inputs, the most frequent first.
+        input_dtypes: Of the inputs, as the graph takes them.
+        device: Of the module; of its inputs, if it holds no tensor.
+    """
+
+    graph: Graph
+    leaves: list[Any]
+    structure: pytree.TreeSpec
+    dtypes: tuple[torch.dtype, ...]
+    input_dtypes: tuple[torch.dtype, ...]
+    device: torch.device
+
+    @property
+    def constants(self) -> list[Tensor]:
+        """Outputs that do not depend on inputs, of other dtypes than the one in which the module computes most."""
+        return [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which the module computes most."""
+        return self.dtypes[0]
 
 
 @np.errstate(all="ignore")  # constants may hold anything; what matters is checked

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from conv2affine.network.comparison import COARSE, RUNS, is_close, scale
 from conv2affine.network.torch.exporter import export_torch
 from conv2affine.network.torch.importing.call import operator_name, origin
-from conv2affine.network.torch.importing.network import TorchNetwork
+from conv2affine.network.torch.importing.importer import TorchNetwork
 from conv2affine.network.torch.models.program import export
 from conv2affine.network.torch.models.surroundings import users_device
 from conv2affine.network.torch.modules import Affine

@@ -22,7 +22,7 @@ from conv2affine.network.comparison import (
     smallest,
     tolerance_of,
 )
-from conv2affine.network.torch.importing.network import TorchNetwork
+from conv2affine.network.torch.importing.importer import TorchNetwork
 from conv2affine.network.torch.models.unchanged import unchanged
 from conv2affine.network.torch.verifying.runs import (
     Apart,
