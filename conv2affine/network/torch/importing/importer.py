@@ -89,7 +89,8 @@ def import_torch(model: nn.Module, inputs: Sequence[Tensor], *, floats: bool = F
             begin_at_casts(program, floating_dtypes(program)[0])
         network = _Importer(program, sample, replaced, names).run()
         eps = max(torch.finfo(dtype).eps for dtype in network.dtypes)
-        check_repeats(*outputs, tolerance_of(eps))  # not if it keeps a number, which the trace takes for a constant
+        # A model that keeps a number, which the trace takes for a constant, does not.
+        check_repeats(outputs[0], outputs[1], tolerance_of(eps))
         return network
 
 
