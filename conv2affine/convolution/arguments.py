@@ -10,24 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-__all__ = [
-    "COPIED_DTYPES",
-    "DTYPES",
-    "INT64_MAX",
-    "LAYERS",
-    "Conv",
-    "InputSize",
-    "Padding",
-    "Sizes",
-    "check_layer",
-    "check_weight",
-    "input_sizes",
-    "integers",
-    "is_iterable",
-    "is_network",
-    "shown",
-]
-
 Sizes = int | Iterable[int]
 InputSize = Sizes | Tensor
 Padding = Sizes | Iterable[Iterable[int]] | str

@@ -14,17 +14,6 @@ from conv2affine.convolution.guard import check_bias_memory, check_matrix_memory
 from conv2affine.convolution.layouts import Request, check_request
 from conv2affine.operators import ops
 
-__all__ = [
-    "BLOCK_ENTRIES",
-    "bias_rows",
-    "check_rows",
-    "checked_request",
-    "csr_rows",
-    "expand",
-    "make_linear",
-    "row_blocks",
-]
-
 # Entries in a block of rows. One thread makes so few of them, faster than a disk writes. In blocks four times as large,
 # 0.9 GB took 18 s with two threads on a busy machine, where they waited for each other, and 0.1 s with one.
 BLOCK_ENTRIES = 2**15

@@ -26,8 +26,6 @@ from conv2affine.convolution.arguments import (
 )
 from conv2affine.convolution.padding import check_padding_mode, output_size, padding_pairs
 
-__all__ = ["Geometry"]
-
 
 @dataclass(frozen=True, slots=True, init=False)
 class Geometry:

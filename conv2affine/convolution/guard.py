@@ -17,8 +17,6 @@ from conv2affine.convolution.layouts import Request
 from conv2affine.convolution.sizes import Size, layout_name, layout_sizes, readable_bytes
 from conv2affine.operators import ops
 
-__all__ = ["address_space_left", "check_bias_memory", "check_left", "check_matrix_memory", "memory_left", "shortage"]
-
 # Reading how much memory is left takes as long as building a matrix of a few MB.
 UNCHECKED_BYTES = 2**24
 # Where torchrun, Open MPI and MPICH say how many ranks a host has.

@@ -14,8 +14,6 @@ from torch.nn.utils.weight_norm import WeightNorm
 from conv2affine.convolution.arguments import Conv, InputSize
 from conv2affine.convolution.geometry import Geometry
 
-__all__ = ["read", "weight_and_bias"]
-
 # Forward pre-hooks that compute a parameter. Between two calls of forward, the layer holds what they computed last.
 HOOKS = (BasePruningMethod, SpectralNorm, WeightNorm)
 

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from conv2affine.convolution.geometry import Geometry
 
-__all__ = ["adjoint", "forward", "in_chunks"]
-
 CONV: tuple[Callable[..., Tensor], ...] = (F.conv1d, F.conv2d, F.conv3d)
 CONV_TRANSPOSE: tuple[Callable[..., Tensor], ...] = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 

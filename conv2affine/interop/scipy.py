@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
     from scipy.sparse.linalg import LinearOperator
 
-__all__ = ["ARRAY_DTYPES", "as_linear_operator", "scipy_weight", "to_scipy"]
-
 OPERATOR_DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 ARRAY_DTYPES = (
     *OPERATOR_DTYPES,

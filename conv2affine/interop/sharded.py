@@ -16,8 +16,6 @@ from conv2affine.interop.dtensor import check_mesh, from_rows, local_rows, local
 from conv2affine.matrix import to_matrix
 from conv2affine.sparse_linear import SparseLinear
 
-__all__ = ["SHARDED", "GatheredSparseLinear", "ShardedSparseLinear", "check_line", "sharded_linear"]
-
 SHARDED: tuple[Placement] = (Shard(0),)
 
 

@@ -12,23 +12,6 @@ from torch.utils import _pytree as pytree
 
 from conv2affine.network.torch.noise import WIDE, WIDER
 
-__all__ = [
-    "COARSE",
-    "EPS",
-    "EXACT",
-    "INFINITIES",
-    "OWN_ROUNDINGS",
-    "RUNS",
-    "check_repeats",
-    "difference",
-    "distance",
-    "is_close",
-    "own_part",
-    "scale",
-    "smallest",
-    "tolerance_of",
-]
-
 # Number of runs with noise. An element's scale is its largest movement in them: a single one may be small by chance.
 RUNS = 4
 # Roundings add up, over the layers and over the elements of a sum; what goes wrong is off by far more.

@@ -30,8 +30,6 @@ from conv2affine.network.vectors import prepare_chain
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-__all__ = ["plan_network", "to_linear_network"]
-
 
 @alone
 @on_cpu

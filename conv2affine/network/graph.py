@@ -13,8 +13,6 @@ from typing import Any
 
 from conv2affine.network.matrices.affine import AffineMap
 
-__all__ = ["Graph", "Kept", "Node", "Piece", "Slot", "Step", "Value"]
-
 
 @dataclass(frozen=True, eq=False)
 class Value:

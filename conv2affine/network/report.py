@@ -15,8 +15,6 @@ from conv2affine.network.matrices.matrix import Selection
 from conv2affine.network.passes.chain import Layer
 from conv2affine.network.torch.layers import NetworkLayout, choose_layout, layout_bytes
 
-__all__ = ["NetworkPlan", "Row", "describe", "describe_layers"]
-
 HEADING = ("from", "is", "matrix", "entries", "dense", "sparse", "layout")
 LEFT = (0, 1, 6)  # columns that are aligned to the left
 

@@ -37,8 +37,6 @@ from conv2affine.network.torch.models.surroundings import alone, on_cpu
 from conv2affine.network.torch.modules import BoxChain
 from conv2affine.network.torch.verifying.verify import verify
 
-__all__ = ["check_floats", "join_inputs", "module_to_linear", "prepare_chain", "to_mlp", "with_vectors"]
-
 Module = TypeVar("Module", bound=nn.Module)
 
 

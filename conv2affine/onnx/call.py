@@ -12,8 +12,6 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoPr
 from conv2affine.network.graph import Kept, Slot, Step, Value
 from conv2affine.onnx.reference import evaluator
 
-__all__ = ["OnnxCall", "make_info", "one_node", "runs_on_vectors"]
-
 # Version 14 of these differs from 13 in the types it takes only.
 SAME_SINCE_13 = ("Add", "Div", "Mul", "Sub")
 # Operators that treat every element alike: they run on flat vectors.

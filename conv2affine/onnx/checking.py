@@ -22,8 +22,6 @@ from conv2affine.onnx.importing.reader import read
 from conv2affine.onnx.model import DTYPES
 from conv2affine.onnx.running.runner import runner
 
-__all__ = ["check", "file_side", "kept_as_onnx"]
-
 
 @on_cpu
 def check(

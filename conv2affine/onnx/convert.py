@@ -25,8 +25,6 @@ from conv2affine.onnx.pipeline import MAX_BYTES, Form, MaxPool, Options, prepare
 from conv2affine.onnx.running.runner import runner
 from conv2affine.onnx.running.trials import with_outputs
 
-__all__ = ["convert", "export", "plan"]
-
 
 @on_cpu
 def convert(

@@ -18,18 +18,6 @@ from conv2affine.network.proof.box import Box, read_box
 from conv2affine.onnx.model import FLOATS, OnnxNetwork, TensorInfo
 from conv2affine.onnx.running.runner import Run
 
-__all__ = [
-    "BoxArgument",
-    "SpecArgument",
-    "apart",
-    "begin_at_casts",
-    "box_of",
-    "check_floats",
-    "given_box",
-    "joined",
-    "slices_by_name",
-]
-
 BoxArgument = tuple[Any, Any] | None
 SpecArgument = Specification | str | Path | None
 

@@ -10,8 +10,6 @@ from onnx import ModelProto, NodeProto, TensorProto, TypeProto
 
 from conv2affine.network.graph import Graph
 
-__all__ = ["DTYPES", "EPS", "FLOATS", "HALVES", "CheckedModel", "OnnxNetwork", "TensorInfo", "input_info", "location"]
-
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, *HALVES)
 # Of layers.

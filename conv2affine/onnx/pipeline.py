@@ -35,8 +35,6 @@ from conv2affine.onnx.model import DTYPES, FLOATS, OnnxNetwork, TensorInfo
 from conv2affine.onnx.running.runner import Run, compare, runner, sample
 from conv2affine.onnx.running.trials import first_mixing, layer_runner
 
-__all__ = ["MAX_BYTES", "Form", "MaxPool", "Options", "prepare", "run"]
-
 Form = Literal["graph", "mlp"]
 MaxPool = Literal["max", "relu"]
 MAX_BYTES = 2**30

@@ -19,8 +19,6 @@ from torch import Tensor
 from conv2affine.convolution.arguments import INT64_MAX
 from conv2affine.operators.extension import _C
 
-__all__ = ["LINEAR", "OPERATORS", "Block", "MatrixArguments", "check_bytes"]
-
 OPERATORS = torch.ops.conv2affine
 
 

@@ -15,8 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["matmul"]
-
 OPERATORS = torch.ops.conv2affine
 SCHEMA = "(Tensor? values, Tensor? y, Tensor? x, Tensor crow_indices, Tensor col_indices, SymInt cols) -> Tensor"
 BLOCK_ENTRIES = 2**20  # that A.T @ y takes at a time: it makes two int64 indices for each

@@ -12,8 +12,6 @@ from conv2affine.network.matrices.expressions import Product, Sum
 from conv2affine.network.matrices.layers import Convolution, Repeated, repeated
 from conv2affine.network.matrices.matrix import Array, Matrix, Selection
 
-__all__ = ["add", "compose"]
-
 
 def compose(outer: Matrix, inner: Matrix) -> Matrix:
     """The product outer @ inner.

@@ -20,9 +20,6 @@ from conv2affine.matrix import to_matrix
 from conv2affine.network.matrices.matrix import Array, Matrix
 from conv2affine.network.matrices.pattern import Pattern, places
 
-__all__ = ["Convolution", "Repeated", "Separable", "repeated", "to_csr_array"]
-
-
 # Of a weight that is converted to float64 at a time.
 PART_ELEMENTS = 2**24
 

@@ -22,8 +22,6 @@ from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.matrix import Array, Matrix, Selection, Sparse
 from conv2affine.network.proof.forward import Interval
 
-__all__ = ["Layer", "Units", "chain", "levels", "to_graph"]
-
 Map = AffineMap[Value]
 
 

@@ -10,8 +10,6 @@ from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.expressions import Product
 from conv2affine.network.matrices.matrix import Matrix, Selection
 
-__all__ = ["MERGE", "Merge", "merge"]
-
 Merge = Literal["auto", "always", "never"]
 MERGE = ("auto", "always", "never")
 

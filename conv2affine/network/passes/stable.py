@@ -25,8 +25,6 @@ from conv2affine.network.passes.simplify import replace_inputs, simplify
 from conv2affine.network.proof.bounds import Interval
 from conv2affine.network.rules.moves import selection
 
-__all__ = ["stable"]
-
 Map = AffineMap[Value]
 Mask = NDArray[np.bool_]
 

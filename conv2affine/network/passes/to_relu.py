@@ -26,8 +26,6 @@ from conv2affine.network.rules import formulas as rules
 from conv2affine.network.rules.moves import selection
 from conv2affine.network.rules.operands import LARGE_BOUND
 
-__all__ = ["to_relu"]
-
 Map = AffineMap[Value]
 
 

@@ -32,8 +32,6 @@ from conv2affine.network.torch.noise import wider
 from conv2affine.network.torch.verifying.verify import verify
 from conv2affine.network.vectors import check_floats, join_inputs, with_vectors
 
-__all__ = ["linear_region"]
-
 LAYOUTS = (*NAMES, *NAMES.values())
 # Of A x + b - model(x), in float64, relative to the terms of the sum.
 TOLERANCE = 1e-9

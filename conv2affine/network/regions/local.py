@@ -15,8 +15,6 @@ from conv2affine.network.matrices.matrix import Array, Matrix, Selection, Sparse
 from conv2affine.network.passes.ends import slices
 from conv2affine.network.regions.sides import Side, side_of
 
-__all__ = ["LocalMap"]
-
 # Numbers that are computed at a time.
 CHUNK = 2**24
 

@@ -21,8 +21,6 @@ from conv2affine.network.torch.importing.call import AtenCall
 from conv2affine.network.torch.importing.importer import TorchNetwork
 from conv2affine.network.torch.modules import Container, PerSample
 
-__all__ = ["export_torch"]
-
 
 def export_torch(
     network: TorchNetwork,

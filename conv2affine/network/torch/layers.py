@@ -19,8 +19,6 @@ from conv2affine.network.matrices.rows import by_rows, rows_at_once, take_rows
 from conv2affine.network.passes.chain import Layer
 from conv2affine.sparse_linear import SparseLinear
 
-__all__ = ["LAYOUTS", "NetworkLayout", "choose_layout", "dense_layer", "layer", "layout_bytes", "row_chunks"]
-
 NetworkLayout = Literal["auto", "dense", "sparse"] | torch.layout
 LAYOUTS = ("auto", *NAMES, *NAMES.values())
 # Below this a dense matrix is faster, and easier to read.

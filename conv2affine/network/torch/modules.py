@@ -10,8 +10,6 @@ from torch.utils import _pytree as pytree
 
 from conv2affine.network.matrices.matrix import Array, Matrix
 
-__all__ = ["Affine", "BoxChain", "Container", "PerSample"]
-
 
 class Container(nn.Module):
     """Puts outputs into the container that the model returns."""

@@ -16,8 +16,6 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from conv2affine.convolution.product import in_chunks
 
-__all__ = ["WIDE", "WIDER", "InDouble", "Noise", "wider"]
-
 WIDE = (torch.float64, torch.complex128)
 WIDER = {torch.complex32: torch.complex128, torch.complex64: torch.complex128}
 WIDER |= dict.fromkeys((torch.float16, torch.bfloat16, torch.float32), torch.float64)

@@ -22,8 +22,6 @@ from conv2affine.onnx.exporting.values import Values
 from conv2affine.onnx.exporting.writer import Writer, as_array, write_kept, write_kind, write_selection
 from conv2affine.onnx.model import DTYPES, OnnxNetwork, TensorInfo
 
-__all__ = ["Exporter", "gathers"]
-
 CHUNK_BYTES = 2**24
 
 

@@ -8,8 +8,6 @@ from conv2affine.network.graph import Value
 from conv2affine.onnx.exporting.writer import Writer
 from conv2affine.onnx.model import OnnxNetwork
 
-__all__ = ["Values"]
-
 
 class Values:
     """Names of values; one that has no name in a shape yet is reshaped to it.

@@ -17,8 +17,6 @@ from conv2affine.onnx.call import OnnxCall, runs_on_vectors
 from conv2affine.onnx.exporting.storage import SMALL, external_tensor
 from conv2affine.onnx.model import FLOATS
 
-__all__ = ["Writer", "as_array", "write_kept", "write_kind", "write_selection"]
-
 MIN_WHERE = 9  # the first opset that has Where
 MIN_INTEGER_CONSTANT = 9  # before, a Constant is of floating type
 MIN_SPLIT_INPUT = 13  # before, the sizes of Split are an attribute

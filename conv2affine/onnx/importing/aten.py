@@ -27,8 +27,6 @@ from conv2affine.onnx.call import OnnxCall
 from conv2affine.onnx.model import FLOATS, OnnxNetwork, TensorInfo
 from conv2affine.onnx.running.runner import Run
 
-__all__ = ["as_onnx", "import_module", "module_runner"]
-
 # The name of each operator that a module may keep, and the first opset in which it means the same. Their arguments are
 # those of PyTorch.
 ONNX_NAMES = {

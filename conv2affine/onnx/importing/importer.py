@@ -21,8 +21,6 @@ from conv2affine.onnx.model import DTYPES, EPS, FLOATS, HALVES, CheckedModel, On
 from conv2affine.onnx.running.runner import runner
 from conv2affine.onnx.running.trials import DISPUTED, agrees, run_alone
 
-__all__ = ["import_onnx"]
-
 # Types of inputs and outputs, which are generated and compared: those that NumPy has.
 TYPES = frozenset(map(helper.np_dtype_to_tensor_dtype, map(np.dtype, "?bBhHiIqQefd")))
 LARGE = 2**16  # elements of constants

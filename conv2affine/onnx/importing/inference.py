@@ -17,8 +17,6 @@ from conv2affine.onnx.importing.reader import BASE_BYTES, PROTOBUF_BYTES
 from conv2affine.onnx.importing.rules import find_rule
 from conv2affine.onnx.model import CheckedModel, location
 
-__all__ = ["Budget", "check_rules", "check_size", "check_work", "infer", "inferred_shape"]
-
 # Constants that hold sizes and axes have fewer elements, and shape inference reads only these.
 SMALL = 1024
 # No single value of a network for which matrices can be made has more elements.

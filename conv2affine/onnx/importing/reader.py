@@ -17,8 +17,6 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, exte
 from conv2affine.onnx.importing.upgrade import all_nodes, inlined, open_sizes, upgraded, widened
 from conv2affine.onnx.model import CheckedModel, input_info, location
 
-__all__ = ["BASE_BYTES", "PROTOBUF_BYTES", "read"]
-
 PROTOBUF_BYTES = 2**31 - 1  # of one protobuf message, of external data, and of all constants and values
 GZIP = b"\x1f\x8b"
 # Limits for an unpacked gzip file: weights do not compress better.

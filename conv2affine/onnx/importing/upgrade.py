@@ -22,8 +22,6 @@ from onnx import (
 
 from conv2affine.onnx.model import EPS, HALVES, location
 
-__all__ = ["MIN_OPSET", "all_nodes", "inlined", "open_sizes", "upgraded", "widened"]
-
 MAX_NODES = 1_000_000  # of a model with its functions written out
 MIN_OPSET = 8  # to which older models are converted: the first in which Max broadcasts
 INFERS = 6  # the first opset for which onnx infers all shapes

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
 
-__all__ = ["with_noise"]
-
 NOISY = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
 # Their roundings are relative to the largest element: where others are 0, runtimes leave some of it.
 BY_LARGEST = ("DFT", "STFT")

@@ -20,8 +20,6 @@ from conv2affine.onnx.model import HALVES, TensorInfo
 from conv2affine.onnx.reference import evaluator
 from conv2affine.onnx.running.noise import with_noise
 
-__all__ = ["Run", "RunError", "compare", "runner", "sample"]
-
 # Operators that onnx.reference computes in loops, and how many elements it does in seconds.
 LOOPS = ("AveragePool", "GridSample", "LpPool", "MaxPool", "MaxRoiPool", "MaxUnpool", "Resize", "RoiAlign", "Upsample")
 MAX_LOOPED = 2**16

@@ -24,8 +24,6 @@ from conv2affine.onnx.call import make_info, one_node, runs_on_vectors
 from conv2affine.onnx.model import OnnxNetwork
 from conv2affine.onnx.running.runner import Run, RunError, runner, sample
 
-__all__ = ["DISPUTED", "agrees", "first_mixing", "layer_runner", "run_alone", "with_outputs"]
-
 SAMPLES = 3
 # Pooling with ceil_mode, auto_pad or dilations; resizing by fractions, and sampling; slices that start before an
 # axis; what of a Fourier transform is left.

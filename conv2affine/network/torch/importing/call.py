@@ -15,8 +15,6 @@ from torch.utils import _pytree as pytree
 
 from conv2affine.network.graph import Slot, Value
 
-__all__ = ["AtenCall", "operator_name", "origin"]
-
 # Operators that treat the first axis as a batch, whatever their constant arguments are.
 BATCHED = re.compile(r"(adaptive_)?max_pool\dd(_with_indices)?|group_norm|scaled_dot_product_attention|upsample_.*")
 # Pointwise operators that PyTorch does not tag as such. It has no rule of torch.vmap for fake quantisation.

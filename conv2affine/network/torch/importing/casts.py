@@ -8,8 +8,6 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-__all__ = ["begin_at_casts"]
-
 aten = torch.ops.aten
 # They move elements of any dtype; so do views.
 MOVING = (aten.clone, aten.flip, aten.repeat, aten.roll)

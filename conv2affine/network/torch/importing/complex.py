@@ -20,8 +20,6 @@ from torch.fx.node import map_arg
 from conv2affine.network.torch.importing.pairs import Pair, Writer, is_complex
 from conv2affine.network.torch.importing.rules import MOVING
 
-__all__ = ["complex_as_pairs"]
-
 aten = torch.ops.aten
 BLANK = ("empty", "full", "ones", "rand", "randn", "zeros")
 

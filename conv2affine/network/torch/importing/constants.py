@@ -12,8 +12,6 @@ from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
-__all__ = ["fold_constants", "is_random"]
-
 
 def fold_constants(program: ExportedProgram, state: frozenset[str]) -> None:
     """Replace operators that do not depend on inputs by constants, such as the weights of normalised convolutions.

@@ -31,8 +31,6 @@ from conv2affine.network.torch.models.program import export, floating_dtypes
 from conv2affine.network.torch.models.unchanged import unchanged, warm_up
 from conv2affine.network.torch.noise import wider
 
-__all__ = ["TorchNetwork", "import_torch"]
-
 aten = torch.ops.aten
 
 

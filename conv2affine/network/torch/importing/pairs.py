@@ -12,8 +12,6 @@ from torch.export import ExportedProgram
 from torch.fx.node import map_aggregate, map_arg
 from torch.utils import _pytree as pytree
 
-__all__ = ["Pair", "Writer", "is_complex"]
-
 aten = torch.ops.aten
 
 

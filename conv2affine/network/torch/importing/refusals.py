@@ -13,8 +13,6 @@ from torch.utils import _pytree as pytree
 from conv2affine.network.torch.importing.call import operator_name, origin
 from conv2affine.network.torch.importing.constants import is_random
 
-__all__ = ["check_chance", "check_result", "check_state"]
-
 
 def check_chance(node: fx.Node, args: Any, kwargs: Any) -> None:
     """Refuse an operator that draws random numbers, or takes statistics of its batch; with its arguments."""

@@ -13,8 +13,6 @@ from torch.utils import _pytree as pytree
 from conv2affine.network.torch.models.held import Named
 from conv2affine.network.torch.models.surroundings import try_run
 
-__all__ = ["check_runs", "reason"]
-
 
 def check_runs(model: nn.Module, inputs: Sequence[Tensor], result: Any) -> None:
     """Raise ValueError if the result of a model for the first sample of its inputs is an exception."""

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-__all__ = ["Held", "Named", "Program", "Script", "class_name", "make_traceable"]
-
 
 class Held(nn.Module):
     """A wrapper of what is not a plain module of tensors; with the names of its inputs, if they have any."""

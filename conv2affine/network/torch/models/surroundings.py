@@ -13,8 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch._guards import detect_fake_mode
 
-__all__ = ["alone", "on_cpu", "try_run", "users_device"]
-
 P = ParamSpec("P")
 R = TypeVar("R")
 # torch.export patches modules of PyTorch while it runs: two threads at once break it for the whole process.

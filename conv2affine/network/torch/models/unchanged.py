@@ -15,8 +15,6 @@ from torch.nn.parameter import is_lazy
 
 from conv2affine.network.torch.models.surroundings import try_run
 
-__all__ = ["unchanged", "warm_up"]
-
 # Attributes of every module; its tensors are in the dicts among them.
 PYTORCHS = vars(nn.Module())
 DICTS = [name for name, value in PYTORCHS.items() if isinstance(value, dict)]

@@ -22,18 +22,6 @@ from conv2affine.network.torch.models.surroundings import users_device
 from conv2affine.network.torch.modules import Affine
 from conv2affine.network.torch.noise import InDouble, Noise, wider
 
-__all__ = [
-    "Apart",
-    "exact_outputs",
-    "first_mixing",
-    "model_scales",
-    "piece_outputs",
-    "result_outputs",
-    "result_scales",
-    "run",
-    "samples",
-]
-
 # The random samples, in units of the largest element of the example; and as many samples of that are run at most.
 SCALES = (1 / 64, 1 / 2, 4)
 SAMPLES = 8

@@ -36,8 +36,6 @@ from conv2affine.network.torch.verifying.runs import (
     samples,
 )
 
-__all__ = ["verify"]
-
 
 def verify(
     model: nn.Module,
