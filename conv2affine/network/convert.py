@@ -11,13 +11,7 @@ from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 
 from conv2affine.network.matrices.matrix import Array, Matrix
 from conv2affine.network.passes.merge import Merge
-from conv2affine.network.prepare import (
-    check_memory,
-    in_mode_of,
-    memory_refusal,
-    one_of,
-    prepare,
-)
+from conv2affine.network.prepare import check_memory, in_mode_of, memory_refusal, one_of, prepare
 from conv2affine.network.progress import progress
 from conv2affine.network.report import NetworkPlan, describe, describe_layers
 from conv2affine.network.torch.exporter import export_torch

@@ -18,14 +18,7 @@ from conv2affine.network.passes.chain import Layer, to_graph
 from conv2affine.network.passes.ends import join_ends, slices
 from conv2affine.network.passes.merge import merge as merge_pieces
 from conv2affine.network.passes.simplify import simplify
-from conv2affine.network.prepare import (
-    DTYPES,
-    check_memory,
-    in_mode_of,
-    one_of,
-    reason_of,
-    to_layers,
-)
+from conv2affine.network.prepare import DTYPES, check_memory, in_mode_of, one_of, reason_of, to_layers
 from conv2affine.network.progress import progress
 from conv2affine.network.proof.box import Box, read_box
 from conv2affine.network.report import describe, describe_layers
