@@ -74,6 +74,7 @@ def difference(expected: Any, got: Any, allowed: Any) -> str:
     return f"off by {off.flatten()[worst]:.1e} at {index}, where rounding explains {allowed.flatten()[worst]:.1e},"
 
 
+@torch.no_grad()
 def check_repeats(first: Any, second: Any, tolerance: float) -> None:
     """Refuse a model whose outputs of two runs on the same inputs differ; sums in another order may round so."""
     for a, b in zip_longest(pytree.tree_leaves(first), pytree.tree_leaves(second)):
