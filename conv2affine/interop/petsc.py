@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from conv2affine.convolution.arguments import Conv, InputSize
-from conv2affine.convolution.build import check_rows, csr_rows, row_blocks
+from conv2affine.convolution.blocks import check_rows, csr_rows, row_blocks
 from conv2affine.convolution.geometry import Geometry
 from conv2affine.convolution.guard import check_matrix_memory
 from conv2affine.convolution.layouts import check_request

@@ -10,7 +10,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Shard
 
 from conv2affine.convolution.arguments import Conv, InputSize
-from conv2affine.convolution.build import bias_rows, make_linear
+from conv2affine.convolution.blocks import bias_rows
+from conv2affine.convolution.build import make_linear
 from conv2affine.convolution.parameters import read
 from conv2affine.interop.dtensor import check_mesh, from_rows, local_rows, local_view
 from conv2affine.matrix import to_matrix
