@@ -69,15 +69,7 @@ def plan(
         _refuse_torch_file(file)
         from conv2affine import onnx
 
-        table = onnx.plan(
-            file,
-            form=form,
-            merge=merge,
-            max_pool=max_pool,
-            dtype=options.torch_dtype(dtype),
-            shapes=options.shapes_by_name(shape),
-            max_bytes=int(max_gib * 2**30),
-        )
+        table = onnx.plan(file, **options.for_onnx(form, merge, max_pool, dtype, shape, max_gib))
         print(json.dumps(_plan(table), indent=2) if as_json else table)
 
 
@@ -116,25 +108,11 @@ def convert(
             if box is None and spec is None:
                 raise ValueError("--bounds must come with --box LOW HIGH or --spec: bounds are for inputs in a box")
             check_target(bounds, force)
-        shapes = options.shapes_by_name(shape)
-        result = onnx.convert(
-            source,
-            target,
-            form=form,
-            merge=merge,
-            max_pool=max_pool,
-            dtype=options.torch_dtype(dtype),
-            shapes=shapes,
-            opset=opset,
-            max_bytes=int(max_gib * 2**30),
-            flat=flat,
-            box=box,
-            spec=spec,
-            overwrite=force,
-        )
+        given = options.for_onnx(form, merge, max_pool, dtype, shape, max_gib)
+        result = onnx.convert(source, target, **given, opset=opset, flat=flat, box=box, spec=spec, overwrite=force)
         if bounds is not None:
             save_bounds(result.bounds, bounds)
-        certificate = onnx.check(source, target, shapes=shapes, spec=spec, box=box) if certify else None
+        certificate = onnx.check(source, target, shapes=given["shapes"], spec=spec, box=box) if certify else None
         _report(result, source, target, certificate, as_json)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import typer
 
 Form = Literal["graph", "mlp"]
@@ -48,11 +49,12 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout."
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-def torch_dtype(name: str | None) -> Any:
-    """The dtype of PyTorch."""
-    import torch
-
-    return name and getattr(torch, name)
+def for_onnx(
+    form: str, merge: str, max_pool: str, dtype: str | None, shape: list[str] | None, max_gib: float
+) -> dict[str, Any]:
+    """What `onnx.plan` and `onnx.convert` take."""
+    options = {"form": form, "merge": merge, "max_pool": max_pool, "dtype": dtype and getattr(torch, dtype)}
+    return {**options, "shapes": shapes_by_name(shape), "max_bytes": int(max_gib * 2**30)}
 
 
 def shapes_by_name(given: list[str] | None) -> dict[str, tuple[int, ...]]:

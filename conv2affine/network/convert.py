@@ -17,7 +17,7 @@ from conv2affine.network.report import NetworkPlan, describe, describe_layers
 from conv2affine.network.torch.exporter import export_torch
 from conv2affine.network.torch.layers import NetworkLayout, choose_layout, layer
 from conv2affine.network.torch.models.intake import Model, hold
-from conv2affine.network.torch.models.surroundings import alone, on_cpu
+from conv2affine.network.torch.models.surroundings import alone
 from conv2affine.network.torch.verifying.verify import verify
 from conv2affine.network.vectors import prepare_chain
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 
 @alone
-@on_cpu
 def to_linear_network(
     model: Model,
     example_inputs: Any,
@@ -111,7 +110,6 @@ def to_linear_network(
 
 
 @alone
-@on_cpu
 def plan_network(
     model: Model,
     example_inputs: Any,

@@ -26,7 +26,7 @@ from conv2affine.network.torch.importing.importer import TorchNetwork, import_to
 from conv2affine.network.torch.layers import LAYOUTS, NetworkLayout, layer
 from conv2affine.network.torch.models.held import class_name
 from conv2affine.network.torch.models.intake import Model, hold
-from conv2affine.network.torch.models.surroundings import alone, on_cpu
+from conv2affine.network.torch.models.surroundings import alone
 from conv2affine.network.torch.modules import BoxChain
 from conv2affine.network.torch.verifying.verify import verify
 
@@ -34,7 +34,6 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 @alone
-@on_cpu
 def to_mlp(
     model: Model,
     example_inputs: Any,
@@ -140,7 +139,6 @@ def _tensors(*arrays: Array) -> tuple[Tensor, ...]:
 
 
 @alone
-@on_cpu
 def module_to_linear(module: Model, example_input: Any, *, layout: NetworkLayout = "dense") -> nn.Linear:
     """`to_linear` of a module that is affine in its input, or in a tuple of inputs, which become one vector.
 

@@ -110,7 +110,6 @@ def convert(
 
 
 @alone
-@on_cpu
 def export(
     model: Model,
     example_inputs: Any,

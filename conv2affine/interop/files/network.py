@@ -26,7 +26,7 @@ from conv2affine.network.report import describe
 from conv2affine.network.torch.exporter import export_torch
 from conv2affine.network.torch.layers import NetworkLayout, dense_layer, layer
 from conv2affine.network.torch.models.intake import Model, hold
-from conv2affine.network.torch.models.surroundings import alone, on_cpu
+from conv2affine.network.torch.models.surroundings import alone
 from conv2affine.network.torch.verifying.verify import verify
 
 __all__ = ["open_network", "save_network"]
@@ -36,7 +36,6 @@ DESCRIPTION = "description"
 
 
 @alone
-@on_cpu
 def save_network(
     path: str | os.PathLike[str],
     model: Model,

@@ -18,7 +18,7 @@ from conv2affine.network.passes.ends import slices
 from conv2affine.network.proof.box import read_box
 from conv2affine.network.torch.importing.importer import import_torch
 from conv2affine.network.torch.models.intake import Model, hold
-from conv2affine.network.torch.models.surroundings import alone, on_cpu
+from conv2affine.network.torch.models.surroundings import alone
 from conv2affine.network.torch.models.unchanged import unchanged
 from conv2affine.network.torch.verifying.runs import SAMPLES, run
 from conv2affine.network.vectors import check_floats, join_inputs, with_vectors
@@ -27,7 +27,6 @@ __all__ = ["check"]
 
 
 @alone
-@on_cpu
 def check(a: Any, b: Any, x: Any, *, box: tuple[Any, Any] | None = None) -> Comparison:
     """Whether two networks are equal: whether they compute the same, up to rounding, for all inputs.
 

@@ -26,7 +26,7 @@ from conv2affine.network.regions.region import LinearRegion, csr_bytes, of_point
 from conv2affine.network.torch.exporter import export_torch
 from conv2affine.network.torch.importing.importer import import_torch
 from conv2affine.network.torch.models.intake import Model, hold
-from conv2affine.network.torch.models.surroundings import alone, on_cpu
+from conv2affine.network.torch.models.surroundings import alone
 from conv2affine.network.torch.modules import Affine
 from conv2affine.network.torch.noise import wider
 from conv2affine.network.torch.verifying.verify import verify
@@ -38,7 +38,6 @@ TOLERANCE = 1e-9
 
 
 @alone
-@on_cpu
 def linear_region(model: Model, x: Any, *, layout: Layout = "dense", dtype: torch.dtype | None = None) -> LinearRegion:
     """The affine map that a network of affine and piecewise-linear steps is around a point, and where it holds.
 

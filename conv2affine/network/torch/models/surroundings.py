@@ -23,7 +23,7 @@ _users_device: ContextVar[torch.device | None] = ContextVar("users_device", defa
 def alone(function: Callable[P, R]) -> Callable[P, R]:
     """A function that one thread runs at a time: while one traces, others would see the model without its values.
 
-    It runs outside of inference mode and autocast, as if called before these.
+    It runs outside of inference mode and autocast, as if called before these, and `on_cpu`.
     """
 
     @functools.wraps(function)
@@ -38,7 +38,7 @@ def alone(function: Callable[P, R]) -> Callable[P, R]:
             for device in ("cpu", "cuda"):
                 if torch.is_autocast_enabled(device):
                     stack.enter_context(torch.autocast(device, enabled=False))
-            return function(*args, **kwargs)
+            return on_cpu(function)(*args, **kwargs)
 
     return wrapper
 
