@@ -112,14 +112,8 @@ def join(outer: Convolution, inner: Convolution) -> Convolution | None:
         inner.weight.detach().double().reshape(a.groups, -1, b.in_channels, prod(b.kernel_size))
     )  # (group, intermediate, input, tap)
     weight = torch.einsum("gomk,gmil->goikl", left, right)
-    geometry = Geometry(
-        b.in_channels,
-        a.out_channels,
-        kernel_size=frame.kernel_size,
-        input_size=b.input_size,
-        stride=stride,
-        padding=frame.padding,
-        dilation=frame.dilation,
+    geometry = dataclasses.replace(
+        frame, in_channels=b.in_channels, out_channels=a.out_channels, input_size=b.input_size, stride=stride, groups=1
     )
     return Convolution(weight.reshape(geometry.weight_size), geometry, copied=False)
 

@@ -139,10 +139,8 @@ def sample(tensors: Sequence[TensorInfo], batch: int, is_batched: bool) -> dict[
     for tensor in tensors:
         shape = (batch, *tensor.shape[1:]) if is_batched else tensor.shape
         dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-        if dtype.kind in "iub":
-            inputs[tensor.name] = np.array(random.integers(0, 2, shape), dtype)
-        else:
-            inputs[tensor.name] = np.array(random.standard_normal(shape), dtype)
+        numbers = random.integers(0, 2, shape) if dtype.kind in "iub" else random.standard_normal(shape)
+        inputs[tensor.name] = np.array(numbers, dtype)
     return inputs
 
 
