@@ -61,8 +61,6 @@ def weight_and_bias(conv: Conv) -> tuple[Tensor, Tensor | None]:
         True
     """
     state = vars(conv)
-    if "parametrizations" not in state["_modules"] and not state["_forward_pre_hooks"]:
-        return conv.weight, conv.bias
     hooks = [hook for hook in state["_forward_pre_hooks"].values() if isinstance(hook, HOOKS)]
     if "parametrizations" not in state["_modules"] and not hooks:
         return conv.weight, conv.bias

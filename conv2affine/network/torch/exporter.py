@@ -170,11 +170,9 @@ class _Exporter:
 
     def constant(self, tensor: Tensor) -> fx.Node:
         """A constant of one sample, repeated for each sample."""
-        first = next(iter(self.graph.nodes))
-        samples = self.graph.call_method("size", (first, 0))
-        return self.graph.call_method(
-            "repeat", (self.buffer(self.root, self.graph, tensor), samples, *[1] * (tensor.dim() - 1))
-        )
+        samples = self.graph.call_method("size", (next(iter(self.graph.nodes)), 0))
+        one = self.buffer(self.root, self.graph, tensor)
+        return self.graph.call_method("repeat", (one, samples, *[1] * (tensor.dim() - 1)))
 
     def buffer(self, root: nn.Module, graph: fx.Graph, tensor: Tensor) -> fx.Node:
         """A constant tensor."""
@@ -204,11 +202,7 @@ class _Exporter:
         """A batch of tensors of shape (1, ...) as one vector per sample."""
         if len(shape) == 2:
             return node
-        return (
-            self.graph.call_method("unsqueeze", (node, 1))
-            if len(shape) == 1
-            else self.graph.call_method("flatten", (node, 1))
-        )
+        return self.graph.call_method("unsqueeze" if len(shape) == 1 else "flatten", (node, 1))
 
     def shaped(self, node: fx.Node, shape: tuple[int, ...]) -> fx.Node:
         """One vector per sample as a batch of tensors of shape (1, ...)."""

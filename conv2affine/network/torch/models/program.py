@@ -128,9 +128,8 @@ def floating_dtypes(program: ExportedProgram) -> tuple[torch.dtype, ...]:
     for node in program.graph.nodes:
         if node.name in inputs or reached.intersection(node.all_input_nodes):
             reached.add(node)
-            results = [result for result in pytree.tree_leaves(node.meta.get("val")) if isinstance(result, Tensor)]
-            for result in results:
-                if result.is_floating_point():
+            for result in pytree.tree_leaves(node.meta.get("val")):
+                if isinstance(result, Tensor) and result.is_floating_point():
                     count[result.dtype] += node.op == "call_function"  # an input alone counts 0, and so comes last
     return tuple(dtype for dtype, _ in count.most_common()) or (torch.get_default_dtype(),)
 
