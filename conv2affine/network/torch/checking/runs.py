@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from conv2affine.network.comparison import COARSE, RUNS, is_close, scale
-from conv2affine.network.torch.exporter import export_torch
+from conv2affine.network.torch.exporter import interpreter
 from conv2affine.network.torch.importing.network import TorchNetwork
 from conv2affine.network.torch.models.surroundings import users_device
 from conv2affine.network.torch.modules import Affine
@@ -68,9 +68,9 @@ def expected_outputs(model: nn.Module, inputs: Sequence[Tensor], noise: float, f
 
 
 class Apart(nn.Module):
-    """Calls a module that takes and returns joined vectors with separate inputs, and returns separate outputs."""
+    """Calls what takes and returns joined vectors with separate inputs, and returns separate outputs."""
 
-    def __init__(self, module: nn.Module, outputs: Sequence[Tensor]) -> None:
+    def __init__(self, module: Callable[..., Tensor], outputs: Sequence[Tensor]) -> None:
         super().__init__()
         self.module, self.sizes = module, [math.prod(x.shape[1:]) for x in outputs]
 
@@ -90,10 +90,9 @@ def result_outputs(result: nn.Module, inputs: Sequence[Tensor], flat: bool) -> l
 
 def piece_outputs(network: TorchNetwork, inputs: Sequence[Tensor], expected: list[Any], flat: bool) -> list[Any]:
     """The outputs of the affine pieces and steps in float64; None if a step, such as one that reads bytes, cannot."""
-    module: nn.Module = export_torch(network, wider, lambda _, matrix, bias: Affine(matrix, bias))
-    module = Apart(module, expected) if flat else module
+    run_pieces = interpreter(network, wider, lambda _, matrix, bias: Affine(matrix, bias)).run
     try:
-        outputs = _leaves(module(*map(wider, inputs)), flat)
+        outputs = _leaves((Apart(run_pieces, expected) if flat else run_pieces)(*map(wider, inputs)), flat)
     except RuntimeError:
         return [None] * len(expected)
     return [
