@@ -23,7 +23,7 @@ from conv2affine.network.matrices.matrix import Selection, Sparse
 from conv2affine.network.matrices.rows import by_rows, take_rows
 from conv2affine.network.rules.formulas import convolution
 from conv2affine.network.torch import layers, ranks
-from conv2affine.network.torch.rounding import Noise
+from conv2affine.network.torch.noise import Noise
 
 NAMES = ("resnet", "densenet", "unet", "mobilenet")  # sums, concatenations, interpolation, clips
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from conv2affine.convolution.arguments import Conv, InputSize
-from conv2affine.convolution.blocks import check_rows, csr_rows, row_blocks
+from conv2affine.convolution.build import check_rows, csr_rows, row_blocks
 from conv2affine.convolution.geometry import Geometry
 from conv2affine.convolution.guard import check_matrix_memory
 from conv2affine.convolution.layouts import check_request
@@ -21,8 +21,6 @@ from conv2affine.operators import ops
 
 if TYPE_CHECKING:
     from petsc4py.PETSc import Comm, Mat
-
-__all__ = ["to_petsc"]
 
 
 def to_petsc(conv: Conv | Tensor, input_size: InputSize | Geometry, comm: Comm | None = None) -> Mat:

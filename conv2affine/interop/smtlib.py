@@ -8,8 +8,6 @@ from itertools import product
 from math import isfinite, prod
 from typing import Any
 
-__all__ = ["MAX_CASES", "Row", "alternatives", "expressions", "in_words", "variable"]
-
 # An inequality: sum of row[letter, number] * variable <= -row[None].
 Row = dict[tuple[str, int] | None, float]
 MAX_CASES = 10_000

@@ -11,26 +11,18 @@ from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 
 from conv2affine.network.matrices.matrix import Array, Matrix
 from conv2affine.network.passes.merge import Merge
-from conv2affine.network.prepare import (
-    check_memory,
-    in_mode_of,
-    memory_refusal,
-    one_of,
-    prepare,
-)
+from conv2affine.network.prepare import check_memory, in_mode_of, memory_refusal, one_of, prepare
 from conv2affine.network.progress import progress
 from conv2affine.network.report import NetworkPlan, describe, describe_layers
-from conv2affine.network.torch.checking.verify import verify
 from conv2affine.network.torch.exporter import export_torch
 from conv2affine.network.torch.layers import NetworkLayout, choose_layout, layer
 from conv2affine.network.torch.models.intake import Model, hold
 from conv2affine.network.torch.models.surroundings import alone, on_cpu
+from conv2affine.network.torch.verifying.verify import verify
 from conv2affine.network.vectors import prepare_chain
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
-
-__all__ = ["plan_network", "to_linear_network"]
 
 
 @alone
@@ -130,24 +122,7 @@ def plan_network(
     max_pool: Literal["max", "relu"] = "max",
     dtype: torch.dtype | None = None,
 ) -> NetworkPlan:
-    """The table of what `to_linear_network` or `to_mlp` would make, before anything large is made.
-
-    Args:
-        model: As in `to_linear_network`.
-        example_inputs: As in `to_linear_network`.
-        form: "graph", the network of `to_linear_network`; or "mlp", the chain of `to_mlp`. Default: "graph".
-        layout: As in `to_linear_network`.
-        merge: In form "graph", as in `to_linear_network`.
-        max_pool: In form "graph", as in `to_linear_network`.
-        dtype: As in `to_linear_network`.
-
-    Returns:
-        A `NetworkPlan`: a row for each layer and step, with its modules, sizes, entries, and bytes per layout.
-
-    Raises:
-        TypeError: As `to_linear_network`.
-        ValueError: As `to_linear_network`.
-        NotImplementedError: As `to_mlp`, in form "mlp".
+    """`plan` of a network: the table of what `to_linear_network` or `to_mlp` would make, with arguments as theirs.
 
     Example:
         >>> plan_network(nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU()), torch.rand(1, 64, 224, 224)).bytes

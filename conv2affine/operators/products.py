@@ -16,8 +16,6 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["matmul"]
-
 OPERATORS = torch.ops.conv2affine
 SCHEMA = "(Tensor? values, Tensor? y, Tensor? x, Tensor crow_indices, Tensor col_indices, SymInt cols) -> Tensor"
 BLOCK_ENTRIES = 2**20  # that A.T @ y takes at a time: it makes two int64 indices for each

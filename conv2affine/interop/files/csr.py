@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from conv2affine.convolution.arguments import Conv, InputSize
-from conv2affine.convolution.blocks import check_rows, csr_rows, row_blocks
+from conv2affine.convolution.build import check_rows, csr_rows, row_blocks
 from conv2affine.convolution.geometry import Geometry
 from conv2affine.convolution.layouts import check_request
 from conv2affine.interop.files.storage import CSR, Block, Contents, csr_block, csr_datasets, h5py_module, save

@@ -23,11 +23,11 @@ from conv2affine.network.matrices.matrix import Array, Matrix
 from conv2affine.network.passes.merge import Merge
 from conv2affine.network.prepare import check_kept, prepare
 from conv2affine.network.report import describe
-from conv2affine.network.torch.checking.verify import verify
 from conv2affine.network.torch.exporter import export_torch
 from conv2affine.network.torch.layers import NetworkLayout, dense_layer, layer
 from conv2affine.network.torch.models.intake import Model, hold
 from conv2affine.network.torch.models.surroundings import alone, on_cpu
+from conv2affine.network.torch.verifying.verify import verify
 
 __all__ = ["open_network", "save_network"]
 

@@ -18,7 +18,7 @@ from conv2affine.network.kinds import FORMS
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.matrix import Array, Matrix, Selection
 from conv2affine.network.report import NetworkPlan, Row
-from conv2affine.network.torch.importing.network import TorchNetwork
+from conv2affine.network.torch.importing.importer import TorchNetwork
 
 __all__ = ["Datasets", "Stored", "read_network", "read_plan"]
 

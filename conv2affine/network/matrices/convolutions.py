@@ -16,8 +16,6 @@ from conv2affine.network.matrices.expressions import Product
 from conv2affine.network.matrices.layers import Convolution
 from conv2affine.network.matrices.matrix import Array, Matrix, Selection
 
-__all__ = ["join", "pad_inputs", "select_inputs", "select_outputs"]
-
 
 def select_outputs(selection: Selection, conv: Convolution) -> Matrix | None:
     """The product selection @ conv, where the selection treats each output channel as a whole."""

@@ -16,8 +16,6 @@ from scipy.sparse import csr_array
 from conv2affine.network.matrices.matrix import Array, Matrix, Selection
 from conv2affine.network.matrices.pattern import Counts, Pattern, row_starts
 
-__all__ = ["Product", "Sum"]
-
 
 @dataclass(frozen=True, eq=False)
 class Product(Matrix):

@@ -17,8 +17,6 @@ from conv2affine.network.matrices.layers import Convolution, to_csr_array
 from conv2affine.network.matrices.matrix import Array, Matrix, Selection, Sparse
 from conv2affine.network.matrices.pattern import Counts
 
-__all__ = ["by_rows", "entries_at_once", "rows_at_once", "take_rows"]
-
 # In a block of rows, those of the left factors of products included.
 BLOCK_ENTRIES = 2**20
 

@@ -15,8 +15,6 @@ from conv2affine.network.matrices.matrix import Array, Matrix, Selection, Sparse
 from conv2affine.network.passes.ends import slices
 from conv2affine.network.regions.sides import Side, side_of
 
-__all__ = ["LocalMap"]
-
 # Numbers that are computed at a time.
 CHUNK = 2**24
 
@@ -54,11 +52,9 @@ class LocalMap:
         return self.graph.outputs[0].size, self.graph.inputs[0].size
 
     def forward(self, x: Array, constants: bool = True) -> tuple[Array, Array]:
-        """The outputs and the walls of samples, which need not be where the map is that of the network.
+        """The outputs and the walls of samples (points, samples, inputs), which need not be where the map is exact.
 
-        Args:
-            x: (points, samples, inputs).
-            constants: Whether they count; without them, x are directions, and the results are products with matrices.
+        Without constants, x are directions, and the results are products with matrices.
         """
         return self._run(x, constants, lambda step, z: self.sides[step])
 

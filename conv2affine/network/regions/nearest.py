@@ -17,8 +17,6 @@ import numpy as np
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.regions.local import LocalMap
 
-__all__ = ["nearest"]
-
 DIRECTIONS = 256  # K
 FACTOR = 1 / 3  # T
 # Walls of a point whose rows are computed at a time.

@@ -17,27 +17,19 @@ from torch.utils import _pytree as pytree
 
 from conv2affine.network.graph import Kept, Piece, Step, Value
 from conv2affine.network.matrices.matrix import Array, Matrix, Selection
-from conv2affine.network.torch.batching import runs_on_batches, runs_on_vectors
 from conv2affine.network.torch.importing.call import AtenCall
-from conv2affine.network.torch.importing.network import TorchNetwork
+from conv2affine.network.torch.importing.importer import TorchNetwork
 from conv2affine.network.torch.modules import Container, PerSample
-
-__all__ = ["export_torch", "interpreter"]
 
 Make = Callable[[str, Matrix, Array | None], nn.Module]
 Cast = Callable[[torch.dtype], torch.dtype]
 
 
 def export_torch(network: TorchNetwork, cast: Cast, make: Make) -> fx.GraphModule:
-    """The module of a network.
+    """The module of a network, with its graph after all passes: it takes and returns what the imported one does.
 
-    Args:
-        network: The imported network, with its graph after all passes.
-        cast: Maps a dtype of the imported module to that of the result.
-        make: Makes a layer from a name, a matrix and a bias.
-
-    Returns:
-        A module that takes and returns what the imported one does.
+    `cast` maps a dtype of the imported module to that of the result; `make` takes a name, a matrix and a bias, and
+    gives a layer.
     """
     exporter = _Exporter(network, cast, make)
     return fx.GraphModule(exporter.run(), exporter.graph, "LinearNetwork").eval()
@@ -121,10 +113,10 @@ class _Exporter:
         if op.reads_memory:
             inputs = [self.graph.call_method("contiguous", (node,)) for node in inputs]
         shapes = [*step.shapes, *(value.shape for value in step.outputs)]
-        if runs_on_vectors(op, shapes):
+        if op.runs_on_vectors(shapes):
             result: Any = self.call(self.graph, self.root, op, inputs)
             shapes = [(1, value.size) for value in step.outputs]
-        elif runs_on_batches(op, shapes):
+        elif op.runs_on_batches(shapes):
             shaped = [self.shaped(node, shape) for node, shape in zip(inputs, step.shapes, strict=True)]
             result = self.call(self.graph, self.root, op, shaped)
             shapes = [value.shape for value in step.outputs]

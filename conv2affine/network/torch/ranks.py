@@ -13,8 +13,6 @@ from conv2affine.network.matrices.rows import take_rows
 from conv2affine.network.torch.layers import layer
 from conv2affine.sparse_linear import SparseLinear
 
-__all__ = ["number_of_ranks", "shared_layer"]
-
 
 def number_of_ranks(device_mesh: DeviceMesh) -> int:
     """The ranks that share a network, this one among them."""

@@ -22,8 +22,6 @@ from conv2affine.onnx.exporting.values import Values
 from conv2affine.onnx.exporting.writer import Writer, as_array, write_kept, write_kind, write_selection
 from conv2affine.onnx.model import DTYPES, OnnxNetwork, TensorInfo
 
-__all__ = ["Exporter", "gathers"]
-
 CHUNK_BYTES = 2**24
 
 
@@ -37,10 +35,10 @@ def gathers(graph: Graph) -> bool:
 
 
 class Exporter:
-    """Writes one model.
+    """Writes one model, of the imported network with its graph after all passes.
 
     Args:
-        network: The imported network, with its graph after all passes.
+        network: The network.
         dtype: Of the layers.
         opset: Of the result.
         is_batched: Whether the result takes any number of samples, or one.

@@ -22,8 +22,6 @@ from conv2affine.network.torch.models.assignments import Assignments
 from conv2affine.network.torch.models.held import Named, Program, class_name
 from conv2affine.network.torch.models.surroundings import users_device
 
-__all__ = ["export", "floating_dtypes", "tensors", "unwrap"]
-
 aten = torch.ops.aten
 # Not decomposed: a rule covers them, or they say more than what they decompose into.
 UNDECOMPOSED = (

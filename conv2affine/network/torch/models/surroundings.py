@@ -10,10 +10,8 @@ from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._guards import detect_fake_mode
-
-__all__ = ["alone", "on_cpu", "users_device"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -68,6 +66,15 @@ def users_device(inputs: Sequence[Any]) -> Any:
     device = _users_device.get()
     there = device is not None and any(isinstance(x, Tensor) and x.device.type == device.type for x in inputs)
     return device if there else nullcontext()
+
+
+def try_run(model: nn.Module, inputs: Sequence[Tensor]) -> Any:
+    """The outputs of a model for copies of inputs, or the exception that it raises."""
+    try:
+        with torch.no_grad(), users_device(inputs):
+            return model(*(x.clone() for x in inputs))
+    except Exception as error:
+        return error
 
 
 def _tracing() -> str:
