@@ -162,7 +162,7 @@ def check(
         from conv2affine import onnx
 
         result = onnx.check(first, second, shapes=options.shapes_by_name(shape), spec=spec, box=box)
-    print(json.dumps(result.summary(), indent=2) if as_json else result)
+    print(json.dumps(result.summary(tolerance), indent=2) if as_json else result.text(tolerance))
     raise typer.Exit({True: 0, False: 1, None: 2}[result.is_within(tolerance)])
 
 

@@ -84,6 +84,11 @@ class OnnxCall:
         node.attribute.extend(self.attributes)
         return node
 
+    def filled(self, inputs: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Its arguments, with inputs in their places, and its attributes."""
+        args = tuple(inputs[arg.number] if isinstance(arg, Slot) else arg for arg in self.args)
+        return args, {each.name: helper.get_attribute_value(each) for each in self.attributes}
+
     def run(self, inputs: Sequence[Any], *, double: bool = False) -> list[Any]:
         """Its results that are used, by `onnx.reference`, for arrays; if `double`, with float64 constants too."""
         feeds = self.feeds(inputs)

@@ -16,7 +16,6 @@ from conv2affine.network.passes.ends import slices
 from conv2affine.network.torch.models.surroundings import on_cpu
 from conv2affine.onnx.call import runs_on_vectors
 from conv2affine.onnx.ends import BoxArgument, SpecArgument, box_of, given_box
-from conv2affine.onnx.importing.aten import as_onnx
 from conv2affine.onnx.importing.importer import import_onnx
 from conv2affine.onnx.importing.reader import read
 from conv2affine.onnx.model import DTYPES
@@ -100,11 +99,3 @@ def file_side(
     dtypes = [DTYPES[tensor.elem_type] for tensor, _ in pairs]
     side = Side(graph, network.dtype, network.eps, dtypes, runs_on_vectors, own)
     return side, {tensor.name: value.shape for tensor, value in pairs}
-
-
-def kept_as_onnx(side: Side) -> Side:
-    """The side of a module, with ONNX operators for those of PyTorch where there are such for all of them."""
-    try:
-        return dataclasses.replace(side, network=as_onnx(side.network)[0], on_vectors=runs_on_vectors)
-    except NotImplementedError:
-        return side

@@ -66,7 +66,7 @@ def check(a: Any, b: Any, x: Any, *, box: tuple[Any, Any] | None = None) -> Comp
     """
     files = [_is_file(model) for model in (a, b)]
     if any(files):
-        from conv2affine.onnx.checking import file_side, kept_as_onnx  # needs onnx
+        from conv2affine.onnx.checking import file_side  # needs onnx
     sides, names = [], dict[str, tuple[int, ...]]()
     sizes = {name: (1, *each.shape[1:]) for name, each in x.items()} if isinstance(x, Mapping) else None
     for model, is_file in zip((a, b), files, strict=True):
@@ -74,7 +74,6 @@ def check(a: Any, b: Any, x: Any, *, box: tuple[Any, Any] | None = None) -> Comp
             side, shapes = file_side(model, sizes)
         else:
             side, shapes = _side(model, x)
-            side = kept_as_onnx(side) if any(files) else side
         sides.append(side)
         names = names or shapes
     given = None if box is None else read_box(box, names)

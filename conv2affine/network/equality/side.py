@@ -15,8 +15,8 @@ from conv2affine.network.equality.forms import Mask
 from conv2affine.network.graph import Graph, Kept, Piece, Step, Value
 from conv2affine.network.kinds import KINDS
 from conv2affine.network.matrices.matrix import Array
+from conv2affine.network.passes.elementary import elementary
 from conv2affine.network.passes.ends import join_ends
-from conv2affine.network.passes.merge import merge
 from conv2affine.network.passes.simplify import simplify
 from conv2affine.network.passes.to_relu import to_relu
 from conv2affine.network.proof.bounds import bounds, check_memory
@@ -54,8 +54,8 @@ class Side:
 
     @cached_property
     def whole(self) -> Graph:
-        """The network of one input and one output, with its steps as they are."""
-        return simplify(join_ends(self.network))
+        """The network of one input and one output, with its piecewise-linear steps as they are."""
+        return simplify(elementary(join_ends(self.network), self.dtype))
 
     @cached_property
     def graph(self) -> Graph:
@@ -114,12 +114,8 @@ class Side:
         return {node: {source: matrix.nonzero() for source, matrix in node.map.terms.items()} for node in pieces}
 
     def ranges(self, box: Interval) -> dict[Value, Interval]:
-        """Bounds of all values in a box; those of what ReLUs read are those by which a chain for the box is made."""
-        merged = simplify(merge(self.graph))
-        return {
-            **bounds(self.graph, {self.graph.inputs[0]: box}, self.dtype, backward=False),
-            **bounds(merged, {merged.inputs[0]: box}, self.dtype),
-        }
+        """Bounds of all values in a box."""
+        return bounds(self.graph, {self.graph.inputs[0]: box}, self.dtype)
 
     def run(self, points: Array) -> Array:
         """The outputs (points, outputs) in its own dtype."""

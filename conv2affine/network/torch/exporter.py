@@ -21,34 +21,35 @@ from conv2affine.network.torch.importing.call import AtenCall
 from conv2affine.network.torch.importing.importer import TorchNetwork
 from conv2affine.network.torch.modules import Container, PerSample
 
+Make = Callable[[str, Matrix, Array | None], nn.Module]
+Cast = Callable[[torch.dtype], torch.dtype]
 
-def export_torch(
-    network: TorchNetwork,
-    cast: Callable[[torch.dtype], torch.dtype],
-    make: Callable[[str, Matrix, Array | None], nn.Module],
-) -> fx.GraphModule:
+
+def export_torch(network: TorchNetwork, cast: Cast, make: Make) -> fx.GraphModule:
     """The module of a network, with its graph after all passes: it takes and returns what the imported one does.
 
     `cast` maps a dtype of the imported module to that of the result; `make` takes a name, a matrix and a bias, and
     gives a layer.
     """
-    return _Exporter(network, cast, make).run()
+    exporter = _Exporter(network, cast, make)
+    return fx.GraphModule(exporter.run(), exporter.graph, "LinearNetwork").eval()
+
+
+def interpreter(network: TorchNetwork, cast: Cast, make: Make) -> fx.Interpreter:
+    """Runs a network as the module of `export_torch` does, without code, which takes longer than a small run."""
+    exporter = _Exporter(network, cast, make)
+    return fx.Interpreter(exporter.run(), graph=exporter.graph)
 
 
 class _Exporter:
-    def __init__(
-        self,
-        network: TorchNetwork,
-        cast: Callable[[torch.dtype], torch.dtype],
-        make: Callable[[str, Matrix, Array | None], nn.Module],
-    ) -> None:
+    def __init__(self, network: TorchNetwork, cast: Cast, make: Make) -> None:
         self.network, self.cast, self.make = network, cast, make
         self.root = nn.Module()
         self.graph = fx.Graph()
         self.nodes: dict[Value, fx.Node] = {}
 
-    def run(self) -> fx.GraphModule:
-        """Emit the inputs, the nodes and the outputs."""
+    def run(self) -> nn.Module:
+        """Emit the inputs, the nodes and the outputs; the layers and constants are those of the returned module."""
         graph = self.network.graph
         for value in graph.inputs:
             node = self.graph.placeholder(value.name)
@@ -61,10 +62,9 @@ class _Exporter:
         results = iter([self.shaped(self.nodes[v], s) for v, s in zip(graph.outputs, graph.output_shapes, strict=True)])
         leaves = [next(results) if isinstance(leaf, Value) else leaf for leaf in self.network.leaves]
         self.output([self.constant(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves])
-        # Before the module is made, so that its code is generated once. No call has a side effect.
+        # Here, so that code is generated once. No call has a side effect.
         self.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
-        module = fx.GraphModule(self.root, self.graph, "LinearNetwork")
-        return module.to(self.network.device).eval()
+        return self.root.to(self.network.device)
 
     def output(self, leaves: list[Any]) -> None:
         """The outputs, nested as those of the model."""

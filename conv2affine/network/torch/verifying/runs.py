@@ -6,7 +6,7 @@ And runs of its operators on a batch and on each sample, which show what mixes s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from conv2affine.network.comparison import COARSE, RUNS, is_close, scale
-from conv2affine.network.torch.exporter import export_torch
+from conv2affine.network.torch.exporter import interpreter
 from conv2affine.network.torch.importing.call import operator_name, origin
 from conv2affine.network.torch.importing.importer import TorchNetwork
 from conv2affine.network.torch.models.program import export
@@ -45,9 +45,9 @@ def _random(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class Apart(nn.Module):
-    """Calls a module that takes and returns joined vectors with separate inputs, and returns separate outputs."""
+    """Calls what takes and returns joined vectors with separate inputs, and returns separate outputs."""
 
-    def __init__(self, module: nn.Module, outputs: Sequence[Tensor]) -> None:
+    def __init__(self, module: Callable[..., Tensor], outputs: Sequence[Tensor]) -> None:
         super().__init__()
         self.module, self.sizes = module, [math.prod(x.shape[1:]) for x in outputs]
 
@@ -67,10 +67,9 @@ def result_outputs(result: nn.Module, inputs: Sequence[Tensor], flat: bool) -> l
 
 def piece_outputs(network: TorchNetwork, inputs: Sequence[Tensor], expected: list[Any], flat: bool) -> list[Any]:
     """The outputs of the affine pieces and steps in float64; None if a step, such as one that reads bytes, cannot."""
-    module: nn.Module = export_torch(network, wider, lambda _, matrix, bias: Affine(matrix, bias))
-    module = Apart(module, expected) if flat else module
+    run_pieces = interpreter(network, wider, lambda _, matrix, bias: Affine(matrix, bias)).run
     try:
-        outputs = _leaves(module(*map(wider, inputs)), flat)
+        outputs = _leaves((Apart(run_pieces, expected) if flat else run_pieces)(*map(wider, inputs)), flat)
     except RuntimeError:
         return [None] * len(expected)
     return [
