@@ -19,8 +19,9 @@ from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.matrix import Sparse
 from conv2affine.network.passes.chain import chain
 from conv2affine.network.passes.unread import without_unread
-from conv2affine.network.proof.bounds import Interval, bounds
+from conv2affine.network.proof.bounds import bounds
 from conv2affine.network.proof.chains import chain_for_box
+from conv2affine.network.proof.forward import Interval
 
 FLOATS = (torch.float32, torch.float64)
 

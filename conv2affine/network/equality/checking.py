@@ -23,8 +23,6 @@ from conv2affine.network.torch.models.unchanged import unchanged
 from conv2affine.network.torch.verifying.runs import SAMPLES, run
 from conv2affine.network.vectors import check_floats, join_inputs, with_vectors
 
-__all__ = ["check"]
-
 
 @alone
 def check(a: Any, b: Any, x: Any, *, box: tuple[Any, Any] | None = None) -> Comparison:

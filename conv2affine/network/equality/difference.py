@@ -24,8 +24,6 @@ from conv2affine.network.equality.units import Units
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.proof.rounding import DOUBLE, UNDERFLOW, gamma
 
-__all__ = ["largest_difference"]
-
 # Numbers that are pushed back at a time.
 CHUNK = 2**23
 # What keeps signs is taken unless it is larger than what does not by this factor.

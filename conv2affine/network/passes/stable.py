@@ -22,7 +22,7 @@ from conv2affine.network.matrices.matrix import Matrix, Selection
 from conv2affine.network.passes.chain import levels
 from conv2affine.network.passes.merge import merge
 from conv2affine.network.passes.simplify import replace_inputs, simplify
-from conv2affine.network.proof.bounds import Interval
+from conv2affine.network.proof.forward import Interval
 from conv2affine.network.rules.moves import selection
 
 Map = AffineMap[Value]
