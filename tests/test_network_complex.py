@@ -5,7 +5,7 @@ import io
 import pytest
 import torch
 import torch.nn.functional as F
-from network_models import Function, samples
+from network_models import Converted, Function, samples
 from torch import nn
 
 from conv2affine import onnx, to_linear, to_linear_network, to_mlp
@@ -113,11 +113,15 @@ AFFINE = {
 }
 
 
-@pytest.mark.parametrize(("function", "shape"), AFFINE.values(), ids=AFFINE)
-def test_affine(function, shape):
-    model = function if isinstance(function, nn.Module) else Function(function)
-    x = samples(3, *shape)
-    torch.testing.assert_close(to_linear(model, x)(x.flatten(1)), model(x).flatten(1), atol=1e-12, rtol=0)
+LINEAR = Converted(to_linear, AFFINE)
+
+
+@pytest.mark.parametrize("name", AFFINE)
+def test_affine(name):
+    model, fc, number = LINEAR.of(name)
+    x = samples(3, *AFFINE[name][1])
+    result = fc(x.flatten(1))[:, fc.output_slices[number]]
+    torch.testing.assert_close(result, model.one(number, x).flatten(1), atol=1e-12, rtol=0)
 
 
 class Net(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 import warnings
 from collections import Counter
@@ -19,24 +18,9 @@ from conv2affine.network.torch.importing.complex import complex_as_pairs
 from conv2affine.network.torch.importing.constants import fold_constants
 from conv2affine.network.torch.models.advice import reason
 from conv2affine.network.torch.models.assignments import Assignments
+from conv2affine.network.torch.models.decompositions import decompose
 from conv2affine.network.torch.models.held import Named, Program, class_name
 from conv2affine.network.torch.models.surroundings import users_device
-
-aten = torch.ops.aten
-# Not decomposed: a rule covers them, or they say more than what they decompose into.
-UNDECOMPOSED = (
-    *("linear", "matmul", "pad", "prelu", "glu", "scaled_dot_product_attention", "layer_norm", "group_norm"),
-    *("linalg_solve", "nan_to_num"),
-    # They would become a check of errors, which is no operator.
-    *("linalg_inv", "linalg_cholesky", "linalg_lu_factor", "linalg_ldl_factor"),
-    *("hardswish", "hardsigmoid", "silu", "softplus", "mish", "celu", "selu", "threshold"),
-    *("instance_norm", "upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d"),
-    *(
-        f"{kind}{axes}d"
-        for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "upsample_nearest")
-        for axes in (1, 2, 3)
-    ),
-)
 
 # What to do, where torch.export fails.
 BRANCHES = "compute with tensors alone, without branches on what is in them, as torch.where(x > 0, a, b)"
@@ -66,7 +50,7 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], state: frozenset[str] =
                 with Assignments():
                     program = torch.export.export(model, inputs)
             fold_constants(program, state)
-            decomposed: ExportedProgram = program.run_decompositions(_decompositions())
+            decomposed = decompose(program)
             complex_as_pairs(decomposed)
             if isinstance(model, Named):
                 _leave_out_wrapper(decomposed)
@@ -89,35 +73,6 @@ def _leave_out_wrapper(program: ExportedProgram) -> None:
         node.meta["nn_module_stack"] = {
             key: (path.removeprefix("model").removeprefix("."), kind) for key, (path, kind) in stack.items()
         }
-
-
-@functools.cache
-def _decompositions() -> Any:
-    """PyTorch's table, without the operators that are not decomposed."""
-    table = torch.export.default_decompositions()
-    for name in UNDECOMPOSED:
-        packet = getattr(aten, name)
-        for overload in packet.overloads():
-            table.pop(getattr(packet, overload), None)  # type: ignore[no-untyped-call]
-    table[aten.index_put.default] = _index_put
-    table[aten._trilinear.default] = _bilinear
-    return table
-
-
-def _index_put(x: Tensor, indices: Any, values: Tensor, accumulate: bool = False) -> Any:
-    """One number, written where a mask holds, as torch.where, whose shape does not depend on the mask."""
-    first = indices[0]
-    if accumulate or values.numel() != 1 or len(indices) > 1 or first.dtype is not torch.bool or first.shape != x.shape:
-        return NotImplemented
-    return torch.where(first, values.to(x.dtype), x)
-
-
-def _bilinear(i1: Tensor, i2: Tensor, i3: Tensor, *axes: Any, unroll_dim: int = 1) -> Any:
-    """nn.Bilinear as a layer and a product, which are affine where one of them is constant, and take any batch."""
-    if [list(each) for each in axes[:4]] != [[1, 3], [0], [1, 2], [2, 3]]:
-        return NotImplemented
-    layer = i1 @ i2.permute(1, 0, 2).flatten(1)
-    return (layer.view(len(i1), len(i2), -1) * i3.unsqueeze(1)).sum(-1)
 
 
 def floating_dtypes(program: ExportedProgram) -> tuple[torch.dtype, ...]:
