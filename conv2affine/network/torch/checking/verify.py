@@ -150,10 +150,18 @@ def _refuse(
 
 
 def _explain(model: nn.Module, inputs: Sequence[Tensor], number: int, tolerance: float, flat: bool) -> None:
-    """Raise ValueError if the model does not treat each sample by itself."""
-    count = len(inputs[0])
-    alone = [run(model, [x[n : n + 1] for x in inputs], flat)[number] for n in range(count)]
-    together = run(model, inputs, flat)[number]
+    """Raise ValueError if the model does not treat each sample by itself, in this output or in another."""
+    runs = [run(model, [x[n : n + 1] for x in inputs], flat) for n in range(len(inputs[0]))]
+    together = run(model, inputs, flat)
+    for each in (number, *range(number), *range(number + 1, len(together))):
+        _explain_output(model, inputs, each, together[each], [alone[each] for alone in runs], tolerance)
+
+
+def _explain_output(
+    model: nn.Module, inputs: Sequence[Tensor], number: int, together: Any, alone: list[Any], tolerance: float
+) -> None:
+    """Raise ValueError if an output for a batch is not that for each sample."""
+    count = len(alone)
     if not isinstance(together, Tensor):
         if together != alone[0]:
             raise ValueError(
