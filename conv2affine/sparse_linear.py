@@ -80,7 +80,7 @@ class SparseLinear(nn.Linear):
             )
         wide = torch.float32 if dtype in TWO_BYTES else dtype  # PyTorch has no such product in two bytes on the CPU
         x = input.reshape(-1, self.in_features).T.to(wide)
-        y = self._product(self.values.to(wide), x)
+        y = self._product(self.values, x)
         if self.bias is not None:
             # In place, as fresh memory takes as long as half a small product; not where vmap may give y more axes, in a
             # transform of torch.func, or where this is compiled, perhaps with one.
@@ -90,8 +90,8 @@ class SparseLinear(nn.Linear):
         return y.T.reshape(*input.shape[:-1], self.out_features).to(dtype)
 
     def _product(self, values: Tensor, x: Tensor) -> Tensor:
-        """The product of the matrix of these values with x, (in_features, samples)."""
-        return matmul(self.crow_indices, self.col_indices, values, x)
+        """The product of the matrix of these values with x, (in_features, samples), in the dtype of x."""
+        return matmul(self.crow_indices, self.col_indices, values.to(x.dtype), x)
 
     def reset_parameters(self) -> None:
         """Refused: the constructor of `nn.Linear` fills its weight with random numbers, which no sparse weight has."""

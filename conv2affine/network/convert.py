@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -85,28 +86,31 @@ def to_linear_network(
         4      copied     10 x 288    2,880   11.52 kB  23.08 kB  dense
         total                        10,656  232.70 kB  86.45 kB  232.70 kB
     """
-    model, inputs = hold(model, example_inputs)
-    network, dtype = prepare(model, inputs, layout, merge, max_pool, dtype)
     ranks = 1
+    ending: AbstractContextManager[Any] = nullcontext(lambda *items: None)
     if device_mesh is not None:
-        from conv2affine.network.torch.ranks import number_of_ranks, shared_layer  # imports torch.distributed
+        from conv2affine.network.torch.ranks import number_of_ranks, shared_layer, together  # imports torch.distributed
 
-        ranks = number_of_ranks(device_mesh)
-    plan = describe(network.graph, dtype, layout, ranks=ranks)
-    check_memory(plan)
-    with progress(len(plan.layers)) as each:
+        ranks, ending = number_of_ranks(device_mesh), together(device_mesh)
+    with ending as check_same:
+        held, inputs = hold(model, example_inputs)
+        network, dtype = prepare(held, inputs, layout, merge, max_pool, dtype)
+        plan = describe(network.graph, dtype, layout, ranks=ranks)
+        check_same(held, inputs, str(plan))
+        check_memory(plan)
 
         def make(name: str, matrix: Matrix, bias: Array | None) -> nn.Module:
-            each(name)
+            step(name)
             if device_mesh is not None and choose_layout(matrix, dtype, layout, ranks) == "sharded":
                 return shared_layer(matrix, bias, dtype, device_mesh)
             return layer(matrix, bias, dtype, layout)
 
-        net = export_torch(network, lambda each: dtype if each is network.dtype else each, make)
+        with progress(len(plan.layers)) as step:
+            net = export_torch(network, lambda each: dtype if each is network.dtype else each, make)
     net.plan = plan  # type: ignore[assignment]
     net.meta[_USER_PRESERVED_ATTRIBUTES_KEY] = {"plan": plan}  # for copies
-    verify(model, net, inputs, network, dtype)
-    return in_mode_of(model, net)
+    verify(held, net, inputs, network, dtype)
+    return in_mode_of(held, net)
 
 
 @alone

@@ -13,6 +13,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch.utils import _pytree as pytree
 
 from conv2affine.network.graph import Piece, Step, Value
@@ -21,9 +22,10 @@ from conv2affine.network.report import NetworkPlan
 from conv2affine.network.torch.importing.importer import TorchNetwork
 from conv2affine.network.torch.layers import NetworkLayout, choose_layout
 
-__all__ = ["VERSION", "Description", "Layer", "describe_network"]
+__all__ = ["FLOATS", "VERSION", "Description", "Layer", "describe_network"]
 
 VERSION = 1
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class Layer(NamedTuple):

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # How far the keys of elements with the same entries may be apart, relative to their size.
 SAME = 1e-9
+# What is left of entries that cancel, relative to their size.
+CANCELLED = 2.0**-48
 # How far the norms of keys may be apart, relative to each other, for a factor of 1.
 UNSCALED = 2.0**-12
 # The share of its range in a box in which an element may bend, and still need no unit.
@@ -63,9 +65,12 @@ class Relu:
         part = part.times(sign)
         part.matrix.data[is_last] = 0
         part.matrix.eliminate_zeros()
-        joined = part.plus(inner)
+        joined, size = part.plus(inner), abs(part.matrix) + abs(inner.matrix)
         is_bent = (np.diff(part.matrix.indptr) == 0) & (part.bias < -part.error)
-        is_lost = (np.diff(joined.matrix.indptr) == 0) & (joined.bias <= -joined.error) & ~is_bent
+        # Entries of z may be divided by a factor, and rounded.
+        left = (abs(joined.matrix) - CANCELLED * size).max(axis=1).toarray().ravel() if len(rows) else np.zeros(0)
+        error = joined.error + np.where(np.diff(joined.matrix.indptr) > 0, 2 * CANCELLED * joined.size, 0)
+        is_lost = (left <= 0) & (joined.bias <= -error) & ~is_bent
         places, chosen = np.full(len(form.bias), -1), np.flatnonzero(is_bent | is_lost)
         places[rows[chosen]] = np.arange(len(chosen))
         if not len(chosen):

@@ -182,13 +182,14 @@ class Side:
 
 
 def _run_kept(node: Kept, values: Mapping[Value, Array]) -> list[Any]:
-    """The outputs of an operator, one sample at a time."""
+    """The outputs of an operator, one sample at a time: in float64, where they are not whole numbers or masks."""
     count = len(values[node.inputs[0]])
     rows = []
     for number in range(count):
         arrays = [values[value][number].reshape(shape) for value, shape in zip(node.inputs, node.shapes, strict=True)]
         try:
-            rows.append([np.asarray(result).reshape(-1) for result in node.call.run(arrays, double=True)])
+            results = [np.asarray(result).reshape(-1) for result in node.call.run(arrays, double=True)]
+            rows.append([result.astype(np.float64) if result.dtype.kind == "f" else result for result in results])
         except Exception as error:  # PyTorch and onnx.reference may raise anything
             raise NotExactError(f"{', '.join(node.origin)}: {error}") from error
     return [np.stack(column) for column in zip(*rows, strict=True)]

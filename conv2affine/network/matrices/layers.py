@@ -17,7 +17,7 @@ from torch import Tensor
 from conv2affine.convolution.geometry import Geometry
 from conv2affine.convolution.product import adjoint, forward, in_chunks
 from conv2affine.matrix import to_matrix
-from conv2affine.network.matrices.matrix import Array, Matrix
+from conv2affine.network.matrices.matrix import Array, Matrix, Sparse
 from conv2affine.network.matrices.pattern import Pattern, places
 
 # Of a weight that is converted to float64 at a time.
@@ -178,6 +178,11 @@ class Separable(Matrix):
             first = np.moveaxis(y, number, 0)
             y = np.moveaxis((axis @ first.reshape(len(first), -1)).reshape(-1, *first.shape[1:]), 0, number)
         return y.reshape(len(x), -1)
+
+    @cached_property
+    def channel(self) -> Sparse:
+        """The matrix of one channel."""
+        return Sparse(Separable(1, self.axes).csr())
 
     def csr(self, dtype: Any = np.float64) -> csr_array:
         identity = scipy.sparse.eye_array(self.channels, format="csr")

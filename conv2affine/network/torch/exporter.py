@@ -154,11 +154,15 @@ class _Exporter:
         raise NotImplementedError(f"a step of kind {step.kind} from {step.origin} has no operator to run it")
 
     def window(self, step: Step, node: fx.Node) -> fx.Node:
-        """The largest or the smallest element of each window; -1 reads an element at the end that is neither."""
+        """The largest or the smallest element of each window."""
         reduce, nothing = (torch.amax, -np.inf) if step.kind == "window_max" else (torch.amin, np.inf)
-        windows = self.buffer(self.root, self.graph, torch.from_numpy(np.asarray(step.parameters["windows"])))
-        padded = self.graph.call_function(F.pad, (node, (0, 1), "constant", nothing))
-        elements = self.graph.call_function(operator.getitem, (padded, (slice(None), windows)))
+        windows = np.asarray(step.parameters["windows"])
+        some = windows.max(1, keepdims=True)
+        windows = np.where(windows < 0, some, windows)  # an element twice for -1, which is none
+        if (some < 0).any():  # an element at the end that is neither
+            node = self.graph.call_function(F.pad, (node, (0, 1), "constant", nothing))
+        index = self.buffer(self.root, self.graph, torch.from_numpy(windows))
+        elements = self.graph.call_function(operator.getitem, (node, (slice(None), index)))
         return self.graph.call_function(reduce, (elements, 2))
 
     def number(self, root: nn.Module, graph: fx.Graph, array: Any, as_tensor: bool = False) -> Any:

@@ -15,7 +15,7 @@ from conv2affine.convolution.sizes import INT32_MAX, layout_sizes
 from conv2affine.matrix import to_matrix
 from conv2affine.network.matrices.layers import Convolution, Repeated
 from conv2affine.network.matrices.matrix import Array, Matrix
-from conv2affine.network.matrices.rows import by_rows, rows_at_once, take_rows
+from conv2affine.network.matrices.rows import by_rows, row_blocks, take_rows
 from conv2affine.network.passes.chain import Layer
 from conv2affine.sparse_linear import SparseLinear
 
@@ -76,11 +76,12 @@ def _weight(matrix: Matrix, dtype: torch.dtype, layout: str) -> Tensor:
 
 def row_chunks(matrix: Matrix, dtype: torch.dtype, step: int, first: int = 0) -> Iterator[Tensor]:
     """The dense weight of a layer from row `first` on, a chunk of rows at a time."""
-    step = step if isinstance(matrix, Convolution) else min(step, rows_at_once(matrix))
-    chunks = [range(start, min(start + step, matrix.shape[0])) for start in range(first, matrix.shape[0], step)]
+    rows = range(first, matrix.shape[0])
     if isinstance(matrix, Convolution):
         weight = matrix.weight.detach().to(dtype)
-        yield from (to_matrix(weight, matrix.geometry, rows=rows).cpu() for rows in chunks)
+        chunks = (rows[start : start + step] for start in range(0, len(rows), step))
+        yield from (to_matrix(weight, matrix.geometry, rows=chunk).cpu() for chunk in chunks)
         return
     matrix, narrow = by_rows(matrix), np.float32 if dtype is torch.float32 else np.float64
-    yield from (torch.from_numpy(take_rows(matrix, rows).csr(narrow).toarray()).to(dtype) for rows in chunks)
+    for chunk in row_blocks(matrix, rows, step):
+        yield torch.from_numpy(take_rows(matrix, chunk).csr(narrow).toarray()).to(dtype)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from conv2affine.network.matrices.matrix import Array, Matrix
@@ -42,8 +43,10 @@ class PerSample(nn.Module):
                     f"{self.origin} must be affine, or an operator that torch.vmap runs on each sample, and PyTorch "
                     "has no rule for that; compute the same with other operators"
                 ) from error
-        one = self.module(*(x.new_zeros(x.shape[1:]) for x in inputs))  # many operators refuse empty tensors
-        return pytree.tree_map(lambda result: result.unsqueeze(0)[:0], one)
+        # Many operators refuse empty tensors, and some the values of others, as the inverse does zeros.
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            one = self.module(*(torch.empty(x.shape[1:], dtype=x.dtype, device=x.device) for x in inputs))
+        return pytree.tree_map(lambda result: inputs[0].new_empty((0, *result.shape), dtype=result.dtype), one)
 
 
 class Affine(nn.Module):

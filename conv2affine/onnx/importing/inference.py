@@ -135,6 +135,11 @@ def inferred_shape(
     dims = type.tensor_type.shape.dim
     if type.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):
         return tuple(dim.dim_value for dim in dims)
+    if node.op_type == "Compress" and isinstance(args[1], np.ndarray):
+        [axis] = [attribute.i for attribute in node.attribute] or [None]
+        shape = list(args[0].shape if axis is not None else (prod(args[0].shape),))
+        shape[axis or 0] = np.count_nonzero(args[1][: shape[axis or 0]])
+        return tuple(shape)
     if node.op_type in BOUNDED and all(arg is None or isinstance(arg, np.ndarray) for arg in args):
         return (BOUNDED[node.op_type] * args[0].size,)
     raise NotImplementedError(f"{where}: the shape of {name} must follow from those of the inputs")

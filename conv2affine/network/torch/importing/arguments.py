@@ -18,8 +18,8 @@ NAMES: dict[str, str | None] = {
     **{"A": "matrix", "LU": "matrix", "B": "other"},
     **{"min": "low", "max": "high", "min_val": "low", "max_val": "high", "divisor_override": "divisor"},
     **{"running_mean": "mean", "running_var": "variance"},
-    # They matter for shapes, which are known, and for training.
-    **dict.fromkeys(("keepdim", "ceil_mode", "memory_format", "momentum")),
+    # They matter for shapes, which are known, for dtypes, which are those of the network, and for training.
+    **dict.fromkeys(("keepdim", "ceil_mode", "dtype", "memory_format", "momentum")),
     # They select how `_convolution` is computed.
     **dict.fromkeys(("benchmark", "deterministic", "cudnn_enabled", "allow_tf32")),
 }

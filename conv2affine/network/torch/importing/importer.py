@@ -24,6 +24,7 @@ from conv2affine.network.rules.operands import Context, NoRuleError, values
 from conv2affine.network.torch.importing.arguments import find_rule, masks
 from conv2affine.network.torch.importing.call import AtenCall, operator_name, origin
 from conv2affine.network.torch.importing.casts import begin_at_casts
+from conv2affine.network.torch.importing.constants import memory
 from conv2affine.network.torch.importing.refusals import check_chance, check_result, check_state
 from conv2affine.network.torch.models.advice import check_runs
 from conv2affine.network.torch.models.held import Held, make_traceable
@@ -105,8 +106,9 @@ class _Importer:
         self.replaced = replaced  # buffers that each run replaces
         self.graph = Graph()
         self.results: dict[fx.Node, Any] = {}
+        self.unsure: set[Value] = set()  # what may be infinite or no number for finite inputs
         state = program.state_dict.values()
-        self.parameters = frozenset(tensor.untyped_storage().data_ptr() for tensor in state)
+        self.parameters = frozenset(memory(list(state)))
         self.device = next(tensor.device for tensor in (*state, *inputs))
         self.nodes = {node.name: node for node in program.graph.nodes}
         self.inputs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
@@ -183,6 +185,8 @@ class _Importer:
         fakes = node.meta.get("val")
         if fakes is None:  # it is an assertion
             return None
+        if name in ("isnan", "isinf") and not self.unsure.intersection(inputs):
+            return torch.zeros(inputs[0].shape, dtype=torch.bool)
         reached = [arg for arg in node.all_input_nodes if isinstance(self.results[arg], Value)]
         check_result(node, reached)
         several = isinstance(fakes, tuple | list)
@@ -215,6 +219,9 @@ class _Importer:
         if results is None:
             call = dataclasses.replace(call, reason=reason)
             results = self.graph.add_kept(name, inputs, shapes, call, origin(node))
+            self.unsure.update(results)
+        if self.unsure.intersection(inputs):
+            self.unsure.update(results)
         return dict(zip(used, results, strict=True)) if several else results[0]
 
     def blank(self, node: fx.Node) -> Any:

@@ -86,13 +86,20 @@ def class_name(model: nn.Module) -> str:
 
 
 def make_traceable(model: nn.Module) -> None:
-    """Within `unchanged`, replace submodules that torch.export does not take by modules that compute the same."""
+    """Within `unchanged`, replace submodules that torch.export does not take by modules that compute the same.
+
+    And make buffers of tensors.
+    """
     for module in list(model.modules()):
         if isinstance(module, torch.jit.ScriptModule):
             for name, parameter in module.named_parameters(recurse=False):
                 if not isinstance(parameter, nn.Parameter):  # loaded from a file
                     setattr(module, name, nn.Parameter(parameter.detach(), parameter.requires_grad))
         elif not isinstance(module, Script):
+            for name, value in list(vars(module).items()):
+                if isinstance(value, Tensor) and value.layout is not torch.strided:
+                    del vars(module)[name]
+                    module.register_buffer(name, value)
             for name, child in module._modules.items():
                 switch = getattr(child, "fake_quant_enabled", None)
                 if isinstance(child, torch.jit.ScriptModule):

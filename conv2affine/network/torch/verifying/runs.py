@@ -54,7 +54,7 @@ class Apart(nn.Module):
     def forward(self, *inputs: Tensor) -> list[Tensor]:
         """Join, run and split."""
         joined = inputs if len(inputs) == 1 else [torch.cat([x.reshape(len(x), -1) for x in inputs], 1)]
-        vector: Tensor = self.module(*joined).flatten(1)
+        [vector] = _leaves(self.module(*joined), flat=True)
         if vector.shape[1] != sum(self.sizes):  # the model mixes samples: this is the wrong shape for each output
             return [vector] * len(self.sizes)
         return list(torch.split(vector, self.sizes, 1))

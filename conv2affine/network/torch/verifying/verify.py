@@ -150,7 +150,7 @@ def _refuse(
     """Raise the error that explains a difference in an output."""
     again = run(model, inputs, flat)
     check_repeats(expected, again, tolerance)
-    _explain(model, inputs, again[number], number, tolerance, flat)
+    _explain(model, inputs, again, number, tolerance, flat)
     if problem == INFINITIES:
         raise ValueError(
             f"output {number} does not have the {INFINITIES} of the model's: linear layers spread them, as 0 * inf is "
@@ -161,11 +161,19 @@ def _refuse(
 
 
 def _explain(
-    model: nn.Module, inputs: Sequence[Tensor], together: Any, number: int, tolerance: float, flat: bool
+    model: nn.Module, inputs: Sequence[Tensor], together: list[Any], number: int, tolerance: float, flat: bool
 ) -> None:
-    """Raise ValueError if the model does not treat each sample by itself."""
-    count = len(inputs[0])
-    alone = [run(model, [x[n : n + 1] for x in inputs], flat)[number] for n in range(count)]
+    """Raise ValueError if the model does not treat each sample by itself, in this output or in another."""
+    runs = [run(model, [x[n : n + 1] for x in inputs], flat) for n in range(len(inputs[0]))]
+    for each in (number, *range(number), *range(number + 1, len(together))):
+        _explain_output(model, inputs, each, together[each], [alone[each] for alone in runs], tolerance)
+
+
+def _explain_output(
+    model: nn.Module, inputs: Sequence[Tensor], number: int, together: Any, alone: list[Any], tolerance: float
+) -> None:
+    """Raise ValueError if an output for a batch is not that for each sample."""
+    count = len(alone)
     if not isinstance(together, Tensor):
         if together != alone[0]:
             raise ValueError(
