@@ -36,8 +36,12 @@ def _no_cuda(*_: object) -> NoReturn:
     )
 
 
+def _refuse_cuda() -> None:
+    for name in ("dense", "csr", "coo", "values", "bias", "dense_adjoint", "sparse_adjoint"):
+        torch.library.impl(f"conv2affine::{name}", "CUDA", _no_cuda)
+
+
 if _C.build_info()["cuda"] and torch.version.cuda:
     torch.ops.load_library(PACKAGE / f"libconv2affine_cuda_{MINOR}.so")  # type: ignore[no-untyped-call]
 elif torch.version.cuda:
-    for _name in ("dense", "csr", "coo", "values", "bias", "dense_adjoint", "sparse_adjoint"):
-        torch.library.impl(f"conv2affine::{_name}", "CUDA", _no_cuda)
+    _refuse_cuda()
