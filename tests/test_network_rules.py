@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from network_models import Converted
+from network_models import Converted, written
 from torch import nn
 
 from conv2affine import SparseLinear, to_linear, to_linear_network, to_mlp
@@ -28,13 +28,6 @@ INSTANCE_NORM.load_state_dict(BATCH_NORM.state_dict())
 COLUMNS = torch.from_numpy(np.random.default_rng(0).integers(5, size=(1, 2, 5, 6)))
 GRID = constant(1, 3, 4, 2)
 SQUARE = constant(5, 5) + 5 * torch.eye(5)
-
-
-def written(x, place, values):
-    """A copy of x with values at a place."""
-    x = x.clone()
-    x[place] = values
-    return x
 
 
 AFFINE = {
