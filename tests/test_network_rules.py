@@ -1,14 +1,15 @@
 """Each operator alone, over its arguments: as one linear layer, as a step of a known kind, or kept."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from network_models import Function
+from network_models import Converted, written
 from torch import nn
 
-import conv2affine
-from conv2affine import to_linear_network, to_mlp
+from conv2affine import SparseLinear, to_linear, to_linear_network, to_mlp
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.triangular_solve is deprecated"),
@@ -45,13 +46,6 @@ class OfGraph(nn.Module):
 
     def forward(self, x):
         return self.function(self.matrix, x)
-
-
-def written(x, place, values):
-    """A copy of x with values at a place."""
-    x = x.clone()
-    x[place] = values
-    return x
 
 
 AFFINE = {
@@ -126,7 +120,7 @@ AFFINE = {
         f"pad-{mode}-3d": (lambda x, mode=mode: F.pad(x, (1, 2, 0, 1, 1, 2), mode), VOLUME)
         for mode in ("reflect", "replicate", "circular")
     },
-    "sparse-linear": (conv2affine.SparseLinear(constant(3, 6).to_sparse_csr()), LINE),
+    "sparse-linear": (SparseLinear(constant(3, 6).to_sparse_csr()), LINE),
     "nearest": (lambda x: F.interpolate(x, scale_factor=2), IMAGE),
     "nearest-1d": (lambda x: F.interpolate(x, 9), LINE),
     "nearest-3d": (lambda x: F.interpolate(x, (4, 3, 7)), VOLUME),
@@ -304,30 +298,15 @@ AFFINE = {
 }
 
 
-def double(function, shape):
-    """A module, and an example for it; a layer is inside of another module, so that it is taken as a network."""
-    made = nn.Sequential(function) if isinstance(function, nn.Module) else Function(function)
-    return made.double().eval(), constant(2, *shape, seed=3)
+LINEAR = Converted(to_linear, AFFINE)
 
 
-# Others of the same rule run in make test.
-LONG = {
-    *("scatter-mean", "index-reduce-mean", "max-unpool-3d", "triangular-solve", "matmul-repeated-left", "sparse-addmm"),
-    *("running-minimum", "scatter-maximum", "sort-descending", "sort", "topk-smallest", "median", "nanmedian"),
-    *("distances-inf", "scatter-add-by-values", "topk-in-any-order", "sort-with-indices"),
-}
-
-
-def cases(table):
-    """The cases of a table as parameters."""
-    return [pytest.param(case, id=name, marks=[pytest.mark.long] * (name in LONG)) for name, case in table.items()]
-
-
-@pytest.mark.parametrize("case", cases(AFFINE))
-def test_affine(case):
-    made, x = double(*case)
-    fc = conv2affine.to_linear(made, x)
-    torch.testing.assert_close(fc(x.flatten(1)), made(x).flatten(1), atol=1e-12, rtol=0)
+@pytest.mark.parametrize("name", AFFINE)
+def test_affine(name):
+    model, fc, number = LINEAR.of(name)
+    x = constant(3, *AFFINE[name][1], seed=3)
+    result = fc(x.flatten(1))[:, fc.output_slices[number]]
+    torch.testing.assert_close(result, model.one(number, x).flatten(1), atol=1e-12, rtol=0)
 
 
 X, ORDERED = IMAGE, "minimum, maximum"
@@ -411,24 +390,47 @@ STEPS = {
 }
 
 
-@pytest.mark.parametrize("case", cases(STEPS))
-def test_steps(case):
-    kinds, *rest = case
-    made, x = double(*rest)
-    net, mlp = to_linear_network(made, x), to_mlp(made, x)
-    assert {row.kind for row in net.plan.rows if not row.layout} == set(kinds.split(", "))
+KINDS = {name: set(kinds.split(", ")) for name, (kinds, *_) in STEPS.items()}
+CASES = {name: case for name, (_, *case) in STEPS.items()}
+NETWORKS, CHAINS = Converted(to_linear_network, CASES), Converted(to_mlp, CASES)
+RELUS = Converted(functools.partial(to_linear_network, max_pool="relu"), CASES)
+
+
+def kinds(rows, number):
+    """Kinds of the steps of one of several modules side by side."""
+    return {row.kind for row in rows if not row.layout and f"{row.name}.".startswith(f"parts.{number}.")}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_steps(name):
+    model, net, number = NETWORKS.of(name)
+    assert kinds(net.plan.rows, number) == KINDS[name]
+    for size in (2, 5):
+        x = constant(size, *CASES[name][1], seed=size)
+        torch.testing.assert_close(net(x)[number], model.one(number, x), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_steps_in_a_chain(name):
+    model, mlp, number = CHAINS.of(name)
     assert {type(layer).__name__ for layer in mlp} <= {"Flatten", "Linear", "SparseLinear", "ReLU"}
-    for batch in (x, constant(5, *rest[1], seed=4)):
-        torch.testing.assert_close(net(batch), made(batch), atol=1e-12, rtol=0)
-        torch.testing.assert_close(mlp(batch), made(batch).flatten(1), atol=1e-12, rtol=0)
+    for size in (2, 5):
+        x = constant(size, *CASES[name][1], seed=size)
+        result = mlp(x)[:, mlp.output_slices[number]]
+        torch.testing.assert_close(result, model.one(number, x).flatten(1), atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["max-pool-2d", "max-pool-ceil", "amax"])
 def test_max_pool_as_relus(name):
-    made, x = double(*STEPS[name][1:])
-    net = to_linear_network(made, x, max_pool="relu")
-    assert {row.kind for row in net.plan.rows if not row.layout} == {"relu"}
-    torch.testing.assert_close(net(x), made(x), atol=1e-12, rtol=0)
+    model, net, number = RELUS.of(name)
+    assert kinds(net.plan.rows, number) == {"relu"}
+    x = constant(2, *CASES[name][1])
+    torch.testing.assert_close(net(x)[number], model.one(number, x), atol=1e-12, rtol=0)
+
+
+def square(x):
+    """Invertible matrices."""
+    return x[..., :5] + 5 * SQUARE
 
 
 KEPT = {
@@ -477,42 +479,30 @@ KEPT = {
     "leaky-relu-infinite": ("leaky_relu", lambda x: F.leaky_relu(x, torch.inf), X),
     "argmax": ("argmax", lambda x: x.flatten(1).argmax(1), X),
     "singular-values": ("_linalg_svd", lambda x: torch.linalg.svd(x)[1], X),
-    "complex": ("complex", lambda x: torch.complex(x, 2 * x), X),
-    "hypot": ("hypot", lambda x: torch.fft.rfft(x).abs(), X),
     "sort": ("sort", lambda x: x.flatten(1).sort(1).values, X),
     "sort-with-indices": ("sort", lambda x: x.sort(2).values * x.sort(2).indices, X),
     "topk-in-any-order": ("topk", lambda x: x.topk(2, 3, sorted=False).values.sum(3), X),
     "cumulative-product": ("cumprod", lambda x: x.cumprod(1), X),
     "batched-frames": ("_softmax", lambda x: x.flatten(0, 1).softmax(1).unflatten(0, (-1, 2)), X),
+    "inverse": ("linalg_inv", lambda x: torch.linalg.inv(square(x)), X),
+    "pseudo-inverse": ("linalg_pinv", lambda x: torch.linalg.pinv(square(x)), X),
+    "cholesky": ("linalg_cholesky", lambda x: torch.linalg.cholesky(square(x) @ square(x).mT), X),
+    "lu": ("linalg_lu_factor", lambda x: torch.linalg.lu_factor(square(x))[0], X),
+    "determinant": ("_linalg_det", lambda x: torch.linalg.det(square(x)), X),
+    "matrix-power": ("linalg_inv", lambda x: torch.linalg.matrix_power(square(x), -2), X),
 }
 
 
-@pytest.mark.parametrize("case", cases(KEPT))
-def test_kept(case):
-    name, *rest = case
-    made, x = double(*rest)
-    net = to_linear_network(made, x)
-    assert f"kept: {name}" in {row.kind for row in net.plan.kept}
-    for batch in (x, constant(5, *rest[1], seed=4)):
-        torch.testing.assert_close(net(batch), made(batch), atol=1e-12, rtol=0)
-    none = net(x[:0])
-    assert none.shape == (0, *net(x).shape[1:])
-    assert none.dtype is net(x).dtype
+KEEPING = Converted(to_linear_network, {name: case for name, (_, *case) in KEPT.items()})
 
 
-# They fail for zeros.
-FAILING = {
-    "inverse": ("linalg_inv", lambda x: torch.linalg.inv(x[..., :5] + 5 * SQUARE), X),
-    "cholesky": ("linalg_cholesky", lambda x: torch.linalg.cholesky(x @ x.mT + torch.eye(5)), X),
-    "lu": ("linalg_lu_factor", lambda x: torch.linalg.lu_factor(x[..., :5] + 5 * SQUARE)[0], X),
-}
-
-
-@pytest.mark.parametrize("case", FAILING.values(), ids=FAILING)
-def test_kept_where_zeros_fail(case):
-    name, *rest = case
-    made, x = double(*rest)
-    net = to_linear_network(made, x)
-    assert f"kept: {name}" in {row.kind for row in net.plan.kept}
-    torch.testing.assert_close(net(x), made(x), atol=1e-12, rtol=0)
-    assert net(x[:0]).shape == (0, *made(x).shape[1:])
+@pytest.mark.parametrize("name", KEPT)
+def test_kept(name):
+    model, net, number = KEEPING.of(name)
+    assert f"kept: {KEPT[name][0]}" in kinds(net.plan.kept, number)
+    for size in (2, 5):
+        x = constant(size, *KEPT[name][2], seed=size)
+        torch.testing.assert_close(net(x)[number], model.one(number, x), atol=1e-12, rtol=0)
+    none = net(x[:0])[number]
+    assert none.shape == (0, *net(x)[number].shape[1:])
+    assert none.dtype is net(x)[number].dtype

@@ -17,8 +17,6 @@ from conv2affine.convolution.sizes import INDICES, INT32_MAX, index_dtypes
 from conv2affine.operators import ops
 from conv2affine.operators.derivatives import is_transformed
 
-__all__ = ["BUILDERS", "NAMES", "Layout", "Request", "assemble", "check_request", "csr_arrays", "named_layout"]
-
 
 @dataclass(frozen=True, slots=True)
 class Request:

@@ -16,8 +16,6 @@ from onnx.reference.op_run import OpRun
 from onnx.reference.ops import op_average_pool, op_conv_transpose, op_grid_sample, op_lp_pool, op_max_pool
 from onnx.reference.ops.op_scatter_elements import ScatterElements
 
-__all__ = ["evaluator"]
-
 
 def evaluator(proto: ModelProto | NodeProto) -> ReferenceEvaluator:
     """Runs a model or a node by `onnx.reference`, as the standard defines it."""

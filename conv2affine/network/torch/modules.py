@@ -11,15 +11,9 @@ from torch.utils import _pytree as pytree
 
 from conv2affine.network.matrices.matrix import Array, Matrix
 
-__all__ = ["Affine", "BoxChain", "Container", "PerSample"]
-
 
 class Container(nn.Module):
-    """Puts outputs into the container that the model returns.
-
-    Args:
-        structure: How the outputs are nested.
-    """
+    """Puts outputs into the container that the model returns."""
 
     def __init__(self, structure: pytree.TreeSpec) -> None:
         super().__init__()
@@ -31,12 +25,7 @@ class Container(nn.Module):
 
 
 class PerSample(nn.Module):
-    """Runs a module on each sample by itself, as a batch of one, all of them at a time.
-
-    Args:
-        module: Takes and returns tensors of a batch of one sample.
-        origin: What it runs, and for which of the user's modules.
-    """
+    """Runs a module that takes a batch of one on each sample by itself, all of them at a time; the origin names it."""
 
     def __init__(self, module: nn.Module, origin: str) -> None:
         super().__init__()
@@ -61,12 +50,7 @@ class PerSample(nn.Module):
 
 
 class Affine(nn.Module):
-    """x -> x @ matrix.T + bias in float64, without writing the matrix out.
-
-    Args:
-        matrix: (rows, cols).
-        bias: (rows,), or None.
-    """
+    """The layer x -> x @ matrix.T + bias in float64, without writing the matrix out; the bias may be None."""
 
     def __init__(self, matrix: Matrix, bias: Array | None) -> None:
         super().__init__()

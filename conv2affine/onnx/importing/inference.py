@@ -17,8 +17,6 @@ from conv2affine.onnx.importing.reader import BASE_BYTES, PROTOBUF_BYTES
 from conv2affine.onnx.importing.rules import find_rule
 from conv2affine.onnx.model import CheckedModel, location
 
-__all__ = ["Budget", "check_rules", "check_size", "check_work", "infer", "inferred_shape"]
-
 # Constants that hold sizes and axes have fewer elements, and shape inference reads only these.
 SMALL = 1024
 # No single value of a network for which matrices can be made has more elements.
@@ -37,11 +35,7 @@ BOUNDED = {"NonZero": 8, "Compress": 1, "Unique": 4}
 
 
 class Budget:
-    """Counts constants and values before they are made.
-
-    Args:
-        size: Bytes of the model.
-    """
+    """Counts constants and values of a model of `size` bytes before they are made."""
 
     def __init__(self, size: int) -> None:
         self.max_bytes = min(PROTOBUF_BYTES, BASE_BYTES + BYTES_PER_BYTE * size)
@@ -99,15 +93,7 @@ def check_rules(model: CheckedModel) -> None:
 def infer(
     node: NodeProto, opset: int, ir_version: int, results: Mapping[str, Any], types: Mapping[str, TypeProto], where: str
 ) -> Mapping[str, TypeProto]:
-    """The types of a node's results, by name, as far as they follow from its inputs.
-
-    Args:
-        node: The node.
-        opset: Of the model.
-        ir_version: Of the model.
-        results: Values and constants so far, by name.
-        types: Of these.
-        where: Name of the node in messages.
+    """The types of a node's results, by name, as far as they follow from those of its inputs; `where` is for messages.
 
     Raises:
         ValueError: If it breaks the rules of its operator.

@@ -18,8 +18,6 @@ from conv2affine.network.rules import activations, arithmetic, shapes
 from conv2affine.network.rules.operands import Context, NoRuleError, Rule, constant, value
 from conv2affine.onnx.importing import windows
 
-__all__ = ["RULES", "find_rule"]
-
 
 def concat(context: Context, *parts: Any, axis: int) -> Any:
     return shapes.concat(context, parts, axis)

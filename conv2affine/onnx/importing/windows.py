@@ -16,19 +16,6 @@ from conv2affine.network.rules import positions, shapes
 from conv2affine.network.rules.operands import Context, NoRuleError, check_numbers, constant, value
 from conv2affine.network.rules.windows import Axis, Window
 
-__all__ = [
-    "average_pool",
-    "col2im",
-    "conv",
-    "conv_transpose",
-    "dft",
-    "grid_sample",
-    "lp_pool",
-    "max_pool",
-    "resize",
-    "stft",
-]
-
 Ints = Sequence[int] | None
 # Along an axis; all windows together have to fit into memory.
 MAX_KERNEL = 2**12

@@ -12,8 +12,6 @@ from torch import fx
 from conv2affine.network.rules.operands import Context, NoRuleError, Rule
 from conv2affine.network.torch.importing.rules import REASONS, RULES
 
-__all__ = ["find_rule", "masks"]
-
 # Arguments of schemas that have other names in the rules; None for those whose value does not matter.
 NAMES: dict[str, str | None] = {
     **{"self": "x", "input": "x", "mat2": "other", "dim": "axis", "negative_slope": "slope", "ord": "order"},

@@ -12,17 +12,12 @@ from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
-__all__ = ["fold_constants", "is_random", "memory"]
-
 
 def fold_constants(program: ExportedProgram, state: frozenset[str]) -> None:
     """Replace operators that do not depend on inputs by constants, such as the weights of normalised convolutions.
 
-    They run as the module runs them: not decomposed, in its dtypes, and in training mode where it says so.
-
-    Args:
-        program: Not decomposed; changed in place.
-        state: Names of buffers that each run of the module replaces, so that they are not constant.
+    They run as the module runs them: not decomposed, in its dtypes, and in training mode where it says so. The state is
+    that of buffers which each run of the module replaces, so that they are not constant.
     """
     found = _Constants(program, state.union(program.graph_signature.buffers_to_mutate.values()))
     values, graph, signature = found.values, program.graph, program.graph_signature
@@ -61,12 +56,7 @@ def fold_constants(program: ExportedProgram, state: frozenset[str]) -> None:
 class _Constants:
     """The results of all operators that depend on no input and no state.
 
-    What only they write to is constant too. Parameters that are written to are copied first.
-
-    Args:
-        program: Not decomposed.
-        state: Names of what is not constant.
-        copied: Names of parameters that are written to.
+    What only they write to is constant too. Parameters that are written to, `copied`, are copied first.
     """
 
     def __init__(self, program: ExportedProgram, state: frozenset[str], copied: frozenset[str] = frozenset()) -> None:

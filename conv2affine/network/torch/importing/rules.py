@@ -18,8 +18,6 @@ from conv2affine.network.rules import activations, arithmetic, positions, shapes
 from conv2affine.network.rules.operands import Context, NoRuleError, Rule, constant, value
 from conv2affine.network.torch.importing import windows
 
-__all__ = ["MOVING", "REASONS", "RULES"]
-
 
 def add(context: Context, x: Any, other: Any, alpha: Any = 1) -> Any:
     return arithmetic.add(context, x, other, scales=(1, float(alpha)))

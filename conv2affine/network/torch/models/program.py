@@ -19,11 +19,9 @@ from conv2affine.network.torch.importing.constants import fold_constants
 from conv2affine.network.torch.models.advice import reason
 from conv2affine.network.torch.models.assignments import Assignments
 from conv2affine.network.torch.models.choices import Choices
-from conv2affine.network.torch.models.decompositions import decompositions
+from conv2affine.network.torch.models.decompositions import decompose
 from conv2affine.network.torch.models.held import Named, Program, class_name
 from conv2affine.network.torch.models.surroundings import users_device
-
-__all__ = ["export", "floating_dtypes", "tensors", "unwrap"]
 
 # What to do, where torch.export fails.
 BRANCHES = "compute with tensors alone, without branches on what is in them, as torch.where(x > 0, a, b)"
@@ -55,7 +53,7 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], state: frozenset[str] =
                     program = torch.export.export(model, inputs)
             program = _flat(program)
             fold_constants(program, state)
-            decomposed: ExportedProgram = program.run_decompositions(decompositions())
+            decomposed = decompose(program)
             complex_as_pairs(decomposed)
             if isinstance(model, Named):
                 _leave_out_wrapper(decomposed)
@@ -109,9 +107,8 @@ def floating_dtypes(program: ExportedProgram) -> tuple[torch.dtype, ...]:
     for node in program.graph.nodes:
         if node.name in inputs or reached.intersection(node.all_input_nodes):
             reached.add(node)
-            results = [result for result in pytree.tree_leaves(node.meta.get("val")) if isinstance(result, Tensor)]
-            for result in results:
-                if result.is_floating_point():
+            for result in pytree.tree_leaves(node.meta.get("val")):
+                if isinstance(result, Tensor) and result.is_floating_point():
                     count[result.dtype] += node.op == "call_function"  # an input alone counts 0, and so comes last
     return tuple(dtype for dtype, _ in count.most_common()) or (torch.get_default_dtype(),)
 
