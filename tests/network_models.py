@@ -295,6 +295,13 @@ def samples(count, *shape, dtype=torch.float64):
     return torch.randn(count, *shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
 
 
+def written(x, place, values):
+    """A copy of x with values at a place."""
+    x = x.clone()
+    x[place] = values
+    return x
+
+
 class Counts(nn.Module):
     """Multiplies by how often it ran, or only counts it."""
 

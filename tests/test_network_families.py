@@ -110,6 +110,7 @@ def test_float32_is_not_refused_for_its_rounding(name):
         torch.testing.assert_close(result(x).double(), expected.reshape(result(x).shape), atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of torch.export about itself
 @pytest.mark.parametrize("name", ["vgg-bn", "transformer"])
 def test_operators_are_decomposed_as_by_pytorchs_public_function(name, monkeypatch):
     make, shape = {**PIECEWISE, **OTHERS}[name]

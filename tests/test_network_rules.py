@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from network_models import Converted
+from network_models import Converted, written
 from torch import nn
 
 from conv2affine import SparseLinear, to_linear, to_linear_network, to_mlp
@@ -45,13 +45,6 @@ class OfGraph(nn.Module):
 
     def forward(self, x):
         return self.function(self.matrix, x)
-
-
-def written(x, place, values):
-    """A copy of x with values at a place."""
-    x = x.clone()
-    x[place] = values
-    return x
 
 
 AFFINE = {
