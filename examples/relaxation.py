@@ -8,6 +8,7 @@ ReLUs, together u = (x, a), of which everything else is an affine function:
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +23,7 @@ from conv2affine.interop.vnnlib import Case
 
 STARTS, STEPS = 64, 60
 TIGHTER, ROWS = 20, 256
+PARTS, BRANCHING = 64, 10
 TOLERANCE = 1e-6  # as that of HiGHS
 Layer = tuple[csr_array, Any]  # weight and bias
 
@@ -99,24 +101,55 @@ class Lines:
 
     def lowest(self, weights: Tensor, enough: Tensor, before: int, steps: int) -> Tensor:
         """Bounds of weights.T @ u, of ReLUs of the first layers; stops where one is more than enough."""
-        upper = (self.high / (self.high - self.low))[:, None]
         slopes = (self.high > -self.low).double()[:, None].repeat(1, weights.shape[1])
         best = torch.full(weights.shape[1:], -torch.inf).double()
         for step in range(steps):
             slopes.requires_grad_()
-            pushed, bound = weights, torch.zeros_like(best)
-            for layer in reversed(self.layers[:before]):
-                positive, negative = (pushed[self.inputs :][layer].clamp(*ends) for ends in ((0, None), (None, 0)))
-                z = positive * slopes[layer] + negative * upper[layer]
-                bound = bound + self.constant[layer] @ z - self.low[layer] @ (negative * upper[layer])
-                pushed = pushed + self.matrix[layer].T @ z
-            bound = bound + self.center @ pushed[: self.inputs] - self.radius @ pushed[: self.inputs].abs()
+            bound, _ = self.push(weights, slopes, self.low[:, None], self.high[:, None], before)
             best = torch.maximum(best, bound.detach())
             if (best > enough).any() or not bound.requires_grad:
                 break
             [gradient] = torch.autograd.grad(bound.sum(), slopes)
             slopes = (slopes.detach() + 1.5 / (5 + step) * gradient.sign()).clamp(0, 1)
         return best - TOLERANCE
+
+    def push(
+        self, weights: Tensor, slopes: Tensor, low: Tensor, high: Tensor, before: int, prices: Any = None
+    ) -> tuple[Tensor, Tensor]:
+        """Bounds of weights.T @ u - prices.T @ z, and the weights of each a; of what has one side, low or high is 0."""
+        upper, pushed, bound = high / (high - low), weights, torch.zeros(weights.shape[1:]).double()
+        seen = []
+        for layer in reversed(self.layers[:before]):
+            a = pushed[self.inputs :][layer]
+            positive, negative = a.clamp(0), a.clamp(max=0) * upper[layer]
+            z = positive * slopes[layer] + negative
+            if prices is not None:
+                z = z - prices[layer]
+            bound = bound + self.constant[layer] @ z - (low[layer] * negative).sum(0)
+            pushed = pushed + self.matrix[layer].T @ z
+            seen.insert(0, a.detach())
+        bound = bound + self.center @ pushed[: self.inputs] - self.radius @ pushed[: self.inputs].abs()
+        return bound, torch.cat(seen) if seen else weights[:0]
+
+    def improve(self, weights: Tensor, parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Bounds in parts of the box, the parts with better slopes and prices, and what each ReLU costs at most."""
+        signs, slopes, prices = (part.T.clone() for part in parts.unbind(1))
+        low, high = self.low[:, None].where(signs <= 0, 0.0), self.high[:, None].where(signs >= 0, 0.0)
+        functions, best = weights[:, None].repeat(1, len(parts)), torch.full((len(parts),), -torch.inf).double()
+        slopes.requires_grad_(), prices.requires_grad_()
+        scale = float(weights.abs().mean())
+        steps = torch.optim.Adam([{"params": slopes}, {"params": prices, "lr": 0.1 * scale}], lr=0.1, maximize=True)
+        for _ in range(BRANCHING):
+            bound, a = self.push(functions, slopes, low, high, len(self.layers), signs * prices)
+            best = torch.maximum(best, bound.detach())
+            steps.zero_grad()
+            bound.sum().backward()
+            steps.step()
+            with torch.no_grad():
+                slopes.clamp_(0, 1), prices.clamp_(0)
+        slopes, prices = slopes.detach(), prices.detach()
+        gain = -low * high / (high - low) * a.clamp(max=0).abs()
+        return best, torch.stack([signs, slopes, prices]).permute(2, 0, 1), gain.T
 
 
 def is_excluded(given: Relaxation, case: Case) -> bool:
@@ -139,6 +172,38 @@ def tighter(given: Relaxation, case: Case) -> Relaxation:
             lines.low[rows] = torch.maximum(lines.low[rows], low).clamp(max=0)
             lines.high[rows] = torch.minimum(lines.high[rows], high).clamp(min=0)
     return replace(given, low=lines.low.numpy(), high=lines.high.numpy())
+
+
+def branch(given: Relaxation, case: Case, end: float) -> bool:
+    """Whether a case is excluded, as both halves are: in one a ReLU is on, z >= 0, in the other it is off, z <= 0.
+
+    What such a ReLU adds to a bound has a price: z >= 0 and p >= 0 give f >= f - p z (known as beta-CROWN).
+
+    Args:
+        given: The open ReLUs, with bounds.
+        case: The case.
+        end: When to give up, in time.monotonic.
+    """
+    lines = Lines(given, case)
+    _, sides, limits = tensors(given, case)
+    found = lines.lowest(sides.T, limits + TOLERANCE, len(given.layers), STEPS)
+    best = int((found - limits).argmax())
+    # One row for each part: which ReLUs are on, 1, or off, -1; the slopes; the prices.
+    none = torch.zeros(len(given.low))
+    parts = torch.stack([none, lines.high > -lines.low, none])[None].double()
+    while len(parts):
+        parts, now = parts[:-PARTS], parts[-PARTS:]
+        bounds, now, gain = lines.improve(sides[best], now)
+        is_open = bounds <= limits[best] + TOLERANCE
+        now, gain = now[is_open], gain[is_open].where(now[is_open, 0] == 0, -1)
+        if time.monotonic() > end or (gain < 0).all(1).any():
+            return False
+        chosen = gain.argmax(1)
+        for sign in (1, -1):
+            half = now.clone()
+            half[torch.arange(len(half)), 0, chosen] = sign
+            parts = torch.cat([parts, half])
+    return True
 
 
 def attack(given: Relaxation, case: Case, is_unsafe: Callable[[Any], bool]) -> Any:

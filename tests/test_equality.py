@@ -167,19 +167,26 @@ def test_command_line(tmp_path):
     names = [*(f"X_{n}" for n in range(3)), *(f"Y_{n}" for n in range(3))]
     ends = [f"(assert (>= X_{n} 0))\n(assert (<= X_{n} 1))" for n in range(3)]
     spec.write_text("\n".join([*(f"(declare-const {name} Real)" for name in names), *ends, "(assert (>= Y_0 9))"]))
-    for arguments, code in (
-        ([paths[0], paths[0]], 0),
-        (paths, 1),
-        ([*paths, "--box", "0", "1", "--tolerance", "0.011"], 0),
-        ([*paths, "--spec", str(spec), "--tolerance", "0.011"], 0),
-        ([*paths, "--box", "0", "1", "--tolerance", "0.009"], 1),
-        ([*paths, "--tolerance", "1"], 2),
-        ([*paths, "--spec", str(spec), "--box", "0", "1"], 2),
-        ([paths[0], str(tmp_path / "none.onnx")], 2),
+    box = ["--box", "0", "1"]
+    for arguments, code, says in (
+        ([paths[0], paths[0]], 0, "equal: "),
+        (paths, 1, "different: "),
+        ([*paths, *box, "--tolerance", "0.011"], 0, "within: "),
+        ([*paths, "--spec", str(spec), "--tolerance", "0.011"], 0, "within: "),
+        ([*paths, *box, "--tolerance", "0.009"], 1, "is above the tolerance, 0.009"),
+        ([*paths, *box, "--tolerance", "0.0100005"], 2, "undecided: "),
+        ([*paths, *box, "--tolerance", "0.0100005"], 2, "is above the tolerance, 0.0100005, and no difference"),
+        ([*paths, "--tolerance", "1"], 2, "there is no bound to meet the tolerance, 1"),
+        ([*paths, "--spec", str(spec), "--box", "0", "1"], 2, "error: "),
+        ([paths[0], str(tmp_path / "none.onnx")], 2, "error: "),
     ):
         result = CliRunner().invoke(app, ["check", *arguments])
-        assert result.exit_code == code, (arguments, result.output)
-    result = CliRunner().invoke(app, ["check", *paths, "--json", "--box", "0", "1"])
+        assert (result.exit_code, says in result.output) == (code, True), (arguments, result.output)
+        if "error" not in says:
+            shown = json.loads(CliRunner().invoke(app, ["check", *arguments, "--json"]).stdout)
+            assert shown["verdict"] == result.output.partition(":")[0]
+            assert (shown["reason"] or "") in result.output
+    result = CliRunner().invoke(app, ["check", *paths, "--json", *box])
     shown = json.loads(result.stdout)
     assert (shown["verdict"], shown["origin"]) == ("different", [["h"], ["h"]])
     assert shown["difference"] == pytest.approx(0.01, rel=1e-3)

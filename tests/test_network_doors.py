@@ -458,6 +458,21 @@ def test_a_bilinear_layer_of_two_values_is_a_layer_and_a_product(capfd):
     assert "batching rule" not in capfd.readouterr().err
 
 
+REASONS = {
+    "no rule covers the operator": torch.sigmoid,
+    "it multiplies values": lambda x: x * x,
+    "it is computed in torch.float64, and most in torch.float32": lambda x: (torch.relu(x.flip(1)) + 1).double() * 2,
+}
+
+
+@pytest.mark.parametrize(("reason", "function"), REASONS.items())
+def test_plans_say_why_a_step_is_kept(reason, function):
+    table = plan(Function(function), torch.ones(2, 3))
+    assert reason in [row.reason for row in table.kept]
+    assert reason in str(table)
+    assert not any(row.reason for row in table.rows if row not in table.kept)
+
+
 def renorm(layer):
     """As in EEGNet."""
     layer.weight.data = torch.renorm(layer.weight.data, 2, 0, 1)

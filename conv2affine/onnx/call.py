@@ -9,11 +9,8 @@ from typing import Any
 import numpy as np
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, defs, helper
 
-from conv2affine.network.graph import Kept, Step, Value
-from conv2affine.network.torch.importing.call import Slot
+from conv2affine.network.graph import Kept, Slot, Step, Value
 from conv2affine.onnx.reference import evaluator
-
-__all__ = ["OnnxCall", "make_info", "one_node", "runs_on_vectors"]
 
 # Version 14 of these differs from 13 in the types it takes only.
 SAME_SINCE_13 = ("Add", "Div", "Mul", "Sub")
@@ -86,6 +83,11 @@ class OnnxCall:
         node = NodeProto(op_type=self.op_type, input=inputs, output=outputs, name=name)
         node.attribute.extend(self.attributes)
         return node
+
+    def filled(self, inputs: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Its arguments, with inputs in their places, and its attributes."""
+        args = tuple(inputs[arg.number] if isinstance(arg, Slot) else arg for arg in self.args)
+        return args, {each.name: helper.get_attribute_value(each) for each in self.attributes}
 
     def run(self, inputs: Sequence[Any], *, double: bool = False) -> list[Any]:
         """Its results that are used, by `onnx.reference`, for arrays; if `double`, with float64 constants too."""

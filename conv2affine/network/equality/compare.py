@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,8 +17,6 @@ from conv2affine.network.equality.units import Units
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.proof.box import Box
 from conv2affine.network.proof.forward import Interval
-
-__all__ = ["ASSUMPTION", "Comparison", "compare"]
 
 ASSUMPTION = "for sums of products in any order; not for Winograd, FFT or TF32 kernels"
 PROBES = 8
@@ -53,28 +52,48 @@ class Comparison:
         """Whether they are equal, or no output element differs by more than `tolerance`; None if not decided."""
         if self.verdict == "equal" or (tolerance is not None and self.bound <= tolerance):
             return True
-        if self.verdict == "different" and (tolerance is None or self.difference > tolerance):
+        if self.verdict == "different" if tolerance is None else self.difference > tolerance:
             return False
         return None
 
-    def summary(self) -> dict[str, Any]:
-        """All but the methods, for JSON: lists for arrays, None for what is infinite."""
+    def verdict_for(self, tolerance: float | None) -> tuple[Verdict, str]:
+        """The verdict where differences up to `tolerance` are allowed, and why; without one, whether they are equal."""
+        is_within = self.is_within(tolerance)
+        if tolerance is None or self.verdict == "equal":
+            return self.verdict, "" if is_within is not None else "whether they are equal is not decided"
+        if is_within is None:
+            bound = f"the bound, {self.bound:.6g}, is above" if np.isfinite(self.bound) else "there is no bound to meet"
+            return "undecided", f"{bound} the tolerance, {tolerance:g}, and no difference above it was found"
+        if is_within:
+            return "within", f"the bound, {self.bound:.6g}, is not above the tolerance, {tolerance:g}"
+        return "different", f"a difference, {self.difference:.6g}, is above the tolerance, {tolerance:g}"
+
+    def summary(self, tolerance: float | None = None) -> dict[str, Any]:
+        """What `text` says, and the witness, for JSON: lists for arrays, None for what is infinite."""
+        verdict, reason = self.verdict_for(tolerance)
         numbers = {name: getattr(self, name) for name in ("difference", "bound")}
         return {
-            "verdict": self.verdict,
+            "verdict": verdict,
+            "reason": reason or None,
             **{name: number if np.isfinite(number) else None for name, number in numbers.items()},
+            "tolerance": tolerance,
             "assumption": ASSUMPTION if np.isfinite(self.bound) else None,
             "origin": [list(names) for names in self.origin],
             "witness": [array.tolist() for array in self.witness],
         }
 
-    def __str__(self) -> str:
-        lines = [f"{self.verdict}: the largest difference found is {self.difference:.3g}"]
+    def text(self, tolerance: float | None = None) -> str:
+        """The verdict for a tolerance in words."""
+        verdict, reason = self.verdict_for(tolerance)
+        lines = [f"{verdict}: the largest difference found is {self.difference:.3g}", reason]
         if any(self.origin):
             lines.append("they part at " + " and ".join(", ".join(names) or "nothing" for names in self.origin))
         if np.isfinite(self.bound):
             lines.append(f"in the box they differ by {self.bound:.3g} at most, {ASSUMPTION}")
-        return "\n".join(lines)
+        return "\n".join(filter(None, lines))
+
+    def __str__(self) -> str:
+        return self.text()
 
     __repr__ = __str__
 
@@ -145,10 +164,12 @@ def _bound(probes: Array, units: Units) -> float:
 
 def _matched(sides: Sequence[Side], probes: Array, limits: Interval | None) -> Units:
     """The units of both, with their bounds if there is a box, and they have any."""
-    if limits is None or not all(side.has_bounds for side in sides):
-        return Units(sides, probes, None)
-    try:
-        ranges = [side.ranges(limits) for side in sides]
-    except ValueError:  # numbers may overflow
-        return Units(sides, probes, None)
-    return Units(sides, probes, ranges)
+    ranges = None
+    if limits is not None and all(side.has_bounds for side in sides):
+        with contextlib.suppress(ValueError):  # numbers may overflow
+            ranges = [side.ranges(limits) for side in sides]
+    units = Units(sides, probes, ranges)
+    if any(units.apart):
+        scaled = Units(sides, probes, ranges, scaled=True)
+        return units if any(scaled.apart) else scaled
+    return units

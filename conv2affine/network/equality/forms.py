@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +11,6 @@ from scipy.sparse import csr_array, diags_array, vstack
 
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.proof.rounding import DOUBLE, gamma
-
-__all__ = ["Form", "Mask", "Numbers", "Rows", "selected"]
 
 Mask = NDArray[np.bool_]
 Numbers = NDArray[np.int64]
@@ -39,9 +38,32 @@ class Form:
     def __getitem__(self, rows: Numbers) -> Form:
         return Form(self.matrix[rows], self.bias[rows], self.size[rows], self.error[rows])
 
-    def times(self, sign: Array) -> Form:
-        """Each element times 1 or -1."""
-        return Form(csr_array(diags_array(sign) @ self.matrix), sign * self.bias, self.size, self.error)
+    def times(self, factor: Any) -> Form:
+        """Each element times a number."""
+        scale = np.abs(factor)
+        rounded = np.where((scale == 1) | (scale == 0), 0, gamma(4, DOUBLE)) * scale * self.size
+        matrix = self.matrix.copy()
+        matrix.data *= np.repeat(factor, np.diff(matrix.indptr))
+        return Form(matrix, factor * self.bias, scale * self.size, scale * self.error + rounded)
+
+    def plus(self, other: Form) -> Form:
+        """The sum, without the entries that cancel."""
+        matrix = csr_array(self.matrix + other.matrix)
+        matrix.eliminate_zeros()
+        return Form(matrix, self.bias + other.bias, self.size + other.size, self.error + other.error)
+
+    def at(self, places: Numbers) -> Form:
+        """The elements at these places; 0 where it is -1."""
+        read = places >= 0
+        vectors = (np.where(read, vector[places], 0) for vector in (self.bias, self.size, self.error))
+        return Form(csr_array(selected(places, len(self.bias)) @ self.matrix), *vectors)
+
+    def where(self, mask: Mask, other: Form) -> Form:
+        """Elements of this form where the mask holds, else of the other."""
+        kept, left = (csr_array(diags_array(1.0 * each)) for each in (mask, ~mask))
+        pairs = ((getattr(self, name), getattr(other, name)) for name in ("bias", "size", "error"))
+        matrix = csr_array(kept @ self.matrix + left @ other.matrix)
+        return Form(matrix, *(np.where(mask, *pair) for pair in pairs))
 
     def equals(self, other: Form, unit: float) -> Mask:
         """Which elements have entries that differ by a few roundings of relative size `unit` at most."""
@@ -80,16 +102,19 @@ class Rows:
         low: Of their values before the ReLU, for the inputs in question.
         high: Likewise.
         largest: The largest absolute values of the units.
+        rank: 1, 2, ... of the ReLUs among them, in their order; 0 of others.
     """
 
     def __init__(self, width: int) -> None:
         self.is_known = np.zeros(width, bool)
         self.low, self.high, self.largest = np.zeros(width), np.zeros(width), np.zeros(width)
+        self.rank = np.zeros(width, np.int64)
         self._parts = [(np.arange(width), Form(csr_array((width, width)), *[np.zeros(width)] * 3))]
 
     def add(self, units: Numbers, form: Form, low: Array, high: Array) -> None:
         """More units, which are the ReLUs of a form."""
         self._parts.append((units, form))
+        self.rank[units] = self.rank.max(initial=0) + 1 + np.arange(len(units))
         self.is_known[units] = True
         self.low[units], self.high[units], self.largest[units] = low, high, np.maximum(high, 0)
 

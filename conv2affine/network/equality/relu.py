@@ -14,10 +14,12 @@ from conv2affine.network.proof.forward import Interval
 if TYPE_CHECKING:
     from conv2affine.network.equality.units import Units
 
-__all__ = ["SAME", "Match", "Relu", "leading"]
-
 # How far the keys of elements with the same entries may be apart, relative to their size.
 SAME = 1e-9
+# What is left of entries that cancel, relative to their size.
+CANCELLED = 2.0**-48
+# How far the norms of keys may be apart, relative to each other, for a factor of 1.
+UNSCALED = 2.0**-12
 # The share of its range in a box in which an element may bend, and still need no unit.
 HARDLY = 2.0**-10
 Match = tuple[Numbers, Array]  # the unit of each element, or -1, and its sign
@@ -28,37 +30,55 @@ class Relu:
 
     def __init__(self, units: Units, number: int, form: Form, probes: Array, interval: Interval) -> None:
         self.units, self.number, self.rows, self.first = units, number, units.rows[number], units.rows[0]
-        self.form = form = self.flattened(form)
-        self.probes, self.interval = probes, interval
-        self.unit, self.sign = np.full(len(probes), -1), np.ones(len(probes))
+        self.given = form
+        self.form, self.flipped = self.flattened(form)
+        self.probes, self.interval = probes * np.where(self.flipped, -1, 1)[:, None], interval
+        self.unit, self.factor = np.full(len(probes), -1), np.ones(len(probes))
         self.leads = np.zeros(len(probes), bool)  # the elements that are the first of their unit on this side
         self.moved = np.zeros(len(probes))  # what is left out of relu(v)
-        matrix = form.matrix
-        self.keys = matrix @ units.random[:-1] + form.bias[:, None] * units.random[-1]
+        matrix, bias = self.form.matrix, self.form.bias
+        keys = matrix @ units.random[:-1] + bias[:, None] * units.random[-1]
+        self.norm = np.linalg.norm(keys, axis=1) if units.scaled else np.ones(len(keys))
+        self.keys = keys / np.where(self.norm > 0, self.norm, 1)[:, None]
         wrong = (matrix.data < 0) | ((matrix.data != 0) & ~units.bends[matrix.indices])
         count = np.concatenate([[0], np.cumsum(wrong)])
         has_wrong = count[matrix.indptr[1:]] > count[matrix.indptr[:-1]]
-        self.steady: Mask = ~has_wrong & ((form.bias >= 0) | (np.diff(matrix.indptr) == 0))
-        self.zero: Mask = self.steady & (np.diff(matrix.indptr) == 0) & (form.bias < 0)
+        self.steady: Mask = ~has_wrong & ((bias >= 0) | (np.diff(matrix.indptr) == 0))
+        self.zero: Mask = self.steady & (np.diff(matrix.indptr) == 0) & (bias < 0)
 
-    def flattened(self, form: Form) -> Form:
-        """The form, with s v - c in place of s u - c where u = relu(v), s > 0, c > error: both have the same ReLU."""
-        matrix, size = form.matrix, len(form.bias)
-        rows = np.flatnonzero((np.diff(matrix.indptr) == 1) & (form.bias < -form.error))
-        unit, scale = matrix.indices[matrix.indptr[rows]], matrix.data[matrix.indptr[rows]]
-        is_bent = self.units.bends[unit] & self.rows.is_known[unit] & (scale > 0)
-        rows, unit, scale = rows[is_bent], unit[is_bent], scale[is_bent]
-        if not len(rows):
-            return form
-        inner, places = self.rows.all()[unit], np.full(size, -1)
-        places[rows] = np.arange(len(rows))
-        others = diags_array(1.0 * (places < 0)) @ matrix
-        added = selected(places, len(rows)) @ (diags_array(scale) @ inner.matrix)
-        bias, total, error = form.bias.copy(), form.size.copy(), form.error.copy()
-        bias[rows] += scale * inner.bias
-        total[rows] += scale * inner.size
-        error[rows] += scale * inner.error
-        return Form(csr_array(others + added), bias, total, error)
+    def flattened(self, form: Form) -> tuple[Form, Mask]:
+        """A form w with relu(w) = relu(v) or, where it is flipped, relu(w) = relu(-v) = relu(v) - v.
+
+        With u = relu(z), the last unit that v reads, s > 0, and a constant c < 0:
+
+        v or -v = s u + c              w = s z + c
+        v or -v = p + s u,             w = p         where p + s z = c
+        """
+        matrix, rank = form.matrix, self.rows.rank[form.matrix.indices]
+        rows = np.flatnonzero(np.diff(matrix.indptr))
+        last = np.maximum.reduceat(rank, matrix.indptr[rows]) if len(rows) else rank
+        rows, last = rows[last > 0], last[last > 0]
+        part = form[rows]
+        is_last = self.rows.rank[part.matrix.indices] == np.repeat(last, np.diff(part.matrix.indptr))
+        unit, sign = part.matrix.indices[is_last], np.sign(part.matrix.data[is_last])
+        inner = self.rows.all()[unit].times(np.abs(part.matrix.data[is_last]))
+        part = part.times(sign)
+        part.matrix.data[is_last] = 0
+        part.matrix.eliminate_zeros()
+        joined, size = part.plus(inner), abs(part.matrix) + abs(inner.matrix)
+        is_bent = (np.diff(part.matrix.indptr) == 0) & (part.bias < -part.error)
+        # Entries of z may be divided by a factor, and rounded.
+        left = (abs(joined.matrix) - CANCELLED * size).max(axis=1).toarray().ravel() if len(rows) else np.zeros(0)
+        error = joined.error + np.where(np.diff(joined.matrix.indptr) > 0, 2 * CANCELLED * joined.size, 0)
+        is_lost = (left <= 0) & (joined.bias <= -error) & ~is_bent
+        places, chosen = np.full(len(form.bias), -1), np.flatnonzero(is_bent | is_lost)
+        places[rows[chosen]] = np.arange(len(chosen))
+        if not len(chosen):
+            return form, np.zeros(len(form.bias), bool)
+        new = joined.where(is_bent, part)[chosen]
+        flipped = np.zeros(len(form.bias), bool)
+        flipped[rows[chosen]] = sign[chosen] < 0
+        return new.at(places).where(places >= 0, form), flipped
 
     @property
     def open(self) -> Numbers:
@@ -77,16 +97,21 @@ class Relu:
         self.zero[rows] = is_steady & (high <= -low)
         self.steady[rows] = is_steady
         self.moved[rows] = np.where(is_steady, bends, 0)
+        settled = np.zeros(len(self.unit), bool)
+        settled[rows] = is_steady
+        self.form, self.flipped = self.given.where(settled, self.form), self.flipped & ~settled
 
     def assign(self, match: Match, *, own: bool = False) -> None:
         """Take the units that are found, where the first side, or this one, has the same entries for them."""
         rows = self.open
         rows = rows[match[0][rows] >= 0]
         if len(rows):
-            unit, sign = match[0][rows], match[1][rows]
+            unit = match[0][rows]
+            factor = self.norm[rows] / self.units.norms[self.number if own else 0, unit]
+            factor = np.sign(match[1][rows]) * np.where(np.abs(factor - 1) < UNSCALED, 1, factor)
             known = (self.rows if own else self.first).all()[unit]
-            good = self.form[rows].times(sign).equals(known, self.units.unit)
-            self.take(rows[good], unit[good], sign[good])
+            good = self.form[rows].times(1 / factor).equals(known, self.units.unit)
+            self.take(rows[good], unit[good], factor[good])
 
     def twins(self) -> Match:
         """The units of this side, so far, that have the same entries up to the sign."""
@@ -119,30 +144,34 @@ class Relu:
         units.probes[unit] = self.probes[rows]
         self.take(rows, unit, np.ones(len(rows)))
 
-    def take(self, rows: Numbers, unit: Numbers, sign: Array) -> None:
-        self.unit[rows], self.sign[rows] = unit, sign
+    def take(self, rows: Numbers, unit: Numbers, factor: Array) -> None:
+        self.unit[rows], self.factor[rows] = unit, factor
         at = np.unique(unit, return_index=True)[1]
         at = at[~self.rows.is_known[unit[at]]]
-        rows, unit, sign = rows[at], unit[at], sign[at]
+        rows, unit, factor = rows[at], unit[at], factor[at]
         self.leads[rows] = True
-        self.units.keys[self.number, unit] = self.keys[rows] * sign[:, None]
+        self.units.keys[self.number, unit] = self.keys[rows] * np.sign(factor)[:, None]
+        self.units.norms[self.number, unit] = self.norm[rows] / np.abs(factor)
+        sign = np.where(self.flipped[rows], -1, 1) / factor
         ends = [sign * bound[rows] for bound in self.interval]
-        self.rows.add(unit, self.form[rows].times(sign), np.minimum(*ends), np.maximum(*ends))
+        self.rows.add(unit, self.form[rows].times(1 / factor), np.minimum(*ends), np.maximum(*ends))
 
     def bent(self) -> Form:
-        """The outputs: v where it is steady, u where it is a unit u, u + v where v is that of u times -1."""
-        form = self.form
-        stays = ((self.steady & ~self.zero) | (self.sign < 0)).astype(float)
-        matrix = csr_array(diags_array(stays) @ form.matrix + selected(self.unit, self.units.width))
-        matrix.eliminate_zeros()
-        bias, size = stays * form.bias, stays * form.size
-        size += np.where(self.unit >= 0, self.rows.largest[self.unit], 0)
+        """The outputs: w where it is steady; |f| u where w is f times that of u, + w if f < 0; + v where flipped."""
+        form, factor = self.form, np.abs(self.factor)
+        stays = ((self.steady & ~self.zero) | (self.factor < 0)).astype(float)
+        units = diags_array(factor) @ selected(self.unit, self.units.width)
+        size = stays * form.size + np.where(self.unit >= 0, factor * self.rows.largest[self.unit], 0)
         error: Array = stays * form.error + self.moved
         again = np.flatnonzero((self.unit >= 0) & ~self.leads)
         if len(again) and self.units.ranges is not None:
-            own, known = self.form[again].times(self.sign[again]), self.rows.all()[self.unit[again]]
-            error[again] += own.gap(known, self.rows.largest) + own.error + known.error
-        return Form(matrix, bias, size, error)
+            own, known = self.form[again].times(1 / self.factor[again]), self.rows.all()[self.unit[again]]
+            error[again] += factor[again] * (own.gap(known, self.rows.largest) + own.error + known.error)
+        bent = Form(csr_array(diags_array(stays) @ form.matrix + units), stays * form.bias, size, error)
+        if self.flipped.any():
+            bent = bent.plus(self.given.times(1.0 * self.flipped))
+        bent.matrix.eliminate_zeros()
+        return bent
 
 
 def leading(keys: Array, rows: Numbers) -> Numbers:

@@ -15,14 +15,12 @@ from conv2affine.network.equality.forms import Mask
 from conv2affine.network.graph import Graph, Kept, Piece, Step, Value
 from conv2affine.network.kinds import KINDS
 from conv2affine.network.matrices.matrix import Array
+from conv2affine.network.passes.elementary import elementary
 from conv2affine.network.passes.ends import join_ends
-from conv2affine.network.passes.merge import merge
 from conv2affine.network.passes.simplify import simplify
 from conv2affine.network.passes.to_relu import to_relu
 from conv2affine.network.proof.bounds import bounds, check_memory
 from conv2affine.network.proof.forward import Interval
-
-__all__ = ["NotExactError", "Side"]
 
 # Relative size of one rounding where a side computes in float64: its entries are products in float64 here too.
 LEAST_UNIT = 2.0**-46
@@ -54,8 +52,8 @@ class Side:
 
     @cached_property
     def whole(self) -> Graph:
-        """The network of one input and one output, with its steps as they are."""
-        return simplify(join_ends(self.network))
+        """The network of one input and one output, with its piecewise-linear steps as they are."""
+        return simplify(elementary(join_ends(self.network), self.dtype))
 
     @cached_property
     def graph(self) -> Graph:
@@ -114,12 +112,8 @@ class Side:
         return {node: {source: matrix.nonzero() for source, matrix in node.map.terms.items()} for node in pieces}
 
     def ranges(self, box: Interval) -> dict[Value, Interval]:
-        """Bounds of all values in a box; those of what ReLUs read are those by which a chain for the box is made."""
-        merged = simplify(merge(self.graph))
-        return {
-            **bounds(self.graph, {self.graph.inputs[0]: box}, self.dtype, backward=False),
-            **bounds(merged, {merged.inputs[0]: box}, self.dtype),
-        }
+        """Bounds of all values in a box."""
+        return bounds(self.graph, {self.graph.inputs[0]: box}, self.dtype)
 
     def run(self, points: Array) -> Array:
         """The outputs (points, outputs) in its own dtype."""
@@ -188,13 +182,14 @@ class Side:
 
 
 def _run_kept(node: Kept, values: Mapping[Value, Array]) -> list[Any]:
-    """The outputs of an operator, one sample at a time."""
+    """The outputs of an operator, one sample at a time: in float64, where they are not whole numbers or masks."""
     count = len(values[node.inputs[0]])
     rows = []
     for number in range(count):
         arrays = [values[value][number].reshape(shape) for value, shape in zip(node.inputs, node.shapes, strict=True)]
         try:
-            rows.append([np.asarray(result).reshape(-1) for result in node.call.run(arrays, double=True)])
+            results = [np.asarray(result).reshape(-1) for result in node.call.run(arrays, double=True)]
+            rows.append([result.astype(np.float64) if result.dtype.kind == "f" else result for result in results])
         except Exception as error:  # PyTorch and onnx.reference may raise anything
             raise NotExactError(f"{', '.join(node.origin)}: {error}") from error
     return [np.stack(column) for column in zip(*rows, strict=True)]

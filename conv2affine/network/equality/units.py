@@ -5,15 +5,14 @@ numbers, or else by their values for a few random inputs, and are then compared 
 its own, and is the same however a network computes it:
 
     relu(v) = v                 where v has no entry < 0, and reads only units that are >= 0; or v >= 0 in a box
-    relu(relu(v) - c) = relu(v - c), c > 0
+    relu(relu(v) - c) = relu(v - c), c > 0, relu(max(v, low) - high) = relu(v - high), and so on
+    relu(s v) = s relu(v), s > 0
     relu(v) = relu(-v) + v      where relu(-v) is a unit, as of a value that a chain carries, |x|, max(a, b), max(b, a)
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import prod
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,15 +20,13 @@ from scipy.sparse import csr_array
 from scipy.spatial import cKDTree
 
 from conv2affine.network.equality.forms import Form, Mask, Numbers, Rows, selected
+from conv2affine.network.equality.kept import add_kept
 from conv2affine.network.equality.relu import Match, Relu, leading
 from conv2affine.network.equality.side import Side
 from conv2affine.network.graph import Kept, Node, Piece, Value
 from conv2affine.network.matrices.matrix import Array
-from conv2affine.network.passes.simplify import is_equal, rounded
-from conv2affine.network.proof.forward import Interval
+from conv2affine.network.proof.forward import Interval, sums
 from conv2affine.network.proof.rounding import DOUBLE, gamma, rounding
-
-__all__ = ["Units"]
 
 # How far the values of partners may be apart, relative to their size.
 NEAR = 0.05
@@ -45,6 +42,7 @@ class Units:
         points: Random inputs.
         ranges: Bounds of the values of each side in a box; None without one.
         settled: The sides, 0 or 1, whose elements need no unit where they hardly bend in the box.
+        scaled: Whether relu(s v) and relu(v) are one unit, s > 0.
 
     Attributes:
         width: Of all forms.
@@ -55,8 +53,10 @@ class Units:
         apart: The first value of each side that the other does not have, up to rounding; None if there is none.
     """
 
-    def __init__(self, sides: Sequence[Side], points: Array, ranges: Ranges, settled: Sequence[int] = ()) -> None:
-        self.sides, self.ranges, self.settled = sides, ranges, settled
+    def __init__(
+        self, sides: Sequence[Side], points: Array, ranges: Ranges, settled: Sequence[int] = (), *, scaled: bool = False
+    ) -> None:
+        self.sides, self.ranges, self.settled, self.scaled = sides, ranges, settled, scaled
         self.values = [side.values(points) for side in sides]
         self.unit = max(side.unit for side in sides)
         self.coarsest = max((side.dtype for side in sides), key=lambda dtype: torch.finfo(dtype).eps)
@@ -67,6 +67,7 @@ class Units:
         self.bends = np.zeros(self.width, bool)  # the units that are ReLUs
         self.probes = np.zeros((self.width, len(points)))  # what they are before that
         self.keys = np.zeros((2, self.width, KEYS))  # and what each side would make of random units
+        self.norms = np.ones((2, self.width))  # by which that is divided
         self.random = np.random.default_rng(0).standard_normal((self.width + 1, KEYS))
         self.blocks: list[slice] = []
         self.places: dict[Value, Match] = {}  # of each ReLU of the first side
@@ -102,7 +103,7 @@ class Units:
                 if number == 0:
                     self.add_sums(node, forms[node.output])
             elif isinstance(node, Kept):
-                forms.update(self.add_kept(number, node, [forms[value] for value in node.inputs]))
+                forms.update(add_kept(self, number, node, [forms[value] for value in node.inputs]))
             else:
                 form = forms[node.inputs[0]]
                 forms[node.outputs[0]] = self.add_relu(number, node, form, next(places, None))
@@ -138,19 +139,21 @@ class Units:
         """The form of an affine piece."""
         side, n = self.sides[number], node.output.size
         bias, size, error = node.map.bias.copy(), np.abs(node.map.bias), np.zeros(n)
-        matrix, counts, magnitudes, largest = csr_array((n, self.width)), np.zeros(n), size.copy(), 0.0
+        matrix, counts, largest = csr_array((n, self.width)), np.zeros(n), 0.0
+        rise, fall = np.maximum(bias, 0), np.maximum(-bias, 0)
         for source, part in side.matrices[node].items():
-            form, positive, reach = forms[source], abs(part), _largest(self.interval(number, source))
+            form, positive, negative = forms[source], part.maximum(0), -part.minimum(0)
             matrix = csr_array(matrix + part @ form.matrix)
             bias += part @ form.bias
-            size += positive @ form.size
-            error += positive @ form.error
-            magnitudes += positive @ reach
-            counts += np.diff(part.indptr)
-            largest = max(largest, float(reach.max(initial=0)))
+            size += abs(part) @ form.size
+            error += abs(part) @ form.error
+            interval = self.interval(number, source)
+            risen, fallen = sums(positive, negative, interval)
+            rise, fall, counts = rise + risen, fall + fallen, counts + np.diff(part.indptr)
+            largest = max(largest, float(_largest(interval).max(initial=0)))
         if self.ranges is not None:
             if not side.is_exact(node):
-                error += rounding(counts, magnitudes, largest, side.dtype)
+                error += rounding(counts, rise, fall, largest, side.dtype)
             error = (error + gamma(counts + 8, DOUBLE) * size) * (1 + 2.0**-20)
         return Form(matrix, bias, size, error)
 
@@ -162,38 +165,11 @@ class Units:
                 rows = np.flatnonzero(np.diff(part.indptr) == 1)
                 columns = part.indices[part.indptr[rows]]
                 known = np.diff(self.sums.indptr) > 0
-                is_new = (unit[columns] >= 0) & (sign[columns] > 0) & ~known[unit[columns]]
+                is_new = (unit[columns] >= 0) & (sign[columns] == 1) & ~known[unit[columns]]
                 units, at = np.unique(unit[columns[is_new]], return_index=True)
                 places = np.full(self.width, -1)
                 places[units] = rows[is_new][at]
                 self.sums = csr_array(self.sums + selected(places, form.size.size) @ form.matrix)
-
-    def add_kept(self, number: int, node: Kept, inputs: list[Form]) -> dict[Value, Form]:
-        """The outputs of an operator that runs as it is."""
-        shape = self.shapes(number, node)
-        self.read_by_kept[number].extend(inputs)
-        for other, forms, found in self.kept if number else ():
-            if (
-                self.shapes(0, other) == shape
-                and is_equal(*(rounded(each.call.meaning, self.coarsest) for each in (node, other)))
-                and all(a.equals(b, self.unit).all() for a, b in zip(inputs, forms, strict=True))
-            ):
-                units = found
-                self.matched[units] = True
-                break
-        else:
-            units = np.arange(self.count, self.count + sum(value.size for value in node.outputs))
-            self.count += len(units)
-            if number == 0:
-                self.kept.append((node, inputs, units))
-        self.own[number][node.outputs[0]] = units
-        parts = np.split(units, np.cumsum([value.size for value in node.outputs])[:-1])
-        return {value: self.identity(number, value, part) for value, part in zip(node.outputs, parts, strict=True)}
-
-    def shapes(self, number: int, node: Kept) -> list[Any]:
-        """The shapes of its inputs and outputs, as far as they matter."""
-        shapes = [*node.shapes, *(value.shape for value in node.outputs)]
-        return [prod(shape) for shape in shapes] if self.sides[number].on_vectors(node) else shapes
 
     def add_relu(self, number: int, node: Node, form: Form, place: Match | None) -> Form:
         """The outputs of a ReLU; `place` has the units of the first side's ReLU at the same place."""
@@ -215,13 +191,13 @@ class Units:
             relu.assign(relu.twins(), own=True)
         leaders = leading(relu.keys, relu.open)
         if number and len(leaders):
-            relu.pair(self.nearest(probes, 1), leaders)
+            relu.pair(self.nearest(relu.probes, 1), leaders)
         relu.add(np.intersect1d(leaders, relu.open))
         relu.assign(relu.twins(), own=True)
         relu.add(relu.open)
         if number == 0:
             self.blocks.append(slice(start, self.count))
-            self.places[node.outputs[0]] = relu.unit.copy(), relu.sign
+            self.places[node.outputs[0]] = relu.unit.copy(), relu.factor
         self.own[number][x] = np.unique(relu.unit[relu.unit >= 0])
         return relu.bent()
 

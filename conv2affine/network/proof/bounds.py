@@ -2,7 +2,7 @@
 
 A piece computes y = A x + b + d, |d| <= r, where x is what was computed before it and r is a bound of its roundings.
 
-forward:   y is in A c + b -+ (|A| s + r), for x in c -+ s
+forward:   y is in A c + b -+ (|A| s + r), for x in c -+ s; a maximum is between those of the bounds of its sums
 backward:  a bound below, w y >= w A x + w b - |w| r, is pushed on to the network's inputs; at a ReLU, w is multiplied
            by the line below it where w > 0, by that above it where w < 0 (CROWN)
 """
@@ -21,10 +21,9 @@ from conv2affine.convolution.guard import check_left
 from conv2affine.network.graph import Graph, Piece, Step, Value
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.proof.backward import Affine, Bend, Rows, Source, lowest
-from conv2affine.network.proof.forward import Forward, Interval, Range, forward
+from conv2affine.network.proof.forward import Forward, Interval, Range
+from conv2affine.network.proof.maxima import Maxima
 from conv2affine.network.proof.rounding import DOUBLE, UNDERFLOW, gamma
-
-__all__ = ["Interval", "bounds", "check_memory"]
 
 # A matrix with a larger share of entries is multiplied as a dense one.
 DENSE = 0.25
@@ -76,6 +75,7 @@ class _Bounds:
     def __init__(self, graph: Graph, dtype: torch.dtype) -> None:
         self.graph, self.dtype, self.users = graph, dtype, graph.users
         self.ranges: dict[Value, Range] = {}
+        self.maxima = Maxima(graph, self.ranges, dtype)
         self.steps: dict[Value, Source | Affine | Bend] = {}
         self.live: dict[Value, Rows] = {}
 
@@ -107,7 +107,7 @@ class _Bounds:
         """An affine piece."""
         y, map = node.output, node.map
         matrices = {source: matrix.nonzero() for source, matrix in map.terms.items()}
-        found = forward(matrices, map.bias, self.ranges, self.dtype)
+        found = self.maxima.forward(node, matrices)
         self.check(node, found)
         tallest = max((int(np.bincount(part.indices).max(initial=0)) for part in matrices.values()), default=0)
         own = gamma(tallest + 2, DOUBLE) * found.magnitudes

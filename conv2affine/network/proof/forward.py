@@ -13,8 +13,6 @@ from scipy.sparse import csr_array
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.proof.rounding import DOUBLE, gamma, rounding
 
-__all__ = ["Interval", "Range", "forward"]
-
 
 class Interval(NamedTuple):
     """Bounds of the elements of a value."""
@@ -45,7 +43,7 @@ class Forward:
     Args:
         interval: Bounds of y, as it is computed.
         rounding: How far an element of y may be from the map of the x that was computed.
-        magnitudes: |A| |x| + |b|, at most.
+        magnitudes: |A| |x| + |b|, or more.
     """
 
     interval: Interval
@@ -53,25 +51,32 @@ class Forward:
     magnitudes: Array
 
 
+def sums(positive: csr_array, negative: csr_array, interval: Interval) -> tuple[Array, Array]:
+    """The largest sums of the terms > 0 of each row of (positive - negative) @ x, and of those < 0, without sign."""
+    up, down = np.maximum(interval.high, 0), np.maximum(-interval.low, 0)
+    return positive @ up + negative @ down, positive @ down + negative @ up
+
+
 def forward(matrices: Mapping[Any, csr_array], bias: Array, ranges: Mapping[Any, Range], dtype: torch.dtype) -> Forward:
     """Bounds of y = sum over sources s of A_s x_s + b, computed in a dtype."""
-    least, greatest, magnitudes = bias.copy(), bias.copy(), np.abs(bias)
-    falls, rises = bias < 0, bias > 0  # whether a term may be < 0, or > 0
-    counts, largest = np.zeros(len(bias)), 0.0
+    least, greatest, counts, largest = bias.copy(), bias.copy(), np.zeros(len(bias)), 0.0
+    rise, fall = np.maximum(bias, 0), np.maximum(-bias, 0)
     for source, matrix in matrices.items():
         known = ranges[source]
         low, high = known.interval
         positive, negative = matrix.maximum(0), -matrix.minimum(0)
         least += positive @ low - negative @ high
         greatest += positive @ high - negative @ low
-        falls |= positive @ np.minimum(low, 0) < negative @ np.maximum(high, 0)
-        rises |= positive @ np.maximum(high, 0) > negative @ np.minimum(low, 0)
-        magnitudes += positive @ known.largest + negative @ known.largest
+        risen, fallen = sums(positive, negative, known.interval)
+        rise, fall = rise + risen, fall + fallen
         counts += np.diff(matrix.indptr) * known.terms
         largest = max(largest, known.largest.max(initial=0))
-    moved = rounding(counts, magnitudes, largest, dtype)
-    radius = moved + gamma(counts + 8, DOUBLE) * magnitudes
+    moved = rounding(counts, rise, fall, largest, dtype)
+    radius = moved + gamma(counts + 8, DOUBLE) * (rise + fall)
     least, greatest = np.nextafter(least - radius, -np.inf), np.nextafter(greatest + radius, np.inf)
     # A sum of numbers >= 0 is >= 0, however it is rounded.
-    least, greatest = np.where(falls, least, np.maximum(least, 0)), np.where(rises, greatest, np.minimum(greatest, 0))
-    return Forward(Interval(least, greatest), moved, magnitudes)
+    least, greatest = (
+        np.where(fall > 0, least, np.maximum(least, 0)),
+        np.where(rise > 0, greatest, np.minimum(greatest, 0)),
+    )
+    return Forward(Interval(least, greatest), moved, rise + fall)

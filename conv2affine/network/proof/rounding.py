@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["DOUBLE", "UNDERFLOW", "gamma", "rounding"]
-
 DOUBLE = torch.float64
 # More than all underflows of an expression in float64 of numbers of ordinary size.
 UNDERFLOW = 2.0**-960
@@ -25,18 +23,22 @@ def gamma(n: Any, dtype: torch.dtype) -> Any:
     return np.where(nu < 0.5, nu / np.maximum(1 - nu, 0.5), np.inf)
 
 
-def rounding(counts: Any, magnitudes: Any, largest: float, dtype: torch.dtype) -> Any:
+def rounding(counts: Any, rise: Any, fall: Any, largest: float, dtype: torch.dtype) -> Any:
     """How far each row of A x + b is from its exact value, if A and b are rounded to a dtype and it is computed there.
 
-        gamma(n) (|A| |x| + |b|) + underflow
+        gamma(n) max(rise, fall) + gamma(5) (rise + fall) + underflow
+
+    Each addition rounds a sum of some terms, which is between -fall and rise, but for what was rounded before it.
 
     Args:
         counts: Entries of each row.
-        magnitudes: |A| |x| + |b|, for the largest |x|, computed in float64.
+        rise: The most that the terms > 0 of a row come to, in A x + b, computed in float64.
+        fall: The same of those < 0, without their sign.
         largest: The largest |x|.
         dtype: Of the entries and of the computation.
     """
-    # Rounding of the entry, its product, and one addition for each entry and the bias; one more for each for the
-    # magnitudes, which are rounded too, and one where an entry is rounded twice, by way of float32.
+    # Of each term: rounding of the entry, its product, and one where an entry is rounded twice, by way of float32. Of
+    # the sums: one addition for each entry, and three as their terms are rounded. More, as `rise` and `fall` are too.
     n = np.asarray(counts) + 5
-    return gamma(n, dtype) * magnitudes + torch.finfo(dtype).tiny * n * (2 + largest)
+    sums = gamma(n, dtype) * np.maximum(rise, fall) + gamma(5, dtype) * (rise + fall)
+    return sums + torch.finfo(dtype).tiny * n * (2 + largest)

@@ -8,10 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.export import ExportedProgram, exported_program
-
-__all__ = ["decompose"]
 
 aten = torch.ops.aten
 Table = dict[Any, Callable[..., Any]]
@@ -19,6 +18,7 @@ Table = dict[Any, Callable[..., Any]]
 UNDECOMPOSED = (
     *("linear", "matmul", "pad", "prelu", "glu", "scaled_dot_product_attention", "layer_norm", "group_norm"),
     *("linalg_solve", "nan_to_num"),
+    "multilabel_margin_loss_forward",  # of which PyTorch's decomposition is another function
     # They would become a check of errors, which is no operator.
     *("linalg_inv", "linalg_cholesky", "linalg_lu_factor", "linalg_ldl_factor"),
     *("hardswish", "hardsigmoid", "silu", "softplus", "mish", "celu", "selu", "threshold"),
@@ -64,6 +64,14 @@ def _table() -> Any:
             table.pop(getattr(packet, overload), None)  # type: ignore[no-untyped-call]
     table[aten.index_put.default] = _index_put
     table[aten._trilinear.default] = _bilinear
+    table[aten._cdist_forward.default] = _distances
+    table[aten.addbmm.default] = _addbmm
+    table[aten.addmv.default] = torch._decomp.decomposition_table[aten.addmv.default]
+    table[aten.aminmax.default] = _aminmax
+    table[aten.copysign.Tensor] = _copysign
+    table[aten.conv_tbc.default] = _conv_tbc
+    table[aten.ldexp.Tensor] = lambda x, other: x * torch.pow(2.0, other)
+    table[aten.triangular_solve.default] = _triangular_solve
     return table
 
 
@@ -96,3 +104,37 @@ def _bilinear(i1: Tensor, i2: Tensor, i3: Tensor, *axes: Any, unroll_dim: int = 
         return NotImplemented
     layer = i1 @ i2.permute(1, 0, 2).flatten(1)
     return (layer.view(len(i1), len(i2), -1) * i3.unsqueeze(1)).sum(-1)
+
+
+def _distances(x1: Tensor, x2: Tensor, p: float, compute_mode: int | None) -> Any:
+    """The distances by the norms that are piecewise linear."""
+    if p not in (1, torch.inf):
+        return NotImplemented
+    differences = (x1.unsqueeze(-2) - x2.unsqueeze(-3)).abs()
+    return differences.sum(-1) if p == 1 else differences.amax(-1)
+
+
+def _addbmm(x: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    return beta * x + alpha * (batch1 @ batch2).sum(0)
+
+
+def _aminmax(x: Tensor, *, dim: int | None = None, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    axes = [] if dim is None else [dim]
+    return x.amin(axes, keepdim), x.amax(axes, keepdim)
+
+
+def _copysign(x: Tensor, other: Tensor) -> Tensor:
+    return torch.where(torch.signbit(other), -x.abs(), x.abs())
+
+
+def _conv_tbc(x: Tensor, weight: Tensor, bias: Tensor, pad: int = 0) -> Tensor:
+    return F.conv1d(x.permute(1, 2, 0), weight.permute(2, 1, 0), bias, padding=pad).permute(2, 0, 1)
+
+
+def _triangular_solve(
+    x: Tensor, matrix: Tensor, upper: bool = True, transpose: bool = False, unitriangular: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The older name of `linalg.solve_triangular`, which also returns the matrix."""
+    matrix = matrix.mT if transpose else matrix
+    upper = upper is not transpose
+    return torch.linalg.solve_triangular(matrix, x, upper=upper, unitriangular=unitriangular), matrix.clone()

@@ -18,21 +18,21 @@ from conv2affine.network.torch.importing.complex import complex_as_pairs
 from conv2affine.network.torch.importing.constants import fold_constants
 from conv2affine.network.torch.models.advice import reason
 from conv2affine.network.torch.models.assignments import Assignments
+from conv2affine.network.torch.models.choices import Choices
 from conv2affine.network.torch.models.decompositions import decompose
 from conv2affine.network.torch.models.held import Named, Program, class_name
 from conv2affine.network.torch.models.surroundings import users_device
-
-__all__ = ["export", "floating_dtypes", "tensors", "unwrap"]
 
 # What to do, where torch.export fails.
 BRANCHES = "compute with tensors alone, without branches on what is in them, as torch.where(x > 0, a, b)"
 CAUSES = {
     "fake tensor": (
         "a tensor with values is lost",
-        "let forward keep no tensor in an object, change no other tensor's data, and call no torch.vmap: give each "
+        "let forward keep no tensor in an object, change no other tensor's data, and take no derivatives: give each "
         "tensor to the function, as F.linear(x, torch.renorm(weight, 2, 0, 1)), or compute it once, before the "
         "conversion",
     ),
+    "Cannot access storage of Sparse": ("a sparse tensor is no attribute of a module", "call register_buffer for it"),
     "linalg_lstsq": ("it does not know linalg.lstsq", "call torch.linalg.pinv(matrix) @ x"),
     "Size-like symbols: u": (
         "elements are selected by values of the inputs, as h[h < 0] *= 0.1 does",
@@ -49,8 +49,9 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], state: frozenset[str] =
             if isinstance(model, Program):  # by itself, its operators keep the names of their modules
                 program: ExportedProgram = torch.export.export(model.model, *model.arguments(inputs))
             else:
-                with Assignments():
+                with Choices(model, inputs), Assignments():
                     program = torch.export.export(model, inputs)
+            program = _flat(program)
             fold_constants(program, state)
             decomposed = decompose(program)
             complex_as_pairs(decomposed)
@@ -66,6 +67,27 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], state: frozenset[str] =
                 f"{what}; {advice}"
             ) from error
     return decomposed
+
+
+def _flat(program: ExportedProgram) -> ExportedProgram:
+    """A program with the operators that `torch.vmap` makes, and those within `torch.no_grad`, as all others."""
+    if any("functorch" in getattr(node.target, "__module__", "") for node in program.graph.nodes):
+        program = program.run_decompositions({})
+    for node in program.graph.nodes:
+        if node.target is not torch.ops.higher_order.wrap_with_set_grad_enabled:
+            continue
+        _, inner, *given = node.args
+        inner = program.graph_module.get_submodule(inner.target)
+        with program.graph.inserting_before(node):
+            results = program.graph.graph_copy(
+                inner.graph, dict(zip(inner.graph.find_nodes(op="placeholder"), given, strict=True))
+            )
+        for user in list(node.users):
+            result = results[user.args[1]]
+            user.replace_all_uses_with(result)
+            program.graph_signature.replace_all_uses(user.name, result.name)
+    program.graph.eliminate_dead_code()
+    return program
 
 
 def _leave_out_wrapper(program: ExportedProgram) -> None:
@@ -85,9 +107,8 @@ def floating_dtypes(program: ExportedProgram) -> tuple[torch.dtype, ...]:
     for node in program.graph.nodes:
         if node.name in inputs or reached.intersection(node.all_input_nodes):
             reached.add(node)
-            results = [result for result in pytree.tree_leaves(node.meta.get("val")) if isinstance(result, Tensor)]
-            for result in results:
-                if result.is_floating_point():
+            for result in pytree.tree_leaves(node.meta.get("val")):
+                if isinstance(result, Tensor) and result.is_floating_point():
                     count[result.dtype] += node.op == "call_function"  # an input alone counts 0, and so comes last
     return tuple(dtype for dtype, _ in count.most_common()) or (torch.get_default_dtype(),)
 

@@ -1,0 +1,148 @@
+"""The pass that writes operators that are kept in the words of a few functions: the same however a network names them.
+
+What is affine or piecewise linear in them becomes that; the results are equal up to a few roundings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.special
+import torch
+
+from conv2affine.network.graph import Graph, Kept, Node, Value
+from conv2affine.network.matrices.affine import AffineMap
+from conv2affine.network.passes.functions import RULES
+from conv2affine.network.passes.simplify import replace_inputs
+from conv2affine.network.rules import formulas
+from conv2affine.network.rules.operands import Map, NoRuleError, broadcast, through
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    **{name: getattr(np, name) for name in ("ceil", "cos", "cosh", "exp", "floor", "log", "reciprocal", "sign", "sin")},
+    **{name: getattr(np, name) for name in ("sinh", "sqrt", "tan", "tanh")},
+    **{name: getattr(np, f"arc{name[1:]}") for name in ("acos", "asin", "atan")},
+    "erf": scipy.special.erf,
+    "sigmoid": scipy.special.expit,
+    "softplus": lambda x: np.logaddexp(x, 0),
+    "mul": np.multiply,
+    "matmul": np.matmul,
+}
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function of flat vectors.
+
+    Args:
+        name: One of `FUNCTIONS`.
+        places: For each argument, the number of the input.
+        shapes: Of the arguments, if they matter.
+    """
+
+    name: str
+    places: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def meaning(self) -> tuple[Any, ...]:
+        """What determines its result."""
+        return self.name, self.places, self.shapes
+
+    def run(self, inputs: Sequence[Any], *, double: bool = False) -> list[Any]:
+        """Its result, for arrays."""
+        arguments = [inputs[place] for place in self.places]
+        if self.shapes:
+            arguments = [array.reshape(shape) for array, shape in zip(arguments, self.shapes, strict=True)]
+        return [FUNCTIONS[self.name](*arguments)]
+
+
+class Writer:
+    """Writes one operator.
+
+    Args:
+        node: The operator.
+        dtype: In which the network computes.
+    """
+
+    def __init__(self, node: Kept, dtype: torch.dtype) -> None:
+        self.node, self.dtype, self.graph, self.origin = node, dtype, Graph(), (*node.origin, node.kind)[0]
+        self.shape = node.outputs[0].shape
+
+    def write(self) -> tuple[list[Node], Value]:
+        """The nodes, and their result.
+
+        Raises:
+            NoRuleError: If there is no rule for the operator with these arguments.
+        """
+        rule = RULES.get(self.node.kind)
+        if rule is None or len(self.node.outputs) > 1:
+            raise NoRuleError
+        inputs = [
+            self.piece(AffineMap.identity(value, value.size), shape)
+            for value, shape in zip(self.node.inputs, self.node.shapes, strict=True)
+        ]
+        args, options = self.node.call.filled(inputs)
+        try:
+            result = rule(self, *args, **options)
+        except TypeError as error:  # other arguments
+            raise NoRuleError from error
+        value = self.piece(result, self.shape) if isinstance(result, AffineMap) else result
+        return self.graph.nodes, value
+
+    def piece(self, map: Map, shape: Sequence[int]) -> Value:
+        """The value of an affine map."""
+        return self.graph.add_piece(map, shape, self.origin)
+
+    def call(self, name: str, *values: Value, shapes: Any = (), shape: Any = None) -> Value:
+        """A function of values."""
+        inputs = list(dict.fromkeys(values))
+        function = Function(name, tuple(map(inputs.index, values)), shapes)
+        [result] = self.graph.add_kept(name, inputs, [shape or values[0].shape], function, self.origin)
+        return result
+
+    def line(self, x: Value, scale: Any, offset: Any = 0.0) -> Value:
+        """The value scale * x + offset."""
+        offset = np.broadcast_to(np.asarray(offset, np.float64), x.shape).ravel()
+        return self.piece(through(x, formulas.diagonal(scale, x.shape), offset), x.shape)
+
+    def step(self, kind: str, x: Value, shape: Any = None, **parameters: Any) -> Value:
+        """A step of one value."""
+        return self.graph.add_step(kind, [x], shape or x.shape, parameters, origin=self.origin)
+
+    def times(self, x: Value, y: Value, shape: Any = None) -> Value:
+        """The product x * y, broadcast to the shape of the result."""
+        shape = shape or self.shape
+        x, y = (each if each.shape == shape else self.piece(broadcast(each, shape), shape) for each in (x, y))
+        return self.call("mul", x, y)
+
+
+def elementary(graph: Graph, dtype: torch.dtype) -> Graph:
+    """A graph with functions in place of the operators that are kept and have a rule here.
+
+    What depends on an operator without one stays as it is: it may be of whole numbers, which overflow.
+
+    Args:
+        graph: Any graph.
+        dtype: In which it computes.
+    """
+    names: dict[Value, Value] = {}
+    unknown: set[Value] = set()
+    nodes: list[Node] = []
+    for old in graph.nodes:
+        node = replace_inputs(old, names)
+        is_known = unknown.isdisjoint(node.inputs)
+        if isinstance(node, Kept) and is_known:
+            try:
+                made, names[node.outputs[0]] = Writer(node, dtype).write()
+                nodes += made
+                continue
+            except NoRuleError:
+                is_known = False
+        if not is_known:
+            unknown.update(node.outputs)
+        nodes.append(node)
+    return dataclasses.replace(graph, nodes=nodes, outputs=[names.get(value, value) for value in graph.outputs])

@@ -1,0 +1,241 @@
+"""Functions in other words: equal where they are, and different by one number."""
+
+import math
+
+import onnx as standard
+import pytest
+import torch
+import torch.nn.functional as F
+from onnx_models import model, random
+from torch import nn
+
+from conv2affine import check, onnx
+
+
+class Wrapped(nn.Module):
+    """A function between two linear layers."""
+
+    def __init__(self, function):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last, self.function = nn.Linear(6, 12), nn.Linear(12, 3), function
+        self.register_buffer("weight", torch.randn(12))
+        self.register_buffer("bias", torch.randn(12))
+        self.eval()
+
+    def forward(self, x):
+        return self.last(self.function(self, self.first(x)))
+
+
+def normed(x, eps=1e-5):
+    d = x - x.mean(-1, keepdim=True)
+    return d / (d.pow(2).mean(-1, keepdim=True) + eps).sqrt()
+
+
+def attend(scores, x):
+    return torch.softmax(scores, -1) @ x
+
+
+def heads(x):
+    return x.view(-1, 4, 3)
+
+
+def softmax(x):
+    e = torch.exp(x - x.amax(-1, keepdim=True))
+    return e / e.sum(-1, keepdim=True)
+
+
+def cubic(x, factor=0.044715):
+    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + factor * x**3)))
+
+
+# Of each: a function; others that are equal to it; and others that are not.
+FORMS = {
+    "clip": (
+        lambda m, x: x.clamp(-0.5, 0.3),
+        [
+            lambda m, x: torch.minimum(torch.maximum(x, x.new_tensor(-0.5)), x.new_tensor(0.3)),
+            lambda m, x: torch.maximum(torch.minimum(x, x.new_tensor(0.3)), x.new_tensor(-0.5)),
+            lambda m, x: -0.5 + F.relu(x + 0.5) - F.relu(x - 0.3),
+            lambda m, x: 0.3 - F.relu(0.8 - F.relu(x + 0.5)),
+            lambda m, x: 0.8 * (1.25 * x + 0.625).clamp(0, 1) - 0.5,
+            lambda m, x: x + F.relu(-0.5 - x) - F.relu(x + F.relu(-0.5 - x) - 0.3),
+        ],
+        [
+            lambda m, x: x.clamp(-0.5, 0.301),
+            lambda m, x: torch.maximum(x, x.new_tensor(-0.5)).clamp(max=0.299),
+            lambda m, x: x + F.relu(-0.5 - x) - F.relu(x + F.relu(-0.51 - x) + 0.3),
+            lambda m, x: 0.3 - F.relu(0.8 + F.relu(x + 0.5)),
+        ],
+    ),
+    "scaled relu": (
+        lambda m, x: F.relu(x - 0.1),
+        [lambda m, x: F.relu(3 * x - 0.3) / 3, lambda m, x: F.relu(0.1 - x) + x - 0.1],
+        [lambda m, x: F.relu(3 * x - 0.3) / 3.001, lambda m, x: F.relu(3 * x - 0.31) / 3],
+    ),
+    "hardsigmoid": (
+        lambda m, x: F.hardsigmoid(4 * x),
+        [lambda m, x: F.relu6(4 * x + 3) / 6, lambda m, x: (4 * x / 6 + 0.5).clamp(0, 1)],
+        [lambda m, x: (4 * x / 6 + 0.5).clamp(0, 0.99), lambda m, x: (0.8 * x + 0.5).clamp(0, 1)],
+    ),
+    "hardswish": (
+        lambda m, x: F.hardswish(x),
+        [lambda m, x: x * F.relu6(x + 3) / 6, lambda m, x: F.hardsigmoid(x) * x],
+        [lambda m, x: x * F.relu6(x + 3) / 6.01, lambda m, x: x * F.relu6(x + 2.99) / 6],
+    ),
+    "gelu": (
+        lambda m, x: F.gelu(x),
+        [
+            lambda m, x: 0.5 * x * (1 + torch.erf(x / math.sqrt(2))),
+            lambda m, x: x * (0.5 * torch.erf(x * 0.5**0.5) + 0.5),
+        ],
+        [lambda m, x: F.gelu(x, approximate="tanh"), lambda m, x: 0.5 * x * (1.001 + torch.erf(x / math.sqrt(2)))],
+    ),
+    "gelu-tanh": (
+        lambda m, x: F.gelu(x, approximate="tanh"),
+        [lambda m, x: cubic(x), lambda m, x: cubic(x).clone()],
+        [lambda m, x: cubic(x, 0.0447), lambda m, x: F.gelu(x)],
+    ),
+    "silu": (
+        lambda m, x: F.silu(x),
+        [lambda m, x: x * torch.sigmoid(x), lambda m, x: torch.sigmoid(x) * x],
+        [lambda m, x: x * torch.sigmoid(1.001 * x), lambda m, x: x * torch.tanh(x)],
+    ),
+    "mish": (
+        lambda m, x: F.mish(x),
+        [lambda m, x: x * torch.tanh(F.softplus(x))],
+        [lambda m, x: x * torch.tanh(F.softplus(x, beta=1.01))],
+    ),
+    "elu": (
+        lambda m, x: F.elu(x, 0.7),
+        [
+            lambda m, x: F.relu(x) + 0.7 * (torch.exp(-F.relu(-x)) - 1),
+            lambda m, x: F.relu(x) - 0.7 + 0.7 * torch.exp(x.clamp(max=0)),
+        ],
+        [lambda m, x: F.elu(x, 0.701), lambda m, x: F.celu(x, 0.7)],
+    ),
+    "softmax": (
+        lambda m, x: x.softmax(-1),
+        [lambda m, x: softmax(x), lambda m, x: softmax(x).clone()],
+        [lambda m, x: x.view(-1, 2, 6).softmax(-1).flatten(1), lambda m, x: (1.001 * x).softmax(-1)],
+    ),
+    "log_softmax": (
+        lambda m, x: x.log_softmax(-1),
+        [
+            lambda m, x: (
+                x - x.amax(-1, keepdim=True) - torch.log(torch.exp(x - x.amax(-1, keepdim=True)).sum(-1, keepdim=True))
+            )
+        ],
+        [lambda m, x: x.softmax(-1)],
+    ),
+    "layer norm": (
+        lambda m, x: F.layer_norm(x, (12,), m.weight, m.bias),
+        [
+            lambda m, x: normed(x) * m.weight + m.bias,
+            lambda m, x: F.group_norm(x.view(-1, 1, 12), 1).view(-1, 12) * m.weight + m.bias,
+        ],
+        [
+            lambda m, x: F.layer_norm(x, (12,), m.weight, m.bias, eps=1e-4),
+            lambda m, x: normed(x) * m.bias + m.weight,
+            lambda m, x: F.layer_norm(x.view(-1, 2, 6), (6,)).flatten(1) * m.weight + m.bias,
+        ],
+    ),
+    "group norm": (
+        lambda m, x: F.group_norm(x.view(-1, 6, 2), 3, m.weight[:6], m.bias[:6]).flatten(1),
+        [lambda m, x: (normed(x.view(-1, 3, 4)).view(-1, 6, 2) * m.weight[:6, None] + m.bias[:6, None]).flatten(1)],
+        [lambda m, x: F.group_norm(x.view(-1, 6, 2), 2, m.weight[:6], m.bias[:6]).flatten(1)],
+    ),
+    "instance norm": (
+        lambda m, x: F.instance_norm(x.view(-1, 3, 4)).flatten(1),
+        [lambda m, x: normed(x.view(-1, 3, 4)).flatten(1)],
+        [lambda m, x: F.instance_norm(x.view(-1, 2, 6)).flatten(1)],
+    ),
+    "rms norm": (
+        lambda m, x: F.rms_norm(x, (12,), m.weight, 1e-5),
+        [lambda m, x: x / (x * x).mean(-1, keepdim=True).add(1e-5).sqrt() * m.weight],
+        [
+            lambda m, x: x / (x * x).mean(-1, keepdim=True).add(2e-5).sqrt() * m.weight,
+            lambda m, x: F.layer_norm(x, (12,), m.weight),
+        ],
+    ),
+    "attention": (
+        lambda m, x: F.scaled_dot_product_attention(heads(x), heads(x.flip(1)), heads(2 * x)).flatten(1),
+        [
+            lambda m, x: (2 * attend(heads(x) @ heads(x.flip(1)).mT / 3**0.5, heads(x))).flatten(1),
+            lambda m, x: attend((heads(x) / 3**0.25) @ (heads(x.flip(1)) / 3**0.25).mT, heads(x) * 2).flatten(1),
+        ],
+        [
+            lambda m, x: (2 * attend(heads(x) @ heads(x.flip(1)).mT / 3, heads(x))).flatten(1),
+            lambda m, x: (2 * attend(heads(x.flip(1)) @ heads(x).mT / 3**0.5, heads(x))).flatten(1),
+        ],
+    ),
+}
+SHORT = ("clip", "scaled relu", "hardswish", "layer norm")
+
+
+def cases(place):
+    return [
+        pytest.param(
+            row[0], function, id=f"{name}-{number}", marks=() if name in SHORT and number < 2 else pytest.mark.long
+        )
+        for name, row in FORMS.items()
+        for number, function in enumerate(row[place])
+    ]
+
+
+X = torch.linspace(-2, 2, 6).view(1, 6)
+
+
+@pytest.mark.parametrize(("first", "second"), cases(1))
+def test_equal_in_other_words(first, second):
+    result = check(Wrapped(first), Wrapped(second), X, box=(-3, 3))
+    assert (result.verdict, result.origin) == ("equal", ((), ())), result
+
+
+@pytest.mark.parametrize(("first", "second"), cases(2))
+def test_one_number_makes_a_difference(first, second):
+    pair = [Wrapped(function) for function in (first, second)]
+    result = check(*pair, X, box=(-3, 3))
+    assert result.verdict == "different"
+
+
+@pytest.mark.parametrize(("first", "second"), cases(1))
+def test_a_file_in_other_words(first, second, tmp_path):
+    try:
+        file = onnx.export(Wrapped(second), X).model
+    except NotImplementedError as error:
+        pytest.skip(str(error))
+    assert check(Wrapped(first), file, X).verdict == "equal"
+
+
+SIGMOID = model(
+    "h = Gemm(x, w)\ns = Sigmoid(h)\nt = Softmax(s)\nu = Softplus(t)\ny = Erf(u)",
+    {"x": ("N", 4)},
+    {"w": random(4, 3)},
+    opset=11,
+)
+
+
+def test_another_opset_of_the_same_meaning():
+    for opset in (13, 17, 21):
+        other = standard.version_converter.convert_version(SIGMOID, opset)
+        assert onnx.check(SIGMOID, other).verdict == "equal"
+    nodes = "h = Gemm(x, w)\nt = LeakyRelu(h)\ny = LayerNormalization<axis = -1, epsilon = {}>(t, scale, bias)"
+    constants = {"w": random(4, 3), "scale": random(3, seed=1), "bias": random(3, seed=2)}
+    files = [model(nodes.format(eps), {"x": ("N", 4)}, constants, opset=17) for eps in ("0.00001", "0.0001")]
+    assert onnx.check(files[0], files[0]).verdict == "equal"
+    assert onnx.check(*files).verdict == "different"
+
+
+def test_what_is_whole_numbers_stays_as_it_is():
+    """A product of bytes overflows: 16 * 16 is 0."""
+
+    def bytes_(m, x):
+        y = (8 * x).clamp(0, 31).to(torch.uint8)
+        return (y * y).float()
+
+    def floats(m, x):
+        y = (8 * x).clamp(0, 31).to(torch.uint8).float()
+        return y * y
+
+    assert check(Wrapped(bytes_), Wrapped(floats), X, box=(-3, 3)).verdict == "different"
