@@ -102,9 +102,8 @@ class _Importer:
         self.graph = Graph()
         self.results: dict[fx.Node, Any] = {}
         self.unsure: set[Value] = set()  # what may be infinite or no number for finite inputs
-        state = program.state_dict.values()
-        self.parameters = frozenset(memory(list(state)))
-        self.device = next(tensor.device for tensor in (*state, *inputs))
+        self.parameters = frozenset(memory(program.state_dict))
+        self.device = next(tensor.device for tensor in (*program.state_dict.values(), *inputs))
         self.nodes = {node.name: node for node in program.graph.nodes}
         self.inputs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
         self.dtypes = floating_dtypes(program)
@@ -215,8 +214,7 @@ class _Importer:
             call = dataclasses.replace(call, reason=reason)
             results = self.graph.add_kept(name, inputs, shapes, call, origin(node))
             self.unsure.update(results)
-        if self.unsure.intersection(inputs):
-            self.unsure.update(results)
+        self.unsure.update(results if self.unsure.intersection(inputs) else ())
         return dict(zip(used, results, strict=True)) if several else results[0]
 
     def blank(self, node: fx.Node) -> Any:
