@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,7 @@ from conv2affine.network.torch.noise import wider
 aten = torch.ops.aten
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class TorchNetwork:
     """An imported module.
 
@@ -95,11 +94,7 @@ def import_torch(model: nn.Module, inputs: Sequence[Tensor], *, floats: bool = F
 
 class _Importer:
     def __init__(
-        self,
-        program: ExportedProgram,
-        inputs: tuple[Tensor, ...],
-        replaced: frozenset[str] = frozenset(),
-        names: Sequence[str] = (),
+        self, program: ExportedProgram, inputs: tuple[Tensor, ...], replaced: frozenset[str], names: Sequence[str]
     ) -> None:
         self.program = program
         self.names = dict(zip(program.graph_signature.user_inputs, names, strict=False))
