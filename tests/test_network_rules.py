@@ -34,6 +34,7 @@ INSTANCE_NORM.load_state_dict(BATCH_NORM.state_dict())
 COLUMNS = torch.from_numpy(np.random.default_rng(0).integers(5, size=(1, 2, 5, 6)))
 PLACES = torch.from_numpy(np.random.default_rng(0).permutation(120)[:30]).view(1, 1, 5, 6).repeat(1, 2, 1, 1)
 GRID = constant(1, 3, 4, 2)
+LABELS = torch.tensor([[0, 3, -1, 0, 0, 0]])
 SQUARE = constant(5, 5) + 5 * torch.eye(5)
 
 
@@ -479,6 +480,11 @@ KEPT = {
     "topk-in-any-order": ("topk", lambda x: x.topk(2, 3, sorted=False).values.sum(3), X),
     "cumulative-product": ("cumprod", lambda x: x.cumprod(1), X),
     "not-a-number": ("isnan", lambda x: torch.where(torch.isnan(x.log()), x, 2 * x), X),
+    "multilabel-margin": (
+        "multilabel_margin_loss_forward",
+        lambda x: F.multilabel_margin_loss(x[:, 0, 0], LABELS.expand(len(x), -1), reduction="none"),
+        X,
+    ),
     "batched-frames": ("_softmax", lambda x: x.flatten(0, 1).softmax(1).unflatten(0, (-1, 2)), X),
     "inverse": ("linalg_inv", lambda x: torch.linalg.inv(square(x)), X),
     "pseudo-inverse": ("linalg_pinv", lambda x: torch.linalg.pinv(square(x)), X),

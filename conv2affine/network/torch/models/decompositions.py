@@ -71,6 +71,7 @@ def _table() -> Any:
     table[aten.copysign.Tensor] = _copysign
     table[aten.conv_tbc.default] = _conv_tbc
     table[aten.ldexp.Tensor] = lambda x, other: x * torch.pow(2.0, other)
+    table[aten.multilabel_margin_loss.default] = lambda *given: aten.multilabel_margin_loss_forward(*given)[0]
     table[aten.triangular_solve.default] = _triangular_solve
     return table
 
