@@ -23,7 +23,7 @@ from conv2affine.interop.vnnlib import Case
 
 STARTS, STEPS = 64, 60
 TIGHTER, ROWS = 20, 256
-PARTS, BRANCHING = 64, 10
+PARTS, BRANCHING, MANY = 64, 10, 100
 TOLERANCE = 1e-6  # as that of HiGHS
 Layer = tuple[csr_array, Any]  # weight and bias
 
@@ -230,6 +230,14 @@ def tensors(given: Relaxation, case: Case) -> tuple[Tensor, ...]:
     """The matrix, and the sides and limits of a case."""
     sides, limits = given.unsafe(case)
     return tuple(torch.from_numpy(array) for array in (given.matrix.toarray(), sides.toarray(), limits))
+
+
+def search(given: Relaxation, case: Case, end: float) -> tuple[str, Any]:
+    """As `solve`, until a time of time.monotonic; a case that has many open ReLUs is excluded in parts, or not."""
+    if len(given.low) > MANY:
+        return ("infeasible" if branch(given, case, end) else "timeout"), None
+    left = end - time.monotonic()
+    return solve(given, case, left) if left > 0 else ("timeout", None)
 
 
 def solve(given: Relaxation, case: Case, seconds: float) -> tuple[str, Any]:

@@ -26,7 +26,7 @@ from scipy.sparse import csr_array
 import conv2affine.onnx
 from conv2affine.interop.vnnlib import Case
 from conv2affine.onnx import Specification, read_spec
-from examples.relaxation import Layer, attack, is_excluded, relaxation, solve, tighter
+from examples.relaxation import Layer, attack, is_excluded, relaxation, search, tighter
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,7 @@ def decide(network: Path, specification: Path, seconds: float = 300, whole: bool
                 if is_excluded(given, case):
                     continue
             if witness is None:
-                left = start + seconds - time.monotonic()
-                found, x = solve(given, case, left) if left > 0 else ("timeout", None)
+                found, x = search(given, case, start + seconds)
                 if x is not None and spec.is_unsafe(x, original(x)):
                     witness = x
                 elif found != "infeasible":

@@ -7,6 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from conv2affine.network.equality.modules import _side
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from random_networks import PIECEWISE, Network, example_input, networks
@@ -18,6 +19,8 @@ from conv2affine.network.graph import Graph
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.matrix import Sparse
 from conv2affine.network.passes.chain import chain
+from conv2affine.network.passes.merge import merge
+from conv2affine.network.passes.simplify import simplify
 from conv2affine.network.passes.unread import without_unread
 from conv2affine.network.proof.bounds import bounds
 from conv2affine.network.proof.chains import chain_for_box
@@ -222,6 +225,38 @@ def test_signs_stay_known():
     weights = [(np.array([[2.0, 3], [-1, -2]]), np.zeros(2))]
     [(low, high)] = found(weights, Interval(np.zeros(2), np.ones(2)), torch.float32)
     assert low[0] == 0 == high[1]
+
+
+MAXIMA = {
+    "max_pool": lambda x: nn.functional.max_pool1d(x[:, None], 4, 1)[:, 0],
+    "maximum": lambda x: torch.maximum(x.flip(1), torch.maximum(x, x.roll(1, 1))),
+    "minimum": lambda x: torch.minimum(x, x.flip(1)),
+    "clip": lambda x: x.clamp(-0.5, 0.75),
+    "abs": lambda x: x.abs(),
+    "leaky_relu": lambda x: nn.functional.leaky_relu(x, 0.25),
+}
+
+
+@pytest.mark.parametrize("merged", [False, True], ids=["apart", "merged"])
+@pytest.mark.parametrize("function", MAXIMA.values(), ids=MAXIMA)
+def test_maxima_are_between_those_of_their_bounds(function, merged):
+    """Of elements that are far apart: the bounds are reached, as those of a sum are not."""
+
+    class Model(nn.Module):
+        def forward(self, x):
+            return function(x)
+
+    x = torch.zeros(1, 7, dtype=torch.float64)
+    low, high = np.linspace(-3, 1, 7), np.linspace(-1, 2.5, 7)
+    side = _side(Model(), x)[0]
+    graph = simplify(merge(side.graph, "always")) if merged else side.graph
+    found = bounds(graph, {graph.inputs[0]: Interval(low, high)}, torch.float64, backward=False)
+    ends = torch.cartesian_prod(*torch.tensor(np.stack([low, (low + high) / 2, high], axis=1)))
+    y = function(torch.cat([ends, torch.zeros(1, 7).clip(torch.tensor(low), torch.tensor(high))]))
+    least, greatest = found[graph.outputs[0]]
+    np.testing.assert_allclose([least, greatest], [y.amin(0), y.amax(0)], atol=1e-12)
+    assert (torch.tensor(least) <= y).all()
+    assert (torch.tensor(greatest) >= y).all()
 
 
 def test_many_readers():

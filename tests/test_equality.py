@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 import conv2affine
 from conv2affine import check, onnx
 from conv2affine.cli import app
+from conv2affine.network.equality.difference import Joint
 
 
 def dense(seed, change, sizes=(3, 5, 4, 2)):
@@ -60,6 +61,21 @@ def test_bounds_hold_in_rational_arithmetic(seed, change):
     assert result.verdict == "different"
     assert Fraction(result.difference) <= largest * Fraction(1 + 1e-6)
     assert largest <= Fraction(result.bound) <= 10 * largest
+
+
+def test_what_units_add_together():
+    """Of all signs, the most; for a matrix of one sign nothing is gained, for others much."""
+    generator = np.random.default_rng(0)
+    part, weights = generator.normal(size=(40, 10)), generator.normal(size=(10, 3))
+    parts = [part, np.abs(part[:5]), np.zeros((3, 10))]
+    found = Joint(np.arange(10), np.zeros(10), parts).largest(weights)
+    signs = np.array(list(np.ndindex(*[2] * 10))) * 2.0 - 1
+    for row, weight in enumerate(weights.T):
+        largest = sum(np.abs(signs * weight @ each.T).sum(axis=1).max() for each in parts) / 2
+        assert largest <= found[row] <= sum(np.abs(each * weight).sum() for each in parts) / 2
+        assert found[row] <= 1.6 * largest
+    one_sign = Joint(np.arange(10), np.zeros(10), [np.abs(part)]).largest(np.abs(weights))
+    np.testing.assert_allclose(one_sign, (np.abs(part) @ np.abs(weights)).sum(axis=0) / 2, rtol=1e-6)
 
 
 def test_the_bound_of_an_affine_map_is_reached():

@@ -72,11 +72,6 @@ def test_faults_of_files(fault):
 OLD = ("old-exporter", "onnxsim", "onnxslim", "opset-17")
 # What PyTorch does not export, or trace.
 MISSING = {"shufflenet": OLD, "transformer": (*OLD, "traced")}
-# PyTorch's layer norm and that of ONNX are not known to be the same; nor is a clip, and Max and Min with constants.
-UNDECIDED = {
-    "transformer": ("new-exporter", "onnxsim-new", "onnxslim-new", "opset-21"),
-    **dict.fromkeys(("mobilenet", "volumetric"), ("file-graph",)),
-}
 PAIRS = {
     network: [
         change
@@ -101,9 +96,6 @@ def test_modules_that_are_equal(network, change):
     needs(change)
     net, other, x = module_pair(network, change)
     result = check(net, other, x, box=(-1, 1))
-    if change in UNDECIDED.get(network, ()):
-        assert result.verdict in ("within", "undecided")
-        return
     assert (result.verdict, result.origin) == ("equal", ((), ())), result
     assert np.isfinite(result.bound) == (network in PIECEWISE)
 
@@ -125,15 +117,8 @@ NOT_MADE = {
     **{f"Marabou--{name}": ("onnxslim",) for name in ("constant", "cifar_base_kw")},
     "Marabou--softmax-last-layer": ("graph-double",),
 }
-# Operators whose definition has other words in another opset; and an order of maxima that another tree has.
-UNDECIDED_FILES = {
-    **dict.fromkeys(("Marabou--softmax-last-layer", "Marabou--robust_model_sigmoid_linear"), ("opset-17",)),
-    **dict.fromkeys(
-        [f"vnncomp2023_benchmarks--{name}" for name in ("14_ieee_ml4acopf", "ibp_3_3_8", "mnist_generator")],
-        ("opset-17",),
-    ),
-    "vnncomp2022_benchmarks--tllBench_n=2_N=M=8_m=1_instance_0_0": ("graph", "mlp"),
-}
+# An order of maxima that another tree has.
+UNDECIDED_FILES = {"vnncomp2022_benchmarks--tllBench_n=2_N=M=8_m=1_instance_0_0": ("graph", "mlp")}
 
 
 def file_changes(name):

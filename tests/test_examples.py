@@ -1,5 +1,7 @@
 """The examples run; what they print is for the eye."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -92,10 +94,11 @@ def test_open_relus_are_all_that_a_box_leaves_open(tmp_path):
         spec.write_text(BOX + f"(assert (>= Y_0 {largest + margin * spread}))")
         answer = verify_vnnlib.decide(network, spec)
         assert answer.verdict == verdict
+        [case] = onnx.read_spec(spec).cases
+        given = relaxation.relaxation(*verify_vnnlib.chain(network, onnx.read_spec(spec)))
+        assert relaxation.branch(given, case, time.monotonic() + 60) == (verdict == "unsat")
     assert 0 < answer.binaries < 24
 
-    [case] = onnx.read_spec(spec).cases
-    given = relaxation.relaxation(*verify_vnnlib.chain(network, onnx.read_spec(spec)))
     tight = relaxation.tighter(given, case)
     u = x.double().numpy()
     for layer in given.layers:

@@ -13,6 +13,7 @@ from conv2affine import SparseLinear, to_linear, to_linear_network, to_mlp
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.triangular_solve is deprecated"),
+    pytest.mark.filterwarnings("ignore:The reduce argument of torch.scatter"),
     pytest.mark.filterwarnings(r"ignore:index_reduce\(\) is in beta"),
 ]
 
@@ -76,6 +77,7 @@ AFFINE = {
     "full-like": (lambda x: x + torch.full_like(x, 2.5), IMAGE),
     # Moving
     "view": (lambda x: x.view(len(x), -1, 3), IMAGE),
+    "view-copied": (lambda x: torch.permute_copy(torch.view_copy(x, (len(x), 10, 6)), (0, 2, 1)), IMAGE),
     "permute": (lambda x: x.permute(0, 3, 1, 2), IMAGE),
     "transpose-the-batch-away-and-back": (lambda x: x.transpose(0, 1).flip(0).transpose(0, 1), IMAGE),
     "slice": (lambda x: x[:, 1:, ::2, 3:5], IMAGE),
@@ -244,6 +246,10 @@ AFFINE = {
         IMAGE,
     ),
     "scatter-add": (lambda x: x.scatter_add(2, COLUMNS.expand(len(x), -1, -1, -1), x.flip(1)), IMAGE),
+    "scatter-with-reduction": (
+        lambda x: x.scatter(2, COLUMNS.expand(len(x), -1, -1, -1), x.flip(1), reduce="add"),
+        IMAGE,
+    ),
     "scatter-mean": (
         lambda x: x.scatter_reduce(2, COLUMNS.expand(len(x), -1, -1, -1), x.flip(1), "mean"),
         IMAGE,

@@ -474,3 +474,9 @@ def test_memory_bound_holds(name):
 def test_it_is_public():
     assert repr(linear_region(nn.ReLU(), torch.ones(1, 2))) == "LinearRegion(2 outputs, 2 inputs, 1 steps, 2 walls)"
     assert conv2affine.LinearRegion.__name__ == "LinearRegion"
+
+
+def test_one_number_for_each_sample():
+    model, x = Function(lambda x: torch.relu(x).sum(1)), torch.randn(2, 3)
+    region = linear_region(model, x)
+    torch.testing.assert_close((region.weight @ x[:, :, None])[..., 0] + region.bias, model(x)[:, None])

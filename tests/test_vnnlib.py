@@ -44,6 +44,22 @@ MEANINGS = {
     ),
     "equality": ("(assert (= Y_0 Y_1))", lambda x, y: y[0] == y[1]),
     "inputs and outputs": ("(assert (<= X_0 Y_0)) (assert (<= X_0 X_1))", lambda x, y: x[0] <= y[0] and x[0] <= x[1]),
+    "inputs and outputs mixed": (
+        "(assert (>= (+ X_0 (* -1 Y_0) 0.5) (* 2 (- X_1 Y_1))))",
+        lambda x, y: x[0] - y[0] + 0.5 >= 2 * (x[1] - y[1]),
+    ),
+    "chains": (
+        "(assert (<= 0 Y_0 Y_1)) (assert (>= 0.5 Y_0 X_0))",
+        lambda x, y: 0 <= y[0] <= y[1] and 0.5 >= y[0] >= x[0],
+    ),
+    "deep, with one part or none": (
+        "(assert (and (or (and (<= Y_0 0)) (and (or (>= Y_0 1) (<= Y_1 -1e0)))) (and)))",
+        lambda x, y: y[0] <= 0 or y[0] >= 1 or y[1] <= -1,
+    ),
+    "numbers": (
+        "(assert (<= Y_0 +5.E-1)) (assert (>= Y_1 -25.0e-2)) (assert (<= Y_1 (- (- .5))))",
+        lambda x, y: y[0] <= 0.5 and -0.25 <= y[1] <= 0.5,
+    ),
     "scaled bound of an input": ("(assert (<= (* -2.0 X_0) 1.0))", lambda x, y: x[0] >= -0.5),
 }
 
@@ -130,7 +146,13 @@ REFUSED = {
     "implication": (DECLARED + "(assert (=> (<= X_0 0) (<= Y_0 0)))", NotImplementedError, "is none of"),
     "product": (DECLARED + "(assert (<= (* Y_0 Y_1) 0))", NotImplementedError, "not linear"),
     "division": (DECLARED + "(assert (<= (/ Y_0 2) 0))", NotImplementedError, "not a linear term"),
-    "infinite": (DECLARED + "(assert (<= Y_0 inf))", ValueError, "inf is not a finite number"),
+    "infinite": (DECLARED + "(assert (<= Y_0 1e999))", ValueError, "1e999 is not a finite number"),
+    "a word for a number": (DECLARED + "(assert (<= Y_0 inf))", ValueError, "inf is neither a number nor a variable"),
+    "Python's number": (DECLARED + "(assert (<= Y_0 1_0))", ValueError, "1_0 is neither a number nor a variable"),
+    "leading zeros": (DECLARED + "(assert (<= Y_00 1))", ValueError, "Y_00 is neither a number nor a variable"),
+    "twice": (DECLARED + "(declare-const X_0 Real)", ValueError, "X_0 is declared twice"),
+    "a function": (DECLARED + "(declare-fun X_2 (Real) Real)", ValueError, "neither a declaration of a Real"),
+    "nothing to choose": (DECLARED + "(assert (or))", ValueError, "allows no input"),
     "empty": (DECLARED + "(assert (<= X_0 0)) (assert (>= X_0 1))", ValueError, "allows no input"),
     "too many cases": (
         DECLARED + 14 * "(assert (or (<= Y_0 0) (<= Y_1 0)))",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import reduce
-from itertools import product
+from itertools import pairwise, product
 from math import isfinite, prod
 from typing import Any
 
@@ -13,6 +13,7 @@ from typing import Any
 Row = dict[tuple[str, int] | None, float]
 MAX_CASES = 10_000
 MAX_DEPTH = 100
+NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
 TOO_MANY = f"it has more than {MAX_CASES:,} cases, as the cases of each `or` multiply"
 
 
@@ -47,12 +48,11 @@ def alternatives(formula: Any) -> Iterator[list[Row]]:
                 raise NotImplementedError(TOO_MANY)
             for choice in product(*choices):
                 yield [row for rows in choice for row in rows]
-        case ["<=", left, right]:
-            yield [_plus(_linear(left), _linear(right), -1)]
-        case [">=", left, right]:
-            yield [_plus(_linear(right), _linear(left), -1)]
-        case ["=" | "==", left, right]:
-            yield [_plus(_linear(left), _linear(right), -1), _plus(_linear(right), _linear(left), -1)]
+        case ["<=" | ">=" | "=" | "==" as relation, _, _, *_]:  # (<= 0 X_0 1) is 0 <= X_0 and X_0 <= 1
+            terms = [_linear(term) for term in formula[1:]]
+            pairs = list(pairwise(terms)) if relation != ">=" else []
+            pairs += [(right, left) for left, right in pairwise(terms)] if relation != "<=" else []
+            yield [_plus(left, right, -1) for left, right in pairs]
         case _:
             raise NotImplementedError(f"{in_words(formula)} is none of and, or, <=, >= and =")
 
@@ -61,11 +61,9 @@ def _linear(term: Any) -> Row:
     """The coefficients of a linear term; that of None is the constant."""
     match term:
         case str():
-            try:
-                number = float(term)
-            except ValueError:
+            if not re.fullmatch(NUMBER, term):
                 return {variable(term): 1.0}
-            if not isfinite(number):
+            if not isfinite(number := float(term)):
                 raise ValueError(f"{term} is not a finite number")
             return {None: number}
         case ["+", *parts] if parts:
@@ -95,7 +93,7 @@ def _plus(first: Row, second: Row, scale: float = 1.0) -> Row:
 
 def variable(name: str) -> tuple[str, int]:
     """The letter and the number of a name, as X_3."""
-    found = re.fullmatch(r"([XY])_(\d+)", name)
+    found = re.fullmatch(r"([XY])_(0|[1-9][0-9]*)", name)
     if found is None:
         raise ValueError(f"{name} is neither a number nor a variable X_i or Y_j")
     return found[1], int(found[2])

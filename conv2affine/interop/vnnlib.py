@@ -149,7 +149,9 @@ def read_spec(path: str | Path) -> Specification:
         raise type(error)(f"{path} cannot be read: {error}") from error
     cases = [case for case in cases if (case.low <= case.high).all()]
     if not cases:
-        raise ValueError(f"{path} allows no input at all: the lower bound of an input is above its upper bound")
+        raise ValueError(
+            f"{path} allows no input at all: a lower bound of an input is above its upper one, or an `or` is empty"
+        )
     return Specification(*counts, tuple(cases))
 
 
@@ -159,8 +161,10 @@ def _read_1(text: str) -> tuple[tuple[int, int], list[Any]]:
     formulas = []
     for expression in expressions(text):
         match expression:
-            case ["declare-const" | "declare-fun", str(name), *_, "Real"]:
+            case ["declare-const", str(name), "Real"] | ["declare-fun", str(name), [], "Real"]:
                 letter, number = variable(name)
+                if number in declared[letter]:
+                    raise ValueError(f"{name} is declared twice")
                 declared[letter].add(number)
             case ["assert", formula]:
                 formulas.append(formula)

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from scipy.sparse import csr_array
 
-__all__ = ["csr_blocks", "open_csr", "save_csr"]
-
 NAMES = ("data", "indices", "indptr")
 
 

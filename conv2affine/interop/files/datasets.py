@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-__all__ = ["Place", "byte_offset", "mark", "numpy_dtype", "places"]
-
 NAME = "path"  # the attribute of a dataset that has its own name
 
 

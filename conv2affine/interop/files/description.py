@@ -22,8 +22,6 @@ from conv2affine.network.report import NetworkPlan
 from conv2affine.network.torch.importing.importer import TorchNetwork
 from conv2affine.network.torch.layers import NetworkLayout, choose_layout
 
-__all__ = ["FLOATS", "VERSION", "Description", "Layer", "describe_network"]
-
 VERSION = 1
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 

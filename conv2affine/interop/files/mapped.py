@@ -14,8 +14,6 @@ from conv2affine.interop.files.storage import COUNTER, h5py_module
 from conv2affine.operators.products import matmul
 from conv2affine.sparse_linear import SparseLinear
 
-__all__ = ["KIND", "MappedFile", "MappedLinear"]
-
 KIND = "conv2affine_network"
 # Entries of a block of rows that a product takes at a time.
 BLOCK_ENTRIES = 2**20

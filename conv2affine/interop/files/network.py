@@ -29,8 +29,6 @@ from conv2affine.network.torch.models.intake import Model, hold
 from conv2affine.network.torch.models.surroundings import alone
 from conv2affine.network.torch.verifying.verify import verify
 
-__all__ = ["open_network", "save_network"]
-
 DESCRIPTION = "description"
 
 

@@ -20,8 +20,6 @@ from conv2affine.network.matrices.matrix import Array, Matrix, Selection
 from conv2affine.network.report import NetworkPlan, Row
 from conv2affine.network.torch.importing.importer import TorchNetwork
 
-__all__ = ["Datasets", "Stored", "read_network", "read_plan"]
-
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
 
 

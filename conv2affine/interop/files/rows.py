@@ -20,8 +20,6 @@ from conv2affine.network.matrices.matrix import Matrix
 from conv2affine.network.matrices.rows import by_rows, entries_of, held_entries, row_blocks, take_rows
 from conv2affine.network.torch.layers import row_chunks
 
-__all__ = ["LayerRows"]
-
 BLOCK_BYTES = 2**24  # of a dense layer
 ENTRY_BYTES = 16  # of one in float64, with its column
 

@@ -31,18 +31,6 @@ from conv2affine.interop.files.datasets import byte_offset, mark, numpy_dtype, p
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = [
-    "COUNTER",
-    "CSR",
-    "Block",
-    "Contents",
-    "check_absent",
-    "csr_block",
-    "csr_datasets",
-    "h5py_module",
-    "save",
-]
-
 # Of a matrix in CSR, as anndata reads it.
 # Source: https://anndata.readthedocs.io/en/stable/fileformat-prose.html
 CSR = {"encoding-type": "csr_matrix", "encoding-version": "0.1.0"}

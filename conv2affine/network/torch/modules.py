@@ -37,7 +37,7 @@ class PerSample(nn.Module):
             try:
                 return torch.vmap(self.module)(*inputs)
             except RuntimeError as error:
-                if "batching rule" not in str(error):
+                if "batching rule" not in str(error).lower():
                     raise
                 raise NotImplementedError(
                     f"{self.origin} must be affine, or an operator that torch.vmap runs on each sample, and PyTorch "

@@ -39,7 +39,8 @@ def find_rule(target: Any) -> Rule | None:
     name = target.overloadpacket.__name__
     if name in REASONS:
         return functools.partial(_refuse, REASONS[name])
-    rule = RULES.get(f"{name}.{target._overloadname}") or RULES.get(name)
+    # `view_copy` is a view that is copied.
+    rule = RULES.get(f"{name}.{target._overloadname}") or RULES.get(name) or RULES.get(name.removesuffix("_copy"))
     return rule and functools.partial(_apply, rule, target)
 
 

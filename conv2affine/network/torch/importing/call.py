@@ -114,7 +114,7 @@ class AtenCall:
             is_floating = isinstance(argument, Tensor) and argument.is_floating_point()
             return argument.detach().double() if double and is_floating else argument
 
-        args, kwargs = self.filled([torch.from_numpy(np.ascontiguousarray(array)) for array in inputs])
+        args, kwargs = self.filled([torch.from_numpy(np.asarray(array, order="C")) for array in inputs])
         args, kwargs = map_aggregate((args, kwargs), widened)
         result = self.target(*args, **kwargs)
         return [(result if self.results is None else result[number]).numpy() for number in self.results or (0,)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,7 @@ from conv2affine.network.torch.noise import wider
 aten = torch.ops.aten
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class TorchNetwork:
     """An imported module.
 
@@ -95,11 +94,7 @@ def import_torch(model: nn.Module, inputs: Sequence[Tensor], *, floats: bool = F
 
 class _Importer:
     def __init__(
-        self,
-        program: ExportedProgram,
-        inputs: tuple[Tensor, ...],
-        replaced: frozenset[str] = frozenset(),
-        names: Sequence[str] = (),
+        self, program: ExportedProgram, inputs: tuple[Tensor, ...], replaced: frozenset[str], names: Sequence[str]
     ) -> None:
         self.program = program
         self.names = dict(zip(program.graph_signature.user_inputs, names, strict=False))
@@ -107,9 +102,8 @@ class _Importer:
         self.graph = Graph()
         self.results: dict[fx.Node, Any] = {}
         self.unsure: set[Value] = set()  # what may be infinite or no number for finite inputs
-        state = program.state_dict.values()
-        self.parameters = frozenset(memory(list(state)))
-        self.device = next(tensor.device for tensor in (*state, *inputs))
+        self.parameters = frozenset(memory(program.state_dict))
+        self.device = next(tensor.device for tensor in (*program.state_dict.values(), *inputs))
         self.nodes = {node.name: node for node in program.graph.nodes}
         self.inputs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
         self.dtypes = floating_dtypes(program)
@@ -220,8 +214,7 @@ class _Importer:
             call = dataclasses.replace(call, reason=reason)
             results = self.graph.add_kept(name, inputs, shapes, call, origin(node))
             self.unsure.update(results)
-        if self.unsure.intersection(inputs):
-            self.unsure.update(results)
+        self.unsure.update(results if self.unsure.intersection(inputs) else ())
         return dict(zip(used, results, strict=True)) if several else results[0]
 
     def blank(self, node: fx.Node) -> Any:

@@ -122,8 +122,8 @@ def scatter_reduce(
 ) -> Any:
     if index.shape != src.shape:
         raise NoRuleError("only a part is added")
-    places = _places(context, torch.gather, axis, index)
-    return shapes.put_at(context, x, src, places, reduce.removeprefix("a"), include_self=include_self)
+    places, how = _places(context, torch.gather, axis, index), {"add": "sum"}.get(reduce, reduce.removeprefix("a"))
+    return shapes.put_at(context, x, src, places, how, include_self=include_self)
 
 
 def index_reduce(
@@ -182,7 +182,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("clone", "alias", "_to_copy"), copy),
     "cat": cat,
     "index_put": index_put,
-    **dict.fromkeys(("scatter_add", "scatter_reduce"), scatter_reduce),
+    **dict.fromkeys(("scatter_add", "scatter_reduce", "scatter.reduce"), scatter_reduce),
     "index_reduce": index_reduce,
     # Arithmetic
     "add": add,

@@ -19,8 +19,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from conv2affine.network.torch.models.surroundings import users_device
 
-__all__ = ["Choices"]
-
 # Functions that give Python numbers for the elements of tensors, or compare all of them.
 TAKING = (
     *(Tensor.item, Tensor.tolist, Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__),
