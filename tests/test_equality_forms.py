@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import onnx as standard
 import pytest
 import torch
@@ -220,6 +221,8 @@ def test_one_number_makes_a_difference(first, second):
     pair = [Wrapped(function) for function in (first, second)]
     result = check(*pair, X, box=(-3, 3))
     assert result.verdict == "different"
+    # A rule that is wrong would make the bound too small, which is then none.
+    assert np.isfinite(result.bound) == _side(pair[0], X)[0].has_bounds
 
 
 @pytest.mark.parametrize(("first", "second"), cases(1))
