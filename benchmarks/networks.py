@@ -28,9 +28,9 @@ from torch import Tensor, nn
 
 import conv2affine
 from conv2affine.network import convert
-from conv2affine.network.torch.checking.runs import samples
 from conv2affine.network.torch.importing import importer as torch_importer
 from conv2affine.network.torch.models import program as torch_program
+from conv2affine.network.torch.verifying.runs import samples
 
 CONVOLUTIONS = nn.Conv2d, nn.ConvTranspose2d
 DENSE_BYTES = 2**31  # of what is compared as a dense network too

@@ -16,25 +16,7 @@ except ModuleNotFoundError as error:
     raise ImportError("the command line needs typer; install it with: pip install 'conv2affine[onnx]'") from error
 
 import conv2affine
-from conv2affine.interop.options import (
-    BoundsOption,
-    BoxOption,
-    CertifyOption,
-    DebugOption,
-    DTypeOption,
-    Form,
-    FormOption,
-    JsonOption,
-    MaxGibOption,
-    MaxPool,
-    MaxPoolOption,
-    Merge,
-    MergeOption,
-    ShapeOption,
-    SpecOption,
-    shapes_by_name,
-    torch_dtype,
-)
+from conv2affine.interop import options
 
 if TYPE_CHECKING:
     from conv2affine.network.equality import Comparison
@@ -70,14 +52,14 @@ def main(
 @app.command()
 def plan(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="An ONNX file.")],
-    form: FormOption = Form.graph,
-    merge: MergeOption = Merge.auto,
-    max_pool: MaxPoolOption = MaxPool.max,
-    dtype: DTypeOption = None,
-    shape: ShapeOption = None,
-    max_gib: MaxGibOption = 1.0,
-    as_json: JsonOption = False,
-    debug: DebugOption = False,
+    form: options.FormOption = "graph",
+    merge: options.MergeOption = "auto",
+    max_pool: options.MaxPoolOption = "max",
+    dtype: options.DTypeOption = None,
+    shape: options.ShapeOption = None,
+    max_gib: options.MaxGibOption = 1.0,
+    as_json: options.JsonOption = False,
+    debug: options.DebugOption = False,
 ) -> None:
     """Show the layers that a network would become, before anything large is made.
 
@@ -87,15 +69,7 @@ def plan(
         _refuse_torch_file(file)
         from conv2affine import onnx
 
-        table = onnx.plan(
-            file,
-            form=form.value,
-            merge=merge.value,
-            max_pool=max_pool.value,
-            dtype=torch_dtype(dtype),
-            shapes=shapes_by_name(shape),
-            max_bytes=int(max_gib * 2**30),
-        )
+        table = onnx.plan(file, **options.for_onnx(form, merge, max_pool, dtype, shape, max_gib))
         print(json.dumps(_plan(table), indent=2) if as_json else table)
 
 
@@ -103,23 +77,23 @@ def plan(
 def convert(
     source: Annotated[Path, typer.Argument(metavar="IN", help="An ONNX file.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="Where to write the result.")],
-    form: FormOption = Form.graph,
-    merge: MergeOption = Merge.auto,
-    max_pool: MaxPoolOption = MaxPool.max,
-    dtype: DTypeOption = None,
-    shape: ShapeOption = None,
+    form: options.FormOption = "graph",
+    merge: options.MergeOption = "auto",
+    max_pool: options.MaxPoolOption = "max",
+    dtype: options.DTypeOption = None,
+    shape: options.ShapeOption = None,
     opset: Annotated[int | None, typer.Option(help="Opset of the result; 13 unless kept operators changed.")] = None,
-    max_gib: MaxGibOption = 1.0,
+    max_gib: options.MaxGibOption = 1.0,
     flat: Annotated[
         bool, typer.Option("--flat", help="Make inputs and outputs vectors, so that no Reshape is needed.")
     ] = False,
-    box: BoxOption = None,
-    spec: SpecOption = None,
-    bounds: BoundsOption = None,
-    certify: CertifyOption = False,
+    box: options.BoxOption = None,
+    spec: options.SpecOption = None,
+    bounds: options.BoundsOption = None,
+    certify: options.CertifyOption = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the files that are there.")] = False,
-    as_json: JsonOption = False,
-    debug: DebugOption = False,
+    as_json: options.JsonOption = False,
+    debug: options.DebugOption = False,
 ) -> None:
     """Convert a network, compare the result with it on random inputs, and write it.
 
@@ -128,28 +102,17 @@ def convert(
     with _errors(debug):
         _refuse_torch_file(source)
         from conv2affine import onnx
-        from conv2affine.onnx.exporting.storage import save_bounds
+        from conv2affine.onnx.exporting.storage import check_target, save_bounds
 
         if bounds is not None:
-            _check_bounds(bounds, box or spec, force)
-        result = onnx.convert(
-            source,
-            target,
-            form=form.value,
-            merge=merge.value,
-            max_pool=max_pool.value,
-            dtype=torch_dtype(dtype),
-            shapes=shapes_by_name(shape),
-            opset=opset,
-            max_bytes=int(max_gib * 2**30),
-            flat=flat,
-            box=box,
-            spec=spec,
-            overwrite=force,
-        )
+            if box is None and spec is None:
+                raise ValueError("--bounds must come with --box LOW HIGH or --spec: bounds are for inputs in a box")
+            check_target(bounds, force)
+        given = options.for_onnx(form, merge, max_pool, dtype, shape, max_gib)
+        result = onnx.convert(source, target, **given, opset=opset, flat=flat, box=box, spec=spec, overwrite=force)
         if bounds is not None:
             save_bounds(result.bounds, bounds)
-        certificate = onnx.check(source, target, shapes=shapes_by_name(shape), spec=spec, box=box) if certify else None
+        certificate = onnx.check(source, target, shapes=given["shapes"], spec=spec, box=box) if certify else None
         _report(result, source, target, certificate, as_json)
 
 
@@ -180,14 +143,14 @@ def _report(result: Conversion, source: Path, target: Path, certificate: Compari
 def check(
     first: Annotated[Path, typer.Argument(metavar="A", help="An ONNX file.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
-    shape: ShapeOption = None,
-    spec: SpecOption = None,
-    box: BoxOption = None,
+    shape: options.ShapeOption = None,
+    spec: options.SpecOption = None,
+    box: options.BoxOption = None,
     tolerance: Annotated[
         float | None, typer.Option(min=0, help="Largest difference that is allowed; with --box or --spec, to be shown.")
     ] = None,
-    as_json: JsonOption = False,
-    debug: DebugOption = False,
+    as_json: options.JsonOption = False,
+    debug: options.DebugOption = False,
 ) -> None:
     """Say whether two networks are equal: exit code 0 if so, 1 if not, 2 if that is not decided.
 
@@ -198,7 +161,7 @@ def check(
             _refuse_torch_file(file)
         from conv2affine import onnx
 
-        result = onnx.check(first, second, shapes=shapes_by_name(shape), spec=spec, box=box)
+        result = onnx.check(first, second, shapes=options.shapes_by_name(shape), spec=spec, box=box)
     print(json.dumps(result.summary(tolerance), indent=2) if as_json else result.text(tolerance))
     raise typer.Exit({True: 0, False: 1, None: 2}[result.is_within(tolerance)])
 
@@ -224,14 +187,6 @@ def _refuse_torch_file(path: Path) -> None:
             f"{path} must be an ONNX file, and has the name of a PyTorch file; load the model in Python, and write it "
             f"with torch.onnx.export(model, (x,), '{path.stem}.onnx'), where x is an example input"
         )
-
-
-def _check_bounds(path: Path, box: object, force: bool) -> None:
-    from conv2affine.onnx.exporting.storage import check_target
-
-    if box is None:
-        raise ValueError("--bounds must come with --box LOW HIGH or --spec: bounds are for inputs in a box")
-    check_target(path, force)
 
 
 def _plan(table: NetworkPlan) -> dict[str, Any]:

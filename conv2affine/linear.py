@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from conv2affine.convolution.arguments import Conv, InputSize, is_network
-from conv2affine.convolution.build import expand
+from conv2affine.convolution.build import expand, make_linear
 from conv2affine.convolution.geometry import Geometry
 from conv2affine.convolution.layouts import Layout, named_layout
 from conv2affine.convolution.parameters import weight_and_bias
@@ -66,7 +66,7 @@ def to_linear(
             `ConvTranspose3d`, with any options; or a module that is affine as a whole, such as a convolution and a
             batch norm in an `nn.Sequential`; or what stands for one, as in `to_linear_network`.
         input_size: (I_1, ..., I_D), as in `x.shape[-D:]`, or one int for all axes, or an example input, batch first, of
-            which only the shape is read. For a module, an example input.
+            which only the shape is read. For a module, an example input, or a tuple of them; integers as in `to_mlp`.
         layout: Layout of the weight. With `torch.sparse_csr`, `forward` takes the same inputs, and only the elements
             that a weight of the convolution goes to take memory. Or "dense" or "sparse", for these two. Default:
             `torch.strided`.
@@ -78,7 +78,8 @@ def to_linear(
     Returns:
         An `nn.Linear` with parameters of its own, which have the dtype and device of the layer's and require gradients
         where the layer's do; in the layer's training mode; without a bias where the layer has none. `weight[r, c]` is
-        the factor of input element c in output element r, both counted in C order over (channel, *position).
+        the factor of input element c in output element r, both counted in C order over (channel, *position). Several
+        inputs or outputs of a module are one vector; the attributes `input_slices` and `output_slices` say where.
 
         With `torch.sparse_csr` it is a `SparseLinear`. With a device mesh, weight and bias are DTensors of placements
         `(Shard(0),)`, which `parallelize_module` with `ColwiseParallel` takes as they are; with both, it is a
@@ -121,14 +122,7 @@ def to_linear(
     rows = None if bias is None else nn.Parameter(expand(bias.detach(), geometry), bias.requires_grad)
     if layout is torch.sparse_csr:
         return SparseLinear(matrix.requires_grad_(weight.requires_grad), rows).train(conv.training)
-    # The constructor of nn.Linear is not called: it would allocate a second matrix, fill it with random numbers, and
-    # change the state of the random number generator.
-    linear = nn.Linear.__new__(nn.Linear)
-    nn.Module.__init__(linear)
-    linear.out_features, linear.in_features = geometry.shape
-    linear.weight = nn.Parameter(matrix, weight.requires_grad)
-    linear.register_parameter("bias", rows)
-    return linear.train(conv.training)
+    return make_linear(nn.Parameter(matrix, weight.requires_grad), rows).train(conv.training)
 
 
 def torch_conv_layer_to_affine(conv: Conv, input_size: InputSize) -> nn.Linear:

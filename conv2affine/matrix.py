@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from conv2affine.convolution.arguments import Conv, InputSize, Padding, Sizes, check_groups, check_weight
+from conv2affine.convolution.arguments import Conv, InputSize, Padding, Sizes, check_weight, integers
 from conv2affine.convolution.build import checked_request, expand
 from conv2affine.convolution.geometry import Geometry
 from conv2affine.convolution.layouts import BUILDERS, Layout, named_layout
@@ -149,7 +149,7 @@ def conv_matrix(
                 [3, 1, 2]])
     """
     out_channels, in_group, kernel_size = _weight_sizes(weight)
-    groups = check_groups(groups)
+    [groups] = integers("groups", groups, 1, at_least=1)
     geometry = Geometry(
         in_group * groups,
         out_channels,
@@ -214,7 +214,7 @@ def conv_transpose_matrix(
                 [0, 3]])
     """
     in_channels, out_group, kernel_size = _weight_sizes(weight)
-    groups = check_groups(groups)
+    [groups] = integers("groups", groups, 1, at_least=1)
     geometry = Geometry(
         in_channels,
         out_group * groups,

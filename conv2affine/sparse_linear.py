@@ -80,16 +80,18 @@ class SparseLinear(nn.Linear):
             )
         wide = torch.float32 if dtype in TWO_BYTES else dtype  # PyTorch has no such product in two bytes on the CPU
         x = input.reshape(-1, self.in_features).T.to(wide)
-        y = self._product(self.values.to(wide), x)
+        y = self._product(self.values, x)
         if self.bias is not None:
-            # In place, as fresh memory takes as long as half a small product; not where vmap may give y more axes.
-            add = torch.add if _in_transform() else Tensor.add_
+            # In place, as fresh memory takes as long as half a small product; not where vmap may give y more axes, in a
+            # transform of torch.func, or where this is compiled, perhaps with one.
+            in_place = not torch.compiler.is_compiling() and torch._C._functorch.maybe_current_level() is None
+            add = Tensor.add_ if in_place else torch.add
             y = add(y, self.bias.unsqueeze(1))
         return y.T.reshape(*input.shape[:-1], self.out_features).to(dtype)
 
     def _product(self, values: Tensor, x: Tensor) -> Tensor:
-        """The product of the matrix of these values with x, (in_features, samples)."""
-        return matmul(self.crow_indices, self.col_indices, values, x)
+        """The product of the matrix of these values with x, (in_features, samples), in the dtype of x."""
+        return matmul(self.crow_indices, self.col_indices, values.to(x.dtype), x)
 
     def reset_parameters(self) -> None:
         """Refused: the constructor of `nn.Linear` fills its weight with random numbers, which no sparse weight has."""
@@ -112,11 +114,6 @@ class SparseLinear(nn.Linear):
             lists[-1].append(f"{', '.join(prefix + name for name in names)} are no CSR matrix of {size}: {error}")
             return
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, *lists)
-
-
-def _in_transform() -> bool:
-    """Whether this runs within a transform of torch.func, or is compiled, perhaps with one."""
-    return torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None
 
 
 def _check_arguments(weight: object, bias: object) -> None:

@@ -1,16 +1,11 @@
-"""Faults that are injected into networks: each is (network, change, the module or node that it changes)."""
+"""Faults that are injected into modules: each is (change, the module that it changes), by network and name."""
 
 from __future__ import annotations
 
 import copy
 
-import numpy as np
-import onnx
 import torch
 from network_models import OTHERS, PIECEWISE, build
-from onnx import numpy_helper
-from onnx_models import model, random
-from shared_networks import FOLDER
 from torch import nn
 
 
@@ -103,6 +98,7 @@ FAULTS = {
         "bias": (off("6", "bias"), "6"),
         "channels": (edited("2.body.0.0", swapped), "2.body.0.0"),
         "dilation": (with_("3.body.1.0", dilation=(2, 2), padding=(2, 2)), "3.body.1.0"),
+        "weight-last": (off("6"), "6"),
         "epsilon": (with_("3.shortcut.1", eps=1e-3), "3.shortcut.1"),
         "int8": (edited("3.body.0.0", in_bits(8)), "3.body.0.0"),
         "max-pool-window": (with_("1", kernel_size=2, padding=0), "1"),
@@ -162,6 +158,9 @@ FAULTS = {
         "weight": (off("layer.linear1"), "layer.linear1"),
     },
     "resized": {
+        "weight": (off("deep"), "deep"),
+        "nearest": (with_("up", mode="nearest", align_corners=None), "up"),
+        "operator": (replaced("gate", lambda _: nn.Sigmoid()), "gate"),
         "align-corners": (with_("up", align_corners=True), "up"),
         "bicubic": (with_("up", mode="bicubic"), "up"),
         "nearest-exact": (with_("near", mode="nearest-exact"), "near"),
@@ -185,89 +184,3 @@ def faulty(network, fault):
     first, second = build(make, torch.float32), build(make, torch.float32)
     change(second)
     return first, second.eval(), torch.rand(1, *shape), name
-
-
-# Changes of a node of a file, by its operator and its number among those.
-def numbers(place, function):
-    """The constant at a place of the inputs as a function makes it."""
-
-    def change(proto, node):
-        tensor = next(each for each in proto.graph.initializer if each.name == node.input[place])
-        array = function(numpy_helper.to_array(tensor).copy())
-        tensor.CopyFrom(numpy_helper.from_array(array.astype(np.float32), tensor.name))
-
-    return change
-
-
-def attribute(name, value):
-    def change(proto, node):
-        kept = [each for each in node.attribute if each.name != name]
-        del node.attribute[:]
-        node.attribute.extend([*kept, onnx.helper.make_attribute(name, value)])
-
-    return change
-
-
-def element_off(array):
-    array.reshape(-1)[array.size // 2] += 1e-3
-    return array
-
-
-def rows_swapped(array):
-    return array[[1, 0, *range(2, len(array))]]
-
-
-def of_file(name):
-    return lambda: onnx.load(FOLDER / f"{name}.onnx")
-
-
-RESIZE = "c = Conv(x, w)\nr = Resize<mode = {mode}>(c, {roi}scales)\nq = Relu(r)\ny = ReduceMean<axes = [2, 3]>(q)"
-
-
-def resize(mode="linear", opset=13, **attributes):
-    """Before opset 11, Resize is what is asymmetric since then."""
-    text = ", ".join([f'"{mode}"', *(f'{name} = "{value}"' for name, value in attributes.items())])
-    constants = {"w": random(2, 1, 2, 2), "scales": np.array([1, 1, 1.7, 2], np.float32)}
-    constants |= {} if opset < 11 else {"roi": np.zeros(0, np.float32)}
-    nodes = RESIZE.format(mode=text, roi="roi, " if opset >= 11 else "")
-    return lambda: model(nodes, {"x": (1, 1, 6, 6)}, constants, opset=opset)
-
-
-# Each is (file, operator, its number among those, change); or two files, and the node where they part.
-FILE_FAULTS = {
-    "cifar10-weight": (of_file("vnncomp2021--cifar10_small"), "Conv", 1, numbers(1, element_off)),
-    "cifar10-channels": (of_file("vnncomp2021--cifar10_small"), "Conv", 0, numbers(1, rows_swapped)),
-    "pooled-padding": (of_file("Marabou--conv_mp1"), "Conv", 0, attribute("pads", [2, 2, 0, 0])),
-    "pooled-bias": (of_file("Marabou--conv_mp1"), "Add", 1, numbers(1, element_off)),
-    "lenet-channels": (of_file("dnnv-benchmarks--lenet"), "Conv", 0, numbers(1, rows_swapped)),
-    "lenet-weight": (of_file("dnnv-benchmarks--lenet"), "Gemm", 0, numbers(1, element_off)),
-    "avgpool-channels": (of_file("vnncomp2021--Convnet_avgpool"), "Gemm", 0, numbers(1, rows_swapped)),
-    "resnet-bias": (of_file("vnncomp2021--resnet_2b"), "Conv", 2, numbers(2, element_off)),
-    "rul-weight": (of_file("vnncomp2022_benchmarks--NN_rul_small_window_20"), "Conv", 1, numbers(1, element_off)),
-    "generator-weight": (of_file("vnncomp2023_benchmarks--mnist_generator"), "Gemm", 0, numbers(1, element_off)),
-}
-FILE_PAIRS = {
-    "resize-opset": (resize(opset=10), resize(coordinate_transformation_mode="half_pixel"), "r"),
-    "resize-align-corners": (
-        resize(coordinate_transformation_mode="pytorch_half_pixel"),
-        resize(coordinate_transformation_mode="align_corners"),
-        "r",
-    ),
-    "resize-nearest": (
-        resize("nearest", nearest_mode="floor", coordinate_transformation_mode="asymmetric"),
-        resize("nearest", nearest_mode="round_prefer_ceil", coordinate_transformation_mode="asymmetric"),
-        "r",
-    ),
-}
-
-
-def faulty_file(name):
-    """A file, the same with a fault, and the name of the node."""
-    if name in FILE_PAIRS:
-        first, second, node = FILE_PAIRS[name]
-        return first(), second(), node
-    load, operator, number, change = FILE_FAULTS[name]
-    first, second = load(), load()
-    node = [node for node in second.graph.node if node.op_type == operator][number]
-    change(second, node)
-    return first, second, node.name or node.output[0]

@@ -9,8 +9,9 @@ import warnings
 
 import onnx
 import torch
+import torch.nn.functional as F
 from equality_faults import MODULES
-from network_models import build
+from network_models import Function, build
 from onnx import version_converter
 from shared_networks import FOLDER
 from torch import nn
@@ -29,6 +30,26 @@ def fused(net, x):
         for number, (conv, norm) in enumerate(zip(parent, parent[1:], strict=False)):
             if isinstance(conv, CONVS) and isinstance(norm, NORMS):
                 parent[number], parent[number + 1] = nn.utils.fuse_conv_bn_eval(conv, norm), nn.Identity()
+    return net
+
+
+def permuted(net, x):
+    """The channels between two convolutions of vgg-bn are in another order."""
+    net, order = copy.deepcopy(net), torch.tensor([2, 0, 3, 1, 7, 4, 6, 5])
+    for tensor in (*net[2].parameters(), *net[2].buffers()):
+        if tensor.dim():
+            tensor.data = tensor.data[order]
+    net[3][0].weight.data = net[3][0].weight.data[:, order]
+    return net
+
+
+def as_functions(net, x):
+    """Layers of vgg-bn written another way."""
+    net, conv, last = copy.deepcopy(net), net[2][0], net[9]
+    net[0][2] = Function(lambda x: torch.maximum(x, torch.zeros(())))
+    net[2][0] = Function(lambda x: F.conv2d(F.pad(x, (1, 1, 1, 1)), conv.weight))
+    net[7] = Function(lambda x: x.clamp(min=0))
+    net[9] = Function(lambda x: x @ last.weight.T + last.bias)
     return net
 
 
@@ -107,6 +128,7 @@ PIECEWISE_CHANGES = {
     "file-graph": file_of(max_pool="relu"),
     "file-mlp": file_of(form="mlp"),
 }
+VGG_CHANGES = {"permuted": permuted, "functions": as_functions}
 FILE_CHANGES = {
     "graph": lambda proto: convert(proto).model,
     "graph-double": lambda proto: convert(proto, merge="always", dtype=torch.float64).model,
@@ -121,7 +143,7 @@ def module_pair(network, change):
     """A module in float32, the same after a change, and an input."""
     make, shape = MODULES[network]
     net, x = build(make, torch.float32), torch.rand(1, *shape)
-    return net, {**CHANGES, **PIECEWISE_CHANGES}[change](net, x), x
+    return net, {**CHANGES, **PIECEWISE_CHANGES, **VGG_CHANGES}[change](net, x), x
 
 
 def file_pair(name, change):

@@ -243,12 +243,63 @@ class Function(nn.Module):
         return self.function(*inputs)
 
 
+class Together(nn.Module):
+    """Modules side by side, each with the input times a number of its own, so that no two have equal steps."""
+
+    def __init__(self, modules):
+        super().__init__()
+        self.parts = nn.ModuleList(modules)
+
+    def one(self, number, x):
+        return self.parts[number]((1 + number / 64) * x)
+
+    def forward(self, x):
+        return [self.one(number, x) for number in range(len(self.parts))]
+
+
+class Converted:
+    """Cases, each a function or a module and the shape of its input, of which all of one shape are converted at once.
+
+    This costs little more than to convert one of them. If it fails, each is converted by itself, so that the test that
+    fails is that of the case.
+    """
+
+    def __init__(self, convert, cases):
+        self.convert, self.cases, self.made = convert, cases, {}
+
+    def of(self, name):
+        """The model, what it was converted to, and the number of the case among their outputs."""
+        shape = self.cases[name][1]
+        names = [each for each, case in self.cases.items() if case[1] == shape]
+        if shape not in self.made:
+            try:
+                self.made[shape] = self.make(names)
+            except Exception:
+                self.made[shape] = None
+        if self.made[shape] is None:
+            return *self.make([name]), 0
+        return *self.made[shape], names.index(name)
+
+    def make(self, names):
+        functions = [self.cases[name][0] for name in names]
+        model = Together([each if isinstance(each, nn.Module) else Function(each) for each in functions])
+        model = model.double().eval()
+        return model, self.convert(model, samples(2, *self.cases[names[0]][1]))
+
+
 # The one for tests of options.
 MODEL, SHAPE = PIECEWISE["resnet"]
 
 
 def samples(count, *shape, dtype=torch.float64):
     return torch.randn(count, *shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+
+def written(x, place, values):
+    """A copy of x with values at a place."""
+    x = x.clone()
+    x[place] = values
+    return x
 
 
 class Counts(nn.Module):

@@ -7,6 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from conv2affine.network.equality.modules import _side
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from random_networks import PIECEWISE, Network, example_input, networks
@@ -14,7 +15,6 @@ from scipy.sparse import csr_array
 from torch import nn
 
 from conv2affine import to_mlp
-from conv2affine.network.equality.modules import _side
 from conv2affine.network.graph import Graph
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.matrix import Sparse
@@ -22,8 +22,9 @@ from conv2affine.network.passes.chain import chain
 from conv2affine.network.passes.merge import merge
 from conv2affine.network.passes.simplify import simplify
 from conv2affine.network.passes.unread import without_unread
-from conv2affine.network.proof.bounds import Interval, bounds
+from conv2affine.network.proof.bounds import bounds
 from conv2affine.network.proof.chains import chain_for_box
+from conv2affine.network.proof.forward import Interval
 
 FLOATS = (torch.float32, torch.float64)
 

@@ -1,14 +1,15 @@
-"""Whether two networks are equal: faults are found and named, equal networks are not called different, bounds hold."""
+"""Whether two networks are equal: bounds hold, files, and the command line; the campaign has faults and equal pairs."""
 
 import copy
 import json
 from fractions import Fraction
 
+import equality_faults
 import numpy as np
 import onnx as standard
 import pytest
 import torch
-import torch.nn.functional as F
+from equality_files import fused_norm
 from network_models import PIECEWISE, build
 from onnx_models import model as model_of
 from onnx_models import random
@@ -19,268 +20,6 @@ import conv2affine
 from conv2affine import check, onnx
 from conv2affine.cli import app
 from conv2affine.network.equality.difference import Joint
-
-IMAGE = (1, 2, 8, 8)
-
-
-class Named(nn.Module):
-    """Modules one after the other, under their names."""
-
-    def __init__(self, **layers):
-        super().__init__()
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-        self.eval()
-
-    def forward(self, x):
-        for layer in self.children():
-            x = layer(x)
-        return x
-
-
-class Function(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
-
-
-class Residual(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first, self.second, self.out = (
-            nn.Conv2d(2, 2, 3, padding=1),
-            nn.Conv2d(2, 2, 3, padding=1),
-            nn.Linear(128, 3),
-        )
-        self.eval()
-
-    def forward(self, x):
-        x = torch.relu(x + self.second(torch.relu(self.first(x))))
-        return self.out(x.flatten(1))
-
-
-def norm(channels):
-    layer = nn.BatchNorm2d(channels)
-    for tensor in (layer.running_mean, layer.weight.data, layer.bias.data):
-        nn.init.uniform_(tensor, -1, 1)
-    nn.init.uniform_(layer.running_var, 0.5, 2)
-    return layer
-
-
-def cnn():
-    torch.manual_seed(0)
-    return Named(
-        conv=nn.Conv2d(2, 4, 3, padding=1),
-        norm=norm(4),
-        relu=nn.ReLU(),
-        pool=nn.AvgPool2d(3, 2, padding=1),
-        deep=nn.Conv2d(4, 6, 3, padding=1, stride=2),
-        clip=nn.ReLU6(),
-        flat=nn.Flatten(),
-        out=nn.Linear(24, 3),
-    )
-
-
-def resized():
-    torch.manual_seed(0)
-    return Named(
-        conv=nn.Conv2d(2, 3, 3),
-        relu=nn.LeakyReLU(0.1),
-        resize=nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
-        pool=nn.MaxPool2d(3),
-        deep=nn.Conv2d(3, 2, 2),
-        gate=nn.Sigmoid(),
-        flat=nn.Flatten(),
-        out=nn.Linear(18, 2),
-    )
-
-
-def residual():
-    torch.manual_seed(0)
-    return Residual()
-
-
-def averaged():
-    torch.manual_seed(0)
-    return Named(
-        conv=nn.Conv2d(2, 4, 3, stride=2),
-        relu=nn.ReLU(),
-        pool=nn.AdaptiveAvgPool2d(1),
-        flat=nn.Flatten(),
-        out=nn.Linear(4, 3),
-    )
-
-
-def off(name, place=(0, 1, 1, 1)):
-    def change(model):
-        weight = model.get_submodule(name).weight
-        weight.data[place[: weight.dim()]] += 1e-3
-
-    return change
-
-
-def swap(name):
-    def change(model):
-        layer = model.get_submodule(name)
-        for tensor in layer.parameters():
-            tensor.data[[0, 1]] = tensor.data[[1, 0]]
-
-    return change
-
-
-def with_(name, **attributes):
-    def change(model):
-        for key, value in attributes.items():
-            setattr(model.get_submodule(name), key, value)
-
-    return change
-
-
-def replaced(name, layer):
-    def change(model):
-        setattr(model, name, layer)
-
-    return change
-
-
-def eight_bits(name):
-    def change(model):
-        weight = model.get_submodule(name).weight.data
-        step = weight.abs().max() / 127
-        weight.copy_((weight / step).round() * step)
-
-    return change
-
-
-def other_side(name):
-    """Padding of 2 before and 0 behind in place of 1 and 1."""
-
-    def change(model):
-        layer = copy.deepcopy(model.get_submodule(name))
-        layer.padding = (0, 0)
-        setattr(model, name, nn.Sequential(nn.ZeroPad2d((2, 0, 2, 0)), layer))
-
-    return change
-
-
-FAULTS = {
-    "weight": (cnn, off("conv"), "conv"),
-    "weight-deep": (cnn, off("deep"), "deep"),
-    "weight-last": (averaged, off("out"), "out"),
-    "weight-resized": (resized, off("conv"), "conv"),
-    "weight-residual": (residual, off("second"), "second"),
-    "swap": (cnn, swap("conv"), "conv"),
-    "swap-deep": (cnn, swap("deep"), "deep"),
-    "swap-residual": (residual, swap("first"), "first"),
-    "stride": (averaged, with_("conv", stride=(1, 1)), "conv"),
-    "padding": (cnn, other_side("conv"), "conv"),
-    "padding-deep": (cnn, other_side("deep"), "deep"),
-    "count_include_pad": (cnn, with_("pool", count_include_pad=False), "pool"),
-    "epsilon": (cnn, with_("norm", eps=1e-3), "norm"),
-    "align_corners": (resized, with_("resize", align_corners=True), "resize"),
-    "nearest": (resized, with_("resize", mode="nearest", align_corners=None), "resize"),
-    "int8": (cnn, eight_bits("deep"), "deep"),
-    "int8-last": (resized, eight_bits("out"), "out"),
-    "slope": (resized, with_("relu", negative_slope=0.11), "relu"),
-    "bound": (cnn, replaced("clip", nn.Hardtanh(0, 5.9)), "clip"),
-    "gate": (resized, replaced("gate", nn.Tanh()), "gate"),
-}
-
-
-def changed(build, change):
-    model, other = build(), build()
-    change(other)
-    return model, other
-
-
-SHORT = ("weight", "swap-residual", "align_corners", "fused", "permuted")
-
-
-def cases(table):
-    marks = {name: () if name in SHORT else pytest.mark.long for name in table}
-    return [pytest.param(*case, id=name, marks=marks[name]) for name, case in table.items()]
-
-
-@pytest.mark.parametrize("box", [None, (0, 1)], ids=["anywhere", "box"])
-@pytest.mark.parametrize(("build", "change", "name"), cases(FAULTS))
-def test_faults_are_found_and_named(build, change, name, box):
-    if name == "clip":
-        box = box and (-30, 30)  # where the bound of the clip is reached
-    model, other = changed(build, change)
-    result = check(model, other, torch.rand(IMAGE), box=box)
-    assert result.verdict == "different"
-    assert [names[0].partition(".")[0] for names in result.origin] == [name, name]
-    [witness] = result.witness
-    x = torch.from_numpy(witness).float()
-    with torch.no_grad():
-        assert result.difference == pytest.approx(float((model(x) - other(x)).abs().max()), rel=1e-2, abs=1e-7)
-    if box:
-        assert ((witness >= box[0]) & (witness <= box[1])).all()
-        assert result.bound >= result.difference
-
-
-def fused(model):
-    other = copy.deepcopy(model)
-    other.conv = nn.utils.fuse_conv_bn_eval(model.conv, model.norm)
-    del other.norm
-    return other
-
-
-def permuted(model):
-    """The same with the channels of the first layers in another order."""
-    other, order = copy.deepcopy(model), torch.tensor([2, 0, 3, 1])
-    for tensor in (*other.conv.parameters(), *other.norm.parameters(), *other.norm.buffers()):
-        if tensor.dim():
-            tensor.data = tensor.data[order]
-    other.deep.weight.data = other.deep.weight.data[:, order]
-    return other
-
-
-def as_functions(model):
-    """The same, written another way."""
-    layer = model.deep
-    return Named(
-        conv=model.conv,
-        norm=model.norm,
-        relu=Function(lambda x: torch.maximum(x, torch.zeros(()))),
-        pool=model.pool,
-        deep=Function(lambda x: F.conv2d(F.pad(x, (1, 1, 1, 1)), layer.weight, None, 2) + layer.bias.view(-1, 1, 1)),
-        clip=Function(lambda x: x.clamp(0, 6)),
-        out=Function(lambda x: x.flatten(1) @ model.out.weight.T + model.out.bias),
-    )
-
-
-EQUAL = {
-    "copy": (cnn, copy.deepcopy),
-    "copy-kept": (resized, copy.deepcopy),
-    "double": (cnn, lambda model: copy.deepcopy(model).double()),
-    "double-kept": (resized, lambda model: copy.deepcopy(model).double()),
-    "fused": (cnn, fused),
-    "permuted": (cnn, permuted),
-    "functions": (cnn, as_functions),
-    "program": (residual, lambda model: torch.export.export(model, (torch.rand(IMAGE),))),
-    "to_linear_network": (cnn, lambda model: conv2affine.to_linear_network(model, torch.rand(IMAGE), layout="dense")),
-    "to_linear_network-kept": (
-        resized,
-        lambda model: conv2affine.to_linear_network(model, torch.rand(IMAGE), layout="dense"),
-    ),
-    "to_mlp": (cnn, lambda model: conv2affine.to_mlp(model, torch.rand(IMAGE), layout="dense")),
-    "to_mlp-residual": (residual, lambda model: conv2affine.to_mlp(model, torch.rand(IMAGE), layout="dense")),
-}
-
-
-@pytest.mark.parametrize("swapped", [False, True], ids=["a-b", "b-a"])
-@pytest.mark.parametrize(("build", "change"), cases(EQUAL))
-def test_equal_networks_are_equal(build, change, swapped):
-    model = build()
-    pair = (change(model), model) if swapped else (model, change(model))
-    result = check(*pair, torch.rand(IMAGE), box=(0, 1))
-    assert (result.verdict, result.origin) == ("equal", ((), ()))
-    assert np.isfinite(result.bound) == (build is not resized)
-    assert check(*pair, torch.rand(IMAGE)).verdict == "equal"
 
 
 def dense(seed, change, sizes=(3, 5, 4, 2)):
@@ -305,6 +44,7 @@ def exact(model, x):
     return x
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("change", [1e-6, 1e-3, 0.1])
 @pytest.mark.parametrize("seed", range(3))
 def test_bounds_hold_in_rational_arithmetic(seed, change):
@@ -396,25 +136,6 @@ def test_steps_that_part_where_no_input_shows_it():
     assert result.is_within() is None
 
 
-IMAGES = {"x": ("N", 2, 6, 6)}
-
-
-def fused_norm(epsilon=1e-5, opset=13):
-    """A convolution with batch norm; with an epsilon, folded as exporters do it, in float32."""
-    w, b = random(3, 2, 3, 3), random(3, seed=1)
-    scale, bias, mean, variance = (random(3, seed=seed) for seed in range(2, 6))
-    variance = variance**2 + np.float32(0.5)
-    head = "r = Relu(c)\np = AveragePool<kernel_shape = [2, 2]>(r)\ns = Sigmoid(p)\nf = Flatten(s)\ny = Gemm(f, v)"
-    constants = {"v": random(27, 2, seed=6), "w": w, "b": b}
-    if epsilon is None:
-        nodes = "a = Conv(x, w, b)\nc = BatchNormalization<epsilon = 0.00001>(a, scale, bias, mean, variance)"
-        constants |= {"scale": scale, "bias": bias, "mean": mean, "variance": variance}
-    else:
-        nodes, factor = "c = Conv(x, w, b)", scale / np.sqrt(variance + np.float32(epsilon))
-        constants |= {"w": w * factor[:, None, None, None], "b": (b - mean) * factor + bias}
-    return model_of(f"{nodes}\n{head}", IMAGES, constants, opset=opset)
-
-
 def renamed(proto):
     """The same with other names, and nodes in another order."""
     other = standard.ModelProto.FromString(proto.SerializeToString())
@@ -443,37 +164,13 @@ def test_files_that_are_equal(pair):
         assert (result.verdict, result.origin) == ("equal", ((), ())), result
 
 
-SOFTMAX = "h = Gemm(x, u)\nr = Relu(h)\nz = Reshape(r, shape)\ns = Softmax(z)\nf = Flatten(s)\ny = Gemm(f, w)"
-
-
-def softmax(opset):
-    """Before opset 13, Softmax is over all axes from the first on; since then over the last."""
-    constants = {"u": random(4, 6), "w": random(6, 2), "shape": np.array([-1, 2, 3])}
-    return model_of(SOFTMAX, {"x": ("N", 4)}, constants, opset=opset)
-
-
-FAULTY_FILES = {
-    "opset": lambda: (softmax(11), softmax(13), "s"),
-    "epsilon": lambda: (fused_norm(), fused_norm(1e-3), "c"),
-}
-
-
-@pytest.mark.parametrize("pair", FAULTY_FILES.values(), ids=FAULTY_FILES)
-def test_faults_of_files(pair):
-    first, second, name = pair()
-    result = onnx.check(first, second)
-    assert (result.verdict, result.origin) == ("different", ((name,), (name,)))
-
-
 def test_a_module_and_its_file(tmp_path):
-    model = resized()
-    proto = onnx.export(model, torch.rand(IMAGE)).model
-    standard.save(proto, tmp_path / "model.onnx")
-    assert check(model, tmp_path / "model.onnx", torch.rand(IMAGE)).verdict == "equal"
-    model.deep.weight.data[0, 1, 1, 1] += 1e-3
-    result = check(tmp_path / "model.onnx", model, torch.rand(IMAGE))
+    model, faulty, x, name = equality_faults.faulty("resized", "weight")
+    standard.save(onnx.export(model, x).model, tmp_path / "model.onnx")
+    assert check(model, tmp_path / "model.onnx", x).verdict == "equal"
+    result = check(tmp_path / "model.onnx", faulty, x)
     assert result.verdict == "different"
-    assert "deep" in result.origin[1]
+    assert name in result.origin[1]
 
 
 def test_command_line(tmp_path):

@@ -5,14 +5,17 @@ import os
 
 import numpy as np
 import pytest
-from equality_faults import FAULTS, FILE_FAULTS, FILE_PAIRS, MODULES, faulty, faulty_file
-from equality_pairs import CHANGES, FILE_CHANGES, PIECEWISE_CHANGES, file_pair, module_pair
+import torch
+from equality_faults import FAULTS, MODULES, faulty
+from equality_files import FILE_FAULTS, FILE_PAIRS, faulty_file
+from equality_pairs import CHANGES, FILE_CHANGES, PIECEWISE_CHANGES, VGG_CHANGES, file_pair, module_pair
 from network_models import PIECEWISE
 from shared_networks import FILES, FOLDER, NO_MLP, REFUSED
 
 from conv2affine import check, onnx
 
-SHORT = ("resnet-epsilon", "temporal-causal", "resized-softmax-axis", "resize-opset")
+SHORT = ("resnet-epsilon", "temporal-causal", "resized-align-corners", "resized-softmax-axis", "shufflenet-groups")
+SHORT_FILES = ("resize-opset", "softmax-opset", "norm-epsilon")
 SHORT_PAIRS = ("vgg-bn-fused", "resnet-linear-sparse", "mobilenet-chain-sparse")
 
 
@@ -46,9 +49,15 @@ def test_faults_of_modules(network, fault):
         assert [{_within(each, name) for each in names} for names in result.origin] == [{name}] * 2, result
         assert result.difference <= result.bound
         assert box is None or np.isfinite(result.bound) == (network in PIECEWISE)
+        [witness] = result.witness
+        point = torch.from_numpy(witness).float()
+        with torch.no_grad():
+            off = float((first(point) - second(point)).abs().max())
+        assert result.difference == pytest.approx(off, rel=1e-2, abs=1e-7)
+        assert box is None or ((witness >= box[0]) & (witness <= box[1])).all()
 
 
-@pytest.mark.parametrize("fault", cases({name: (name,) for name in (*FILE_FAULTS, *FILE_PAIRS)}, SHORT))
+@pytest.mark.parametrize("fault", cases({name: (name,) for name in (*FILE_FAULTS, *FILE_PAIRS)}, SHORT_FILES))
 def test_faults_of_files(fault):
     if fault in FILE_FAULTS and not FOLDER.exists():
         pytest.skip(f"the networks of other people are not there: {FOLDER}")
@@ -63,7 +72,11 @@ MISSING = {"shufflenet": OLD, "transformer": (*OLD, "traced")}
 PAIRS = {
     network: [
         change
-        for change in (*CHANGES, *(PIECEWISE_CHANGES if network in PIECEWISE else ()))
+        for change in (
+            *CHANGES,
+            *(PIECEWISE_CHANGES if network in PIECEWISE else ()),
+            *(VGG_CHANGES if network == "vgg-bn" else ()),
+        )
         if change not in MISSING.get(network, ())
     ]
     for network in MODULES
@@ -82,6 +95,13 @@ def test_modules_that_are_equal(network, change):
     result = check(net, other, x, box=(-1, 1))
     assert (result.verdict, result.origin) == ("equal", ((), ())), result
     assert np.isfinite(result.bound) == (network in PIECEWISE)
+
+
+@pytest.mark.parametrize(("network", "change"), [("vgg-bn", "permuted"), ("temporal", "chain-sparse")])
+def test_which_is_first_does_not_matter(network, change):
+    net, other, x = module_pair(network, change)
+    result = check(other, net, x, box=(-1, 1))
+    assert (result.verdict, result.origin) == ("equal", ((), ())), result
 
 
 # What a tool does not make, or not as valid ONNX: onnxsim 0.8.1 moves constants behind the nodes that read them.

@@ -37,6 +37,7 @@ CONTINUOUS = {
     "where-far-below": (lambda h: torch.where(h < -1e9, -1e9, h), 3),
     "where-far-and-near": (lambda h: torch.where(h > 1e6, 1e6, torch.where(h > 0.5, h, 0.5)), 4),
     "times-scaled-mask": (lambda h: h * (0.5 * (h > 0).to(h)), 1),
+    "copysign": (lambda h: torch.copysign(F.relu(h.abs() - 0.1), h), None),
     "times-opposite-mask": (lambda h: h * ~(h < 0), 1),
     "times-1-minus-mask": (lambda h: h * (1 - (h < 0).to(h)), 1),
     "times-both-masks": (lambda h: (h > 0) * h + (h <= 0) * h * 0.1, 2),

@@ -9,7 +9,7 @@ from torch import nn
 import conv2affine
 from conv2affine.network import convert, vectors
 from conv2affine.network.torch.importing import rules
-from conv2affine.network.torch.rounding import InDouble, Noise
+from conv2affine.network.torch.noise import InDouble, Noise
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 

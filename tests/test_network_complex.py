@@ -5,7 +5,7 @@ import io
 import pytest
 import torch
 import torch.nn.functional as F
-from network_models import Function, samples
+from network_models import Converted, Function, samples, written
 from torch import nn
 
 from conv2affine import onnx, to_linear, to_linear_network, to_mlp
@@ -23,13 +23,6 @@ DIAGONAL, MATRIX, SQUARE, BIAS, ROW, KERNEL, LOW = (
     constant(*shape) for shape in ((2, 6), (6, 4), (2, 2), (4,), (6,), (1, 2, 2, 3), (2, 3, 2))
 )
 WINDOW, MASK = torch.hann_window(4, dtype=torch.float64), torch.arange(6) > 2
-
-
-def written(z, place, values):
-    """A copy of z with values at a place."""
-    z = z.clone()
-    z[place] = values
-    return z
 
 
 def spectral(x):
@@ -113,11 +106,15 @@ AFFINE = {
 }
 
 
-@pytest.mark.parametrize(("function", "shape"), AFFINE.values(), ids=AFFINE)
-def test_affine(function, shape):
-    model = function if isinstance(function, nn.Module) else Function(function)
-    x = samples(3, *shape)
-    torch.testing.assert_close(to_linear(model, x)(x.flatten(1)), model(x).flatten(1), atol=1e-12, rtol=0)
+LINEAR = Converted(to_linear, AFFINE)
+
+
+@pytest.mark.parametrize("name", AFFINE)
+def test_affine(name):
+    model, fc, number = LINEAR.of(name)
+    x = samples(3, *AFFINE[name][1])
+    result = fc(x.flatten(1))[:, fc.output_slices[number]]
+    torch.testing.assert_close(result, model.one(number, x).flatten(1), atol=1e-12, rtol=0)
 
 
 class Net(nn.Module):

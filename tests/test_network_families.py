@@ -7,6 +7,7 @@ from network_models import OTHERS, PIECEWISE, Several, build, samples
 from torch import nn
 
 from conv2affine import SparseLinear, to_linear_network, to_mlp
+from conv2affine.network.torch.models import decompositions
 
 MERGES = ("auto", "always", "never")
 
@@ -107,6 +108,17 @@ def test_float32_is_not_refused_for_its_rounding(name):
         result = convert(build(make, torch.float32), 100 * x)
         expected = build(make)(x.double())
         torch.testing.assert_close(result(x).double(), expected.reshape(result(x).shape), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of torch.export about itself
+@pytest.mark.parametrize("name", ["vgg-bn", "transformer"])
+def test_operators_are_decomposed_as_by_pytorchs_public_function(name, monkeypatch):
+    make, shape = {**PIECEWISE, **OTHERS}[name]
+    program = torch.export.export(build(make), (samples(1, *shape),))
+    decomposed = decompositions.decompose(program)
+    monkeypatch.setattr(decompositions, "ARGUMENTS", [])  # as with a PyTorch whose function takes others
+    assert decomposed.graph_module.code == decompositions.decompose(program).graph_module.code
+    assert decomposed.graph_module.code != program.graph_module.code
 
 
 def test_float32_is_rounded_once():

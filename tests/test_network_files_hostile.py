@@ -167,6 +167,20 @@ def test_damaged_datasets_are_refused(name, path):
         open_network(path)
 
 
+@pytest.mark.parametrize("pair", [("layers/0", "layers/1"), ("layers/0/data", "layers/1/data")])
+def test_datasets_in_the_place_of_others_are_refused(pair, tmp_path):
+    """Also where both have the same shape."""
+    path, x = tmp_path / "net.h5", samples(1, 30)
+    save_network(path, nn.Sequential(nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 30)).double(), x, layout="sparse")
+    with h5py.File(path, "r+") as file:
+        for old, new in (pair, pair[::-1]):
+            file.move(old, f"{new}.new")
+        for name in pair:
+            file.move(f"{name}.new", name)
+    with pytest.raises(ValueError, match=r"dataset layers/0/.* must be the one that was written, and is layers/1/"):
+        open_network(path)
+
+
 @pytest.mark.parametrize("column", [-1, 3 * 12 * 12])
 def test_columns_out_of_range_are_refused_before_they_are_used(column, path):
     with h5py.File(path, "r+") as file:

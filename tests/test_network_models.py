@@ -174,7 +174,7 @@ def test_another_default_device(is_context, tmp_path):
 def test_a_model_without_tensors_is_where_its_inputs_are():
     """Another device than the CPU, "meta" in the place of one; with values it would be converted."""
     inputs = (torch.rand(1, 4, device="meta"),)
-    assert _Importer(export(nn.ReLU(), inputs), inputs).run().device.type == "meta"
+    assert _Importer(export(nn.ReLU(), inputs), inputs, frozenset(), ()).run().device.type == "meta"
 
 
 @contextlib.contextmanager

@@ -1,66 +1,20 @@
-"""Pools and reductions of every small size, many in one network, against PyTorch and onnxruntime."""
+"""Pools of files of every small size, many in one network, against onnxruntime; and reductions of nothing."""
 
 import itertools
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from network_models import Function
 from onnx.reference import ReferenceEvaluator
 from onnx_models import model, random
-from torch import nn
 
 import conv2affine
 from conv2affine.onnx import convert
 from conv2affine.onnx.running.runner import runner as onnx_runner
 
-AVERAGE = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
-MAX = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
 # Along the last axis: kernel size, stride, padding, dilation, and the mode of the output size.
 WINDOWS = list(itertools.product((1, 2, 3), (1, 2), (0, 1), (1, 2), (False, True)))
-
-
-def pools(x):
-    """The pools that PyTorch takes for an input of 1 to 3 axes; a last axis that is short, the others of size 2."""
-    axes = x.dim() - 2
-    found = []
-    for kernel, stride, padding, dilation, ceil in WINDOWS if axes == 1 else WINDOWS[1::5]:
-        window = {"kernel_size": (1,) * (axes - 1) + (kernel,), "stride": (2,) * (axes - 1) + (stride,)}
-        window["padding"] = (0,) * (axes - 1) + (padding,)
-        window["ceil_mode"] = ceil
-        found.append((MAX[axes - 1], {**window, "dilation": (1,) * (axes - 1) + (dilation,)}))
-        if dilation == 1:
-            found += [(AVERAGE[axes - 1], {**window, "count_include_pad": counted}) for counted in (False, True)]
-            if axes > 1:
-                found.append((AVERAGE[axes - 1], {**window, "divisor_override": 5}))
-    return [(function, options) for function, options in found if takes(function, options, x)]
-
-
-def takes(function, options, x):
-    try:
-        function(x, **options)
-    except RuntimeError:
-        return False
-    return True
-
-
-@pytest.mark.diagonal
-@pytest.mark.parametrize("axes", [1, 2, 3])
-@pytest.mark.parametrize("size", [1, 2, 3, 4])
-@pytest.mark.parametrize("convolved", [False, True], ids=["alone", "after-a-convolution"])
-def test_small_pools(axes, size, convolved):
-    shape = (2, 2, *(2,) * (axes - 1), size)
-    x = torch.tensor(np.random.default_rng(axes).normal(size=shape))
-    found = pools(x)
-    assert {function for function, _ in found} == {AVERAGE[axes - 1], MAX[axes - 1]}
-    conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1](2, 2, 1).double()
-    before = conv if convolved else nn.Identity()
-    pooled = nn.Sequential(before, Function(lambda x: tuple(function(x, **options) for function, options in found)))
-    net = conv2affine.to_linear_network(pooled, x)
-    with torch.no_grad():
-        for result, expected in zip(net(x), pooled(x), strict=True):
-            torch.testing.assert_close(result, expected, atol=1e-12, rtol=0)
 
 
 def pool_nodes(op_type, x):

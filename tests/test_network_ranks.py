@@ -1,6 +1,8 @@
 """Networks whose large layers are shared by two and three ranks, against the network of one process."""
 
+import copy
 import os
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -18,12 +20,8 @@ from conv2affine.convolution import guard
 from conv2affine.interop.dtensor import local_rows
 from conv2affine.interop.sharded import SHARDED, GatheredSparseLinear
 from conv2affine.network import convert
-from conv2affine.network.matrices.expressions import Product, Sum
-from conv2affine.network.matrices.matrix import Selection, Sparse
-from conv2affine.network.matrices.rows import by_rows, take_rows
-from conv2affine.network.rules.formulas import convolution
 from conv2affine.network.torch import layers, ranks
-from conv2affine.network.torch.rounding import Noise
+from conv2affine.network.torch.noise import Noise
 
 NAMES = ("resnet", "densenet", "unet", "mobilenet")  # sums, concatenations, interpolation, clips
 
@@ -41,36 +39,13 @@ def shared(net):
 # One process
 
 
-def test_rows_are_those_of_the_matrix():
-    conv = convolution(samples(4, 2, 3, 3), (5, 5), (1, 1), ((1, 1), (1, 1)), (1, 1))
-    pool = Sparse(Selection(samples(30, dtype=torch.float32).long().numpy() % 100, 100, samples(30).numpy()).csr())
-    for matrix in (
-        conv,
-        pool,
-        Product(pool, conv),
-        Sum(conv, Product(Selection(None, 100), conv)),
-        Selection(None, 100),
-    ):
-        whole = matrix.csr()
-        for rows in (range(0), range(3, 20), range(25, matrix.shape[0])):
-            part = take_rows(matrix, rows)
-            assert part.shape == (len(rows), matrix.shape[1])
-            expected = whole[rows.start : rows.stop]
-            actual = part.csr()
-            assert (actual != expected).nnz == 0
-            assert (actual.data == expected.data).all()
-            assert part.nnz >= actual.nnz
-            again = take_rows(by_rows(matrix), rows).csr()
-            assert all((getattr(again, each) == getattr(actual, each)).all() for each in ("data", "indices", "indptr"))
-            x = samples(2, matrix.shape[1]).numpy()
-            assert abs(part.apply(x) - matrix.apply(x)[:, rows.start : rows.stop]).max(initial=0) < 1e-12
-
-
 @pytest.fixture
 def fake_mesh():
     """Two ranks, as the first of them has them; they cannot communicate."""
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
-    yield init_device_mesh("cpu", (2,))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranks, "together", lambda mesh: nullcontext(lambda *items: None))
+        yield init_device_mesh("cpu", (2,))
     dist.destroy_process_group()
 
 
@@ -205,6 +180,27 @@ def check_wrong_layers_are_found_on_all_ranks(mesh, folder):
         patch.setattr(ranks, "layer", lambda matrix, bias, *rest: own(matrix, bias + wrong, *rest))
         with pytest.raises(RuntimeError, match="does not equal the model"):
             network("vgg-bn", device_mesh=mesh)
+
+
+def check_what_fails_on_one_rank_fails_on_all(mesh, folder):
+    is_other = mesh.get_rank() != 1
+    with pytest.MonkeyPatch.context() as patch:
+        if not is_other:
+            patch.setattr(guard, "memory_left", lambda: 1000)
+        error, message = (
+            (RuntimeError, "as rank 1 of device_mesh cannot: MemoryError: ") if is_other else (MemoryError, "")
+        )
+        with pytest.raises(error, match=f"{message}the layers need"):
+            network("vgg-bn", device_mesh=mesh)
+    model, x, net = network("vgg-bn", device_mesh=mesh)  # and goes on
+    assert_close(net(x), model(x))
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        next(changed.parameters()).mul_(2)
+    for others in ((changed, x, "auto"), (model, x + 1, "auto"), (model, x, "never")):
+        given, example, merge = (model, x, "auto") if is_other else others
+        with pytest.raises(ValueError, match=r"options must be the same on all ranks, and rank \d has others"):
+            to_linear_network(given, example, merge=merge, device_mesh=mesh)
 
 
 CHECKS = [function for name, function in globals().items() if name.startswith("check_")]

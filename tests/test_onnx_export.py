@@ -76,25 +76,6 @@ def test_export_of_each_pointwise_step(name):
     assert export(Applied(function), torch.randn(2, 3)).is_batched
 
 
-class Counts(nn.Module):
-    """Keeps a number from one run to the next."""
-
-    def __init__(self):
-        super().__init__()
-        self.runs = 0
-
-    def forward(self, x):
-        self.runs += 1
-        return torch.relu(x) * self.runs
-
-
-def test_export_refuses_what_keeps_a_number():
-    model = Counts()
-    with pytest.raises(ValueError, match="the model must give the same result for the same input, and two runs differ"):
-        export(model, torch.randn(1, 3))
-    assert model.runs == 0
-
-
 def test_export_refuses():
     with pytest.raises(NotImplementedError, match=r"0 \(softplus\) has no ONNX operator here"):
         export(nn.Sequential(nn.Softplus(beta=2)), torch.randn(1, 3))

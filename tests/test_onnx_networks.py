@@ -13,6 +13,7 @@ if not FILES:
     pytest.skip(f"the networks of other people are not there: {FOLDER}", allow_module_level=True)
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("form", ["graph", "mlp"])
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_network(path, form):

@@ -14,8 +14,8 @@ from onnx_models import cnn, difference, inputs, model, operators, random
 from torch import nn
 
 from conv2affine.onnx import convert, export
-from conv2affine.onnx.exporting.opsets import MIN_OPSET
 from conv2affine.onnx.exporting.writer import Writer
+from conv2affine.onnx.importing.upgrade import MIN_OPSET
 
 DOUBLE = dict.fromkeys("xy", TensorProto.DOUBLE)
 W, R = random(1, 12, 2), random(1, 12, 3)

@@ -59,8 +59,15 @@ TRANSFORMS = {
 }
 
 
-@pytest.mark.parametrize("backend", [None, "eager", "aot_eager"])
-@pytest.mark.parametrize("name", TRANSFORMS)
+BACKENDS = ("eager", "aot_eager")
+COMPILED = [
+    pytest.param(name, backend, marks=pytest.mark.long if (number + place) % 2 else ())
+    for number, name in enumerate(TRANSFORMS)
+    for place, backend in enumerate(BACKENDS)
+]
+
+
+@pytest.mark.parametrize(("name", "backend"), [*((name, None) for name in TRANSFORMS), *COMPILED])
 def test_every_transform_is_right(name, backend):
     layer = to_linear(nn.Conv1d(1, 2, 2, dtype=torch.float64), 4, layout=torch.sparse_csr)
     rows, cols, bias = torch.repeat_interleave(layer.crow_indices.diff()), layer.col_indices, layer.bias.detach()

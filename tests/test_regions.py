@@ -261,6 +261,31 @@ def test_elements_that_do_not_bend_are_not_near(monkeypatch):
     assert linear_region(model, x).radius == 0.5
 
 
+@pytest.mark.parametrize("scale", [1e-200, 1e-20, 1e200])
+@pytest.mark.parametrize("inputs", [3, 600])
+def test_radius_does_not_depend_on_the_scale_of_walls(inputs, scale):
+    """The squares of their rows have no float64."""
+    layer = nn.Linear(inputs, 4).double()
+    x = samples(1, inputs)
+    expected = linear_region(nn.Sequential(layer, nn.ReLU()), x).radius
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.mul_(scale)
+    torch.testing.assert_close(linear_region(nn.Sequential(layer, nn.ReLU()), x).radius, expected)
+
+
+def test_an_output_that_is_a_number():
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU()).double()
+    x = samples(1, 4)
+    region = linear_region(Function(lambda x: model(x).sum(1)), x)
+    torch.testing.assert_close(region.weight @ x[0] + region.bias, model(x).sum(1).detach())
+
+
+def test_an_output_that_is_not_batch_first_is_named():
+    with pytest.raises(ValueError, match=r"output 1 must have one row per sample, batch first, .* permute it"):
+        linear_region(nn.RNN(3, 4, nonlinearity="relu", batch_first=True).double(), samples(1, 5, 3))
+
+
 def test_steps_at_walls_are_ties():
     model = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(3, 2, bias=False)).double()
     region = linear_region(model, torch.tensor([[1.0, 0.0, -1.0]], dtype=torch.float64))
@@ -449,3 +474,9 @@ def test_memory_bound_holds(name):
 def test_it_is_public():
     assert repr(linear_region(nn.ReLU(), torch.ones(1, 2))) == "LinearRegion(2 outputs, 2 inputs, 1 steps, 2 walls)"
     assert conv2affine.LinearRegion.__name__ == "LinearRegion"
+
+
+def test_one_number_for_each_sample():
+    model, x = Function(lambda x: torch.relu(x).sum(1)), torch.randn(2, 3)
+    region = linear_region(model, x)
+    torch.testing.assert_close((region.weight @ x[:, :, None])[..., 0] + region.bias, model(x)[:, None])

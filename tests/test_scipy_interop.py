@@ -84,7 +84,7 @@ def test_block_bytes_bound_the_block():
     ]
     for conv, size, unfolded in convolutions:
         geometry = Geometry.from_layer(conv, size)
-        assert scipy_interop._Products(conv.weight, geometry).block == max(1, scipy_interop.BLOCK_BYTES // unfolded)
+        assert scipy_interop._block(conv.weight, geometry) == max(1, scipy_interop.BLOCK_BYTES // unfolded)
 
 
 @pytest.mark.parametrize("shape", [(18,), (18, 1), (18, 0), (18, 4)])

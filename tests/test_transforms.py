@@ -97,6 +97,7 @@ REFUSALS = "|".join(
         "appears to not have been used in the graph",  # no double backward under aot_autograd
         "does not require grad and does not have a grad_fn",
         "Sparse CSR tensors do not have ",
+        "must be torch.strided under torch.vmap",
         "Trying to use forward AD with",
         "Could not run 'aten::",
         "Dynamo does not know how to trace",

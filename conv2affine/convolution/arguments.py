@@ -10,25 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-__all__ = [
-    "COPIED_DTYPES",
-    "DTYPES",
-    "INT64_MAX",
-    "LAYERS",
-    "Conv",
-    "InputSize",
-    "Padding",
-    "Sizes",
-    "check_groups",
-    "check_layer",
-    "check_weight",
-    "input_sizes",
-    "integers",
-    "is_iterable",
-    "is_network",
-    "shown",
-]
-
 Sizes = int | Iterable[int]
 InputSize = Sizes | Tensor
 Padding = Sizes | Iterable[Iterable[int]] | str
@@ -65,7 +46,7 @@ WRAPPERS = {
 
 def check_layer(conv: object) -> None:
     """Refuse everything but PyTorch's six convolution layers, and give the reason."""
-    name = _class_name(conv)
+    name = f"{type(conv).__module__}.{type(conv).__qualname__}"
     base = next((layer for layer in LAYERS if isinstance(conv, layer)), None)
     if base is None:
         names = ", ".join(layer.__name__ for layer in LAYERS)
@@ -115,11 +96,6 @@ def is_network(model: object, example_inputs: object) -> bool:
 def _is_example(x: object) -> bool:
     """A tensor, a dict of them, or an array, which the network side refuses by name."""
     return isinstance(x, Tensor | Mapping) or len(getattr(x, "shape", ())) > 0
-
-
-def check_groups(groups: object) -> int:
-    """The number of groups, refused if it is none."""
-    return integers("groups", groups, 1, at_least=1)[0]
 
 
 def check_weight(weight: object) -> None:
@@ -186,7 +162,3 @@ def shown(value: object) -> str:
         return "(" + ", ".join(map(shown, value)) + "," * (len(value) == 1) + ")"
     shape = getattr(value, "shape", ())
     return f"{type(value).__name__} of shape {tuple(shape)}" if shape else repr(value)
-
-
-def _class_name(value: object) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}"

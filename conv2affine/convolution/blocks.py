@@ -12,8 +12,6 @@ from conv2affine.convolution.build import checked_request
 from conv2affine.convolution.geometry import Geometry
 from conv2affine.operators import ops
 
-__all__ = ["BLOCK_ENTRIES", "bias_rows", "check_rows", "csr_rows", "row_blocks"]
-
 # Entries in a block of rows. One thread makes so few of them, faster than a disk writes. In blocks four times as large,
 # 0.9 GB took 18 s with two threads on a busy machine, where they waited for each other, and 0.1 s with one.
 BLOCK_ENTRIES = 2**15

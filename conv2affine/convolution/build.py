@@ -1,19 +1,17 @@
-"""The checks before a matrix is built, and the bias of its rows."""
+"""The checks before a matrix is built, the bias of its rows, and the layer of both."""
 
 from __future__ import annotations
 
 from math import prod
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from conv2affine.convolution.arguments import COPIED_DTYPES
 from conv2affine.convolution.geometry import Geometry
 from conv2affine.convolution.guard import check_bias_memory, check_matrix_memory
 from conv2affine.convolution.layouts import Request, check_request
 from conv2affine.operators import ops
-
-__all__ = ["checked_request", "expand"]
 
 
 def checked_request(
@@ -45,16 +43,9 @@ def checked_request(
 
 
 def expand(bias: Tensor, geometry: Geometry) -> Tensor:
-    """A bias with one entry per row of the matrix, from one with one entry per channel.
+    """A bias with one entry per row of the matrix, from one with one entry per channel, in new memory.
 
         expanded[(co, o)] = bias[co]
-
-    Args:
-        bias: (out_channels,).
-        geometry: The conversion.
-
-    Returns:
-        A tensor of shape (rows of the matrix,), in new memory.
 
     Raises:
         ValueError: If the bias has another shape.
@@ -66,6 +57,18 @@ def expand(bias: Tensor, geometry: Geometry) -> Tensor:
         )
     check_bias_memory(geometry, bias)
     return ops.bias(bias, geometry)
+
+
+def make_linear(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
+    """The linear layer of these parameters."""
+    # The constructor of nn.Linear is not called: it would allocate a second matrix, fill it with random numbers, and
+    # change the state of the random number generator.
+    linear = nn.Linear.__new__(nn.Linear)
+    nn.Module.__init__(linear)
+    linear.out_features, linear.in_features = weight.shape
+    linear.weight = weight
+    linear.register_parameter("bias", bias)
+    return linear
 
 
 def _has_overlap(geometry: Geometry) -> bool:

@@ -17,7 +17,6 @@ from conv2affine.convolution.arguments import (
     InputSize,
     Padding,
     Sizes,
-    check_groups,
     check_layer,
     check_weight,
     input_sizes,
@@ -26,8 +25,6 @@ from conv2affine.convolution.arguments import (
     shown,
 )
 from conv2affine.convolution.padding import check_padding_mode, output_size, padding_pairs
-
-__all__ = ["Geometry"]
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -110,7 +107,7 @@ class Geometry:
         store("transposed", transposed)
         store("in_channels", integers("in_channels", in_channels, 1, at_least=1)[0])
         store("out_channels", integers("out_channels", out_channels, 1, at_least=1)[0])
-        store("groups", check_groups(groups))
+        store("groups", integers("groups", groups, 1, at_least=1)[0])
         store("kernel_size", integers("kernel_size", kernel_size, dims, at_least=1))
         store("input_size", input_sizes(input_size, self.in_channels, dims))
         store("stride", integers("stride", stride, dims, at_least=1))

@@ -17,8 +17,6 @@ from conv2affine.convolution.layouts import Request
 from conv2affine.convolution.sizes import Size, layout_name, layout_sizes, readable_bytes
 from conv2affine.operators import ops
 
-__all__ = ["address_space_left", "check_bias_memory", "check_left", "check_matrix_memory", "memory_left", "shortage"]
-
 # Reading how much memory is left takes as long as building a matrix of a few MB.
 UNCHECKED_BYTES = 2**24
 # Where torchrun, Open MPI and MPICH say how many ranks a host has.
@@ -29,11 +27,8 @@ BIAS_ADVICE = "take the layer's own bias, which has one entry per channel"
 def check_matrix_memory(geometry: Geometry, weight: Tensor, request: Request) -> None:
     """Raise MemoryError if the matrix needs more memory than is left.
 
-    Args:
-        geometry: The conversion.
-        weight: Of the matrix's dtype and device. Only the CPU's memory is looked at, and not while torch.compile
-            traces, when nothing is allocated.
-        request: The layout, and which rows.
+    The weight has its dtype and device. Only the CPU's memory is looked at, and not while torch.compile traces, when
+    nothing is allocated.
 
     Raises:
         MemoryError: With the bytes of every layout, and which of them would fit.
@@ -71,16 +66,7 @@ def check_matrix_memory(geometry: Geometry, weight: Tensor, request: Request) ->
 
 
 def check_bias_memory(geometry: Geometry, bias: Tensor) -> None:
-    """Raise MemoryError if the bias of one entry per row needs more memory than is left.
-
-    Args:
-        geometry: The conversion.
-        bias: Of the result's dtype and device, looked at as in `check_matrix_memory`.
-
-    Raises:
-        MemoryError: With the bytes.
-        ValueError: If 64 bits cannot count them, on any device.
-    """
+    """Raise as `check_matrix_memory` if the bias of one entry per row needs more memory than is left."""
     needed = geometry.shape[0] * bias.dtype.itemsize
     _check_countable("bias", needed, geometry, BIAS_ADVICE)
     if needed <= UNCHECKED_BYTES or _is_unchecked(bias):

@@ -17,8 +17,6 @@ from conv2affine.convolution.sizes import INDICES, INT32_MAX, index_dtypes
 from conv2affine.operators import ops
 from conv2affine.operators.derivatives import is_transformed
 
-__all__ = ["BUILDERS", "NAMES", "Layout", "Request", "assemble", "check_request", "csr_arrays", "named_layout"]
-
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -122,6 +120,11 @@ def assemble(starts: Tensor, indices: Tensor, values: Tensor, size: tuple[int, i
 
 
 def _assemble(starts: Tensor, indices: Tensor, values: Tensor, size: tuple[int, int], by_columns: bool) -> Tensor:
+    if torch._C._functorch.is_batchedtensor(values):
+        raise NotImplementedError(
+            f"layout ({torch.sparse_csc if by_columns else torch.sparse_csr}) must be torch.strided under torch.vmap: "
+            "PyTorch has no batches of sparse matrices; or build one matrix after the other"
+        )
     make = torch.sparse_csc_tensor if by_columns else torch.sparse_csr_tensor
     matrix: Tensor = make(starts, indices, values, size, device=values.device, check_invariants=False)
     return matrix

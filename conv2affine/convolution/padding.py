@@ -9,8 +9,6 @@ from conv2affine.convolution.arguments import Padding, integers, is_iterable, sh
 if TYPE_CHECKING:
     from conv2affine.convolution.geometry import Geometry
 
-__all__ = ["check_padding_mode", "output_size", "padding_pairs"]
-
 PADDING_MODES = ("zeros", "circular", "reflect", "replicate")
 
 

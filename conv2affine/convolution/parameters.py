@@ -14,8 +14,6 @@ from torch.nn.utils.weight_norm import WeightNorm
 from conv2affine.convolution.arguments import Conv, InputSize
 from conv2affine.convolution.geometry import Geometry
 
-__all__ = ["read", "weight_and_bias"]
-
 # Forward pre-hooks that compute a parameter. Between two calls of forward, the layer holds what they computed last.
 HOOKS = (BasePruningMethod, SpectralNorm, WeightNorm)
 
@@ -23,12 +21,7 @@ HOOKS = (BasePruningMethod, SpectralNorm, WeightNorm)
 def read(conv: Conv | Tensor, input_size: InputSize | Geometry) -> tuple[Tensor, Tensor | None, Geometry]:
     """(weight, bias, geometry) of a layer at an input size, or of a weight in a geometry; everything is checked.
 
-    Args:
-        conv: A convolution layer, or the weight of one.
-        input_size: With a layer, what `Geometry.from_layer` takes; with a weight, a `Geometry`.
-
-    Returns:
-        (weight, bias, geometry): the weight has shape `geometry.weight_size`; a weight has no bias.
+    The weight has shape `geometry.weight_size`; a weight has no bias.
 
     Raises:
         TypeError: If it is neither; or as `Geometry.from_layer`.
@@ -54,18 +47,12 @@ def read(conv: Conv | Tensor, input_size: InputSize | Geometry) -> tuple[Tensor,
 
 
 def weight_and_bias(conv: Conv) -> tuple[Tensor, Tensor | None]:
-    """The weight and the bias that the next `conv(x)` uses.
+    """The weight and the bias, or None, that the next `conv(x)` of a layer uses.
 
     Parametrizations (`torch.nn.utils.parametrize`) and the hooks of `torch.nn.utils.prune`, `weight_norm` and
     `spectral_norm` are computed on copies of the layer's buffers: neither the layer nor the state of a random number
-    generator changes. Forward pre-hooks of other kinds are not called.
-
-    Args:
-        conv: A convolution layer that `checks.check_layer` accepts.
-
-    Returns:
-        (weight, bias): the layer's own parameters where nothing computes them, otherwise new tensors that are
-        differentiable in the original parameters. The bias is None if the layer has none.
+    generator changes. Forward pre-hooks of other kinds are not called. Where nothing computes them, both are the
+    layer's own parameters, otherwise new tensors that are differentiable in the original ones.
 
     Example:
         >>> conv = nn.utils.parametrizations.weight_norm(nn.Conv1d(1, 2, 3))
@@ -74,8 +61,6 @@ def weight_and_bias(conv: Conv) -> tuple[Tensor, Tensor | None]:
         True
     """
     state = vars(conv)
-    if "parametrizations" not in state["_modules"] and not state["_forward_pre_hooks"]:
-        return conv.weight, conv.bias
     hooks = [hook for hook in state["_forward_pre_hooks"].values() if isinstance(hook, HOOKS)]
     if "parametrizations" not in state["_modules"] and not hooks:
         return conv.weight, conv.bias

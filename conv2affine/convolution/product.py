@@ -10,8 +10,6 @@ from torch import Tensor
 
 from conv2affine.convolution.geometry import Geometry
 
-__all__ = ["adjoint", "forward", "in_chunks"]
-
 CONV: tuple[Callable[..., Tensor], ...] = (F.conv1d, F.conv2d, F.conv3d)
 CONV_TRANSPOSE: tuple[Callable[..., Tensor], ...] = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
@@ -21,15 +19,9 @@ COPY_BYTES = 2**22
 
 
 def forward(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """The convolution of each sample: flatten(forward(x)) == A @ flatten(x).
+    """The convolution of each sample (in_channels, *input_size): flatten(forward(x)) == A @ flatten(x).
 
-    Args:
-        x: (batch, in_channels, *input_size).
-        weight: As the layer has it, of the dtype of x.
-        geometry: The convolution.
-
-    Returns:
-        A tensor of shape (batch, out_channels, *output_size).
+    The weight is as the layer has it, of the dtype of x.
     """
     g = geometry
     if g.transposed:
@@ -38,28 +30,13 @@ def forward(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
 
 
 def in_chunks(convolve: Callable[[Tensor], Tensor], x: Tensor, weight: Tensor) -> Tensor:
-    """convolve(x), computed for some samples at a time.
-
-    Args:
-        convolve: Convolves a batch in float64; each sample by itself.
-        x: (batch, channels, *size).
-        weight: Of the convolution, (channels, channels, *kernel_size).
-    """
+    """convolve(x) in float64, with a convolution of this weight, computed for some samples at a time."""
     samples = max(1, COPY_BYTES // max(1, x[:1].nbytes * weight[0, 0].numel()))
     return torch.cat([convolve(each) for each in torch.split(x, samples)]) if samples < len(x) else convolve(x)
 
 
 def adjoint(y: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """The adjoint for each sample: flatten(adjoint(y)) == A^H @ flatten(y).
-
-    Args:
-        y: (batch, out_channels, *output_size).
-        weight: As the layer has it, of the dtype of y.
-        geometry: The convolution.
-
-    Returns:
-        A tensor of shape (batch, in_channels, *input_size).
-    """
+    """The adjoint for each sample (out_channels, *output_size): flatten(adjoint(y)) == A^H @ flatten(y)."""
     g, weight = geometry, weight.conj()
     if g.transposed:
         y = F.pad(y, [-side for side in _cut(g)])

@@ -9,8 +9,6 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["INDICES", "INT32_MAX", "Indices", "Size", "index_dtypes", "layout_name", "layout_sizes", "readable_bytes"]
-
 INT32_MAX = 2**31 - 1
 
 

@@ -15,8 +15,6 @@ from conv2affine.convolution.geometry import Geometry
 from conv2affine.convolution.parameters import read
 from conv2affine.matrix import to_matrix
 
-__all__ = ["check_mesh", "from_rows", "local_rows", "local_view", "to_dtensor"]
-
 
 def to_dtensor(
     conv: Conv | Tensor,
@@ -60,7 +58,7 @@ def to_dtensor(
     weight, _, geometry = read(conv, input_size)
     mesh = _world_mesh(weight.device) if device_mesh is None else device_mesh
     check_mesh(mesh)
-    check_placements(placements, mesh)
+    _check_placements(placements, mesh)
     rows = local_rows(geometry.shape[0], mesh, placements)
     # Each rank's gradient is that of its own rows: summed over the shards, and the same on every replica.
     matrix = to_matrix(local_view(weight, mesh, placements), geometry, rows=rows)
@@ -125,7 +123,7 @@ def check_mesh(mesh: object) -> None:
         )
 
 
-def check_placements(placements: Sequence[Placement], mesh: DeviceMesh) -> None:
+def _check_placements(placements: Sequence[Placement], mesh: DeviceMesh) -> None:
     """Refuse what does not split the matrix by rows."""
     if len(placements) != mesh.ndim:
         raise ValueError(f"placements ({placements}) must have one entry per mesh dimension, that is {mesh.ndim}")

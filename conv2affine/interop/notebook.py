@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from html import escape
 
-__all__ = ["html_table"]
-
 
 def html_table(heading: Sequence[str], lines: Iterable[Sequence[str]], left: Collection[int] = (0,)) -> str:
     """A table in HTML; the columns in `left` are aligned to the left, the others to the right."""

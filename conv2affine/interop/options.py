@@ -2,63 +2,15 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+import torch
 import typer
 
-__all__ = [
-    "BoundsOption",
-    "BoxOption",
-    "CertifyOption",
-    "DType",
-    "DTypeOption",
-    "DebugOption",
-    "Form",
-    "FormOption",
-    "JsonOption",
-    "MaxGibOption",
-    "MaxPool",
-    "MaxPoolOption",
-    "Merge",
-    "MergeOption",
-    "ShapeOption",
-    "SpecOption",
-    "shapes_by_name",
-    "torch_dtype",
-]
-
-
-class Form(str, Enum):
-    """The form of the result."""
-
-    graph = "graph"
-    mlp = "mlp"
-
-
-class Merge(str, Enum):
-    """Which affine pieces are multiplied."""
-
-    auto = "auto"
-    always = "always"
-    never = "never"
-
-
-class MaxPool(str, Enum):
-    """How max pooling is written."""
-
-    max = "max"
-    relu = "relu"
-
-
-class DType(str, Enum):
-    """The type of the layers."""
-
-    float32 = "float32"
-    float64 = "float64"
-
-
+Form = Literal["graph", "mlp"]
+Merge = Literal["auto", "always", "never"]
+MaxPool = Literal["max", "relu"]
 FormOption = Annotated[
     Form,
     typer.Option(help="graph: Gemm, Add, Relu and the steps that are not affine; mlp: one chain of Gemm and Relu."),
@@ -68,7 +20,9 @@ MergeOption = Annotated[
     typer.Option(help="Multiply affine pieces that follow one another: where it saves entries, always, or never."),
 ]
 MaxPoolOption = Annotated[MaxPool, typer.Option(help="In form graph, keep max pooling, or make it Gemm and Relu.")]
-DTypeOption = Annotated[DType | None, typer.Option(help="Type of the layers; that of the model if left out.")]
+DTypeOption = Annotated[
+    Literal["float32", "float64"] | None, typer.Option(help="Type of the layers; that of the model if left out.")
+]
 ShapeOption = Annotated[
     list[str] | None,
     typer.Option(help="Shape of an input with symbolic sizes, once per input: --shape image=1,3,32,32"),
@@ -95,11 +49,12 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout."
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-def torch_dtype(dtype: DType | None) -> Any:
-    """The dtype of PyTorch."""
-    import torch
-
-    return None if dtype is None else getattr(torch, dtype.value)
+def for_onnx(
+    form: str, merge: str, max_pool: str, dtype: str | None, shape: list[str] | None, max_gib: float
+) -> dict[str, Any]:
+    """What `onnx.plan` and `onnx.convert` take."""
+    options = {"form": form, "merge": merge, "max_pool": max_pool, "dtype": dtype and getattr(torch, dtype)}
+    return {**options, "shapes": shapes_by_name(shape), "max_bytes": int(max_gib * 2**30)}
 
 
 def shapes_by_name(given: list[str] | None) -> dict[str, tuple[int, ...]]:

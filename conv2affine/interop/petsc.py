@@ -22,8 +22,6 @@ from conv2affine.operators import ops
 if TYPE_CHECKING:
     from petsc4py.PETSc import Comm, Mat
 
-__all__ = ["to_petsc"]
-
 
 def to_petsc(conv: Conv | Tensor, input_size: InputSize | Geometry, comm: Comm | None = None) -> Mat:
     """The matrix A of a convolution layer as a PETSc AIJ matrix, of which each rank builds its own rows.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from scipy.sparse import csr_array
     from scipy.sparse.linalg import LinearOperator
-
-__all__ = ["ARRAY_DTYPES", "as_linear_operator", "scipy_weight", "to_scipy"]
 
 OPERATOR_DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 ARRAY_DTYPES = (
@@ -74,10 +73,13 @@ def as_linear_operator(conv: Conv | Tensor, input_size: InputSize | Geometry) ->
     from scipy.sparse.linalg import LinearOperator
 
     weight, geometry = scipy_weight(conv, input_size, "solvers", OPERATOR_DTYPES)
-    products = _Products(weight.clone(memory_format=torch.contiguous_format), geometry)
-    product, transposed = products.forward, products.adjoint
+    weight = weight.clone(memory_format=torch.contiguous_format)
+    inputs, outputs = (geometry.in_channels, *geometry.input_size), (geometry.out_channels, *geometry.output_size)
+    product = partial(_columns, forward, weight, geometry, inputs)
+    transposed = partial(_columns, adjoint, weight, geometry, outputs)
+    dtype = np.dtype(str(weight.dtype).removeprefix("torch."))
     return LinearOperator(
-        geometry.shape, matvec=product, rmatvec=transposed, matmat=product, rmatmat=transposed, dtype=products.dtype
+        geometry.shape, matvec=product, rmatvec=transposed, matmat=product, rmatmat=transposed, dtype=dtype
     )
 
 
@@ -126,44 +128,33 @@ def to_scipy(
     return csr_array((values, indices, starts), shape=(len(request.rows), geometry.shape[1]))
 
 
-class _Products:
-    """The products of a layer's matrix with columns of NumPy arrays."""
+def _columns(
+    function: Callable[[Tensor, Tensor, Geometry], Tensor],
+    weight: Tensor,
+    geometry: Geometry,
+    shape: tuple[int, ...],
+    x: NDArray[Any],
+) -> NDArray[Any]:
+    """`function`, `forward` or `adjoint`, of each column of x as a sample of this shape; or of the vector x."""
+    if np.iscomplexobj(x) and not weight.is_complex():
+        real, imag = (_columns(function, weight, geometry, shape, part) for part in (x.real, x.imag))
+        return real + 1j * imag
+    dtype = np.dtype(str(weight.dtype).removeprefix("torch."))
+    samples = np.array(x.reshape(prod(shape), -1).T, dtype, order="C")  # a copy: x may be read-only
+    batch = torch.from_numpy(samples).to(weight.device).view(len(samples), *shape)
+    with torch.no_grad(), torch.autocast(batch.device.type, enabled=False):
+        blocks = torch.split(batch, _block(weight, geometry))
+        results = [function(block, weight, geometry).flatten(1) for block in blocks]
+    return torch.cat(results).cpu().numpy().T
 
-    def __init__(self, weight: Tensor, geometry: Geometry) -> None:
-        self.weight = weight  # as the layer has it
-        self.geometry = geometry
-        self.dtype = np.dtype(str(weight.dtype).removeprefix("torch."))
 
-    def forward(self, x: NDArray[Any]) -> NDArray[Any]:
-        return self.columns(forward, (self.geometry.in_channels, *self.geometry.input_size), x)
-
-    def adjoint(self, y: NDArray[Any]) -> NDArray[Any]:
-        return self.columns(adjoint, (self.geometry.out_channels, *self.geometry.output_size), y)
-
-    def columns(
-        self, function: Callable[[Tensor, Tensor, Geometry], Tensor], shape: tuple[int, ...], x: NDArray[Any]
-    ) -> NDArray[Any]:
-        """`function`, `forward` or `adjoint`, of each column of x as a sample of this shape; or of the vector x."""
-        if np.iscomplexobj(x) and not self.weight.is_complex():
-            real, imag = (self.columns(function, shape, part) for part in (x.real, x.imag))
-            return real + 1j * imag
-        samples = np.array(x.reshape(prod(shape), -1).T, self.dtype, order="C")  # a copy: x may be read-only
-        batch = torch.from_numpy(samples).to(self.weight.device).view(len(samples), *shape)
-        with torch.no_grad(), torch.autocast(batch.device.type, enabled=False):
-            blocks = torch.split(batch, self.block)
-            results = [function(block, self.weight, self.geometry).flatten(1) for block in blocks]
-        return torch.cat(results).cpu().numpy().T
-
-    @property
-    def block(self) -> int:
-        """Samples to convolve at once."""
-        geometry = self.geometry
-        # PyTorch unfolds into one element per channel, tap and window; the windows are the outputs of a convolution.
-        windows = (geometry.in_channels, *geometry.output_size)
-        if geometry.transposed:
-            windows = (geometry.out_channels, *geometry.input_size)
-        unfolded = prod(geometry.kernel_size) * prod(windows) * self.weight.itemsize
-        return max(1, BLOCK_BYTES // unfolded)
+def _block(weight: Tensor, geometry: Geometry) -> int:
+    """Samples to convolve at once."""
+    # PyTorch unfolds into one element per channel, tap and window; the windows are the outputs of a convolution.
+    windows = (geometry.in_channels, *geometry.output_size)
+    if geometry.transposed:
+        windows = (geometry.out_channels, *geometry.input_size)
+    return max(1, BLOCK_BYTES // (prod(geometry.kernel_size) * prod(windows) * weight.itemsize))
 
 
 def scipy_weight(

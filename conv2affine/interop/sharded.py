@@ -11,12 +11,11 @@ from torch.distributed.tensor import DTensor, Placement, Shard
 
 from conv2affine.convolution.arguments import Conv, InputSize
 from conv2affine.convolution.blocks import bias_rows
+from conv2affine.convolution.build import make_linear
 from conv2affine.convolution.parameters import read
 from conv2affine.interop.dtensor import check_mesh, from_rows, local_rows, local_view
 from conv2affine.matrix import to_matrix
 from conv2affine.sparse_linear import SparseLinear
-
-__all__ = ["SHARDED", "GatheredSparseLinear", "ShardedSparseLinear", "check_line", "sharded_linear"]
 
 SHARDED: tuple[Placement] = (Shard(0),)
 
@@ -89,14 +88,8 @@ def sharded_linear(
     if layout is torch.sparse_csr:
         part = SparseLinear(weight_part, bias_part)
         return ShardedSparseLinear(part, rows, geometry.shape[0], device_mesh).train(conv.training)
-    linear = nn.Linear.__new__(nn.Linear)  # without its constructor, as in `to_linear`
-    nn.Module.__init__(linear)
-    linear.out_features, linear.in_features = geometry.shape
-    linear.weight = _sharded(weight_part, geometry.shape[0], device_mesh)
-    linear.register_parameter(
-        "bias", None if bias_part is None else _sharded(bias_part, geometry.shape[0], device_mesh)
-    )
-    return linear.train(conv.training)
+    rows_of_all = None if bias_part is None else _sharded(bias_part, geometry.shape[0], device_mesh)
+    return make_linear(_sharded(weight_part, geometry.shape[0], device_mesh), rows_of_all).train(conv.training)
 
 
 def check_line(device_mesh: DeviceMesh) -> None:

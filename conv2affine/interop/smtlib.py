@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import reduce
 from itertools import pairwise, product
 from math import isfinite, prod
 from typing import Any
-
-__all__ = ["MAX_CASES", "Row", "alternatives", "expressions", "in_words", "variable"]
 
 # An inequality: sum of row[letter, number] * variable <= -row[None].
 Row = dict[tuple[str, int] | None, float]
@@ -68,17 +67,11 @@ def _linear(term: Any) -> Row:
                 raise ValueError(f"{term} is not a finite number")
             return {None: number}
         case ["+", *parts] if parts:
-            total: Row = {}
-            for part in parts:
-                total = _plus(total, _linear(part))
-            return total
+            return reduce(_plus, map(_linear, parts))
         case ["-", part]:
             return _plus({}, _linear(part), -1)
         case ["-", first, *parts]:
-            total = _linear(first)
-            for part in parts:
-                total = _plus(total, _linear(part), -1)
-            return total
+            return reduce(lambda total, part: _plus(total, _linear(part), -1), parts, _linear(first))
         case ["*", first, *parts] if parts:
             total = _linear(first)
             for part in parts:

@@ -22,8 +22,6 @@ from numpy.typing import NDArray
 
 from conv2affine.interop.smtlib import Row, alternatives, expressions, in_words, variable
 
-__all__ = ["Case", "Specification", "read_spec"]
-
 Array = NDArray[np.float64]
 
 

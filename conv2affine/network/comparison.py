@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from conv2affine.network.torch.rounding import WIDE, WIDER
-
-__all__ = [
-    "COARSE",
-    "EPS",
-    "EXACT",
-    "INFINITIES",
-    "OWN_ROUNDINGS",
-    "RUNS",
-    "difference",
-    "distance",
-    "is_close",
-    "own_part",
-    "scale",
-    "smallest",
-    "tolerance_of",
-]
+from conv2affine.network.torch.noise import WIDE, WIDER
 
 # Number of runs with noise. An element's scale is its largest movement in them: a single one may be small by chance.
 RUNS = 4
@@ -72,13 +58,7 @@ def scale(exact: Tensor, moved: Iterable[Tensor], eps: float) -> Tensor:
 
 
 def difference(expected: Any, got: Any, allowed: Any) -> str:
-    """How two outputs differ beyond rounding; "" if they do not.
-
-    Args:
-        expected: A tensor, or anything else.
-        got: Likewise.
-        allowed: By how much each element may differ.
-    """
+    """How two outputs differ by more than is allowed for each element; "" if they do not."""
     if not isinstance(expected, Tensor):
         return "" if expected == got else f"{got} for {expected}"
     if expected.shape != got.shape:
@@ -92,6 +72,23 @@ def difference(expected: Any, got: Any, allowed: Any) -> str:
     worst = int(excess.argmax())
     index = [int(i) for i in torch.unravel_index(torch.tensor(worst), expected.shape)]
     return f"off by {off.flatten()[worst]:.1e} at {index}, where rounding explains {allowed.flatten()[worst]:.1e},"
+
+
+@torch.no_grad()
+def check_repeats(first: Any, second: Any, tolerance: float) -> None:
+    """Refuse a model whose outputs of two runs on the same inputs differ; sums in another order may round so."""
+    for a, b in zip_longest(pytree.tree_leaves(first), pytree.tree_leaves(second)):
+        if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+            is_same = bool(a == b)
+        elif a.shape != b.shape or not a.is_floating_point():
+            is_same = torch.equal(a, b)
+        else:
+            is_same = is_close(a, b, tolerance)
+        if not is_same:
+            raise ValueError(
+                "the model must give the same result for the same input, and two runs differ; call model.eval(), and "
+                "remove what depends on chance, or what is changed by a run and used in the next"
+            )
 
 
 def distance(first: Tensor, second: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -11,30 +12,21 @@ from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 
 from conv2affine.network.matrices.matrix import Array, Matrix
 from conv2affine.network.passes.merge import Merge
-from conv2affine.network.prepare import (
-    check_memory,
-    in_mode_of,
-    memory_refusal,
-    one_of,
-    prepare,
-)
+from conv2affine.network.prepare import check_memory, in_mode_of, memory_refusal, one_of, prepare
 from conv2affine.network.progress import progress
 from conv2affine.network.report import NetworkPlan, describe, describe_layers
-from conv2affine.network.torch.checking.verify import verify
 from conv2affine.network.torch.exporter import export_torch
 from conv2affine.network.torch.layers import NetworkLayout, choose_layout, layer
 from conv2affine.network.torch.models.intake import Model, hold
-from conv2affine.network.torch.models.surroundings import alone, on_cpu
+from conv2affine.network.torch.models.surroundings import alone
+from conv2affine.network.torch.verifying.verify import verify
 from conv2affine.network.vectors import prepare_chain
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-__all__ = ["plan_network", "to_linear_network"]
-
 
 @alone
-@on_cpu
 def to_linear_network(
     model: Model,
     example_inputs: Any,
@@ -94,32 +86,34 @@ def to_linear_network(
         4      copied     10 x 288    2,880   11.52 kB  23.08 kB  dense
         total                        10,656  232.70 kB  86.45 kB  232.70 kB
     """
-    model, inputs = hold(model, example_inputs)
-    network, dtype = prepare(model, inputs, layout, merge, max_pool, dtype)
     ranks = 1
+    ending: AbstractContextManager[Any] = nullcontext(lambda *items: None)
     if device_mesh is not None:
-        from conv2affine.network.torch.ranks import number_of_ranks, shared_layer  # imports torch.distributed
+        from conv2affine.network.torch.ranks import number_of_ranks, shared_layer, together  # imports torch.distributed
 
-        ranks = number_of_ranks(device_mesh)
-    plan = describe(network.graph, dtype, layout, ranks=ranks)
-    check_memory(plan)
-    with progress(len(plan.layers)) as each:
+        ranks, ending = number_of_ranks(device_mesh), together(device_mesh)
+    with ending as check_same:
+        held, inputs = hold(model, example_inputs)
+        network, dtype = prepare(held, inputs, layout, merge, max_pool, dtype)
+        plan = describe(network.graph, dtype, layout, ranks=ranks)
+        check_same(held, inputs, str(plan))
+        check_memory(plan)
 
         def make(name: str, matrix: Matrix, bias: Array | None) -> nn.Module:
-            each(name)
+            step(name)
             if device_mesh is not None and choose_layout(matrix, dtype, layout, ranks) == "sharded":
                 return shared_layer(matrix, bias, dtype, device_mesh)
             return layer(matrix, bias, dtype, layout)
 
-        net = export_torch(network, lambda each: dtype if each is network.dtype else each, make)
+        with progress(len(plan.layers)) as step:
+            net = export_torch(network, lambda each: dtype if each is network.dtype else each, make)
     net.plan = plan  # type: ignore[assignment]
     net.meta[_USER_PRESERVED_ATTRIBUTES_KEY] = {"plan": plan}  # for copies
-    verify(model, net, inputs, network, dtype)
-    return in_mode_of(model, net)
+    verify(held, net, inputs, network, dtype)
+    return in_mode_of(held, net)
 
 
 @alone
-@on_cpu
 def plan_network(
     model: Model,
     example_inputs: Any,
@@ -130,24 +124,7 @@ def plan_network(
     max_pool: Literal["max", "relu"] = "max",
     dtype: torch.dtype | None = None,
 ) -> NetworkPlan:
-    """The table of what `to_linear_network` or `to_mlp` would make, before anything large is made.
-
-    Args:
-        model: As in `to_linear_network`.
-        example_inputs: As in `to_linear_network`.
-        form: "graph", the network of `to_linear_network`; or "mlp", the chain of `to_mlp`. Default: "graph".
-        layout: As in `to_linear_network`.
-        merge: In form "graph", as in `to_linear_network`.
-        max_pool: In form "graph", as in `to_linear_network`.
-        dtype: As in `to_linear_network`.
-
-    Returns:
-        A `NetworkPlan`: a row for each layer and step, with its modules, sizes, entries, and bytes per layout.
-
-    Raises:
-        TypeError: As `to_linear_network`.
-        ValueError: As `to_linear_network`.
-        NotImplementedError: As `to_mlp`, in form "mlp".
+    """`plan` of a network: the table of what `to_linear_network` or `to_mlp` would make, with arguments as theirs.
 
     Example:
         >>> plan_network(nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU()), torch.rand(1, 64, 224, 224)).bytes

@@ -13,8 +13,6 @@ from typing import Any
 
 from conv2affine.network.matrices.affine import AffineMap
 
-__all__ = ["Graph", "Kept", "Node", "Piece", "Step", "Value"]
-
 
 @dataclass(frozen=True, eq=False)
 class Value:
@@ -106,6 +104,13 @@ class Kept:
     outputs: tuple[Value, ...]
     call: Any
     origin: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of an input among the constant arguments of a call."""
+
+    number: int
 
 
 Node = Piece | Step | Kept

@@ -23,10 +23,8 @@ import numpy as np
 
 from conv2affine.network.matrices.matrix import Array
 
-__all__ = ["FORMS", "KINDS"]
 
-
-def window_max(x: Array, windows: Any) -> Array:
+def _window_max(x: Array, windows: Any) -> Array:
     """The largest element of each window, for each sample."""
     padded = np.pad(x, ((0, 0), (0, 1)), constant_values=-np.inf)  # -1 reads the last element
     largest: Array = padded[:, windows].max(axis=2)
@@ -41,8 +39,8 @@ KINDS: dict[str, Callable[..., Array]] = {
     "abs": np.abs,
     "maximum": np.maximum,
     "minimum": np.minimum,
-    "window_max": window_max,
-    "window_min": lambda x, windows: -window_max(-x, windows),
+    "window_max": _window_max,
+    "window_min": lambda x, windows: -_window_max(-x, windows),
 }
 
 # For each kind of step, the number of its inputs, and its parameters.

@@ -21,22 +21,8 @@ from conv2affine.network.proof.chains import chain_for_box
 from conv2affine.network.proof.forward import Interval
 from conv2affine.network.report import NetworkPlan
 from conv2affine.network.rules.bends import MASKS
-from conv2affine.network.torch.importing.importer import import_torch
-from conv2affine.network.torch.importing.network import TorchNetwork
+from conv2affine.network.torch.importing.importer import TorchNetwork, import_torch
 from conv2affine.network.torch.layers import LAYOUTS, NetworkLayout
-
-__all__ = [
-    "DTYPES",
-    "check_kept",
-    "check_memory",
-    "in_mode_of",
-    "memory_refusal",
-    "one_of",
-    "prepare",
-    "reason_of",
-    "to_layers",
-    "to_pieces",
-]
 
 DTYPES = (None, torch.float64, torch.float32, torch.float16, torch.bfloat16)
 Module = TypeVar("Module", bound=nn.Module)

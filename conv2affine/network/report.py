@@ -15,8 +15,6 @@ from conv2affine.network.matrices.matrix import Selection
 from conv2affine.network.passes.chain import Layer
 from conv2affine.network.torch.layers import NetworkLayout, choose_layout, layout_bytes
 
-__all__ = ["NetworkPlan", "Row", "describe", "describe_layers"]
-
 HEADING = ("from", "is", "matrix", "entries", "dense", "sparse", "layout")
 LEFT = (0, 1, 6)  # columns that are aligned to the left
 
@@ -36,6 +34,7 @@ class Row:
             ranks share it, of each of them; empty for a step.
         layout: The layout chosen; "" for a step.
         ranks: Number of ranks that share it.
+        reason: Why an operator stays as it is; "" for all else.
     """
 
     name: str
@@ -46,6 +45,7 @@ class Row:
     bytes: tuple[tuple[str, int], ...] = ()
     layout: str = ""
     ranks: int = 1
+    reason: str = ""
 
 
 @dataclass(frozen=True, repr=False)
@@ -139,8 +139,10 @@ def describe(
                     sizes["gather"], chosen = matrix.shape[0] * (8 + dtype.itemsize), "gather"
                 rows.append(Row(name, kind, *matrix.shape, matrix.nnz, tuple(sizes.items()), chosen, sharing))
         else:
-            kind = f"kept: {node.kind}" if isinstance(node, Kept) else node.kind
-            rows.append(Row(_names(node.origin), kind, node.outputs[0].size, node.inputs[0].size))
+            kind, reason = node.kind, ""
+            if isinstance(node, Kept):
+                kind, reason = f"kept: {kind}", getattr(node.call, "reason", "") or "no rule covers the operator"
+            rows.append(Row(_names(node.origin), kind, node.outputs[0].size, node.inputs[0].size, reason=reason))
     return NetworkPlan(tuple(rows), dtype)
 
 
@@ -148,17 +150,8 @@ def describe_layers(layers: Sequence[Layer], dtype: torch.dtype, layout: Network
     """The plan of a chain, before its matrices are written out; its ReLUs are left out."""
     rows = []
     for layer in layers:
-        sizes = layout_bytes(layer, dtype)
-        rows.append(
-            Row(
-                _names(layer.origin),
-                "computed",
-                *layer.shape,
-                layer.nnz,
-                tuple(sizes.items()),
-                choose_layout(layer, dtype, layout),
-            )
-        )
+        sizes, chosen = tuple(layout_bytes(layer, dtype).items()), choose_layout(layer, dtype, layout)
+        rows.append(Row(_names(layer.origin), "computed", *layer.shape, layer.nnz, sizes, chosen))
     return NetworkPlan(tuple(rows), dtype)
 
 
@@ -169,6 +162,6 @@ def _names(origin: Sequence[str]) -> str:
 
 def _cells(row: Row) -> tuple[str, ...]:
     if not row.layout:
-        return (row.name, row.kind, f"{row.rows:,}", "", "", "", "")
+        return (row.name, row.kind, f"{row.rows:,}", "", "", "", row.reason)
     sizes = [readable_bytes(size) for name, size in row.bytes if name in HEADING]
     return (row.name, row.kind, f"{row.rows:,} x {row.cols:,}", f"{row.nnz:,}", *sizes, row.layout)

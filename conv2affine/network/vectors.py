@@ -18,33 +18,22 @@ from conv2affine.network.passes.chain import Layer, to_graph
 from conv2affine.network.passes.ends import join_ends, slices
 from conv2affine.network.passes.merge import merge as merge_pieces
 from conv2affine.network.passes.simplify import simplify
-from conv2affine.network.prepare import (
-    DTYPES,
-    check_memory,
-    in_mode_of,
-    one_of,
-    reason_of,
-    to_layers,
-)
+from conv2affine.network.prepare import DTYPES, check_memory, in_mode_of, one_of, reason_of, to_layers
 from conv2affine.network.progress import progress
 from conv2affine.network.proof.box import Box, read_box
 from conv2affine.network.report import describe, describe_layers
-from conv2affine.network.torch.checking.verify import verify
-from conv2affine.network.torch.importing.importer import import_torch
-from conv2affine.network.torch.importing.network import TorchNetwork
+from conv2affine.network.torch.importing.importer import TorchNetwork, import_torch
 from conv2affine.network.torch.layers import LAYOUTS, NetworkLayout, layer
 from conv2affine.network.torch.models.held import class_name
 from conv2affine.network.torch.models.intake import Model, hold
-from conv2affine.network.torch.models.surroundings import alone, on_cpu
+from conv2affine.network.torch.models.surroundings import alone
 from conv2affine.network.torch.modules import BoxChain
-
-__all__ = ["check_floats", "join_inputs", "module_to_linear", "prepare_chain", "to_mlp", "with_vectors"]
+from conv2affine.network.torch.verifying.verify import verify
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
 @alone
-@on_cpu
 def to_mlp(
     model: Model,
     example_inputs: Any,
@@ -150,31 +139,10 @@ def _tensors(*arrays: Array) -> tuple[Tensor, ...]:
 
 
 @alone
-@on_cpu
-def module_to_linear(
-    module: Model, example_input: Any, *, layout: NetworkLayout = "dense", dtype: torch.dtype | None = None
-) -> nn.Linear:
-    """The fully-connected layer that is equivalent to a module that is affine in its input.
+def module_to_linear(module: Model, example_input: Any, *, layout: NetworkLayout = "dense") -> nn.Linear:
+    """`to_linear` of a module that is affine in its input, or in a tuple of inputs, which become one vector.
 
         fc(x.flatten(1)) == module(x).flatten(1)
-
-    Args:
-        module: Any module that is affine: padding and convolution, convolution and batch norm, pooling, ...
-        example_input: A tensor, batch first; or a tuple of them, which the layer takes as one vector; integers as in
-            `to_mlp`.
-        layout: "dense", "sparse", or "auto", as in `to_linear_network`. Default: "dense".
-        dtype: As in `to_linear_network`.
-
-    Returns:
-        An `nn.Linear` or `SparseLinear`. `weight[r, c]` is what input element c contributes to output element r, both
-        counted in C order over all axes but the batch's. Several inputs or outputs follow one another: the
-        attributes `input_slices` and `output_slices` say where each is.
-
-    Raises:
-        TypeError: If the module is not affine; the message names its first nonlinear step.
-        ValueError: As `to_mlp`.
-        MemoryError: As `to_linear_network`.
-        RuntimeError: As `to_linear_network`.
 
     Example:
         >>> module = nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(3, 8, 3), nn.AvgPool2d(2))
@@ -182,7 +150,6 @@ def module_to_linear(
         Linear(in_features=192, out_features=128, bias=True)
     """
     one_of("layout", layout, LAYOUTS)
-    one_of("dtype", dtype, DTYPES)
     module, inputs = hold(module, example_input)
     original = import_torch(module, inputs, floats=True)
     network = with_vectors(original, "a linear layer")
@@ -196,13 +163,12 @@ def module_to_linear(
             )
         map = node.map  # the whole map: the graph has one piece at most
     check_floats(network, "a linear layer")
-    dtype = dtype or network.dtype
-    check_memory(describe(graph, dtype, layout))
+    check_memory(describe(graph, network.dtype, layout))
     [source] = graph.inputs
     matrix = map.terms.get(source, Selection(np.full(map.size, -1), source.size))
-    fc = layer(matrix, map.bias if map.bias.any() else None, dtype, layout).to(network.device)
+    fc = layer(matrix, map.bias if map.bias.any() else None, network.dtype, layout).to(network.device)
     network = dataclasses.replace(network, graph=graph)
-    verify(module, nn.Sequential(nn.Flatten(), fc), inputs, network, dtype, flat=True)
+    verify(module, nn.Sequential(nn.Flatten(), fc), inputs, network, network.dtype, flat=True)
     return in_mode_of(module, _with_slices(fc, original.graph))
 
 

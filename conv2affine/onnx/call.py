@@ -9,11 +9,8 @@ from typing import Any
 import numpy as np
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, defs, helper
 
-from conv2affine.network.graph import Kept, Step, Value
-from conv2affine.network.torch.importing.call import Slot
+from conv2affine.network.graph import Kept, Slot, Step, Value
 from conv2affine.onnx.reference import evaluator
-
-__all__ = ["OnnxCall", "make_info", "one_node", "runs_on_vectors"]
 
 # Version 14 of these differs from 13 in the types it takes only.
 SAME_SINCE_13 = ("Add", "Div", "Mul", "Sub")

@@ -14,14 +14,12 @@ from conv2affine.network.equality.side import Side
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.passes.ends import slices
 from conv2affine.network.torch.models.surroundings import on_cpu
-from conv2affine.onnx.box import BoxArgument, SpecArgument, box_of, given_box
 from conv2affine.onnx.call import runs_on_vectors
+from conv2affine.onnx.ends import BoxArgument, SpecArgument, box_of, given_box
 from conv2affine.onnx.importing.importer import import_onnx
 from conv2affine.onnx.importing.reader import read
 from conv2affine.onnx.model import DTYPES
 from conv2affine.onnx.running.runner import runner
-
-__all__ = ["check", "file_side"]
 
 
 @on_cpu
@@ -76,13 +74,7 @@ def check(
 def file_side(
     source: ModelProto | str | Path, shapes: Mapping[str, Sequence[int]] | None = None, order: Sequence[str] = ()
 ) -> tuple[Side, dict[str, tuple[int, ...]]]:
-    """A file as a side of a comparison, and the shapes of its inputs.
-
-    Args:
-        source: A model, or its file.
-        shapes: As in `convert`.
-        order: Of the inputs by name, if these are their names.
-    """
+    """A file as a side of a comparison, and the shapes of its inputs, in this order if these are their names."""
     model = read(source, shapes)
     network, run = import_onnx(model), runner(model.proto)
     pairs = list(zip(network.inputs, network.graph.inputs, strict=True))

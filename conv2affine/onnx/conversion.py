@@ -15,8 +15,6 @@ from conv2affine.network.prepare import memory_refusal
 from conv2affine.network.proof.forward import Interval
 from conv2affine.network.report import NetworkPlan
 
-__all__ = ["Conversion", "size_refusal"]
-
 
 @dataclass(frozen=True, repr=False)
 class Conversion:

@@ -14,8 +14,8 @@ from conv2affine.network.passes.merge import Merge
 from conv2affine.network.report import NetworkPlan
 from conv2affine.network.torch.models.intake import Model, hold
 from conv2affine.network.torch.models.surroundings import alone, on_cpu
-from conv2affine.onnx.box import BoxArgument, SpecArgument, given_box
 from conv2affine.onnx.conversion import Conversion, size_refusal
+from conv2affine.onnx.ends import BoxArgument, SpecArgument, given_box
 from conv2affine.onnx.exporting.storage import check_target
 from conv2affine.onnx.importing.aten import import_module, module_runner
 from conv2affine.onnx.importing.importer import import_onnx
@@ -24,8 +24,6 @@ from conv2affine.onnx.importing.reader import read
 from conv2affine.onnx.pipeline import MAX_BYTES, Form, MaxPool, Options, prepare, run
 from conv2affine.onnx.running.runner import runner
 from conv2affine.onnx.running.trials import with_outputs
-
-__all__ = ["convert", "export", "plan"]
 
 
 @on_cpu
@@ -112,7 +110,6 @@ def convert(
 
 
 @alone
-@on_cpu
 def export(
     model: Model,
     example_inputs: Any,

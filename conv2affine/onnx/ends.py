@@ -1,21 +1,25 @@
-"""The inputs and outputs of a model as the vectors that a chain takes and returns."""
+"""The inputs and outputs of a model as the vectors that a chain takes and returns, and the box of its inputs."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from onnx import TensorProto
 
+from conv2affine.interop.vnnlib import Specification, read_spec
 from conv2affine.network.graph import Kept, Node, Value
 from conv2affine.network.passes.ends import join_ends, slices
 from conv2affine.network.passes.simplify import replace_inputs
+from conv2affine.network.proof.box import Box, read_box
 from conv2affine.onnx.model import FLOATS, OnnxNetwork, TensorInfo
 from conv2affine.onnx.running.runner import Run
 
-__all__ = ["apart", "begin_at_casts", "check_floats", "joined", "slices_by_name"]
+BoxArgument = tuple[Any, Any] | None
+SpecArgument = Specification | str | Path | None
 
 
 def begin_at_casts(network: OnnxNetwork) -> OnnxNetwork:
@@ -80,3 +84,22 @@ def apart(run: Run, network: OnnxNetwork) -> Run:
 def slices_by_name(tensors: Sequence[TensorInfo], values: Sequence[Value]) -> dict[str, slice]:
     """Where the elements of each tensor are in the vector of all."""
     return dict(zip((tensor.name for tensor in tensors), slices(values), strict=True))
+
+
+def given_box(box: BoxArgument, spec: SpecArgument) -> BoxArgument | Specification:
+    """Which of both a user gives; a specification is read."""
+    if spec is None:
+        return box
+    if box is not None:
+        raise ValueError("box and spec must not come together: the box is that of the specification")
+    return spec if isinstance(spec, Specification) else read_spec(spec)
+
+
+def box_of(given: BoxArgument | Specification, shapes: Mapping[str, Sequence[int]], outputs: int) -> Box | None:
+    """The box of a network with inputs of these shapes, by name, for one sample, and `outputs` output elements.
+
+    `given` is as from `given_box`; None is for all inputs.
+    """
+    if isinstance(given, Specification):
+        given = given.box_for(shapes, outputs)
+    return None if given is None else read_box(given, shapes)

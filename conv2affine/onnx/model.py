@@ -10,8 +10,6 @@ from onnx import ModelProto, NodeProto, TensorProto, TypeProto
 
 from conv2affine.network.graph import Graph
 
-__all__ = ["DTYPES", "EPS", "FLOATS", "HALVES", "CheckedModel", "OnnxNetwork", "TensorInfo", "input_info", "location"]
-
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, *HALVES)
 # Of layers.
@@ -21,12 +19,7 @@ DTYPES: Mapping[int, torch.dtype] = {
     TensorProto.FLOAT: torch.float32,
     TensorProto.DOUBLE: torch.float64,
 }
-EPS: Mapping[int, float] = {
-    TensorProto.DOUBLE: 2.0**-52,
-    TensorProto.FLOAT: 2.0**-23,
-    TensorProto.FLOAT16: 2.0**-10,
-    TensorProto.BFLOAT16: 2.0**-7,
-}
+EPS = {elem_type: torch.finfo(dtype).eps for elem_type, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)

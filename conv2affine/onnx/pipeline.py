@@ -21,28 +21,26 @@ from conv2affine.network.graph import Kept, Step
 from conv2affine.network.passes.chain import Layer
 from conv2affine.network.passes.merge import MERGE, Merge
 from conv2affine.network.passes.simplify import simplify
-from conv2affine.network.prepare import to_layers, to_pieces
+from conv2affine.network.prepare import one_of, to_layers, to_pieces
 from conv2affine.network.progress import progress
 from conv2affine.network.proof.box import Box
 from conv2affine.network.proof.forward import Interval
 from conv2affine.network.report import NetworkPlan, describe, describe_layers
-from conv2affine.onnx.box import BoxArgument, box_of
 from conv2affine.onnx.conversion import Conversion, size_refusal
-from conv2affine.onnx.ends import apart, begin_at_casts, check_floats, joined, slices_by_name
+from conv2affine.onnx.ends import BoxArgument, apart, begin_at_casts, box_of, check_floats, joined, slices_by_name
 from conv2affine.onnx.exporting.exporter import Exporter, gathers
-from conv2affine.onnx.exporting.opsets import MIN_OPSET, choose_opset
 from conv2affine.onnx.exporting.storage import data_of, publish, save
+from conv2affine.onnx.importing.upgrade import MIN_OPSET
 from conv2affine.onnx.model import DTYPES, FLOATS, OnnxNetwork, TensorInfo
 from conv2affine.onnx.running.runner import Run, compare, runner, sample
 from conv2affine.onnx.running.trials import first_mixing, layer_runner
 
-__all__ = ["MAX_BYTES", "Form", "MaxPool", "Options", "prepare", "run"]
-
 Form = Literal["graph", "mlp"]
 MaxPool = Literal["max", "relu"]
-FORMS = ("graph", "mlp")
 MAX_BYTES = 2**30
 BATCHES = (1, 3)
+# Unmaintained readers support opsets up to this; every operator that we write is older.
+OPSET = 13
 
 
 @dataclass(frozen=True)
@@ -59,9 +57,9 @@ class Options:
     box: BoxArgument | Specification = None
 
     def __post_init__(self) -> None:
-        for name, allowed in (("form", FORMS), ("merge", MERGE), ("max_pool", ("max", "relu"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} ({getattr(self, name)!r}) must be one of {allowed}")
+        one_of("form", self.form, ("graph", "mlp"))
+        one_of("merge", self.merge, MERGE)
+        one_of("max_pool", self.max_pool, ("max", "relu"))
         if self.dtype not in (None, torch.float32, torch.float64):
             raise ValueError(
                 f"dtype ({self.dtype}) must be torch.float32 or torch.float64, in which a result can be compared with "
@@ -140,6 +138,28 @@ def run(
     kept = {name: step.call.reason for step in steps for name in step.origin if step.call.reason}
     ends = slices_by_name(network.inputs, network.graph.inputs), slices_by_name(network.outputs, network.graph.outputs)
     return Conversion(load, prepared.plan, kept, difference, not static, static, *ends, bounds)
+
+
+def choose_opset(steps: Sequence[Step | Kept], wanted: int | None) -> int:
+    """The opset of the result: one in which all steps that are kept mean what they meant."""
+    sources = sorted({step.call.opset for step in steps}, reverse=True)
+    for opset in [OPSET, *sources, *range(OPSET - 1, MIN_OPSET - 1, -1)] if wanted is None else [wanted]:
+        changed = [step for step in steps if _since(step, opset) != _since(step, step.call.opset)]
+        if not changed:
+            return opset
+    step = changed[0]
+    raise ValueError(
+        f"opset ({wanted or OPSET}) must not change the meaning of node {', '.join(step.origin)} "
+        f"({step.call.op_type}), which is kept; use opset {step.call.opset}"
+    )
+
+
+def _since(step: Step | Kept, opset: int) -> int:
+    """The opset that last changed an operator."""
+    try:
+        return int(defs.get_schema(step.call.op_type, opset, "").since_version)
+    except defs.SchemaError:
+        return 0
 
 
 def _write(

@@ -8,18 +8,19 @@ from functools import reduce
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from onnx import ModelProto, NodeProto
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
-from onnx.reference.ops import op_average_pool, op_conv_transpose, op_max_pool
+from onnx.reference.ops import op_average_pool, op_conv_transpose, op_grid_sample, op_lp_pool, op_max_pool
 from onnx.reference.ops.op_scatter_elements import ScatterElements
-
-__all__ = ["evaluator"]
 
 
 def evaluator(proto: ModelProto | NodeProto) -> ReferenceEvaluator:
     """Runs a model or a node by `onnx.reference`, as the standard defines it."""
-    return ReferenceEvaluator(proto, new_ops=[AveragePool, BatchNormalization, ConvTranspose, MaxPool, Scatter])
+    own = [AveragePool, BatchNormalization, ConvTranspose, GridSample, LpPool, MaxPool, Scatter]
+    return ReferenceEvaluator(proto, new_ops=own)
 
 
 class BatchNormalization(OpRun):
@@ -44,7 +45,7 @@ class MaxPool(OpRun):
     op_domain = ""
 
     def _run(self, x: Any, storage_order: int = 0, **window: Any) -> Any:
-        taps = _taps(x, -np.inf, **window) if len(self.output) == 1 and x.dtype.kind == "f" else None
+        taps = _taps(x, -np.inf, -np.inf, **window) if len(self.output) == 1 and x.dtype.kind == "f" else None
         if taps is None:
             slow: Any = op_max_pool.MaxPool(self.onnx_node, self.run_params)
             return slow._run(x, storage_order=storage_order, **window)
@@ -57,12 +58,41 @@ class AveragePool(OpRun):
     op_domain = ""
 
     def _run(self, x: Any, count_include_pad: int = 0, **window: Any) -> Any:
-        taps, counts = (_taps(each, 0.0, **window) for each in (x.astype(np.float64), np.ones((1, 1, *x.shape[2:]))))
+        taps = _taps(x.astype(np.float64), 0.0, 0.0, **window)
+        counts = _taps(np.ones((1, 1, *x.shape[2:])), float(count_include_pad), 0.0, **window)
         if taps is None or counts is None or x.dtype.kind != "f":
             slow: Any = op_average_pool.AveragePool_19(self.onnx_node, self.run_params)
             return slow._run(x, count_include_pad=count_include_pad, **window)
-        count = np.prod(window["kernel_shape"]) if count_include_pad else sum(counts)
-        return ((sum(taps) / count).astype(x.dtype),)
+        return ((sum(taps) / sum(counts)).astype(x.dtype),)
+
+
+class LpPool(OpRun):
+    """Likewise."""
+
+    op_domain = ""
+
+    def _run(self, x: Any, p: float = 2, **window: Any) -> Any:
+        taps = _taps(abs(x.astype(np.float64)) ** p, 0.0, 0.0, **window)
+        if taps is None:
+            slow: Any = op_lp_pool.LpPool(self.onnx_node, self.run_params)
+            return slow._run(x, p=p, **window)
+        total: Any = sum(taps)
+        return ((total ** (1 / p)).astype(x.dtype),)
+
+
+class GridSample(OpRun):
+    """As PyTorch samples, all positions at once; one by one what it does not have."""
+
+    op_domain = ""
+
+    def _run(self, x: Any, grid: Any, align_corners: int = 0, mode: str = "linear", padding_mode: str = "zeros") -> Any:
+        name = {"linear": "bilinear", "cubic": "bicubic"}.get(mode, mode)
+        image, places = (torch.from_numpy(np.ascontiguousarray(each)) for each in (x, grid.astype(x.dtype)))
+        try:
+            return (F.grid_sample(image, places, name, padding_mode, bool(align_corners)).numpy(),)
+        except (NotImplementedError, RuntimeError, ValueError):
+            slow: Any = op_grid_sample.GridSample(self.onnx_node, self.run_params)
+            return slow._run(x, grid, align_corners=align_corners, mode=mode, padding_mode=padding_mode)
 
 
 class ConvTranspose(OpRun):
@@ -107,6 +137,7 @@ class ConvTranspose(OpRun):
 def _taps(
     x: Any,
     fill: float,
+    nothing: float,
     kernel_shape: Sequence[int],
     auto_pad: str | None = None,
     ceil_mode: int | None = None,
@@ -114,25 +145,37 @@ def _taps(
     pads: Sequence[int] | None = None,
     strides: Sequence[int] | None = None,
 ) -> Iterator[Any] | None:
-    """For each place of a window what all windows read there; None for attributes on which readers disagree."""
+    """For each place of a window what all windows read there; None for attributes on which readers disagree.
+
+    They read `fill` in the padding, and `nothing` after it, which they reach in ceil_mode.
+    """
     axes, sizes = len(kernel_shape), x.shape[2:]
     strides, dilations, pads = strides or [1] * axes, dilations or [1] * axes, pads or [0] * 2 * axes
     spans = [(k - 1) * d + 1 for k, d in zip(kernel_shape, dilations, strict=True)]
     if auto_pad == "VALID":
         pads = [0] * 2 * axes
     elif auto_pad == "SAME_UPPER":
-        totals = [(-(-i // s) - 1) * s + k - i for i, s, k in zip(sizes, strides, spans, strict=True)]
+        totals = [max(0, (-(-i // s) - 1) * s + k - i) for i, s, k in zip(sizes, strides, spans, strict=True)]
         pads = [*(total // 2 for total in totals), *(total - total // 2 for total in totals)]
     elif auto_pad not in (None, "", "NOTSET"):
         return None
     sides = list(zip(pads[:axes], pads[axes:], strict=True))
-    counts = [(i + sum(p) - k) // s + 1 for i, p, k, s in zip(sizes, sides, spans, strides, strict=True)]
+    lines = list(zip(sizes, sides, spans, strides, strict=True))
+    counts = [(i + sum(p) - k) // s + 1 for i, p, k, s in lines]
+    if ceil_mode:  # another window for what is left, unless it starts in the padding at the end
+        counts = [
+            n + ((i + sum(p) - k) % s > 0 and n * s < i + p[0]) for n, (i, p, k, s) in zip(counts, lines, strict=True)
+        ]
     is_dilated_at_a_border = max(dilations) > 1 and any(pads)  # where a window may read nothing
-    if ceil_mode or len(sizes) != axes or min(counts) < 1 or min(pads) < 0 or is_dilated_at_a_border:
+    if len(sizes) != axes or min(counts) < 1 or min(pads) < 0 or is_dilated_at_a_border:
         return None
-    if any(max(p) >= k for p, k in zip(sides, spans, strict=True)):
+    if any(max(p) >= k for p, k in zip(sides, spans, strict=True)) or (
+        ceil_mode and auto_pad not in (None, "", "NOTSET")
+    ):
         return None
+    after = [max(0, (n - 1) * s + k - i - sum(p)) for n, (i, p, k, s) in zip(counts, lines, strict=True)]
     padded: Any = np.pad(x, ((0, 0), (0, 0), *sides), constant_values=fill)
+    padded = np.pad(padded, ((0, 0), (0, 0), *((0, more) for more in after)), constant_values=nothing)
 
     def read(place: tuple[int, ...]) -> Any:
         starts = [k * d for k, d in zip(place, dilations, strict=True)]

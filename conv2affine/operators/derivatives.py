@@ -23,8 +23,6 @@ from conv2affine.convolution.sizes import INT32_MAX
 from conv2affine.operators.extension import _C
 from conv2affine.operators.linear_maps import LINEAR, OPERATORS, MatrixArguments, check_bytes
 
-__all__ = ["call", "is_transformed"]
-
 PLAIN = (Tensor, torch.nn.Parameter)
 
 

@@ -1,18 +1,23 @@
-"""What the operators compute, as linear maps: from the weight to a matrix, and back."""
+"""What the operators compute, as linear maps of the first argument: from the weight to a matrix, and back.
+
+Besides the output, each gives three things:
+
+    adjoint(y)     the tensor like x with  sum(adjoint(y) * x) == sum(y * self(x))  for every x
+    batched(xs)    self(x) for each x of a batch, along axis 0
+    empty(x)       a tensor like the output, once the arguments are checked as the kernels check them
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from conv2affine.convolution.arguments import INT64_MAX
 from conv2affine.operators.extension import _C
-
-__all__ = ["LINEAR", "OPERATORS", "Block", "Linear", "MatrixArguments", "check_bytes"]
 
 OPERATORS = torch.ops.conv2affine
 
@@ -42,22 +47,6 @@ class Block(NamedTuple):
     def output_size(self) -> Sequence[int]:
         dims = len(self.geometry) // 5
         return self.geometry[dims : 2 * dims]
-
-
-class Linear(Protocol):
-    """How the last output of an operator depends on its first argument."""
-
-    def __call__(self, x: Tensor, /) -> Tensor:
-        """The output."""
-
-    def adjoint(self, y: Tensor, /) -> Tensor:
-        """The tensor like x with  sum(adjoint(y) * x) == sum(y * self(x))  for every x."""
-
-    def batched(self, xs: Tensor, /) -> Tensor:
-        """self(x) for each x of a batch, along axis 0."""
-
-    def empty(self, x: Tensor, /) -> Tensor:
-        """A tensor like the output, once the arguments are checked as the kernels check them."""
 
 
 class MatrixArguments(NamedTuple):
@@ -208,7 +197,7 @@ class ToBias(NamedTuple):
 
 
 # From the size of the first argument and the other arguments of each operator.
-LINEAR: dict[str, Callable[..., Linear]] = {
+LINEAR: dict[str, Callable[..., ToMatrix | ToWeight | ToBias]] = {
     "dense": lambda size, *block: ToMatrix(size, Block(*block)),
     "values": lambda size, *arguments: ToMatrix(size, Block(*arguments[:-1]), arguments[-1]),
     "csr": lambda size, *arguments: ToMatrix(size, Block(*arguments[:-2]), arguments[-2]),

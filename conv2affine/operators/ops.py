@@ -12,18 +12,6 @@ from conv2affine.operators.derivatives import call
 from conv2affine.operators.extension import _C
 from conv2affine.operators.linear_maps import Block
 
-__all__ = [
-    "bias",
-    "coo",
-    "csr",
-    "dense",
-    "dense_adjoint",
-    "dense_resident_bytes",
-    "nnz",
-    "sparse_adjoint",
-    "values",
-]
-
 
 def dense(weight: Tensor, geometry: Geometry, row_start: int, row_stop: int) -> Tensor:
     """Rows [row_start, row_stop) of the matrix as a dense tensor; see csrc/dense.h."""

@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-__all__ = ["matmul"]
+from torch.autograd import forward_ad
 
 OPERATORS = torch.ops.conv2affine
 SCHEMA = "(Tensor? values, Tensor? y, Tensor? x, Tensor crow_indices, Tensor col_indices, SymInt cols) -> Tensor"
@@ -138,11 +137,27 @@ class _Product(torch.autograd.Function):
         return torch.stack([OPERATORS.csr_product.default(*sample) for sample in zip(*batches, strict=True)]), 0
 
 
+def _differentiable(*arguments: Any) -> Tensor:
+    """The product with its derivatives, if any is asked for: their Python takes as long as a small product."""
+    is_needed = torch._C._are_functorch_transforms_active() or any(map(_is_followed, arguments[:3]))
+    product: Tensor = (_Product.apply if is_needed else _Product.forward)(*arguments)
+    return product
+
+
+def _is_followed(factor: Tensor | None) -> bool:
+    """Whether a factor has a gradient, backward or forward."""
+    if factor is None:
+        return False
+    if factor.requires_grad and torch.is_grad_enabled():
+        return True
+    return forward_ad.unpack_dual(factor, level=0).tangent is not None  # type: ignore[no-untyped-call]
+
+
 LIBRARY: Any = torch.library.Library("conv2affine", "FRAGMENT")  # type: ignore[no-untyped-call]
 LIBRARY.define(f"csr_product{SCHEMA}")
 for _key in ("CPU", "CUDA"):
     LIBRARY.impl("csr_product", _product, _key)
 torch.library.register_fake("conv2affine::csr_product", _product_fake, lib=LIBRARY)
-LIBRARY.impl("csr_product", _Product.apply, "Autograd")
+LIBRARY.impl("csr_product", _differentiable, "Autograd")
 # Above torch.func's kernels, which would take the derivative for zero.
 LIBRARY.impl("csr_product", _Product.apply, "FuncTorchDynamicLayerFrontMode")

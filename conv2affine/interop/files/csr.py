@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,8 @@ from conv2affine.convolution.arguments import Conv, InputSize
 from conv2affine.convolution.blocks import check_rows, csr_rows, row_blocks
 from conv2affine.convolution.geometry import Geometry
 from conv2affine.convolution.layouts import check_request
-from conv2affine.interop.files.storage import CSR, Block, Contents, csr_block, csr_datasets, h5py_module, save
+from conv2affine.interop.files.datasets import Place, places
+from conv2affine.interop.files.storage import COUNTER, CSR, Block, Contents, csr_block, csr_datasets, h5py_module, save
 from conv2affine.interop.scipy import ARRAY_DTYPES, scipy_weight
 from conv2affine.operators import ops
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from scipy.sparse import csr_array
 
-__all__ = ["csr_blocks", "open_csr", "save_csr"]
+NAMES = ("data", "indices", "indptr")
 
 
 def save_csr(
@@ -111,21 +113,21 @@ def open_csr(path: str | os.PathLike[str]) -> csr_array:
     from scipy.sparse import csr_array
 
     with h5py_module().File(path, "r") as file:
-        if file.attrs.get("encoding-type") != CSR["encoding-type"] or "rows_written" not in file:
+        found = places(file)
+        if file.attrs.get("encoding-type") != CSR["encoding-type"] or not {*NAMES, COUNTER} <= {*found}:
             raise ValueError(f"path ({path}) must be a file of save_csr; anndata.io.read_elem may read it")
-        rows, written = int(file.attrs["shape"][0]), int(file["rows_written"][0])
+        rows, written = int(file.attrs["shape"][0]), int(file[COUNTER][0])
         if written < rows:
             raise ValueError(f"path ({path}) has {written} of {rows} rows; call save_csr again to continue")
-        parts = [_map(path, file[name]) for name in ("data", "indices", "indptr")]
-        return csr_array(tuple(parts), shape=tuple(map(int, file.attrs["shape"])))
+        return csr_array(tuple(_map(path, found[name]) for name in NAMES), shape=tuple(map(int, file.attrs["shape"])))
 
 
-def _map(path: str | os.PathLike[str], dataset: Any) -> NDArray[Any]:
-    if dataset.size == 0:  # which cannot be mapped
-        return np.empty(0, dataset.dtype)
-    if dataset.id.get_offset() is None:
+def _map(path: str | os.PathLike[str], place: Place) -> NDArray[Any]:
+    if not prod(place.shape):  # which cannot be mapped
+        return np.empty(0, place.dtype)
+    if place.offset is None:
         raise ValueError(f"path ({path}) was written again by another program; read it with anndata.io.read_elem")
-    return np.memmap(path, dataset.dtype, "r", dataset.id.get_offset(), dataset.shape)
+    return np.memmap(path, place.dtype, "r", place.offset, place.shape)
 
 
 def csr_blocks(

@@ -13,17 +13,17 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch.utils import _pytree as pytree
 
 from conv2affine.network.graph import Piece, Step, Value
 from conv2affine.network.matrices.matrix import Matrix, Selection
 from conv2affine.network.report import NetworkPlan
-from conv2affine.network.torch.importing.network import TorchNetwork
+from conv2affine.network.torch.importing.importer import TorchNetwork
 from conv2affine.network.torch.layers import NetworkLayout, choose_layout
 
-__all__ = ["VERSION", "Description", "Layer", "describe_network"]
-
 VERSION = 1
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class Layer(NamedTuple):
@@ -95,7 +95,7 @@ def describe_network(network: TorchNetwork, plan: NetworkPlan, layout: NetworkLa
         "nodes": nodes,
         "outputs": [(numbers[v], shape) for v, shape in zip(graph.outputs, graph.output_shapes, strict=True)],
         "structure": _structure(network),
-        "plan": [dataclasses.astuple(row) for row in plan.rows],
+        "plan": [dataclasses.astuple(row)[:-1] for row in plan.rows],  # without the reasons of kept steps: it has none
     }
     return Description(text, layers, arrays)
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import mmap
 import os
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from conv2affine.interop.files.storage import COUNTER, h5py_module, numpy_dtype
+from conv2affine.interop.files.datasets import byte_offset, places
+from conv2affine.interop.files.storage import COUNTER, h5py_module
 from conv2affine.operators.products import matmul
 from conv2affine.sparse_linear import SparseLinear
-
-__all__ = ["KIND", "MappedFile", "MappedLinear"]
 
 KIND = "conv2affine_network"
 # Entries of a block of rows that a product takes at a time.
@@ -36,12 +34,14 @@ class MappedFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = path
-        self.places: dict[str, tuple[Any, tuple[int, ...], int]] = {}
         with h5py_module().File(path, "r") as file:
-            if file.attrs.get("encoding-type") != KIND:
+            if file.attrs.get("encoding-type") != KIND or "rows" not in file.attrs:
                 raise ValueError(f"path ({path}) must be a file of save_network")
-            file.visititems(self._add)  # which leaves out links to other files
             rows = int(file.attrs["rows"])
+            try:
+                self.places = places(file)
+            except ValueError as error:
+                raise ValueError(f"path ({path}) must be a file of save_network as it was written: {error}") from error
         with open(path, "rb") as opened:
             flags = mmap.MAP_PRIVATE | NORESERVE
             self.memory = mmap.mmap(opened.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
@@ -49,21 +49,12 @@ class MappedFile:
         if written != rows:
             raise ValueError(f"path ({path}) has {written} of {rows} rows; call save_network again to continue")
 
-    def _add(self, name: str, item: Any) -> None:
-        if hasattr(item, "dtype"):
-            self.places[name] = item.dtype, item.shape, item.id.get_offset() or 0
-
     def tensor(self, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
         """A dataset, which must have this dtype and shape."""
-        place = self.places.get(name)
-        if place is None or place[:2] != (numpy_dtype(dtype), shape):
-            raise ValueError(f"dataset {name} must have {shape} elements of {dtype}, and has {place and place[:2]}")
-        count, offset = prod(shape), place[2]
-        if not count:
+        offset = byte_offset(self.places, name, dtype, shape)
+        if not offset:
             return torch.empty(shape, dtype=dtype)
-        if not offset or offset % dtype.itemsize:
-            raise ValueError(f"dataset {name} must be contiguous in the file; another program may have written it")
-        return torch.frombuffer(self.memory, dtype=dtype, count=count, offset=offset).view(shape)
+        return torch.frombuffer(self.memory, dtype=dtype, count=prod(shape), offset=offset).view(shape)
 
     def text(self, name: str) -> str:
         """A dataset of text in UTF-8."""
@@ -91,7 +82,15 @@ class MappedLinear(SparseLinear):
     It checks the columns before it uses them, so that no file makes it read anything else.
     """
 
+    is_checked = False
+
     def _product(self, values: Tensor, x: Tensor) -> Tensor:
+        if values.is_meta:
+            return super()._product(values, x)
+        if torch.compiler.is_exporting():  # where numbers have no values
+            if not self.is_checked:
+                raise ValueError("a network in a file must have run once before torch.export; a run checks its columns")
+            return super()._product(values, x)
         step = max(1, BLOCK_ENTRIES * self.out_features // max(1, len(values)))
         blocks = []
         for start in range(0, self.out_features, step):
@@ -105,5 +104,6 @@ class MappedLinear(SparseLinear):
                         f"columns must be from 0 to {self.in_features - 1}, and those of rows {start} to "
                         f"{start + len(starts) - 2} are not: the file is damaged"
                     )
-            blocks.append(matmul(starts - starts[0], columns, values[entries], x))
+            blocks.append(matmul(starts - starts[0], columns, values[entries].to(x.dtype), x))
+        self.is_checked = True
         return torch.cat(blocks)

@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 
-from conv2affine.interop.files.description import describe_network
+from conv2affine.interop.files.description import FLOATS, describe_network
 from conv2affine.interop.files.mapped import KIND, MappedFile, MappedLinear
 from conv2affine.interop.files.reader import Stored, read_network, read_plan
 from conv2affine.interop.files.rows import LayerRows
@@ -23,20 +23,16 @@ from conv2affine.network.matrices.matrix import Array, Matrix
 from conv2affine.network.passes.merge import Merge
 from conv2affine.network.prepare import check_kept, prepare
 from conv2affine.network.report import describe
-from conv2affine.network.torch.checking.verify import verify
 from conv2affine.network.torch.exporter import export_torch
 from conv2affine.network.torch.layers import NetworkLayout, dense_layer, layer
 from conv2affine.network.torch.models.intake import Model, hold
-from conv2affine.network.torch.models.surroundings import alone, on_cpu
+from conv2affine.network.torch.models.surroundings import alone
+from conv2affine.network.torch.verifying.verify import verify
 
-__all__ = ["open_network", "save_network"]
-
-DTYPES = (torch.float32, torch.float64)
 DESCRIPTION = "description"
 
 
 @alone
-@on_cpu
 def save_network(
     path: str | os.PathLike[str],
     model: Model,
@@ -67,11 +63,11 @@ def save_network(
         layout: As in `to_linear_network`.
         merge: As in `to_linear_network`.
         max_pool: As in `to_linear_network`.
-        dtype: float32 or float64, else as in `to_linear_network`.
+        dtype: As in `to_linear_network`.
         progress: Whether to show a progress bar on standard error, where that is a terminal. Default: True.
 
     Raises:
-        TypeError: As `to_linear_network`; or if the dtype is another.
+        TypeError: As `to_linear_network`; or if the model takes another dtype than it computes in.
         ValueError: As `to_linear_network`; or if there is a ".part" file that this call cannot continue.
         NotImplementedError: As `to_linear_network`; or if a step is not piecewise linear.
         MemoryError: If a layer that is in memory as a whole needs more than is left.
@@ -93,11 +89,15 @@ def save_network(
     check_absent(path)
     model, inputs = hold(model, example_inputs)
     network, dtype = prepare(model, inputs, layout, merge, max_pool, dtype)
-    check_kept(network.graph, "to be saved in a file", "let the model end before it, or use to_linear_network")
-    if dtype not in DTYPES or network.input_dtypes != (network.dtype,) * len(inputs):
+    check_kept(
+        network.graph,
+        "to be saved in a file",
+        "let the model end before it or begin after it, or use to_linear_network",
+    )
+    if dtype not in FLOATS or network.input_dtypes != (network.dtype,) * len(inputs):
         raise TypeError(
-            f"a network in a file must take and compute float32 or float64 only, and this one computes {dtype} and "
-            f"takes {', '.join(map(str, network.input_dtypes))}; convert the model and its inputs with float()"
+            "a network in a file must take the floating-point dtype that it computes in, and this one computes "
+            f"{network.dtype} and takes {', '.join(map(str, network.input_dtypes))}; cast before the model, not in it"
         )
     if network.device.type != "cpu":
         raise ValueError(f"model must be on the CPU to be saved in a file, and is on {network.device}; call .cpu()")
@@ -122,6 +122,7 @@ def save_network(
     save(path, contents, blocks, progress, lambda part: verify(model, open_network(part), inputs, network, dtype))
 
 
+@alone
 def open_network(path: str | os.PathLike[str]) -> fx.GraphModule:
     """The network in a file of `save_network`, in place: it reads from the disk what it needs.
 
@@ -135,8 +136,9 @@ def open_network(path: str | os.PathLike[str]) -> fx.GraphModule:
     Returns:
         A `torch.fx.GraphModule` as `to_linear_network` makes it, on the CPU, with the attribute `plan`. Its layers are
         memory maps of the file: a run goes through each of them once, and memory that others need is taken from them.
-        What is written to them, as in training, stays in memory. `.to(...)` of another dtype or device, and copies, are
-        in memory as a whole.
+        What is written to them, as in training, stays in memory, and so does what `.to(...)` converts. Copies, by
+        `copy.deepcopy`, pickle, `torch.save` or for a process that is not forked, are in memory as a whole.
+        `torch.export`, and the functions of this package that take a model, need a run before, which checks the file.
 
     Raises:
         ValueError: If the file is not finished, or not one of `save_network`.

@@ -12,17 +12,15 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from conv2affine.interop.files.description import VERSION
+from conv2affine.interop.files.description import FLOATS, VERSION
 from conv2affine.network.graph import Graph, Piece, Step, Value
 from conv2affine.network.kinds import FORMS
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.matrix import Array, Matrix, Selection
 from conv2affine.network.report import NetworkPlan, Row
-from conv2affine.network.torch.importing.network import TorchNetwork
+from conv2affine.network.torch.importing.importer import TorchNetwork
 
-__all__ = ["Datasets", "Stored", "read_network", "read_plan"]
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
 
 
 class Datasets(Protocol):

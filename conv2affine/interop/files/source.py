@@ -13,8 +13,6 @@ from torch import Tensor
 
 from conv2affine.network.matrices.matrix import Matrix
 
-__all__ = ["source_of"]
-
 
 def source_of(*items: Any) -> str:
     """A digest of matrices, arrays and tensors, with all numbers in them, in lists and dicts; and of text."""

@@ -7,6 +7,7 @@ is killed leaves a file that is sound as far as its `rows_written` goes.
 from __future__ import annotations
 
 import errno
+import fcntl
 import importlib
 import os
 import shutil
@@ -25,21 +26,10 @@ import torch
 from torch import Tensor
 
 from conv2affine.convolution.sizes import readable_bytes
+from conv2affine.interop.files.datasets import byte_offset, mark, numpy_dtype, places
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-__all__ = [
-    "CSR",
-    "Block",
-    "Contents",
-    "check_absent",
-    "csr_block",
-    "csr_datasets",
-    "h5py_module",
-    "numpy_dtype",
-    "save",
-]
 
 # Of a matrix in CSR, as anndata reads it.
 # Source: https://anndata.readthedocs.io/en/stable/fileformat-prose.html
@@ -92,12 +82,13 @@ def save(
     part = path.with_name(path.name + ".part")
     if not part.exists():
         _create(part, contents)
-    offsets, written = _resume(part, contents.source)
+    offsets, written = _resume(part, contents)
     left = blocks(written)
     if progress and sys.stderr.isatty():
         left = _shown(left, written, contents.rows)
     # A thread waits for the disk while the next rows are made and written.
     with open(part, "r+b", buffering=0) as file, ThreadPoolExecutor(1) as thread:
+        _lock(file, part)
         unsynced, synced = 0, thread.submit(os.fdatasync, file)
         for pieces, rows in left:
             for name, start, values in pieces:
@@ -111,12 +102,13 @@ def save(
         synced.result()
         os.fsync(file)
     check(part)
+    check_absent(path)  # again: hours may have passed
     part.rename(path)
 
 
 def check_absent(path: Path) -> None:
     """Refuse to write over a file."""
-    if path.exists():
+    if os.path.lexists(path):  # a link to nothing is a file too
         raise FileExistsError(f"path ({path}) must not exist; delete the file, or choose another name")
 
 
@@ -133,11 +125,6 @@ def csr_block(group: str, row: int, before: int, parts: tuple[Tensor, Tensor, Te
     starts, columns, values = parts
     places = ("data", before, values), ("indices", before, columns), ("indptr", row, starts + before)
     return [(group + name, start, part) for name, start, part in places]
-
-
-def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
-    """The same for NumPy."""
-    return np.dtype(str(dtype).removeprefix("torch."))
 
 
 def h5py_module() -> ModuleType:
@@ -163,6 +150,7 @@ def _create(part: Path, contents: Contents) -> None:
     create = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     create.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     create.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    create.set_obj_track_times(False)  # so that the same call writes the same bytes
     new = part.with_name(part.name + ".new")
     with h5py.File(new, "w", alignment_threshold=1, alignment_interval=PAGE_BYTES) as file:
         for group, attributes in contents.attributes.items():
@@ -172,6 +160,7 @@ def _create(part: Path, contents: Contents) -> None:
             kind = h5py.h5t.py_create(dtype, logical=True)
             place = file.require_group(group or "/").id
             h5py.h5d.create(place, last.encode(), kind, h5py.h5s.create_simple(shape), dcpl=create)
+            mark(file[name], name)
         for name, array in contents.arrays.items():
             if array.size:
                 file[name][...] = array
@@ -180,24 +169,31 @@ def _create(part: Path, contents: Contents) -> None:
     new.rename(part)
 
 
-def _resume(part: Path, source: str) -> tuple[dict[str, int], int]:
+def _resume(part: Path, contents: Contents) -> tuple[dict[str, int], int]:
     """Where the file has its datasets, and how many rows it has."""
     rule = f"{part} must be a part of this matrix or network to be continued, and is not"
     advice = "delete it to start anew, or choose another name"
-    offsets: dict[str, int] = {}
-
-    def add(name: str, item: Any) -> None:
-        if hasattr(item, "dtype"):
-            offsets[name] = item.id.get_offset() or 0
-
     try:
         with h5py_module().File(part, "r") as file:
-            if file.attrs.get("source") != source:
+            if file.attrs.get("source") != contents.source:
                 raise ValueError(f"{rule}; {advice}")
-            file.visititems(add)
-            return offsets, int(file[COUNTER][0])
+            found, written = places(file), int(file[COUNTER][0])
+            kinds = {COUNTER: (torch.int64, (1,)), **contents.datasets}
+            return {name: byte_offset(found, name, *kind) for name, kind in kinds.items()}, written
     except OSError as error:
         raise ValueError(f"{rule} HDF5 ({error}); {advice}") from error
+    except KeyError as error:
+        raise ValueError(f"{rule} whole ({error}); {advice}") from error
+
+
+def _lock(file: FileIO, part: Path) -> None:
+    """Refuse to write together with another process."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        raise BlockingIOError(error.errno, "another process is writing this file; wait for it", str(part)) from error
+    except OSError:  # the file system has no locks
+        pass
 
 
 def _write(file: FileIO, offset: int, start: int, values: Tensor) -> None:

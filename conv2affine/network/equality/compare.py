@@ -18,8 +18,6 @@ from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.proof.box import Box
 from conv2affine.network.proof.forward import Interval
 
-__all__ = ["ASSUMPTION", "Comparison", "compare"]
-
 ASSUMPTION = "for sums of products in any order; not for Winograd, FFT or TF32 kernels"
 PROBES = 8
 Verdict = Literal["different", "equal", "within", "undecided"]

@@ -27,8 +27,6 @@ from conv2affine.network.equality.units import Units
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.proof.rounding import DOUBLE, UNDERFLOW, gamma
 
-__all__ = ["largest_difference"]
-
 # Numbers that are pushed back at a time.
 CHUNK = 2**23
 # The largest number of units of a ReLU whose differences are looked at together, and of products for that.

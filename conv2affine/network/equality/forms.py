@@ -12,8 +12,6 @@ from scipy.sparse import csr_array, diags_array, vstack
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.proof.rounding import DOUBLE, gamma
 
-__all__ = ["Form", "Mask", "Numbers", "Rows", "selected"]
-
 Mask = NDArray[np.bool_]
 Numbers = NDArray[np.int64]
 # Entries are equal if they differ by at most this many roundings of the largest in their row: those of a batch norm

@@ -16,8 +16,6 @@ from conv2affine.network.passes.simplify import is_equal, rounded
 if TYPE_CHECKING:
     from conv2affine.network.equality.units import Units
 
-__all__ = ["add_kept"]
-
 
 def add_kept(units: Units, number: int, node: Kept, inputs: Sequence[Form]) -> Mapping[Value, Form]:
     """The outputs of an operator of a side, for its inputs."""

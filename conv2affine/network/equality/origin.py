@@ -13,8 +13,6 @@ from conv2affine.network.equality.side import Side
 from conv2affine.network.graph import Graph, Node, Piece, Step, Value
 from conv2affine.network.matrices.matrix import Array
 
-__all__ = ["Names", "origin"]
-
 Names = tuple[str, ...]
 # Values are the same up to this many roundings of their largest element.
 ROUNDINGS = 64

@@ -14,8 +14,6 @@ from conv2affine.network.proof.forward import Interval
 if TYPE_CHECKING:
     from conv2affine.network.equality.units import Units
 
-__all__ = ["SAME", "Match", "Relu", "leading"]
-
 # How far the keys of elements with the same entries may be apart, relative to their size.
 SAME = 1e-9
 # What is left of entries that cancel, relative to their size.

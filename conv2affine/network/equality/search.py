@@ -15,8 +15,6 @@ from conv2affine.network.graph import Value
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.proof.forward import Interval
 
-__all__ = ["Found", "as_given", "inputs", "search"]
-
 # Random inputs without a box, in units of the largest element of the example; and in a box, its corners and the rest.
 SCALES = (1 / 64, 1 / 2, 1, 4)
 EACH = 3

@@ -22,8 +22,6 @@ from conv2affine.network.passes.to_relu import to_relu
 from conv2affine.network.proof.bounds import bounds, check_memory
 from conv2affine.network.proof.forward import Interval
 
-__all__ = ["NotExactError", "Side"]
-
 # Relative size of one rounding where a side computes in float64: its entries are products in float64 here too.
 LEAST_UNIT = 2.0**-46
 

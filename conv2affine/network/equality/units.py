@@ -28,8 +28,6 @@ from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.proof.forward import Interval, sums
 from conv2affine.network.proof.rounding import DOUBLE, gamma, rounding
 
-__all__ = ["Units"]
-
 # How far the values of partners may be apart, relative to their size.
 NEAR = 0.05
 KEYS = 8

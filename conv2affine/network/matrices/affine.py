@@ -11,8 +11,6 @@ import numpy as np
 from conv2affine.network.matrices.compose import add, compose
 from conv2affine.network.matrices.matrix import Array, Matrix, Selection
 
-__all__ = ["AffineMap"]
-
 Source = TypeVar("Source", bound=Hashable)
 
 

@@ -6,14 +6,11 @@ from collections.abc import Callable
 from math import gcd
 
 import numpy as np
-from numpy.typing import NDArray
 
 from conv2affine.network.matrices.convolutions import join, pad_inputs, select_inputs, select_outputs
 from conv2affine.network.matrices.expressions import Product, Sum
 from conv2affine.network.matrices.layers import Convolution, Repeated, repeated
 from conv2affine.network.matrices.matrix import Array, Matrix, Selection
-
-__all__ = ["add", "compose"]
 
 
 def compose(outer: Matrix, inner: Matrix) -> Matrix:
@@ -68,7 +65,7 @@ def _simpler_sum(first: Matrix, second: Matrix) -> Matrix | None:
     match first, second:
         case Selection(), Selection():  # diag(a) S + diag(b) S -> diag(a + b) S
             a, b = _alike(first, second)
-            if _same(a.index, b.index):
+            if np.array_equal(a.index, b.index):  # type: ignore[arg-type]  # None for both is equal, too
                 return Selection(a.index, a.cols, _ones(a) + _ones(b), a.positions)
         case Convolution(), Convolution() if first.geometry == second.geometry:  # C + D -> their weights added
             return Convolution(first.weight.double() + second.weight.double(), first.geometry, copied=False)
@@ -125,10 +122,6 @@ def _follow(outer: Selection, inner: Selection) -> Selection:
     if index is not None and np.array_equal(index, np.arange(inner.cols // inner.positions)):
         index = None
     return Selection(index, inner.cols, scale, inner.positions)
-
-
-def _same(first: NDArray[np.int64] | None, second: NDArray[np.int64] | None) -> bool:
-    return first is second if first is None or second is None else np.array_equal(first, second)
 
 
 def _ones(selection: Selection) -> Array:

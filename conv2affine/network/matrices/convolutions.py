@@ -16,8 +16,6 @@ from conv2affine.network.matrices.expressions import Product
 from conv2affine.network.matrices.layers import Convolution
 from conv2affine.network.matrices.matrix import Array, Matrix, Selection
 
-__all__ = ["join", "pad_inputs", "select_inputs", "select_outputs"]
-
 
 def select_outputs(selection: Selection, conv: Convolution) -> Matrix | None:
     """The product selection @ conv, where the selection treats each output channel as a whole."""
@@ -114,14 +112,8 @@ def join(outer: Convolution, inner: Convolution) -> Convolution | None:
         inner.weight.detach().double().reshape(a.groups, -1, b.in_channels, prod(b.kernel_size))
     )  # (group, intermediate, input, tap)
     weight = torch.einsum("gomk,gmil->goikl", left, right)
-    geometry = Geometry(
-        b.in_channels,
-        a.out_channels,
-        kernel_size=frame.kernel_size,
-        input_size=b.input_size,
-        stride=stride,
-        padding=frame.padding,
-        dilation=frame.dilation,
+    geometry = dataclasses.replace(
+        frame, in_channels=b.in_channels, out_channels=a.out_channels, input_size=b.input_size, stride=stride, groups=1
     )
     return Convolution(weight.reshape(geometry.weight_size), geometry, copied=False)
 

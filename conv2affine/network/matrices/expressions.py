@@ -16,8 +16,6 @@ from scipy.sparse import csr_array
 from conv2affine.network.matrices.matrix import Array, Matrix, Selection
 from conv2affine.network.matrices.pattern import Counts, Pattern, row_starts
 
-__all__ = ["Product", "Sum"]
-
 
 @dataclass(frozen=True, eq=False)
 class Product(Matrix):
@@ -39,7 +37,7 @@ class Product(Matrix):
         return y
 
     def apply_transposed(self, y: Array) -> Array:
-        if _has_shared_parts(self):
+        if has_shared_parts(self):
             return super().apply_transposed(y)
         return self.inner.apply_transposed(self.outer.apply_transposed(y))
 
@@ -71,7 +69,7 @@ class Product(Matrix):
         return np.minimum(near.counts(axis) * max_count, self.shape[axis])
 
     def _reads(self, rows: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        if _has_shared_parts(self):
+        if has_shared_parts(self):
             return super()._reads(rows)
         return self.inner.reads(self.outer.reads(rows))
 
@@ -112,7 +110,7 @@ class Sum(Matrix):
         return y
 
     def apply_transposed(self, y: Array) -> Array:
-        if _has_shared_parts(self):
+        if has_shared_parts(self):
             return super().apply_transposed(y)
         return self.first.apply_transposed(y) + self.second.apply_transposed(y)
 
@@ -126,7 +124,7 @@ class Sum(Matrix):
         return counts
 
     def _reads(self, rows: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        if _has_shared_parts(self):
+        if has_shared_parts(self):
             return super()._reads(rows)
         return self.first.reads(rows) | self.second.reads(rows)
 
@@ -156,7 +154,7 @@ def _once(whole: Product | Sum, method: Any, argument: Any) -> Any:
     return results[key][1]
 
 
-def _has_shared_parts(matrix: Product | Sum) -> bool:
+def has_shared_parts(matrix: Product | Sum) -> bool:
     """Whether a part occurs several times: its transposed product is another one each time, so it cannot run once."""
     return max(_occurrences(matrix).values(), default=0) > 1
 

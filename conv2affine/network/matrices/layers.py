@@ -17,11 +17,8 @@ from torch import Tensor
 from conv2affine.convolution.geometry import Geometry
 from conv2affine.convolution.product import adjoint, forward, in_chunks
 from conv2affine.matrix import to_matrix
-from conv2affine.network.matrices.matrix import Array, Matrix
+from conv2affine.network.matrices.matrix import Array, Matrix, Sparse
 from conv2affine.network.matrices.pattern import Pattern, places
-
-__all__ = ["Convolution", "Repeated", "Separable", "repeated", "to_csr_array"]
-
 
 # Of a weight that is converted to float64 at a time.
 PART_ELEMENTS = 2**24
@@ -86,7 +83,9 @@ class Convolution(Matrix):
     @cached_property
     def pattern(self) -> Pattern:  # type: ignore[override]
         g = self.geometry
-        axes = tuple(_line(g, axis) for axis in range(len(g.kernel_size)))
+        names = ("kernel_size", "input_size", "stride", "padding", "dilation", "output_padding")
+        lines = [{name: getattr(g, name)[axis : axis + 1] for name in names} for axis in range(len(g.kernel_size))]
+        axes = tuple(_line(Geometry(1, 1, **line, transposed=g.transposed)) for line in lines)
         return Pattern(g.groups, g.out_channels // g.groups, g.in_channels // g.groups, axes)
 
 
@@ -180,6 +179,11 @@ class Separable(Matrix):
             y = np.moveaxis((axis @ first.reshape(len(first), -1)).reshape(-1, *first.shape[1:]), 0, number)
         return y.reshape(len(x), -1)
 
+    @cached_property
+    def channel(self) -> Sparse:
+        """The matrix of one channel."""
+        return Sparse(Separable(1, self.axes).csr())
+
     def csr(self, dtype: Any = np.float64) -> csr_array:
         identity = scipy.sparse.eye_array(self.channels, format="csr")
         matrix = csr_array(reduce(lambda a, b: scipy.sparse.kron(a, b, format="csr"), self.axes, identity))
@@ -203,31 +207,7 @@ def to_csr_array(matrix: Tensor) -> csr_array:
     return csr
 
 
-def _line(g: Geometry, axis: int) -> csr_array:
-    """Where the matrix along one axis has entries."""
-    sizes = (g.kernel_size, g.input_size, g.stride, g.padding, g.dilation, g.output_padding)
-    return _cached_line(*(numbers[axis] for numbers in sizes), g.transposed)
-
-
 @lru_cache(maxsize=64)  # the axes of a network are few
-def _cached_line(
-    kernel: int,
-    size: int,
-    stride: int,
-    padding: tuple[int, int],
-    dilation: int,
-    output_padding: int,
-    transposed: bool,
-) -> csr_array:
-    line = Geometry(
-        1,
-        1,
-        kernel_size=(kernel,),
-        input_size=(size,),
-        stride=(stride,),
-        padding=(padding,),
-        dilation=(dilation,),
-        output_padding=(output_padding,),
-        transposed=transposed,
-    )
-    return places(_csr(torch.ones(1, 1, kernel), line))
+def _line(line: Geometry) -> csr_array:
+    """Where the matrix along one axis has entries."""
+    return places(_csr(torch.ones(1, 1, *line.kernel_size), line))

@@ -12,8 +12,6 @@ from scipy.sparse import csr_array
 
 from conv2affine.network.matrices.pattern import Counts, Pattern, counts, row_starts
 
-__all__ = ["Array", "Matrix", "Selection", "Sparse"]
-
 Array = NDArray[np.float64]
 
 

@@ -10,8 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-__all__ = ["Counts", "Pattern", "counts", "places", "row_starts"]
-
 Counts = NDArray[np.int64]
 
 

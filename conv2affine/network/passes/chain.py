@@ -9,6 +9,7 @@ So y = relu(conv2(r) + x), with r = relu(conv1(x)), becomes
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,8 +21,6 @@ from conv2affine.network.graph import Graph, Piece, Step, Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.matrix import Array, Matrix, Selection, Sparse
 from conv2affine.network.proof.forward import Interval
-
-__all__ = ["Layer", "Units", "chain", "levels", "to_graph"]
 
 Map = AffineMap[Value]
 
@@ -157,7 +156,7 @@ class _Chain:
         # What the units of each value compute where it first appears, and the last layer that reads it.
         self.units: dict[Value, Units] = {}
         self.last: dict[Value, int] = {}
-        self.read_before: dict[tuple[Value, int], Units] = {}
+        self.read = functools.cache(self.find)
 
     def layers(self) -> list[Layer]:
         """The layers of the chain."""
@@ -189,14 +188,8 @@ class _Chain:
         """The layer where a value first appears among units; the network's input is carried from layer 1 on."""
         return self.level[value] + (not isinstance(self.producer.get(value), Step))
 
-    def read(self, value: Value, layer: int) -> Units:
-        """The units that compute a value in a layer from the values of the layer before; found once for all readers."""
-        if (value, layer) not in self.read_before:
-            self.read_before[value, layer] = self.find(value, layer)
-        return self.read_before[value, layer]
-
     def find(self, value: Value, layer: int) -> Units:
-        """Find what `read` caches."""
+        """The units that compute a value in a layer from the values of the layer before; `read` keeps them."""
         node = self.producer.get(value)
         if isinstance(node, Piece):
             if self.level[value] == layer - 1:

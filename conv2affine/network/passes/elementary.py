@@ -21,8 +21,6 @@ from conv2affine.network.passes.simplify import replace_inputs
 from conv2affine.network.rules import formulas
 from conv2affine.network.rules.operands import Map, NoRuleError, broadcast, through
 
-__all__ = ["Function", "Writer", "elementary"]
-
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{name: getattr(np, name) for name in ("ceil", "cos", "cosh", "exp", "floor", "log", "reciprocal", "sign", "sin")},
     **{name: getattr(np, name) for name in ("sinh", "sqrt", "tan", "tanh")},

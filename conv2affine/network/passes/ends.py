@@ -13,8 +13,6 @@ from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.passes.simplify import replace_inputs
 from conv2affine.network.rules.moves import selection
 
-__all__ = ["join_ends", "slices"]
-
 
 def join_ends(graph: Graph) -> Graph:
     """A graph of one input and one output, which hold the elements of all inputs, or of all outputs, in order.

@@ -23,8 +23,6 @@ from conv2affine.network.rules.moves import follow
 from conv2affine.network.rules.operands import Map, NoRuleError, broadcast, constant, scaled, through, value
 from conv2affine.network.rules.windows import reduce_windows
 
-__all__ = ["RULES"]
-
 SELU = 1.6732632423543772, 1.0507009873554805
 
 
@@ -77,10 +75,6 @@ def power(writer: Any, x: Any, exponent: Any) -> Any:
         raise NoRuleError
     root = writer.call("sqrt", x)
     return root if number > 0 else writer.call("reciprocal", root)
-
-
-def inverse_root(writer: Any, x: Any) -> Any:
-    return power(writer, x, -0.5)
 
 
 def matmul(writer: Any, x: Any, other: Any, shape: Any = None) -> Any:
@@ -214,11 +208,9 @@ def elu(writer: Any, x: Any, alpha: float = 1.0, scale: float = 1.0, slope: floa
     """The map scale * (relu(x) + alpha * (exp(-relu(-slope * x)) - 1))."""
     positive, negative = writer.step("relu", value(x)), writer.step("relu", writer.line(x, -slope))
     exponential = writer.call("exp", writer.line(negative, -1))
-    parts = (
-        scaled(broadcast(positive, x.shape), scale, x.shape),
-        scaled(broadcast(exponential, x.shape), alpha * scale, x.shape),
-    )
-    return parts[0] + parts[1] + AffineMap.constant(np.full(x.size, -alpha * scale))
+    curved = scaled(broadcast(exponential, x.shape), alpha * scale, x.shape)
+    straight = scaled(broadcast(positive, x.shape), scale, x.shape)
+    return straight + curved + AffineMap.constant(np.full(x.size, -alpha * scale))
 
 
 def selu(writer: Any, x: Any, *, alpha: float = SELU[0], gamma: float = SELU[1]) -> Map:
@@ -233,27 +225,20 @@ UNARY = (
     *("ceil", "cos", "cosh", "exp", "floor", "log", "reciprocal", "sign", "sin", "sinh", "sqrt", "tan", "tanh"),
     *("acos", "asin", "atan", "erf", "sigmoid"),
 )
-SAME: dict[str, Callable[..., Any]] = {
-    "mul": multiply,
-    "div": divide,
-    "pow": power,
-    "gelu": gelu,
-    "softplus": softplus,
-    "mish": mish,
-}
-SAME |= {"elu": elu, "selu": selu, "celu": celu, "softmax": softmax}
+SAME: dict[str, Callable[..., Any]] = {"mul": multiply, "div": divide, "pow": power}
+SAME |= {rule.__name__: rule for rule in (gelu, softplus, mish, elu, selu, celu, softmax)}
 # By the names of ATen and ONNX operators.
 RULES: dict[str, Callable[..., Any]] = {
     **{name: _function(name) for name in UNARY},
     **{name.capitalize(): _function(name) for name in UNARY},
     **SAME,
     **{name.capitalize(): rule for name, rule in SAME.items()},
-    **dict.fromkeys(("_softmax",), softmax),
+    "_softmax": softmax,
     **dict.fromkeys(("log_softmax", "_log_softmax", "LogSoftmax"), log_softmax),
     **dict.fromkeys(("matmul", "bmm", "MatMul"), matmul),
     **dict.fromkeys(("hardswish", "HardSwish"), hardswish),
     **dict.fromkeys(("silu", "Swish"), silu),
-    "rsqrt": inverse_root,
+    "rsqrt": lambda writer, x: power(writer, x, -0.5),
     "scaled_dot_product_attention": attention,
     **dict.fromkeys(("layer_norm", "native_layer_norm"), layer_norm),
     "LayerNormalization": onnx_layer_norm,

@@ -10,8 +10,6 @@ from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.expressions import Product
 from conv2affine.network.matrices.matrix import Matrix, Selection
 
-__all__ = ["MERGE", "Merge", "merge"]
-
 Merge = Literal["auto", "always", "never"]
 MERGE = ("auto", "always", "never")
 
@@ -19,10 +17,8 @@ MERGE = ("auto", "always", "never")
 def merge(graph: Graph, mode: Merge = "auto") -> Graph:
     """A graph in which affine nodes that follow one another are one piece.
 
-    Args:
-        graph: Any graph.
-        mode: "always" merges a piece into all pieces that use it; "never" merges none; "auto" merges where the products
-            have no more entries than their factors together. The piece counts as a factor if nothing else needs it.
+    "always" merges a piece into all pieces that use it; "never" merges none; "auto" merges where the products have no
+    more entries than their factors together. The piece counts as a factor if nothing else needs it.
     """
     if mode == "never":
         return graph
@@ -70,15 +66,11 @@ def _substitute(piece: Piece, merged: dict[Value, Piece]) -> Piece:
         else:
             map += inner.map.then(matrix)
             own = () if _moves(matrix) else piece.origins[source]
-            found = {name: _names(inner, name) + own for name in inner.origins}
+            # A term comes from its modules, unless it only moves elements.
+            found = {x: (() if _moves(inner.map.terms[x]) else names) + own for x, names in inner.origins.items()}
         for name, names in found.items():
             origins[name] = tuple(dict.fromkeys(origins.get(name, ()) + names))
     return Piece(piece.output, map, origins)
-
-
-def _names(piece: Piece, source: Value) -> tuple[str, ...]:
-    """Where a term comes from, unless it only moves elements."""
-    return () if _moves(piece.map.terms[source]) else piece.origins[source]
 
 
 def _moves(matrix: Matrix) -> bool:

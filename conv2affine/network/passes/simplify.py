@@ -14,29 +14,18 @@ from conv2affine.network.graph import Graph, Node, Piece, Step, Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.matrix import Selection
 
-__all__ = [
-    "is_equal",
-    "remove_aliases",
-    "remove_equal",
-    "remove_moves",
-    "remove_unused",
-    "replace_inputs",
-    "rounded",
-    "simplify",
-]
-
 
 def simplify(graph: Graph) -> Graph:
     """All passes of this module."""
-    return remove_unused(remove_equal(remove_moves(remove_aliases(graph))))
+    return remove_unused(_without_equal(_without_moves(_without_aliases(graph))))
 
 
-def remove_aliases(graph: Graph) -> Graph:
+def _without_aliases(graph: Graph) -> Graph:
     """Without the pieces whose output is one of their inputs, as after a reshape."""
     return _rename(graph, lambda node, seen: node.map.alias if isinstance(node, Piece) else None)
 
 
-def remove_moves(graph: Graph) -> Graph:
+def _without_moves(graph: Graph) -> Graph:
     """With windows of elements where they come from, in place of windows of what only moves them, each once.
 
     A file's Gather and ReduceMax becomes the same as the max pooling that it was.
@@ -71,7 +60,7 @@ def _unmoved(step: Step, moves: Mapping[Value, Piece]) -> Step:
     )
 
 
-def remove_equal(graph: Graph) -> Graph:
+def _without_equal(graph: Graph) -> Graph:
     """With one node in place of all that compute the same from the same values."""
 
     def first(node: Node, seen: dict[Hashable, list[Node]]) -> Value | None:

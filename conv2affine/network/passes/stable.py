@@ -22,22 +22,15 @@ from conv2affine.network.matrices.matrix import Matrix, Selection
 from conv2affine.network.passes.chain import levels
 from conv2affine.network.passes.merge import merge
 from conv2affine.network.passes.simplify import replace_inputs, simplify
-from conv2affine.network.proof.bounds import Interval
+from conv2affine.network.proof.forward import Interval
 from conv2affine.network.rules.moves import selection
-
-__all__ = ["stable"]
 
 Map = AffineMap[Value]
 Mask = NDArray[np.bool_]
 
 
 def stable(graph: Graph, bounds: Mapping[Value, Interval]) -> Graph:
-    """A graph that computes the same in a box.
-
-    Args:
-        graph: Pieces and ReLUs only.
-        bounds: Of all its values, in the box.
-    """
+    """A graph of pieces and ReLUs that computes the same in a box, given the bounds of all its values there."""
     writer = _Writer(graph, dict(bounds))
     return writer.carry(simplify(merge(simplify(writer.leave_out()))))
 

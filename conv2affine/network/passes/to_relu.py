@@ -26,18 +26,13 @@ from conv2affine.network.rules import formulas as rules
 from conv2affine.network.rules.moves import selection
 from conv2affine.network.rules.operands import LARGE_BOUND
 
-__all__ = ["to_relu"]
-
 Map = AffineMap[Value]
 
 
 def to_relu(graph: Graph, dtype: torch.dtype, kinds: Container[str] | None = None) -> Graph:
-    """A graph in which piecewise-linear steps are affine pieces and ReLUs.
+    """A graph in which piecewise-linear steps of these kinds, by default of all, are affine pieces and ReLUs.
 
-    Args:
-        graph: Any graph.
-        dtype: The dtype in which the result computes. A bound that no number of this dtype exceeds is dropped.
-        kinds: Of the steps to rewrite. Default: all kinds that are piecewise linear.
+    The result computes in this dtype: a bound that no number of it exceeds is dropped.
     """
     largest = torch.finfo(dtype).max
     names: dict[Value, Value] = {}

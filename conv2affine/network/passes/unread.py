@@ -15,8 +15,6 @@ from conv2affine.network.matrices.matrix import Matrix, Selection
 from conv2affine.network.passes.chain import Layer, Units
 from conv2affine.network.rules.moves import selection
 
-__all__ = ["without_unread"]
-
 
 def without_unread(layers: Sequence[Layer]) -> list[Layer]:
     """The layers without the units that no layer reads."""

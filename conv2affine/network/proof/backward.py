@@ -22,8 +22,6 @@ from numpy.typing import NDArray
 
 from conv2affine.network.matrices.matrix import Array
 
-__all__ = ["Affine", "Bend", "Rows", "Source", "lowest"]
-
 Rows = NDArray[np.int64] | slice
 
 

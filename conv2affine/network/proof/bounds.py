@@ -25,8 +25,6 @@ from conv2affine.network.proof.forward import Forward, Interval, Range
 from conv2affine.network.proof.maxima import Maxima
 from conv2affine.network.proof.rounding import DOUBLE, UNDERFLOW, gamma
 
-__all__ = ["Interval", "bounds", "check_memory"]
-
 # A matrix with a larger share of entries is multiplied as a dense one.
 DENSE = 0.25
 # Numbers of a value that are pushed back at a time: few enough for a cache, enough for a product to be worth its call.

@@ -16,8 +16,6 @@ from torch import Tensor
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.proof.forward import Interval
 
-__all__ = ["Box", "read_box"]
-
 # What is written out number by number where a box is described.
 MAX_NUMBERS = 64
 # The points where a chain is compared with the model: both ends, and random corners and inner points.

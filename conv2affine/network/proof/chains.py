@@ -17,8 +17,6 @@ from conv2affine.network.passes.unread import without_unread
 from conv2affine.network.proof.bounds import bounds
 from conv2affine.network.proof.forward import Interval
 
-__all__ = ["chain_for_box"]
-
 
 def chain_for_box(graph: Graph, box: Interval, dtype: torch.dtype) -> list[Layer]:
     """The layers of a chain that computes the same as a graph in a box, with the bounds of their rows there.

@@ -13,8 +13,6 @@ from scipy.sparse import csr_array
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.proof.rounding import DOUBLE, gamma, rounding
 
-__all__ = ["Forward", "Interval", "Range", "forward", "sums"]
-
 
 class Interval(NamedTuple):
     """Bounds of the elements of a value."""

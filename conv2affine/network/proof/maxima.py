@@ -21,8 +21,6 @@ from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.proof.forward import Forward, Range, forward
 from conv2affine.network.proof.rounding import DOUBLE, gamma
 
-__all__ = ["Maxima"]
-
 Numbers = NDArray[np.int64]
 # How many ReLUs of a sum are resolved, one after the other.
 DEPTH = 6

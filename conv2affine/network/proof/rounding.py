@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["DOUBLE", "UNDERFLOW", "gamma", "rounding"]
-
 DOUBLE = torch.float64
 # More than all underflows of an expression in float64 of numbers of ordinary size.
 UNDERFLOW = 2.0**-960

@@ -23,16 +23,14 @@ from conv2affine.network.passes.simplify import simplify
 from conv2affine.network.prepare import DTYPES, check_kept, one_of
 from conv2affine.network.regions.local import LocalMap
 from conv2affine.network.regions.region import LinearRegion, csr_bytes, of_points, to_csr
-from conv2affine.network.torch.checking.verify import verify
 from conv2affine.network.torch.exporter import export_torch
 from conv2affine.network.torch.importing.importer import import_torch
 from conv2affine.network.torch.models.intake import Model, hold
-from conv2affine.network.torch.models.surroundings import alone, on_cpu
+from conv2affine.network.torch.models.surroundings import alone
 from conv2affine.network.torch.modules import Affine
-from conv2affine.network.torch.rounding import wider
+from conv2affine.network.torch.noise import wider
+from conv2affine.network.torch.verifying.verify import verify
 from conv2affine.network.vectors import check_floats, join_inputs, with_vectors
-
-__all__ = ["linear_region"]
 
 LAYOUTS = (*NAMES, *NAMES.values())
 # Of A x + b - model(x), in float64, relative to the terms of the sum.
@@ -40,7 +38,6 @@ TOLERANCE = 1e-9
 
 
 @alone
-@on_cpu
 def linear_region(model: Model, x: Any, *, layout: Layout = "dense", dtype: torch.dtype | None = None) -> LinearRegion:
     """The affine map that a network of affine and piecewise-linear steps is around a point, and where it holds.
 

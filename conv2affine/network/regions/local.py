@@ -15,8 +15,6 @@ from conv2affine.network.matrices.matrix import Array, Matrix, Selection, Sparse
 from conv2affine.network.passes.ends import slices
 from conv2affine.network.regions.sides import Side, side_of
 
-__all__ = ["LocalMap"]
-
 # Numbers that are computed at a time.
 CHUNK = 2**24
 
@@ -54,11 +52,9 @@ class LocalMap:
         return self.graph.outputs[0].size, self.graph.inputs[0].size
 
     def forward(self, x: Array, constants: bool = True) -> tuple[Array, Array]:
-        """The outputs and the walls of samples, which need not be where the map is that of the network.
+        """The outputs and the walls of samples (points, samples, inputs), which need not be where the map is exact.
 
-        Args:
-            x: (points, samples, inputs).
-            constants: Whether they count; without them, x are directions, and the results are products with matrices.
+        Without constants, x are directions, and the results are products with matrices.
         """
         return self._run(x, constants, lambda step, z: self.sides[step])
 
@@ -127,9 +123,9 @@ class LocalMap:
         np.put_along_axis(units, walls[:, :, None], 1, 2)
         return self.backward(np.zeros((1, walls.shape[1], self.shape[0])), units)
 
-    def squares(self) -> Array:
-        """(points, walls): the squared norms of the rows of the walls."""
-        return sum((np.square(columns).sum(1) for columns in self.columns()), np.zeros(self.is_wall.shape))
+    def norms(self) -> Array:
+        """(points, walls): the norms of the rows of the walls."""
+        return reduce(np.hypot, (norm(columns, 1) for columns in self.columns()), np.zeros(self.is_wall.shape))
 
     def entries(self) -> tuple[int, int]:
         """The most entries that the matrix of the outputs and that of the walls of a single point can have."""
@@ -153,6 +149,14 @@ class LocalMap:
                 rows[node.outputs[0]], entries = self.sides[node].entries(reduce(Sum, parts))
                 total += entries
         return rows[self.graph.outputs[0]].nnz, total
+
+
+def norm(x: Array, axis: int) -> Array:
+    """The 2-norm along an axis, also where the squares are too small or too large for a float64."""
+    largest = abs(x).max(axis, keepdims=True, initial=0)
+    scale = np.where(largest > 0, largest, 1)
+    result: Array = np.sqrt(np.square(x / scale).sum(axis)) * scale.squeeze(axis)
+    return result
 
 
 def _flat(function: Callable[[Array], Array], x: Array) -> Array:

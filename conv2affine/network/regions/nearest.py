@@ -15,9 +15,7 @@ from itertools import count
 import numpy as np
 
 from conv2affine.network.matrices.matrix import Array
-from conv2affine.network.regions.local import LocalMap
-
-__all__ = ["nearest"]
+from conv2affine.network.regions.local import LocalMap, norm
 
 DIRECTIONS = 256  # K
 FACTOR = 1 / 3  # T
@@ -31,8 +29,7 @@ def nearest(local: LocalMap) -> Array:
     if inputs <= 2 * DIRECTIONS:
         return _exactly(local)
     sizes = abs(local.walls[:, 0])
-    means = _means(local)
-    bounds = np.sqrt(FACTOR) * _distances(sizes, means)
+    bounds = np.sqrt(FACTOR) * _distances(sizes, _means(local))
     found = np.full(local.points, np.inf)
     for turn in count():
         nearer = bounds < found[:, None]
@@ -41,7 +38,7 @@ def nearest(local: LocalMap) -> Array:
         if turn and nearer.sum(1).max() > inputs:  # too many walls are about as near as the nearest
             return _exactly(local)
         walls = np.argsort(bounds, 1)[:, :ROWS]
-        distances = _distances(np.take_along_axis(sizes, walls, 1), np.square(local.wall_rows(walls)).sum(2))
+        distances = _distances(np.take_along_axis(sizes, walls, 1), norm(local.wall_rows(walls), 2))
         distances[~np.take_along_axis(nearer, walls, 1)] = np.inf  # what is no wall, or farther
         found = np.minimum(found, distances.min(1))
         np.put_along_axis(bounds, walls, np.inf, 1)
@@ -50,20 +47,20 @@ def nearest(local: LocalMap) -> Array:
 
 def _exactly(local: LocalMap) -> Array:
     """From the rows of all walls."""
-    found: Array = _distances(abs(local.walls[:, 0]), local.squares()).min(1, initial=np.inf)
+    found: Array = _distances(abs(local.walls[:, 0]), local.norms()).min(1, initial=np.inf)
     return found
 
 
-def _distances(sizes: Array, squares: Array) -> Array:
+def _distances(sizes: Array, norms: Array) -> Array:
     """|w| / |g|, infinite where g is zero."""
-    distances: Array = np.divide(sizes, np.sqrt(squares), where=squares > 0, out=np.full(sizes.shape, np.inf))
+    distances: Array = np.divide(sizes, norms, where=norms > 0, out=np.full(sizes.shape, np.inf))
     return distances
 
 
 def _means(local: LocalMap) -> Array:
-    """(points, walls): the means of the squares of the walls' derivatives along random directions."""
+    """(points, walls): the roots of the mean squares of the walls' derivatives along random directions."""
     random, total = np.random.default_rng(0), np.zeros(local.is_wall.shape)
     for part in local.chunks(DIRECTIONS, local.walls.shape[2]):
         directions = random.standard_normal((1, part.stop - part.start, local.shape[1]))
-        total += np.square(local.forward(directions, constants=False)[1]).sum(1)
-    return np.where(local.is_wall, total / DIRECTIONS, 0)
+        total = np.hypot(total, norm(local.forward(directions, constants=False)[1], 1))
+    return np.where(local.is_wall, total / np.sqrt(DIRECTIONS), 0)

@@ -21,8 +21,6 @@ from conv2affine.network.regions.nearest import nearest
 from conv2affine.network.torch.models.program import tensors
 from conv2affine.network.vectors import join_inputs
 
-__all__ = ["LinearRegion", "csr_bytes", "of_points", "to_csr"]
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LinearRegion:

@@ -21,8 +21,6 @@ from conv2affine.network.matrices.matrix import Array, Matrix, Selection
 from conv2affine.network.rules.bends import FUNCTIONS
 from conv2affine.network.rules.piecewise import EPS, Piecewise
 
-__all__ = ["Bent", "Choice", "Side", "side_of"]
-
 
 class Bent:
     """A step that bends each element by itself: output = slope * z + offset.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,14 @@ from conv2affine.network.graph import Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.rules.bends import write
 from conv2affine.network.rules.formulas import diagonal
+from conv2affine.network.rules.moves import selection
 from conv2affine.network.rules.operands import (
     Context,
     Map,
     NoRuleError,
     Rule,
     as_shape,
+    check_numbers,
     constant,
     elementwise,
     step,
@@ -24,7 +27,20 @@ from conv2affine.network.rules.operands import (
 )
 from conv2affine.network.rules.piecewise import Piecewise
 
-__all__ = ["clip", "extremum", "hard_sigmoid", "leaky_relu", "plain", "shrink", "threshold"]
+__all__ = [
+    "clip",
+    "extremum",
+    "hard_sigmoid",
+    "leaky_relu",
+    "order",
+    "plain",
+    "running_extremum",
+    "shrink",
+    "threshold",
+]
+
+# Elements that are put in order; 32 take 191 comparators.
+MAX_ORDERED = 32
 
 
 def plain(kind: str) -> Rule:
@@ -42,7 +58,11 @@ def leaky_relu(context: Context, x: Any, slope: Any = 0.01) -> Value:
 
 
 def clip(context: Context, x: Any, low: Any = None, high: Any = None) -> Value:
-    """The value between two bounds; None for no bound."""
+    """The value between two bounds, values or constants; None for no bound."""
+    if isinstance(low, Value) or isinstance(high, Value):
+        for kind, bound in (("maximum", low), ("minimum", high)):
+            x = x if bound is None else extremum(kind)(context, x, bound)
+        return value(x)
     low = elementwise(context, -np.inf if low is None else low)
     high = elementwise(context, np.inf if high is None else high)
     return step(context, "clip", as_shape(context, x), low=low, high=high)
@@ -86,3 +106,63 @@ def extremum(kind: str) -> Rule:
         return first
 
     return rule
+
+
+def running_extremum(context: Context, x: Any, axis: int, how: str) -> Value:
+    """The "max" or "min" of the elements up to each one along an axis."""
+    shape = value(x).shape
+    axis %= len(shape)
+    check_numbers(value(x).size * shape[axis])
+    lines = np.moveaxis(np.arange(value(x).size).reshape(shape), axis, -1)[..., None, :]
+    windows = np.where(np.tri(shape[axis], dtype=bool), lines, -1)
+    windows = np.moveaxis(windows, -2, axis).reshape(-1, shape[axis])
+    return step(context, f"window_{how}", value(x), call=context.call, windows=windows)
+
+
+def order(context: Context, x: Any, axis: int, ranks: Sequence[int]) -> Map:
+    """The elements of these ranks along an axis, 0 for the smallest, by comparators."""
+    source = value(x)
+    size = source.shape[axis]
+    if size > MAX_ORDERED:
+        raise NoRuleError(f"it puts {size} elements in order, more than {MAX_ORDERED}")
+    lines = np.moveaxis(np.arange(source.size).reshape(source.shape), axis, 0)
+    positions, graph = lines[0].size, context.graph
+
+    def rows(value: Value, index: Any) -> Map:
+        return AffineMap.identity(value, value.size).then(selection(index, value.size, positions))
+
+    def piece(map: Map) -> Value:
+        return graph.add_piece(map, (1, map.size), context.origin)
+
+    current = piece(through(source, selection(lines.ravel(), source.size)))
+    for pairs in _comparators(size, ranks):
+        sides = [piece(rows(current, each)) for each in pairs]
+        index = np.arange(size)
+        index[pairs.ravel()] = -1
+        total = rows(current, index)
+        for kind, each in zip(("minimum", "maximum"), pairs, strict=True):
+            index = np.full(size, -1)
+            index[each] = np.arange(len(each))
+            total += rows(graph.add_step(kind, sides, sides[0].shape, origin=context.origin), index)
+        current = piece(total)
+    places = np.asarray(ranks)[:, None] * positions + np.arange(positions)
+    places = np.moveaxis(places.reshape(-1, *lines.shape[1:]), 0, axis)
+    return through(current, selection(places.ravel(), current.size))
+
+
+def _comparators(size: int, ranks: Sequence[int]) -> list[Any]:
+    """Rounds (2, pairs) of a network that sorts, by Batcher's merge exchange, as far as these ranks depend on them."""
+    rounds = []
+    largest = 1 << max(0, (size - 1).bit_length() - 1)
+    for bit in (largest >> number for number in range(largest.bit_length())):
+        apart, rest, other = bit, 0, largest
+        while apart:
+            first = np.arange(size - apart)
+            first = first[(first & bit) == rest]
+            rounds.append(np.stack([first, first + apart]))
+            apart, rest, other = other - bit, bit, other >> 1
+    needed = np.isin(np.arange(size), ranks)
+    for number, pairs in reversed(list(enumerate(rounds))):
+        rounds[number] = pairs[:, needed[pairs].any(0)]
+        needed[rounds[number]] = True
+    return [pairs for pairs in rounds if pairs.size]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from string import ascii_letters
 from typing import Any
@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.sparse import csr_array
+from torch import Tensor
 
 from conv2affine.network.graph import Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.matrix import Sparse
 from conv2affine.network.rules import formulas, masks, windows
-from conv2affine.network.rules.moves import follow
+from conv2affine.network.rules.moves import follow, selection
 from conv2affine.network.rules.operands import (
     Context,
     Map,
@@ -48,6 +49,7 @@ __all__ = [
     "norm",
     "power",
     "reduce",
+    "solve",
     "sparse_matmul",
     "where",
 ]
@@ -111,6 +113,9 @@ def batch_norm(context: Context, x: Any, weight: Any, bias: Any, mean: Any, vari
 
 def matmul(context: Context, x: Any, other: Any, *, transpose_x: bool = False, transpose_other: bool = False) -> Map:
     """The product of a value and a constant, of a constant and a value, or of two constants."""
+    if isinstance(x, Tensor) and x.layout is not torch.strided:
+        x = x.detach().cpu().to_sparse_csr()
+        return sparse_matmul(context, x.values(), x.crow_indices(), x.col_indices(), other)
     if not isinstance(x, Value) and not isinstance(other, Value):
         first, second = (
             array.T if flip else array
@@ -131,8 +136,11 @@ def matmul(context: Context, x: Any, other: Any, *, transpose_x: bool = False, t
         matrix = matrix.mT
     if len(shape) == 1:
         shape = (1, *shape) if from_right else (*shape, 1)
-    if matrix.dim() > len(shape) or np.broadcast_shapes(matrix.shape[:-2], shape[:-2]) != tuple(shape[:-2]):
-        raise NoRuleError("the value is repeated for each matrix")
+    batch = np.broadcast_shapes(matrix.shape[:-2], shape[:-2])
+    if batch != tuple(shape[:-2]):  # the value is repeated for each matrix
+        check_numbers(prod(batch) * prod(shape[-2:]))
+        numbers = np.broadcast_to(np.arange(prod(shape)).reshape(shape), (*batch, *shape[-2:]))
+        map, shape = map.then(selection(numbers.ravel(), prod(shape))), numbers.shape
     make = formulas.matmul_right if from_right else formulas.matmul_left
     return map.then(make(matrix, shape, copied=copied))
 
@@ -146,6 +154,14 @@ def sparse_matmul(context: Context, values: Any, starts: Any, columns: Any, othe
     if samples > 1:
         check_numbers(matrix.nnz * samples)
     return through(other, formulas.sparse_left(matrix, samples, copied=copied))
+
+
+def solve(context: Context, function: Callable[[Tensor, Tensor], Tensor], matrix: Any, other: Any, left: bool) -> Map:
+    """The solution of a linear system of one constant matrix: a product with what the unit vectors become."""
+    if not isinstance(matrix, Tensor) or matrix.dim() != 2:
+        raise NoRuleError("its matrix is not one constant")
+    inverse = function(matrix.detach().double(), torch.eye(len(matrix), dtype=torch.float64, device=matrix.device))
+    return matmul(context, inverse, other) if left else matmul(context, other, inverse)
 
 
 def gemm(

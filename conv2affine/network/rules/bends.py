@@ -144,7 +144,8 @@ COMPARISONS: dict[str, Function] = {
 # All operators that jump, or that take what does.
 MASKS: dict[str, Function] = {
     **COMPARISONS,
-    **_named(lambda x: x.signs(), "sign", "Sign"),
+    **_named(lambda x: x.signs(), "sign", "sgn", "Sign"),
+    **_named(_compare(lambda sign: sign < 0), "signbit"),
     **_named(lambda x: x * 0, "isnan", "IsNaN"),
     **_named(_not, "logical_not", "bitwise_not", "Not"),
     **_named(_and, "logical_and", "bitwise_and", "And"),

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from conv2affine.network.graph import Kept, Piece, Step, Value
+from conv2affine.network.graph import Kept, Piece, Slot, Step, Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.matrix import Selection
 from conv2affine.network.rules.bends import COMPARISONS, FUNCTIONS, MASKS, write
@@ -23,7 +23,6 @@ from conv2affine.network.rules.formulas import diagonal
 from conv2affine.network.rules.moves import read_broadcast, read_through, selection
 from conv2affine.network.rules.operands import Context, Map, NoRuleError, constant
 from conv2affine.network.rules.piecewise import EPS, Piecewise
-from conv2affine.network.torch.importing.call import Slot
 
 __all__ = ["join_jumps", "multiply", "where"]
 

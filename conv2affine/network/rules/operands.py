@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,24 +64,13 @@ def check_numbers(count: int) -> None:
         raise NoRuleError(f"its rule would take {count} numbers, more than {MAX_NUMBERS}")
 
 
-class Call(Protocol):
-    """An operator with its constant arguments, as `AtenCall` and `OnnxCall` are."""
-
-    @property
-    def results(self) -> tuple[int, ...] | None:
-        """Which of its results are used; None if it has only one."""
-
-    def run(self, inputs: Sequence[Any], *, double: bool = False) -> list[Any]:
-        """Its results that are used, for arrays as inputs; if `double`, with float64 constants too."""
-
-
 @dataclass(frozen=True, eq=False)
 class Context:
     """What a rule may know besides its arguments.
 
     Args:
         graph: Where steps are added.
-        call: The operator.
+        call: The operator, an `AtenCall` or `OnnxCall`.
         inputs: Its inputs, each once.
         shapes: Of its results that are used.
         parameters: Addresses of the numbers of the model.

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from conv2affine.network.graph import Value
 from conv2affine.network.rules.formulas import gather_sums
 from conv2affine.network.rules.moves import concatenate, follow, selection
 from conv2affine.network.rules.operands import (
@@ -17,12 +18,14 @@ from conv2affine.network.rules.operands import (
     broadcast,
     check_numbers,
     constant,
+    scaled,
+    step,
     through,
     value,
 )
 from conv2affine.network.rules.windows import Window, taps
 
-__all__ = ["add_at", "concat", "copy", "fold", "move", "pad"]
+__all__ = ["concat", "copy", "fold", "move", "pad", "put_at"]
 
 
 def move(context: Context, *arguments: Any, **attributes: Any) -> Any:
@@ -61,10 +64,44 @@ def pad(context: Context, sides: Any, fill: Any) -> Map:
     return map
 
 
-def add_at(context: Context, x: Any, other: Any, places: Any) -> Map:
-    """The sum of x and of another operand, each of whose elements is added at a place: an element number of x."""
+def put_at(context: Context, x: Any, other: Any, places: Any, how: str, *, include_self: bool = True) -> Any:
+    """The "sum", "mean", "max" or "min" of x and of the elements of another operand.
+
+    Args:
+        context: Of the operator.
+        x: Broadcast to the result.
+        other: Broadcast to `places`.
+        places: For each element of the other operand, an element number of x.
+        how: One of these.
+        include_self: Whether x itself counts where something is put; elsewhere it stays.
+    """
+    if how in ("max", "min"):
+        return _extreme_at(context, x, other, places, f"window_{how}", include_self)
+    if how not in ("sum", "mean"):
+        raise NoRuleError(f"it is the {how} of elements")
     size = prod(context.shape)
-    return broadcast(x, context.shape) + broadcast(other, places.shape).then(gather_sums(places.ravel(), size))
+    counts = np.bincount(places.ravel(), minlength=size)
+    own = broadcast(x, context.shape)
+    if not include_self:
+        own = scaled(own, counts == 0, (size,))
+    total = own + broadcast(other, places.shape).then(gather_sums(places.ravel(), size))
+    return scaled(total, 1 / np.maximum(counts + include_self, 1), (size,)) if how == "mean" else total
+
+
+def _extreme_at(context: Context, x: Any, other: Any, places: Any, kind: str, include_self: bool) -> Value:
+    size, at = prod(context.shape), places.ravel()
+    counts = np.bincount(at, minlength=size)
+    windows = np.full((size, 1 + counts.max(initial=0)), -1)
+    check_numbers(windows.size)
+    windows[:, 0] = np.where(include_self | (counts == 0), np.arange(size), -1)
+    order = np.argsort(at, kind="stable")
+    rank = np.arange(len(at)) - np.repeat(np.cumsum(counts) - counts, counts)  # among those of one place
+    windows[at[order], 1 + rank] = size + order
+    numbers = np.arange(size + len(at))
+    own = broadcast(x, context.shape).then(selection(np.where(numbers < size, numbers, -1), size))
+    put = broadcast(other, places.shape).then(selection(np.maximum(numbers - size, -1), len(at)))
+    both = context.graph.add_piece(own + put, (1, len(numbers)), context.origin)
+    return step(context, kind, both, windows=windows)
 
 
 def fold(context: Context, x: Any, window: Window) -> Map:

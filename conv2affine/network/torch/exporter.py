@@ -17,46 +17,39 @@ from torch.utils import _pytree as pytree
 
 from conv2affine.network.graph import Kept, Piece, Step, Value
 from conv2affine.network.matrices.matrix import Array, Matrix, Selection
-from conv2affine.network.torch.batching import runs_on_batches, runs_on_vectors
 from conv2affine.network.torch.importing.call import AtenCall
-from conv2affine.network.torch.importing.network import TorchNetwork
+from conv2affine.network.torch.importing.importer import TorchNetwork
 from conv2affine.network.torch.modules import Container, PerSample
 
-__all__ = ["export_torch"]
+Make = Callable[[str, Matrix, Array | None], nn.Module]
+Cast = Callable[[torch.dtype], torch.dtype]
 
 
-def export_torch(
-    network: TorchNetwork,
-    cast: Callable[[torch.dtype], torch.dtype],
-    make: Callable[[str, Matrix, Array | None], nn.Module],
-) -> fx.GraphModule:
-    """The module of a network.
+def export_torch(network: TorchNetwork, cast: Cast, make: Make) -> fx.GraphModule:
+    """The module of a network, with its graph after all passes: it takes and returns what the imported one does.
 
-    Args:
-        network: The imported network, with its graph after all passes.
-        cast: Maps a dtype of the imported module to that of the result.
-        make: Makes a layer from a name, a matrix and a bias.
-
-    Returns:
-        A module that takes and returns what the imported one does.
+    `cast` maps a dtype of the imported module to that of the result; `make` takes a name, a matrix and a bias, and
+    gives a layer.
     """
-    return _Exporter(network, cast, make).run()
+    exporter = _Exporter(network, cast, make)
+    return fx.GraphModule(exporter.run(), exporter.graph, "LinearNetwork").eval()
+
+
+def interpreter(network: TorchNetwork, cast: Cast, make: Make) -> fx.Interpreter:
+    """Runs a network as the module of `export_torch` does, without code, which takes longer than a small run."""
+    exporter = _Exporter(network, cast, make)
+    return fx.Interpreter(exporter.run(), graph=exporter.graph)
 
 
 class _Exporter:
-    def __init__(
-        self,
-        network: TorchNetwork,
-        cast: Callable[[torch.dtype], torch.dtype],
-        make: Callable[[str, Matrix, Array | None], nn.Module],
-    ) -> None:
+    def __init__(self, network: TorchNetwork, cast: Cast, make: Make) -> None:
         self.network, self.cast, self.make = network, cast, make
         self.root = nn.Module()
         self.graph = fx.Graph()
         self.nodes: dict[Value, fx.Node] = {}
 
-    def run(self) -> fx.GraphModule:
-        """Emit the inputs, the nodes and the outputs."""
+    def run(self) -> nn.Module:
+        """Emit the inputs, the nodes and the outputs; the layers and constants are those of the returned module."""
         graph = self.network.graph
         for value in graph.inputs:
             node = self.graph.placeholder(value.name)
@@ -69,10 +62,9 @@ class _Exporter:
         results = iter([self.shaped(self.nodes[v], s) for v, s in zip(graph.outputs, graph.output_shapes, strict=True)])
         leaves = [next(results) if isinstance(leaf, Value) else leaf for leaf in self.network.leaves]
         self.output([self.constant(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves])
-        # Before the module is made, so that its code is generated once. No call has a side effect.
+        # Here, so that code is generated once. No call has a side effect.
         self.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
-        module = fx.GraphModule(self.root, self.graph, "LinearNetwork")
-        return module.to(self.network.device).eval()
+        return self.root.to(self.network.device)
 
     def output(self, leaves: list[Any]) -> None:
         """The outputs, nested as those of the model."""
@@ -121,10 +113,10 @@ class _Exporter:
         if op.reads_memory:
             inputs = [self.graph.call_method("contiguous", (node,)) for node in inputs]
         shapes = [*step.shapes, *(value.shape for value in step.outputs)]
-        if runs_on_vectors(op, shapes):
+        if op.runs_on_vectors(shapes):
             result: Any = self.call(self.graph, self.root, op, inputs)
             shapes = [(1, value.size) for value in step.outputs]
-        elif runs_on_batches(op, shapes):
+        elif op.runs_on_batches(shapes):
             shaped = [self.shaped(node, shape) for node, shape in zip(inputs, step.shapes, strict=True)]
             result = self.call(self.graph, self.root, op, shaped)
             shapes = [value.shape for value in step.outputs]
@@ -162,11 +154,15 @@ class _Exporter:
         raise NotImplementedError(f"a step of kind {step.kind} from {step.origin} has no operator to run it")
 
     def window(self, step: Step, node: fx.Node) -> fx.Node:
-        """The largest or the smallest element of each window; -1 reads an element at the end that is neither."""
+        """The largest or the smallest element of each window."""
         reduce, nothing = (torch.amax, -np.inf) if step.kind == "window_max" else (torch.amin, np.inf)
-        windows = self.buffer(self.root, self.graph, torch.from_numpy(np.asarray(step.parameters["windows"])))
-        padded = self.graph.call_function(F.pad, (node, (0, 1), "constant", nothing))
-        elements = self.graph.call_function(operator.getitem, (padded, (slice(None), windows)))
+        windows = np.asarray(step.parameters["windows"])
+        some = windows.max(1, keepdims=True)
+        windows = np.where(windows < 0, some, windows)  # an element twice for -1, which is none
+        if (some < 0).any():  # an element at the end that is neither
+            node = self.graph.call_function(F.pad, (node, (0, 1), "constant", nothing))
+        index = self.buffer(self.root, self.graph, torch.from_numpy(windows))
+        elements = self.graph.call_function(operator.getitem, (node, (slice(None), index)))
         return self.graph.call_function(reduce, (elements, 2))
 
     def number(self, root: nn.Module, graph: fx.Graph, array: Any, as_tensor: bool = False) -> Any:
@@ -178,11 +174,9 @@ class _Exporter:
 
     def constant(self, tensor: Tensor) -> fx.Node:
         """A constant of one sample, repeated for each sample."""
-        first = next(iter(self.graph.nodes))
-        samples = self.graph.call_method("size", (first, 0))
-        return self.graph.call_method(
-            "repeat", (self.buffer(self.root, self.graph, tensor), samples, *[1] * (tensor.dim() - 1))
-        )
+        samples = self.graph.call_method("size", (next(iter(self.graph.nodes)), 0))
+        one = self.buffer(self.root, self.graph, tensor)
+        return self.graph.call_method("repeat", (one, samples, *[1] * (tensor.dim() - 1)))
 
     def buffer(self, root: nn.Module, graph: fx.Graph, tensor: Tensor) -> fx.Node:
         """A constant tensor."""
@@ -212,11 +206,7 @@ class _Exporter:
         """A batch of tensors of shape (1, ...) as one vector per sample."""
         if len(shape) == 2:
             return node
-        return (
-            self.graph.call_method("unsqueeze", (node, 1))
-            if len(shape) == 1
-            else self.graph.call_method("flatten", (node, 1))
-        )
+        return self.graph.call_method("unsqueeze" if len(shape) == 1 else "flatten", (node, 1))
 
     def shaped(self, node: fx.Node, shape: tuple[int, ...]) -> fx.Node:
         """One vector per sample as a batch of tensors of shape (1, ...)."""

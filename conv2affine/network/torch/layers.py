@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from conv2affine.convolution.build import make_linear
 from conv2affine.convolution.layouts import NAMES
 from conv2affine.convolution.sizes import INT32_MAX, layout_sizes
 from conv2affine.matrix import to_matrix
 from conv2affine.network.matrices.layers import Convolution, Repeated
 from conv2affine.network.matrices.matrix import Array, Matrix
-from conv2affine.network.matrices.rows import by_rows, rows_at_once, take_rows
+from conv2affine.network.matrices.rows import by_rows, row_blocks, take_rows
+from conv2affine.network.passes.chain import Layer
 from conv2affine.sparse_linear import SparseLinear
-
-__all__ = ["LAYOUTS", "NetworkLayout", "choose_layout", "dense_layer", "layer", "layout_bytes", "row_chunks"]
 
 NetworkLayout = Literal["auto", "dense", "sparse"] | torch.layout
 LAYOUTS = ("auto", *NAMES, *NAMES.values())
@@ -27,22 +27,13 @@ SMALL_BYTES = 2**20
 SHARED_BYTES = 2**24
 
 
-class Sized(Protocol):
-    """Anything with a number of rows, columns and entries."""
-
-    @property
-    def shape(self) -> tuple[int, int]: ...
-    @property
-    def nnz(self) -> int: ...
-
-
-def layout_bytes(matrix: Sized, dtype: torch.dtype) -> dict[str, int]:
+def layout_bytes(matrix: Matrix | Layer, dtype: torch.dtype) -> dict[str, int]:
     """Bytes of each layout."""
     sizes = layout_sizes(*matrix.shape, matrix.nnz, dtype)
     return {name: next(size.bytes for size in sizes if size.layout is layout) for name, layout in NAMES.items()}
 
 
-def choose_layout(matrix: Sized, dtype: torch.dtype, layout: NetworkLayout, ranks: int = 1) -> str:
+def choose_layout(matrix: Matrix | Layer, dtype: torch.dtype, layout: NetworkLayout, ranks: int = 1) -> str:
     """The name of the layout asked for; for "auto" the sparse one, unless the dense one is small or hardly larger.
 
     A large layer of several ranks is "sharded": each has the sparse matrix of its rows.
@@ -64,12 +55,8 @@ def layer(matrix: Matrix, bias: Array | None, dtype: torch.dtype, layout: Networ
 
 def dense_layer(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """The layer of a dense weight, in the memory of its arguments."""
-    linear = nn.Linear.__new__(nn.Linear)  # its constructor would allocate and fill another weight
-    nn.Module.__init__(linear)
-    linear.out_features, linear.in_features = weight.shape
-    linear.weight = nn.Parameter(weight, requires_grad=False)
-    linear.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
-    return linear
+    rows = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    return make_linear(nn.Parameter(weight, requires_grad=False), rows)
 
 
 def _weight(matrix: Matrix, dtype: torch.dtype, layout: str) -> Tensor:
@@ -89,11 +76,12 @@ def _weight(matrix: Matrix, dtype: torch.dtype, layout: str) -> Tensor:
 
 def row_chunks(matrix: Matrix, dtype: torch.dtype, step: int, first: int = 0) -> Iterator[Tensor]:
     """The dense weight of a layer from row `first` on, a chunk of rows at a time."""
-    step = step if isinstance(matrix, Convolution) else min(step, rows_at_once(matrix))
-    chunks = [range(start, min(start + step, matrix.shape[0])) for start in range(first, matrix.shape[0], step)]
+    rows = range(first, matrix.shape[0])
     if isinstance(matrix, Convolution):
         weight = matrix.weight.detach().to(dtype)
-        yield from (to_matrix(weight, matrix.geometry, rows=rows).cpu() for rows in chunks)
+        chunks = (rows[start : start + step] for start in range(0, len(rows), step))
+        yield from (to_matrix(weight, matrix.geometry, rows=chunk).cpu() for chunk in chunks)
         return
     matrix, narrow = by_rows(matrix), np.float32 if dtype is torch.float32 else np.float64
-    yield from (torch.from_numpy(take_rows(matrix, rows).csr(narrow).toarray()).to(dtype) for rows in chunks)
+    for chunk in row_blocks(matrix, rows, step):
+        yield torch.from_numpy(take_rows(matrix, chunk).csr(narrow).toarray()).to(dtype)

@@ -6,19 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from conv2affine.network.matrices.matrix import Array, Matrix
 
-__all__ = ["Affine", "BoxChain", "Container", "PerSample"]
-
 
 class Container(nn.Module):
-    """Puts outputs into the container that the model returns.
-
-    Args:
-        structure: How the outputs are nested.
-    """
+    """Puts outputs into the container that the model returns."""
 
     def __init__(self, structure: pytree.TreeSpec) -> None:
         super().__init__()
@@ -30,12 +25,7 @@ class Container(nn.Module):
 
 
 class PerSample(nn.Module):
-    """Runs a module on each sample by itself, as a batch of one, all of them at a time.
-
-    Args:
-        module: Takes and returns tensors of a batch of one sample.
-        origin: What it runs, and for which of the user's modules.
-    """
+    """Runs a module that takes a batch of one on each sample by itself, all of them at a time; the origin names it."""
 
     def __init__(self, module: nn.Module, origin: str) -> None:
         super().__init__()
@@ -47,23 +37,20 @@ class PerSample(nn.Module):
             try:
                 return torch.vmap(self.module)(*inputs)
             except RuntimeError as error:
-                if "batching rule" not in str(error):
+                if "batching rule" not in str(error).lower():
                     raise
                 raise NotImplementedError(
                     f"{self.origin} must be affine, or an operator that torch.vmap runs on each sample, and PyTorch "
                     "has no rule for that; compute the same with other operators"
                 ) from error
-        one = self.module(*(x.new_zeros(x.shape[1:]) for x in inputs))  # many operators refuse empty tensors
-        return pytree.tree_map(lambda result: result.unsqueeze(0)[:0], one)
+        # Many operators refuse empty tensors, and some the values of others, as the inverse does zeros.
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            one = self.module(*(torch.empty(x.shape[1:], dtype=x.dtype, device=x.device) for x in inputs))
+        return pytree.tree_map(lambda result: inputs[0].new_empty((0, *result.shape), dtype=result.dtype), one)
 
 
 class Affine(nn.Module):
-    """x -> x @ matrix.T + bias in float64, without writing the matrix out.
-
-    Args:
-        matrix: (rows, cols).
-        bias: (rows,), or None.
-    """
+    """The layer x -> x @ matrix.T + bias in float64, without writing the matrix out; the bias may be None."""
 
     def __init__(self, matrix: Matrix, bias: Array | None) -> None:
         super().__init__()

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from conv2affine.interop.dtensor import local_rows
@@ -12,8 +17,6 @@ from conv2affine.network.matrices.matrix import Array, Matrix
 from conv2affine.network.matrices.rows import take_rows
 from conv2affine.network.torch.layers import layer
 from conv2affine.sparse_linear import SparseLinear
-
-__all__ = ["number_of_ranks", "shared_layer"]
 
 
 def number_of_ranks(device_mesh: DeviceMesh) -> int:
@@ -31,3 +34,43 @@ def shared_layer(matrix: Matrix, bias: Array | None, dtype: torch.dtype, device_
     local = layer(take_rows(matrix, rows), part, dtype, "sparse")
     assert isinstance(local, SparseLinear)  # for the type checker
     return GatheredSparseLinear(local, rows, matrix.shape[0], device_mesh)
+
+
+@contextmanager
+def together(device_mesh: DeviceMesh) -> Iterator[Callable[..., None]]:
+    """What fails on one rank fails on all of them, rather than that they wait for it. It ends with a collective.
+
+    It gives a function to call with the model, the inputs and text, which must be the same on all ranks.
+
+    Raises:
+        RuntimeError: If another rank fails.
+        ValueError: If another rank has another model, or other inputs or text.
+    """
+    own, failure = {"digest": "", "error": ""}, None
+    try:
+        yield lambda model, inputs, text: own.update(digest=_digest(model, inputs, text))
+    except Exception as error:
+        failure, own["error"] = error, f"{type(error).__name__}: {error}"
+    found: list[dict[str, str]] = [{}] * device_mesh.size()
+    dist.all_gather_object(found, own, group=device_mesh.get_group())
+    if failure is not None:
+        raise failure
+    for rank, other in enumerate(found):
+        if other["error"]:
+            raise RuntimeError(f"no rank converts the model, as rank {rank} of device_mesh cannot: {other['error']}")
+        if other["digest"] != own["digest"]:
+            raise ValueError(
+                f"model, example_inputs and options must be the same on all ranks, and rank {rank} has others; load "
+                "the model from one file, or call torch.manual_seed with the same number before it is made"
+            )
+
+
+def _digest(model: nn.Module, inputs: Sequence[Tensor], text: str) -> str:
+    """A name for text and the numbers of a model and of inputs."""
+    digest = hashlib.sha256(text.encode())
+    for tensor in (*model.parameters(), *model.buffers(), *inputs):
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        if tensor.layout is torch.strided and not tensor.is_quantized:
+            flat = tensor.detach().cpu().resolve_conj().reshape(-1).contiguous()
+            digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()

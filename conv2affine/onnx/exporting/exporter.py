@@ -22,8 +22,6 @@ from conv2affine.onnx.exporting.values import Values
 from conv2affine.onnx.exporting.writer import Writer, as_array, write_kept, write_kind, write_selection
 from conv2affine.onnx.model import DTYPES, OnnxNetwork, TensorInfo
 
-__all__ = ["Exporter", "gathers"]
-
 CHUNK_BYTES = 2**24
 
 
@@ -37,10 +35,10 @@ def gathers(graph: Graph) -> bool:
 
 
 class Exporter:
-    """Writes one model.
+    """Writes one model, of the imported network with its graph after all passes.
 
     Args:
-        network: The imported network, with its graph after all passes.
+        network: The network.
         dtype: Of the layers.
         opset: Of the result.
         is_batched: Whether the result takes any number of samples, or one.
@@ -113,18 +111,14 @@ class Exporter:
         self.each(origin)
         writer, (rows, cols) = self.writer, matrix.shape
         if writer.data is None or rows * cols * self.dtype.itemsize <= CHUNK_BYTES:
-            weight, bias = self.arrays(matrix, bias, origin)
-            return writer.constant(f"{origin}.weight", weight), writer.constant(f"{origin}.bias", bias)
+            fc = layer(matrix, bias, self.dtype, "dense")
+            weight = writer.constant(f"{origin}.weight", self.finite(fc.weight, origin))
+            return weight, writer.constant(f"{origin}.bias", as_array(fc.bias))
         name = writer.name(f"{origin}.weight")
         step = max(1, CHUNK_BYTES // (cols * self.dtype.itemsize))
         chunks = (self.finite(chunk, origin) for chunk in row_chunks(matrix, self.dtype, step))
         writer.initializers.append(external_tensor(writer.data, name, (rows, cols), writer.dtype, chunks))
         return name, writer.constant(f"{origin}.bias", bias)
-
-    def arrays(self, matrix: Matrix, bias: Any, origin: str) -> tuple[Any, Any]:
-        """Weight and bias of a layer."""
-        fc = layer(matrix, bias, self.dtype, "dense")
-        return self.finite(fc.weight, origin), as_array(fc.bias)
 
     def finite(self, weight: Tensor, origin: str) -> Any:
         """The array of a weight, all of whose numbers must be finite."""

@@ -15,8 +15,6 @@ from onnx import ModelProto, TensorProto, external_data_helper, helper
 
 from conv2affine.network.proof.forward import Interval
 
-__all__ = ["SMALL", "check_target", "data_of", "external_tensor", "publish", "save", "save_bounds"]
-
 LARGE = 2**27  # bytes of layers: a model with more has them in a file of their own
 ALIGNMENT = 64
 SUFFIX = ".data"

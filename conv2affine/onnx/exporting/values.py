@@ -8,17 +8,11 @@ from conv2affine.network.graph import Value
 from conv2affine.onnx.exporting.writer import Writer
 from conv2affine.onnx.model import OnnxNetwork
 
-__all__ = ["Values"]
-
 
 class Values:
     """Names of values; one that has no name in a shape yet is reshaped to it.
 
-    Args:
-        network: Gives the names of inputs and outputs.
-        writer: Takes the nodes.
-        is_batched: Whether the model takes any number of samples, or one.
-        are_vectors: Whether its inputs and outputs are vectors.
+    Inputs and outputs have those of the network; `are_vectors` says whether they are vectors.
     """
 
     def __init__(self, network: OnnxNetwork, writer: Writer, is_batched: bool, are_vectors: bool) -> None:

@@ -11,14 +11,11 @@ import torch
 from onnx import NodeProto, TensorProto, defs, helper, numpy_helper
 from torch import Tensor
 
-from conv2affine.network.graph import Kept, Step
+from conv2affine.network.graph import Kept, Slot, Step
 from conv2affine.network.matrices.matrix import Selection
-from conv2affine.network.torch.importing.call import Slot
 from conv2affine.onnx.call import OnnxCall, runs_on_vectors
 from conv2affine.onnx.exporting.storage import SMALL, external_tensor
 from conv2affine.onnx.model import FLOATS
-
-__all__ = ["Writer", "as_array", "write_kept", "write_kind", "write_selection"]
 
 MIN_WHERE = 9  # the first opset that has Where
 MIN_INTEGER_CONSTANT = 9  # before, a Constant is of floating type
@@ -30,11 +27,7 @@ WINDOWS = {"window_max": "ReduceMax", "window_min": "ReduceMin"}
 class Writer:
     """Nodes and initializers in the order in which they are added.
 
-    Args:
-        dtype: Of floating constants.
-        opset: Of the model.
-        names: Taken by inputs and outputs.
-        data: The file for the data of large tensors, if that is not to be in the model.
+    `names` are taken by inputs and outputs; `data` is the file for large tensors, if they are not to be in the model.
     """
 
     def __init__(self, dtype: Any, opset: int, names: Sequence[str], data: BinaryIO | None = None) -> None:
@@ -100,15 +93,7 @@ class Writer:
 
 
 def write_kind(writer: Writer, step: Step, x: list[str], origin: str, output: str | None) -> str:
-    """Write a step that its kind defines; returns the name of its result.
-
-    Args:
-        writer: Of the model.
-        step: Of one of `kinds.KINDS`.
-        x: Names of its inputs, as vectors.
-        origin: What to name nodes after.
-        output: Name of the result; None for a new one.
-    """
+    """Write a step that its kind defines, of inputs x as vectors; returns the name of its result."""
     call, constant = writer.call, writer.constant
     if step.kind in SIMPLE:
         return call(SIMPLE[step.kind], x, origin, output)
@@ -142,18 +127,11 @@ def write_kind(writer: Writer, step: Step, x: list[str], origin: str, output: st
 
 
 def write_kept(writer: Writer, step: Step | Kept, inputs: Sequence[str], results: Sequence[str], origin: str) -> None:
-    """Write a kept step.
-
-    Args:
-        writer: Of the model.
-        step: With a call.
-        inputs: Names of its inputs; all are vectors where it runs on those.
-        results: Names for its outputs.
-        origin: What to name the node after.
-    """
+    """Write a step with a call, under the names of its inputs, vectors where it runs on those, and of its outputs."""
     call: OnnxCall = step.call
     formal = defs.get_schema(call.op_type, writer.opset).inputs
     elem_type = helper.np_dtype_to_tensor_dtype(writer.dtype)
+    type_name = f"tensor({TensorProto.DataType.Name(elem_type).lower()})"  # as the schemas of operators write it
     on_vectors = runs_on_vectors(step)
     args = []
     for number, arg in enumerate(call.args):
@@ -163,7 +141,7 @@ def write_kept(writer: Writer, step: Step | Kept, inputs: Sequence[str], results
             args.append("")
         else:
             # Some arguments are float32 whatever the type of the others: the scales of Resize.
-            keeps_type = _type_name(elem_type) not in formal[min(number, len(formal) - 1)].types
+            keeps_type = type_name not in formal[min(number, len(formal) - 1)].types
             array = arg.reshape(()) if on_vectors else arg
             args.append(writer.constant(f"{origin}.{number}", array, keeps_type=keeps_type))
     wanted = dict(zip(call.results, results, strict=True))
@@ -175,11 +153,6 @@ def write_kept(writer: Writer, step: Step | Kept, inputs: Sequence[str], results
         [to] = [attribute for attribute in node.attribute if attribute.name == "to"]
         to.i = elem_type
     writer.nodes.append(node)
-
-
-def _type_name(elem_type: int) -> str:
-    """A type as the schemas of operators write it."""
-    return f"tensor({TensorProto.DataType.Name(elem_type).lower()})"
 
 
 def write_selection(writer: Writer, x: str, selection: Selection, origin: str) -> str:

@@ -18,17 +18,14 @@ from onnx import TensorProto, defs, helper
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from conv2affine.network.graph import Graph, Kept, Node, Piece, Step
-from conv2affine.network.torch.importing.call import Slot
+from conv2affine.network.graph import Graph, Kept, Node, Piece, Slot, Step
 from conv2affine.network.torch.importing.importer import import_torch
 from conv2affine.network.torch.models.surroundings import users_device
 from conv2affine.network.torch.models.unchanged import unchanged
-from conv2affine.network.torch.rounding import Noise
+from conv2affine.network.torch.noise import Noise
 from conv2affine.onnx.call import OnnxCall
 from conv2affine.onnx.model import FLOATS, OnnxNetwork, TensorInfo
 from conv2affine.onnx.running.runner import Run
-
-__all__ = ["as_onnx", "import_module", "module_runner"]
 
 # The name of each operator that a module may keep, and the first opset in which it means the same. Their arguments are
 # those of PyTorch.

@@ -21,8 +21,6 @@ from conv2affine.onnx.model import DTYPES, EPS, FLOATS, HALVES, CheckedModel, On
 from conv2affine.onnx.running.runner import runner
 from conv2affine.onnx.running.trials import DISPUTED, agrees, run_alone
 
-__all__ = ["import_onnx"]
-
 # Types of inputs and outputs, which are generated and compared: those that NumPy has.
 TYPES = frozenset(map(helper.np_dtype_to_tensor_dtype, map(np.dtype, "?bBhHiIqQefd")))
 LARGE = 2**16  # elements of constants
@@ -31,13 +29,7 @@ RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLik
 
 @np.errstate(all="ignore")  # constants may hold anything; what matters is checked
 def import_onnx(model: CheckedModel) -> OnnxNetwork:
-    """The graph of a model.
-
-    Args:
-        model: From `read`.
-
-    Returns:
-        The graph, not simplified: one piece or step for each node.
+    """The graph of a model, not simplified: one piece or step for each node.
 
     Raises:
         ValueError: If the model breaks the rules of its operators, or depends on chance.

@@ -17,8 +17,6 @@ from conv2affine.onnx.importing.reader import BASE_BYTES, PROTOBUF_BYTES
 from conv2affine.onnx.importing.rules import find_rule
 from conv2affine.onnx.model import CheckedModel, location
 
-__all__ = ["Budget", "check_rules", "check_size", "check_work", "infer", "inferred_shape"]
-
 # Constants that hold sizes and axes have fewer elements, and shape inference reads only these.
 SMALL = 1024
 # No single value of a network for which matrices can be made has more elements.
@@ -37,11 +35,7 @@ BOUNDED = {"NonZero": 8, "Compress": 1, "Unique": 4}
 
 
 class Budget:
-    """Counts constants and values before they are made.
-
-    Args:
-        size: Bytes of the model.
-    """
+    """Counts constants and values of a model of `size` bytes before they are made."""
 
     def __init__(self, size: int) -> None:
         self.max_bytes = min(PROTOBUF_BYTES, BASE_BYTES + BYTES_PER_BYTE * size)
@@ -99,15 +93,7 @@ def check_rules(model: CheckedModel) -> None:
 def infer(
     node: NodeProto, opset: int, ir_version: int, results: Mapping[str, Any], types: Mapping[str, TypeProto], where: str
 ) -> Mapping[str, TypeProto]:
-    """The types of a node's results, by name, as far as they follow from its inputs.
-
-    Args:
-        node: The node.
-        opset: Of the model.
-        ir_version: Of the model.
-        results: Values and constants so far, by name.
-        types: Of these.
-        where: Name of the node in messages.
+    """The types of a node's results, by name, as far as they follow from those of its inputs; `where` is for messages.
 
     Raises:
         ValueError: If it breaks the rules of its operator.
@@ -149,6 +135,11 @@ def inferred_shape(
     dims = type.tensor_type.shape.dim
     if type.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):
         return tuple(dim.dim_value for dim in dims)
+    if node.op_type == "Compress" and isinstance(args[1], np.ndarray):
+        [axis] = [attribute.i for attribute in node.attribute] or [None]
+        shape = list(args[0].shape if axis is not None else (prod(args[0].shape),))
+        shape[axis or 0] = np.count_nonzero(args[1][: shape[axis or 0]])
+        return tuple(shape)
     if node.op_type in BOUNDED and all(arg is None or isinstance(arg, np.ndarray) for arg in args):
         return (BOUNDED[node.op_type] * args[0].size,)
     raise NotImplementedError(f"{where}: the shape of {name} must follow from those of the inputs")

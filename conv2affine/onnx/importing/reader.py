@@ -14,10 +14,8 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, external_data_helper
 
-from conv2affine.onnx.importing.upgrade import inlined, open_sizes, upgraded, widened
+from conv2affine.onnx.importing.upgrade import all_nodes, inlined, open_sizes, upgraded, widened
 from conv2affine.onnx.model import CheckedModel, input_info, location
-
-__all__ = ["BASE_BYTES", "PROTOBUF_BYTES", "read"]
 
 PROTOBUF_BYTES = 2**31 - 1  # of one protobuf message, of external data, and of all constants and values
 GZIP = b"\x1f\x8b"
@@ -182,9 +180,8 @@ def _sort(graph: GraphProto) -> None:
     """Put the nodes into an order in which each uses only what comes before it."""
     nodes = list(graph.node)
     makers = {name: number for number, node in enumerate(nodes) for name in node.output if name}
-    uses = {
-        number: [makers[name] for name in sorted(_reads(node)) if name in makers] for number, node in enumerate(nodes)
-    }
+    read = [sorted({name for each in all_nodes([node]) for name in each.input}) for node in nodes]
+    uses = {number: [makers[name] for name in names if name in makers] for number, names in enumerate(read)}
     if all(maker < number for number, made in uses.items() for maker in made):
         return
     try:
@@ -195,12 +192,3 @@ def _sort(graph: GraphProto) -> None:
     copies = [NodeProto.FromString(node.SerializeToString()) for node in ready]
     del graph.node[:]
     graph.node.extend(copies)
-
-
-def _reads(node: NodeProto) -> set[str]:
-    """What a node and its subgraphs read."""
-    names = set(node.input)
-    for attribute in node.attribute:
-        for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-            names |= {name for inner in graph.node for name in _reads(inner)}
-    return names

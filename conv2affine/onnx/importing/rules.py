@@ -9,15 +9,14 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
 
-from conv2affine.network.rules import activations, arithmetic, positions, shapes
+from conv2affine.network.rules import activations, arithmetic, shapes
 from conv2affine.network.rules.operands import Context, NoRuleError, Rule, constant, value
 from conv2affine.onnx.importing import windows
-
-__all__ = ["RULES", "find_rule"]
 
 
 def concat(context: Context, *parts: Any, axis: int) -> Any:
@@ -35,6 +34,35 @@ def subtract(context: Context, x: Any, other: Any) -> Any:
 def clip(context: Context, x: Any, low: Any = None, high: Any = None, *, min: Any = None, max: Any = None) -> Any:
     """The bounds are attributes before opset 11."""
     return activations.clip(context, x, min if low is None else low, max if high is None else high)
+
+
+def top_k(
+    context: Context, x: Any, count: Any = None, *, k: int = 1, axis: int = -1, largest: int = 1, sorted: int = 1
+) -> Any:
+    """The number is an attribute before opset 10."""
+    number = k if count is None else int(constant(count).item())
+    if number > 1 and not sorted:
+        raise NoRuleError("sorted = 0 leaves the order open")
+    ranks = range(value(x).shape[axis])
+    return activations.order(context, x, axis, (ranks[::-1] if largest else ranks)[:number])
+
+
+def scatter_elements(context: Context, x: Any, at: Any, updates: Any, *, axis: int = 0, reduction: str = "none") -> Any:
+    index = constant(at).astype(int)
+    grids = list(np.ogrid[tuple(map(slice, index.shape))])
+    grids[axis] = index
+    return _put(context, x, updates, tuple(grids), reduction)
+
+
+def scatter_nd(context: Context, x: Any, at: Any, updates: Any, *, reduction: str = "none") -> Any:
+    return _put(context, x, updates, tuple(np.moveaxis(constant(at).astype(int), -1, 0)), reduction)
+
+
+def _put(context: Context, x: Any, updates: Any, index: Any, how: str) -> Any:
+    if how == "none":
+        return shapes.move(context)
+    places = np.arange(prod(context.shape)).reshape(context.shape)[index]
+    return shapes.put_at(context, x, updates, places, "sum" if how == "add" else how)
 
 
 def thresholded_relu(context: Context, x: Any, *, alpha: float = 1.0) -> Any:
@@ -58,36 +86,6 @@ def pad(
     sides = np.zeros((len(context.shape), 2), int)  # onnx.reference does not cut for negative numbers
     sides[slice(None) if axes is None else constant(axes).astype(int)] = numbers.reshape(2, -1).T
     return shapes.pad(context, sides, value if value_input is None else value_input)
-
-
-def dft(
-    context: Context,
-    x: Any,
-    length: Any = None,
-    axis_input: Any = None,
-    *,
-    axis: int | None = None,
-    inverse: int = 0,
-    onesided: int = 0,
-) -> Any:
-    """The axis is an attribute before opset 20, and another if it is left out."""
-    if axis_input is not None:
-        axis = int(constant(axis_input).item())
-    elif axis is None:
-        axis = 1 if context.call.opset < 20 else -2
-    size = None if length is None else int(constant(length).item())
-    return positions.fourier(context, x, axis, size, inverse=bool(inverse), onesided=bool(onesided))
-
-
-def stft(
-    context: Context, x: Any, frame_step: Any, window: Any = None, frame_length: Any = None, *, onesided: int = 1
-) -> Any:
-    sizes = [int(constant(size).item()) for size in (frame_step, frame_length) if size is not None]
-    if window is None:
-        window = np.ones(sizes[1])
-    if len(sizes) > 1 and sizes[1] != len(constant(window)):
-        raise NoRuleError(f"frame_length = {sizes[1]}, and the window has {len(constant(window))} elements")
-    return positions.short_time_fourier(context, x, sizes[0], window, onesided=bool(onesided))
 
 
 def reduction(rule: Rule, **options: Any) -> Rule:
@@ -122,7 +120,7 @@ def global_lp_pool(context: Context, x: Any, *, p: float = 2) -> Any:
 MOVING = (
     *("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Expand", "Tile", "Split", "Slice"),
     *("Gather", "GatherElements", "GatherND", "DepthToSpace", "SpaceToDepth", "ReverseSequence", "Trilu"),
-    *("ScatterElements", "ScatterND", "Scatter", "CenterCropPad"),
+    *("Scatter", "CenterCropPad", "Compress", "MaxUnpool"),
 )
 WINDOW = {name: name for name in ("auto_pad", "dilations", "kernel_shape", "pads", "strides")}
 # The rule of each operator; with the names of the attributes where the rule has others, None for those whose value does
@@ -132,7 +130,10 @@ RULES: dict[str, Rule | tuple[Rule, dict[str, str | None]]] = {
     "Identity": shapes.copy,
     "Dropout": (dropout, {"ratio": None, "seed": None}),
     "Cast": (shapes.copy, {"to": None, "saturate": None, "round_mode": None}),  # from float to float: others are kept
+    "CastLike": (dropout, {"saturate": None, "round_mode": None}),
     "Concat": concat,
+    "ScatterElements": scatter_elements,
+    "ScatterND": scatter_nd,
     "Pad": pad,
     # Arithmetic
     **dict.fromkeys(("Add", "Sum"), (arithmetic.add, {})),
@@ -141,6 +142,7 @@ RULES: dict[str, Rule | tuple[Rule, dict[str, str | None]]] = {
     "Neg": arithmetic.negate,
     "Mul": arithmetic.multiply,
     "Div": arithmetic.divide,
+    "Pow": (arithmetic.power, {}),
     "Where": arithmetic.where,
     "BatchNormalization": (arithmetic.batch_norm, {"epsilon": "eps", "momentum": None, "training_mode": None}),
     "MatMul": (arithmetic.matmul, {}),
@@ -155,8 +157,8 @@ RULES: dict[str, Rule | tuple[Rule, dict[str, str | None]]] = {
     "GlobalMaxPool": global_pool("max"),
     "GlobalLpPool": global_lp_pool,
     "CumSum": arithmetic.cumulate,
-    "DFT": dft,
-    "STFT": stft,
+    "DFT": windows.dft,
+    "STFT": windows.stft,
     # Over positions
     "Conv": (windows.conv, {**WINDOW, "group": "groups"}),
     "ConvTranspose": (
@@ -180,6 +182,7 @@ RULES: dict[str, Rule | tuple[Rule, dict[str, str | None]]] = {
     "Clip": clip,
     "Shrink": activations.shrink,
     "ThresholdedRelu": thresholded_relu,
+    "TopK": top_k,
     "HardSigmoid": (activations.hard_sigmoid, {"alpha": "slope", "beta": "offset"}),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from graphlib import CycleError, TopologicalSorter
+from typing import Any
 
 import onnx
 from onnx import (
@@ -21,10 +22,8 @@ from onnx import (
 
 from conv2affine.onnx.model import EPS, HALVES, location
 
-__all__ = ["MIN_OPSET", "all_nodes", "inlined", "open_sizes", "upgraded", "widened"]
-
 MAX_NODES = 1_000_000  # of a model with its functions written out
-MIN_OPSET = 8  # to which older models are converted
+MIN_OPSET = 8  # to which older models are converted: the first in which Max broadcasts
 INFERS = 6  # the first opset for which onnx infers all shapes
 ADDS_ONLY = 7  # opset 8 only adds to it: broadcasting to Max, Min, Mean and Sum, attributes to MaxPool
 # Attributes that are types of results.
@@ -124,41 +123,31 @@ def widened(proto: ModelProto) -> tuple[ModelProto, float]:
 
     It computes the same up to that rounding, and every reader supports float32.
     """
-    if not _has_halves(proto):
+    found = {type for part, field in _typed(proto) if (type := getattr(part, field)) in HALVES}
+    if not found:
         return proto, 0.0
     wide = ModelProto()
     wide.CopyFrom(proto)
-    found: set[int] = set()
-
-    def widen(tensor: TensorProto) -> None:
-        if tensor.data_type in HALVES:
-            found.add(tensor.data_type)
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype("float32"), tensor.name))
-
-    for info in (*wide.graph.input, *wide.graph.output):
-        if info.type.tensor_type.elem_type in HALVES:
-            found.add(info.type.tensor_type.elem_type)
-            info.type.tensor_type.elem_type = TensorProto.FLOAT
-    for tensor in wide.graph.initializer:
-        widen(tensor)
-    for attribute in (attribute for node in all_nodes(wide.graph.node) for attribute in node.attribute):
-        if attribute.type == AttributeProto.TENSOR:
-            widen(attribute.t)
-        elif attribute.name in TYPE_ATTRIBUTES and attribute.i in HALVES:
-            found.add(attribute.i)
-            attribute.i = TensorProto.FLOAT
+    for part, field in _typed(wide):
+        if getattr(part, field) not in HALVES:
+            continue
+        if isinstance(part, TensorProto):
+            part.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(part).astype("float32"), part.name))
+        else:
+            setattr(part, field, TensorProto.FLOAT)
     del wide.graph.value_info[:]
     return wide, max(EPS[type] for type in found)
 
 
-def _has_halves(proto: ModelProto) -> bool:
-    """Whether float16 or bfloat16 occurs in a model."""
-    attributes = [attribute for node in all_nodes(proto.graph.node) for attribute in node.attribute]
-    types = {info.type.tensor_type.elem_type for info in (*proto.graph.input, *proto.graph.output)}
-    types.update(tensor.data_type for tensor in proto.graph.initializer)
-    types.update(attribute.t.data_type for attribute in attributes if attribute.type == AttributeProto.TENSOR)
-    types.update(attribute.i for attribute in attributes if attribute.name in TYPE_ATTRIBUTES)
-    return not types.isdisjoint(HALVES)
+def _typed(proto: ModelProto) -> Iterator[tuple[Any, str]]:
+    """What has a type in a model, and the name of its field."""
+    yield from ((info.type.tensor_type, "elem_type") for info in (*proto.graph.input, *proto.graph.output))
+    yield from ((tensor, "data_type") for tensor in proto.graph.initializer)
+    for attribute in (attribute for node in all_nodes(proto.graph.node) for attribute in node.attribute):
+        if attribute.type == AttributeProto.TENSOR:
+            yield attribute.t, "data_type"
+        elif attribute.name in TYPE_ATTRIBUTES:
+            yield attribute, "i"
 
 
 def _check_functions(proto: ModelProto) -> None:

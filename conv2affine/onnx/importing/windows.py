@@ -1,4 +1,4 @@
-"""Reads the attributes of ONNX's convolutions, pooling and resizing into the neutral arguments of `network.rules`."""
+"""Reads the attributes of ONNX operators over positions into the neutral arguments of `network.rules`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from onnx.reference import ReferenceEvaluator
 from conv2affine.network.rules import positions, shapes
 from conv2affine.network.rules.operands import Context, NoRuleError, check_numbers, constant, value
 from conv2affine.network.rules.windows import Axis, Window
-
-__all__ = ["average_pool", "col2im", "conv", "conv_transpose", "grid_sample", "lp_pool", "max_pool", "resize"]
 
 Ints = Sequence[int] | None
 # Along an axis; all windows together have to fit into memory.
@@ -97,6 +95,36 @@ def grid_sample(
             raise NoRuleError(f"mode = {mode}, padding_mode = {padding_mode}: {error}") from error
 
     return positions.sample(context, x, sample)
+
+
+def dft(
+    context: Context,
+    x: Any,
+    length: Any = None,
+    axis_input: Any = None,
+    *,
+    axis: int | None = None,
+    inverse: int = 0,
+    onesided: int = 0,
+) -> Any:
+    """The axis is an attribute before opset 20, and another if it is left out."""
+    if axis_input is not None:
+        axis = int(constant(axis_input).item())
+    elif axis is None:
+        axis = 1 if context.call.opset < 20 else -2
+    size = None if length is None else int(constant(length).item())
+    return positions.fourier(context, x, axis, size, inverse=bool(inverse), onesided=bool(onesided))
+
+
+def stft(
+    context: Context, x: Any, frame_step: Any, window: Any = None, frame_length: Any = None, *, onesided: int = 1
+) -> Any:
+    sizes = [int(constant(size).item()) for size in (frame_step, frame_length) if size is not None]
+    if window is None:
+        window = np.ones(sizes[1])
+    if len(sizes) > 1 and sizes[1] != len(constant(window)):
+        raise NoRuleError(f"frame_length = {sizes[1]}, and the window has {len(constant(window))} elements")
+    return positions.short_time_fourier(context, x, sizes[0], window, onesided=bool(onesided))
 
 
 def resize(context: Context, x: Any, *other: Any, **attributes: Any) -> Any:

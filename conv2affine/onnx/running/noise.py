@@ -7,21 +7,16 @@ from collections.abc import Iterator
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
 
-__all__ = ["with_noise"]
-
 NOISY = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
 # Their roundings are relative to the largest element: where others are 0, runtimes leave some of it.
 BY_LARGEST = ("DFT", "STFT")
 
 
 def with_noise(model: ModelProto, size: float) -> ModelProto:
-    """The model with all that its inputs reach multiplied by random numbers from 1 - size to 1 + size.
+    """The model, of one graph, with all that its inputs reach multiplied by random numbers from 1 - size to 1 + size.
 
-    To what a Fourier transform gives, random numbers up to its largest element times size are added.
-
-    Args:
-        model: Of one graph.
-        size: As `torch.finfo(dtype).eps`; see `conv2affine.network.torch.rounding.Noise`.
+    To what a Fourier transform gives, random numbers up to its largest element times size are added. The size is as in
+    `conv2affine.network.torch.noise.Noise`.
     """
     inferred = shape_inference.infer_shapes(model).graph
     types = {info.name: info.type.tensor_type.elem_type for info in (*inferred.value_info, *inferred.output)}

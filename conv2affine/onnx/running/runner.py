@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -21,8 +19,6 @@ from conv2affine.onnx.importing.upgrade import widened
 from conv2affine.onnx.model import HALVES, TensorInfo
 from conv2affine.onnx.reference import evaluator
 from conv2affine.onnx.running.noise import with_noise
-
-__all__ = ["Run", "RunError", "compare", "runner", "sample"]
 
 # Operators that onnx.reference computes in loops, and how many elements it does in seconds.
 LOOPS = ("AveragePool", "GridSample", "LpPool", "MaxPool", "MaxRoiPool", "MaxUnpool", "Resize", "RoiAlign", "Upsample")
@@ -58,17 +54,11 @@ class RunError(RuntimeError):
 
 
 def runner(model: ModelProto | Path) -> Run:
-    """Runs a model by onnxruntime, where that is installed and supports the model, else by onnx.reference.
-
-    Args:
-        model: The model, or its file.
-    """
-    noisy = functools.partial(_noisy, model) if isinstance(model, ModelProto) else None
-    return dataclasses.replace(_onnxruntime(model), noisy=noisy)
-
-
-def _noisy(model: ModelProto, size: float) -> Run:
-    return runner(with_noise(model, size))
+    """Runs a model by onnxruntime, where that is installed and supports the model, else by onnx.reference."""
+    run = _onnxruntime(model)
+    if isinstance(model, ModelProto):
+        run.noisy = lambda size: runner(with_noise(model, size))
+    return run
 
 
 def _onnxruntime(model: ModelProto | Path) -> Run:
@@ -107,9 +97,7 @@ def _onnxruntime(model: ModelProto | Path) -> Run:
 def _reference(model: ModelProto | Path, max_looped: int | None = None) -> Callable[[Mapping[str, Any]], list[Any]]:
     """Runs a model by onnx.reference, with float32 for types of half the size.
 
-    Args:
-        model: The model, or its file.
-        max_looped: Limit for the elements of a result that it computes one by one.
+    `max_looped` is a limit for the elements of a result that it computes one by one.
     """
     try:
         proto = onnx.load_model(model) if isinstance(model, Path) else model
@@ -151,10 +139,8 @@ def sample(tensors: Sequence[TensorInfo], batch: int, is_batched: bool) -> dict[
     for tensor in tensors:
         shape = (batch, *tensor.shape[1:]) if is_batched else tensor.shape
         dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-        if dtype.kind in "iub":
-            inputs[tensor.name] = np.array(random.integers(0, 2, shape), dtype)
-        else:
-            inputs[tensor.name] = np.array(random.standard_normal(shape), dtype)
+        numbers = random.integers(0, 2, shape) if dtype.kind in "iub" else random.standard_normal(shape)
+        inputs[tensor.name] = np.array(numbers, dtype)
     return inputs
 
 
@@ -166,7 +152,7 @@ def compare(
     eps: float,
     flat: int | None = None,
 ) -> float:
-    """The largest difference of two models, relative to the largest element of each output.
+    """The largest difference of two models, relative to the largest element of each output, for inputs of the first.
 
     Each element may differ by what rounding can change in it, measured with noise in the inputs of the first, and after
     each of its operators.

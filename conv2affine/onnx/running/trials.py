@@ -7,22 +7,22 @@ inferred shape does, it is refused, as no result could be declared.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import ModelProto, NodeProto, TypeProto, ValueInfoProto, external_data_helper, helper, numpy_helper
 
-from conv2affine.network.comparison import tolerance_of
+from conv2affine.network.comparison import is_close, tolerance_of
 from conv2affine.network.graph import Kept, Piece, Step, Value
 from conv2affine.network.kinds import KINDS
 from conv2affine.onnx.call import make_info, one_node, runs_on_vectors
 from conv2affine.onnx.model import OnnxNetwork
 from conv2affine.onnx.running.runner import Run, RunError, runner, sample
-
-__all__ = ["DISPUTED", "agrees", "first_mixing", "layer_runner", "run_alone", "with_outputs"]
 
 SAMPLES = 3
 # Pooling with ceil_mode, auto_pad or dilations; resizing by fractions, and sampling; slices that start before an
@@ -85,13 +85,8 @@ def with_outputs(proto: ModelProto, names: Sequence[str]) -> ModelProto:
 def first_mixing(network: OnnxNetwork, steps: Sequence[Step | Kept], original: Callable[[Sequence[str]], Run]) -> str:
     """Why the result cannot take any number of samples; "" if it can.
 
-    Every output, and what a kept step takes and returns as tensors, must be the same for a batch as for each
-    sample, along its first axis.
-
-    Args:
-        network: The imported network.
-        steps: Those that are kept, after all passes.
-        original: Makes a run of the model with these values of the file as further outputs.
+    Every output, and what a kept step takes and returns as tensors, must be the same for a batch as for each sample,
+    along its first axis. `original` makes a run of the model with these values of the file as further outputs.
     """
     if not network.is_batched:
         return "the first sizes of its inputs are fixed"
@@ -119,27 +114,18 @@ def first_mixing(network: OnnxNetwork, steps: Sequence[Step | Kept], original: C
             return f"{name} has shape {whole.shape} for {SAMPLES} samples, and {shape} for one"
         if name in outputs and shape[0] != 1:
             return f"output {name} has {shape[0]} rows for each sample"
-        if not _is_close(whole, np.concatenate(parts), network.eps):
+        joined = np.concatenate(parts)
+        if whole.dtype.kind != "f":
+            is_same = np.array_equal(whole, joined)
+        else:
+            is_same = is_close(torch.tensor(whole), torch.tensor(joined), tolerance_of(network.eps))
+        if not is_same:
             return f"{name} depends for each sample on the others"
     return ""
 
 
-def _is_close(a: Any, b: Any, eps: float) -> bool:
-    if a.dtype.kind != "f":
-        return np.array_equal(a, b)
-    largest = np.abs(a[np.isfinite(a)]).max(initial=0)
-    return np.allclose(a, b, rtol=0, atol=tolerance_of(eps) * largest, equal_nan=True)
-
-
 def run_alone(node: NodeProto, opset: int, results: Mapping[str, Any], types: Mapping[str, TypeProto]) -> Trial | None:
-    """A random input of a node that has one value among its inputs, and its results; None if it does not run alone.
-
-    Args:
-        node: The node.
-        opset: Of the model.
-        results: Values and constants, by name.
-        types: Of values, by name.
-    """
+    """A random input of a node that has one value among its inputs, and its results; None if it does not run alone."""
     names = list(dict.fromkeys(filter(None, node.input)))
     values = [name for name in names if isinstance(results[name], Value)]
     constants = [numpy_helper.from_array(results[name], name) for name in names if name not in values]
@@ -162,13 +148,12 @@ def agrees(nodes: Sequence[Piece | Step], trial: Trial) -> bool:
     if nodes[-1].outputs[0].shape != expected.shape:
         return False
     vector = x.reshape(1, -1).astype(np.float64)
-    results: dict[Value, Any] = {}
-    for node in nodes:  # what is not a result of one of them is the one input of the operator
+    values: dict[Value, Any] = defaultdict(lambda: vector)  # what none of them computes is the operator's one input
+    for node in nodes:
         if isinstance(node, Piece):
-            terms = node.map.terms.items()
-            got = sum((matrix.apply(results.get(source, vector)) for source, matrix in terms), node.map.bias[None])
+            got = node.map.evaluate(values)
         else:
-            got = KINDS[node.kind](*(results.get(source, vector) for source in node.inputs), **node.parameters)
-        results[node.outputs[0]] = got
+            got = KINDS[node.kind](*(values[source] for source in node.inputs), **node.parameters)
+        values[node.outputs[0]] = got
     largest = np.abs(expected).max(initial=0)
     return np.allclose(got.ravel(), expected.ravel(), rtol=0, atol=TOLERANCE * float(largest), equal_nan=True)

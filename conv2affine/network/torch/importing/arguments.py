@@ -12,16 +12,14 @@ from torch import fx
 from conv2affine.network.rules.operands import Context, NoRuleError, Rule
 from conv2affine.network.torch.importing.rules import REASONS, RULES
 
-__all__ = ["find_rule", "masks"]
-
 # Arguments of schemas that have other names in the rules; None for those whose value does not matter.
 NAMES: dict[str, str | None] = {
     **{"self": "x", "input": "x", "mat2": "other", "dim": "axis", "negative_slope": "slope", "ord": "order"},
     **{"A": "matrix", "LU": "matrix", "B": "other"},
     **{"min": "low", "max": "high", "min_val": "low", "max_val": "high", "divisor_override": "divisor"},
     **{"running_mean": "mean", "running_var": "variance"},
-    # They matter for shapes, which are known, and for training.
-    **dict.fromkeys(("keepdim", "ceil_mode", "memory_format", "momentum")),
+    # They matter for shapes, which are known, for dtypes, which are those of the network, and for training.
+    **dict.fromkeys(("keepdim", "ceil_mode", "dtype", "memory_format", "momentum")),
     # They select how `_convolution` is computed.
     **dict.fromkeys(("benchmark", "deterministic", "cudnn_enabled", "allow_tf32")),
 }
@@ -41,7 +39,8 @@ def find_rule(target: Any) -> Rule | None:
     name = target.overloadpacket.__name__
     if name in REASONS:
         return functools.partial(_refuse, REASONS[name])
-    rule = RULES.get(f"{name}.{target._overloadname}") or RULES.get(name)
+    # `view_copy` is a view that is copied.
+    rule = RULES.get(f"{name}.{target._overloadname}") or RULES.get(name) or RULES.get(name.removesuffix("_copy"))
     return rule and functools.partial(_apply, rule, target)
 
 

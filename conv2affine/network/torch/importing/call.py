@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,17 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 from torch.fx.node import map_aggregate
+from torch.utils import _pytree as pytree
 
-from conv2affine.network.graph import Value
+from conv2affine.network.graph import Slot, Value
 
-__all__ = ["AtenCall", "Slot", "operator_name", "origin"]
-
-
-@dataclass(frozen=True)
-class Slot:
-    """The place of an input among the arguments of an operator."""
-
-    number: int
+# Operators that treat the first axis as a batch, whatever their constant arguments are.
+BATCHED = re.compile(r"(adaptive_)?max_pool\dd(_with_indices)?|group_norm|scaled_dot_product_attention|upsample_.*")
+# Pointwise operators that PyTorch does not tag as such. It has no rule of torch.vmap for fake quantisation.
+UNTAGGED = {
+    torch.ops.aten.hardswish,
+    torch.ops.aten.log_sigmoid_forward,
+    torch.ops.aten.fake_quantize_per_tensor_affine_cachemask,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +47,38 @@ class AtenCall:
     def reads_memory(self) -> bool:
         """Whether it takes elements as they lie in memory: `as_strided`, and views as another dtype."""
         return bool(self.target.overloadpacket.__name__.startswith(("as_strided", "view")))
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether it computes each element of its result from those at the same place."""
+        return torch.Tag.pointwise in self.target.tags or self.target.overloadpacket in UNTAGGED
+
+    @property
+    def constants(self) -> list[Tensor]:
+        """Its constant tensors."""
+        return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
+
+    def runs_on_vectors(self, shapes: Sequence[tuple[int, ...]]) -> bool:
+        """Whether it computes the same on flat vectors; `shapes` are those of its inputs and its results."""
+        return self.is_pointwise and len(set(shapes)) == 1 and not self.constants
+
+    def runs_on_batches(self, shapes: Sequence[tuple[int, ...]]) -> bool:
+        """Whether it takes a batch of any size as it takes a batch of one."""
+        axes = len(shapes[0])
+        if any(shape[:1] != (1,) for shape in shapes) or len({len(shape) for shape in shapes}) != 1:
+            return False
+        if self.is_pointwise:
+            return all(tensor.dim() < axes or len(tensor) == 1 for tensor in self.constants)
+        name = self.target.overloadpacket.__name__
+        if name in ("softmax", "_softmax", "log_softmax", "_log_softmax"):
+            return bool(self.args[1] % axes != 0)
+        if name == "layer_norm":
+            return len(self.args[1]) < axes
+        if name == "fake_quantize_per_channel_affine_cachemask":
+            return bool(self.args[3] % axes != 0)
+        if name == "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams":
+            return True
+        return axes > 2 and BATCHED.fullmatch(name) is not None
 
     @property
     def meaning(self) -> tuple[Any, ...]:
@@ -80,7 +114,7 @@ class AtenCall:
             is_floating = isinstance(argument, Tensor) and argument.is_floating_point()
             return argument.detach().double() if double and is_floating else argument
 
-        args, kwargs = self.filled([torch.from_numpy(np.ascontiguousarray(array)) for array in inputs])
+        args, kwargs = self.filled([torch.from_numpy(np.asarray(array, order="C")) for array in inputs])
         args, kwargs = map_aggregate((args, kwargs), widened)
         result = self.target(*args, **kwargs)
         return [(result if self.results is None else result[number]).numpy() for number in self.results or (0,)]

@@ -8,8 +8,6 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-__all__ = ["begin_at_casts"]
-
 aten = torch.ops.aten
 # They move elements of any dtype; so do views.
 MOVING = (aten.clone, aten.flip, aten.repeat, aten.roll)
@@ -18,12 +16,7 @@ CASTING = (aten._to_copy, aten.mul, aten.div, aten.add, aten.sub)
 
 
 def begin_at_casts(program: ExportedProgram, dtype: torch.dtype) -> None:
-    """Give inputs another dtype where a program only moves them, and casts them to it.
-
-    Args:
-        program: Decomposed; its dtypes are changed in place.
-        dtype: The new dtype of these inputs.
-    """
+    """Give inputs another dtype where a decomposed program only moves them, and casts them to it; changed in place."""
     inputs = program.graph_signature.user_inputs
     for node in program.graph.find_nodes(op="placeholder"):
         value = node.meta.get("val")

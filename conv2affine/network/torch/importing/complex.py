@@ -20,18 +20,12 @@ from torch.fx.node import map_arg
 from conv2affine.network.torch.importing.pairs import Pair, Writer, is_complex
 from conv2affine.network.torch.importing.rules import MOVING
 
-__all__ = ["complex_as_pairs"]
-
 aten = torch.ops.aten
 BLANK = ("empty", "full", "ones", "rand", "randn", "zeros")
 
 
 def complex_as_pairs(program: ExportedProgram) -> None:
-    """Put operators on real tensors in the place of those on complex ones that inputs reach.
-
-    Args:
-        program: Decomposed; changed in place.
-    """
+    """Put operators on real tensors in the place of those on complex ones that inputs reach, once decomposed."""
     if any(is_complex(node) for node in program.graph.nodes):
         Writer(program, RULES).run()
 

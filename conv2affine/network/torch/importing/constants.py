@@ -12,17 +12,12 @@ from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
-__all__ = ["fold_constants", "is_random"]
-
 
 def fold_constants(program: ExportedProgram, state: frozenset[str]) -> None:
     """Replace operators that do not depend on inputs by constants, such as the weights of normalised convolutions.
 
-    They run as the module runs them: not decomposed, in its dtypes, and in training mode where it says so.
-
-    Args:
-        program: Not decomposed; changed in place.
-        state: Names of buffers that each run of the module replaces, so that they are not constant.
+    They run as the module runs them: not decomposed, in its dtypes, and in training mode where it says so. The state is
+    that of buffers which each run of the module replaces, so that they are not constant.
     """
     found = _Constants(program, state.union(program.graph_signature.buffers_to_mutate.values()))
     values, graph, signature = found.values, program.graph, program.graph_signature
@@ -61,12 +56,7 @@ def fold_constants(program: ExportedProgram, state: frozenset[str]) -> None:
 class _Constants:
     """The results of all operators that depend on no input and no state.
 
-    What only they write to is constant too. Parameters that are written to are copied first.
-
-    Args:
-        program: Not decomposed.
-        state: Names of what is not constant.
-        copied: Names of parameters that are written to.
+    What only they write to is constant too. Parameters that are written to, `copied`, are copied first.
     """
 
     def __init__(self, program: ExportedProgram, state: frozenset[str], copied: frozenset[str] = frozenset()) -> None:
@@ -88,7 +78,7 @@ class _Constants:
                 if target in copied:
                     self.values[node] = self.values[node].clone()
                     self.copies.add(node)
-                self.kept |= _memory(held[target])
+                self.kept |= memory(held[target])
         for names in self.written:
             if len(names) == 1 and names <= set(signature.inputs_to_parameters.values()) - copied:
                 copied |= names
@@ -100,7 +90,7 @@ class _Constants:
     def run(self, node: fx.Node) -> None:
         """Record the result of an operator if it is constant; drop what is written to if it is not."""
         given = [used for used in node.all_input_nodes if used in self.values]
-        written: set[int] = set().union(*(_memory(self.values[used]) for used in _written(node) if used in given))
+        written: set[int] = set().union(*(memory(self.values[used]) for used in _written(node) if used in given))
         if self.is_constant(node) and not written & self.kept:
             args, kwargs = map_arg((node.args, node.kwargs), self.values.__getitem__)
             if not is_random(node.target, args, kwargs):
@@ -109,7 +99,7 @@ class _Constants:
                     self.values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
         if node not in self.values and written:
             self.forget(written)
-        if not _memory(self.values.get(node)):
+        if not memory(self.values.get(node)):
             self.reads += [(node, used) for used in given if used in self.values]
 
     def is_constant(self, node: fx.Node) -> bool:
@@ -121,12 +111,12 @@ class _Constants:
         """Copy what was read of memory that is written to next."""
         for read in self.reads if written else ():
             value = self.values.get(read[1])
-            if read not in self.before and written & _memory(value):
+            if read not in self.before and written & memory(value):
                 self.before[read] = value.clone()  # type: ignore[union-attr]
 
     def forget(self, written: set[int]) -> None:
         """Drop everything that shares memory with what is written to."""
-        dropped = [node for node, value in self.values.items() if written & _memory(value)]
+        dropped = [node for node, value in self.values.items() if written & memory(value)]
         for node in dropped:
             del self.values[node]
         names = frozenset(self.targets[node.name] for node in dropped if node.op == "placeholder")
@@ -144,10 +134,18 @@ def _written(node: fx.Node) -> list[fx.Node]:
     return written
 
 
-def _memory(value: Any) -> set[int]:
+def memory(value: Any) -> set[int]:
     """Where the elements of tensors are, of one or of several."""
     tensors = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
-    return {tensor.untyped_storage().data_ptr() for tensor in tensors}
+    parts = [part for tensor in tensors for part in _parts(tensor)]
+    return {part.untyped_storage().data_ptr() for part in parts}
+
+
+def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in which the elements of one lie."""
+    if tensor.layout is torch.strided:
+        return (tensor,)
+    return (tensor._values(),) if tensor.layout is torch.sparse_coo else (tensor.values(),)
 
 
 def is_random(target: Any, args: Any, kwargs: Any) -> bool:

@@ -15,39 +15,61 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
-from conv2affine.network.comparison import tolerance_of
+from conv2affine.network.comparison import check_repeats, tolerance_of
 from conv2affine.network.graph import Graph, Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.passes.simplify import remove_unused
 from conv2affine.network.rules.operands import Context, NoRuleError, values
-from conv2affine.network.torch.checking.runs import expected_outputs
 from conv2affine.network.torch.importing.arguments import find_rule, masks
 from conv2affine.network.torch.importing.call import AtenCall, operator_name, origin
 from conv2affine.network.torch.importing.casts import begin_at_casts
-from conv2affine.network.torch.importing.network import TorchNetwork
+from conv2affine.network.torch.importing.constants import memory
 from conv2affine.network.torch.importing.refusals import check_chance, check_result, check_state
 from conv2affine.network.torch.models.advice import check_runs
 from conv2affine.network.torch.models.held import Held, make_traceable
 from conv2affine.network.torch.models.program import export, floating_dtypes
 from conv2affine.network.torch.models.unchanged import unchanged, warm_up
-from conv2affine.network.torch.rounding import wider
-
-__all__ = ["import_torch"]
+from conv2affine.network.torch.noise import wider
 
 aten = torch.ops.aten
 
 
-@np.errstate(all="ignore")  # constants may hold anything; what matters is checked
-def import_torch(model: nn.Module, inputs: Sequence[Tensor], *, floats: bool = False) -> TorchNetwork:
-    """The graph of a module.
+@dataclasses.dataclass(frozen=True)
+class TorchNetwork:
+    """An imported module.
 
     Args:
-        model: Any module that `torch.export` takes.
-        inputs: Batch first; only the first sample is used.
-        floats: Whether the graph takes integer inputs, such as images, as floating point, if the module casts them.
+        graph: Its values are those of a batch of one sample.
+        leaves: Outputs of the module: values; tensors that do not depend on inputs; or other objects.
+        structure: How the outputs are nested.
+        dtypes: Floating dtypes of what depends on the inputs, the most frequent first.
+        input_dtypes: Of the inputs, as the graph takes them.
+        device: Of the module; of its inputs, if it holds no tensor.
+    """
 
-    Returns:
-        The graph, not simplified: one piece or step for each operator.
+    graph: Graph
+    leaves: list[Any]
+    structure: pytree.TreeSpec
+    dtypes: tuple[torch.dtype, ...]
+    input_dtypes: tuple[torch.dtype, ...]
+    device: torch.device
+
+    @property
+    def constants(self) -> list[Tensor]:
+        """Outputs that do not depend on inputs, of other dtypes than the one in which the module computes most."""
+        return [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which the module computes most."""
+        return self.dtypes[0]
+
+
+@np.errstate(all="ignore")  # constants may hold anything; what matters is checked
+def import_torch(model: nn.Module, inputs: Sequence[Tensor], *, floats: bool = False) -> TorchNetwork:
+    """The graph of a module for the first sample of its inputs, not simplified: one piece or step for each operator.
+
+    With `floats`, it takes integer inputs, such as images, as floating point, if the module casts them.
 
     Raises:
         ValueError: If the result depends on chance or on the other samples of the batch, as in training mode; or on
@@ -56,8 +78,8 @@ def import_torch(model: nn.Module, inputs: Sequence[Tensor], *, floats: bool = F
     """
     sample = tuple(x[:1].clone() for x in inputs)  # in memory of its own
     with unchanged(model):
-        check_runs(model, inputs)
-        replaced = warm_up(model, sample)
+        replaced, outputs = warm_up(model, sample)
+        check_runs(model, inputs, outputs[0])
         make_traceable(model)
         names = model.names if isinstance(model, Held) else []
         program = export(model, sample, replaced)
@@ -65,27 +87,23 @@ def import_torch(model: nn.Module, inputs: Sequence[Tensor], *, floats: bool = F
             begin_at_casts(program, floating_dtypes(program)[0])
         network = _Importer(program, sample, replaced, names).run()
         eps = max(torch.finfo(dtype).eps for dtype in network.dtypes)
-        with torch.no_grad():  # refuses a number that the model keeps, and that the trace took for a constant
-            expected_outputs(model, sample, tolerance_of(eps), False)
+        # A model that keeps a number, which the trace takes for a constant, does not.
+        check_repeats(outputs[0], outputs[1], tolerance_of(eps))
         return network
 
 
 class _Importer:
     def __init__(
-        self,
-        program: ExportedProgram,
-        inputs: tuple[Tensor, ...],
-        replaced: frozenset[str] = frozenset(),
-        names: Sequence[str] = (),
+        self, program: ExportedProgram, inputs: tuple[Tensor, ...], replaced: frozenset[str], names: Sequence[str]
     ) -> None:
         self.program = program
         self.names = dict(zip(program.graph_signature.user_inputs, names, strict=False))
         self.replaced = replaced  # buffers that each run replaces
         self.graph = Graph()
         self.results: dict[fx.Node, Any] = {}
-        state = program.state_dict.values()
-        self.parameters = frozenset(tensor.untyped_storage().data_ptr() for tensor in state)
-        self.device = next(tensor.device for tensor in (*state, *inputs))
+        self.unsure: set[Value] = set()  # what may be infinite or no number for finite inputs
+        self.parameters = frozenset(memory(program.state_dict))
+        self.device = next(tensor.device for tensor in (*program.state_dict.values(), *inputs))
         self.nodes = {node.name: node for node in program.graph.nodes}
         self.inputs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
         self.dtypes = floating_dtypes(program)
@@ -161,6 +179,8 @@ class _Importer:
         fakes = node.meta.get("val")
         if fakes is None:  # it is an assertion
             return None
+        if name in ("isnan", "isinf") and not self.unsure.intersection(inputs):
+            return torch.zeros(inputs[0].shape, dtype=torch.bool)
         reached = [arg for arg in node.all_input_nodes if isinstance(self.results[arg], Value)]
         check_result(node, reached)
         several = isinstance(fakes, tuple | list)
@@ -193,6 +213,8 @@ class _Importer:
         if results is None:
             call = dataclasses.replace(call, reason=reason)
             results = self.graph.add_kept(name, inputs, shapes, call, origin(node))
+            self.unsure.update(results)
+        self.unsure.update(results if self.unsure.intersection(inputs) else ())
         return dict(zip(used, results, strict=True)) if several else results[0]
 
     def blank(self, node: fx.Node) -> Any:

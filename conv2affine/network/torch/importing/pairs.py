@@ -12,8 +12,6 @@ from torch.export import ExportedProgram
 from torch.fx.node import map_aggregate, map_arg
 from torch.utils import _pytree as pytree
 
-__all__ = ["Pair", "Writer", "is_complex"]
-
 aten = torch.ops.aten
 
 
@@ -27,10 +25,7 @@ class Pair(NamedTuple):
 class Writer:
     """Writes nodes before the one that it is at, which come from the same module.
 
-    Args:
-        program: Decomposed; changed in place.
-        rules: By the name of an operator: what takes this and its arguments, nodes and numbers, and gives a pair or a
-            node in its place.
+    A rule takes the writer and the arguments of an operator, nodes and numbers; it gives a pair, or another node.
     """
 
     def __init__(self, program: ExportedProgram, rules: Mapping[str, Callable[..., Any]]) -> None:
@@ -102,7 +97,9 @@ class Writer:
 
     def emit_part(self, args: Any, kwargs: Any) -> fx.Node:
         """The node itself of parts; its shape is known, and may be one of a mask."""
-        args, kwargs = map_aggregate((args, kwargs), _real)
+        args, kwargs = map_aggregate(
+            (args, kwargs), lambda x: x.to_real() if isinstance(x, torch.dtype) and x.is_complex else x
+        )
         node: fx.Node = self.graph.create_node("call_function", self.node.target, args, kwargs, self.node.name)
         val = pytree.tree_map(lambda x: torch.empty_like(x, dtype=x.dtype.to_real()), self.node.meta["val"])
         node.meta = {**self.node.meta, "val": val}
@@ -200,8 +197,3 @@ def is_complex(node: fx.Node) -> bool:
     """Whether a node is a complex tensor."""
     value = node.meta.get("val")
     return isinstance(value, Tensor) and value.is_complex()
-
-
-def _real(item: Any) -> Any:
-    """A dtype as that of the parts; anything else as it is."""
-    return item.to_real() if isinstance(item, torch.dtype) and item.is_complex else item

@@ -13,8 +13,6 @@ from torch.utils import _pytree as pytree
 from conv2affine.network.torch.importing.call import operator_name, origin
 from conv2affine.network.torch.importing.constants import is_random
 
-__all__ = ["check_chance", "check_result", "check_state"]
-
 
 def check_chance(node: fx.Node, args: Any, kwargs: Any) -> None:
     """Refuse an operator that draws random numbers, or takes statistics of its batch; with its arguments."""
@@ -53,9 +51,7 @@ def check_state(program: ExportedProgram, replaced: frozenset[str]) -> None:
 def check_result(node: fx.Node, reached: Sequence[fx.Node]) -> None:
     """Refuse an operator whose result is no tensor of a known size, or depends on where elements lie in memory.
 
-    Args:
-        node: The operator.
-        reached: Its arguments that depend on the network's inputs.
+    `reached` are its arguments that depend on the network's inputs.
     """
     name = operator_name(node.target)
     if isinstance(node.meta["val"], torch.SymInt | torch.SymFloat | torch.SymBool):

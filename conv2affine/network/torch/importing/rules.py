@@ -7,18 +7,16 @@ A rule takes a context and the operator's arguments by the names of their schema
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from conv2affine.network.graph import Value
 from conv2affine.network.rules import activations, arithmetic, positions, shapes
 from conv2affine.network.rules.operands import Context, NoRuleError, Rule, constant, value
 from conv2affine.network.torch.importing import windows
-
-__all__ = ["MOVING", "REASONS", "RULES"]
 
 
 def add(context: Context, x: Any, other: Any, alpha: Any = 1) -> Any:
@@ -44,31 +42,23 @@ def linear(context: Context, x: Any, weight: Any, bias: Any = None) -> Any:
 
 
 def solve(context: Context, matrix: Any, other: Any, left: bool = True) -> Any:
-    return _solved(context, torch.linalg.solve, matrix, other, left)
+    return arithmetic.solve(context, torch.linalg.solve, matrix, other, left)
 
 
 def solve_triangular(
     context: Context, x: Any, other: Any, upper: bool, left: bool = True, unitriangular: bool = False
 ) -> Any:
     function = functools.partial(torch.linalg.solve_triangular, upper=upper, unitriangular=unitriangular)
-    return _solved(context, function, x, other, left)
+    return arithmetic.solve(context, function, x, other, left)
 
 
 def lu_solve(context: Context, matrix: Any, pivots: Any, other: Any, left: bool = True, adjoint: bool = False) -> Any:
     function = functools.partial(torch.linalg.lu_solve, adjoint=adjoint)
-    return _solved(context, lambda lu, units: function(lu, pivots, units), matrix, other, left)
+    return arithmetic.solve(context, lambda lu, units: function(lu, pivots, units), matrix, other, left)
 
 
 def cholesky_solve(context: Context, x: Any, input2: Any, upper: bool = False) -> Any:
-    return _solved(context, lambda matrix, units: torch.cholesky_solve(units, matrix, upper), input2, x, True)
-
-
-def _solved(context: Context, function: Callable[[Tensor, Tensor], Tensor], matrix: Any, other: Any, left: bool) -> Any:
-    """The solution of a linear system of a constant: a product with what the unit vectors become."""
-    if not isinstance(matrix, Tensor) or matrix.dim() != 2:
-        raise NoRuleError("its matrix is not one constant")
-    inverse = function(matrix.detach().double(), torch.eye(len(matrix), dtype=torch.float64, device=matrix.device))
-    return arithmetic.matmul(context, inverse, other) if left else arithmetic.matmul(context, other, inverse)
+    return arithmetic.solve(context, lambda matrix, units: torch.cholesky_solve(units, matrix, upper), input2, x, True)
 
 
 def addmm(context: Context, x: Any, mat1: Any, other: Any, beta: Any = 1, alpha: Any = 1) -> Any:
@@ -113,10 +103,6 @@ def hardtanh(context: Context, x: Any, low: Any = -1, high: Any = 1) -> Any:
     return activations.clip(context, x, low, high)
 
 
-def hardsigmoid(context: Context, x: Any) -> Any:
-    return activations.hard_sigmoid(context, x, 1 / 6, 0.5)
-
-
 def rrelu(context: Context, x: Any, noise: Any, lower: Any = 1 / 8, upper: Any = 1 / 3, training: bool = False) -> Any:
     return activations.leaky_relu(context, x, (lower + upper) / 2)
 
@@ -128,26 +114,54 @@ def threshold(context: Context, x: Any, threshold: Any, value: Any) -> Any:
 def index_put(context: Context, x: Any, indices: Any, values: Any, accumulate: bool = False) -> Any:
     if not accumulate:
         return shapes.move(context)
-    return shapes.add_at(context, x, values, torch.ops.aten.index(_numbers(context), indices).numpy())
-
-
-def scatter_add(context: Context, x: Any, axis: int, index: Any, src: Any) -> Any:
-    if index.shape != src.shape:
-        raise NoRuleError("only a part is added")
-    return shapes.add_at(context, x, src, torch.gather(_numbers(context), axis, index).numpy())
+    return shapes.put_at(context, x, values, _places(context, torch.ops.aten.index, indices), "sum")
 
 
 def scatter_reduce(
-    context: Context, x: Any, axis: int, index: Any, src: Any, reduce: str, include_self: bool = True
+    context: Context, x: Any, axis: int, index: Any, src: Any, reduce: str = "sum", include_self: bool = True
 ) -> Any:
-    if reduce != "sum" or not include_self:
-        raise NoRuleError(f"reduce = {reduce}" if reduce != "sum" else "include_self = False")
-    return scatter_add(context, x, axis, index, src)
+    if index.shape != src.shape:
+        raise NoRuleError("only a part is added")
+    places, how = _places(context, torch.gather, axis, index), {"add": "sum"}.get(reduce, reduce.removeprefix("a"))
+    return shapes.put_at(context, x, src, places, how, include_self=include_self)
 
 
-def _numbers(context: Context) -> Tensor:
-    """The numbers of the elements of the result."""
-    return torch.arange(Value(context.shape).size).view(context.shape)
+def index_reduce(
+    context: Context, x: Any, axis: int, index: Any, source: Any, reduce: str, include_self: bool = True
+) -> Any:
+    places = _places(context, torch.index_select, axis, index)
+    return shapes.put_at(context, x, source, places, reduce.removeprefix("a"), include_self=include_self)
+
+
+def _places(context: Context, function: Any, *arguments: Any) -> Any:
+    """The numbers of the elements of the result that indices name."""
+    if any(isinstance(x, Value) for x in pytree.tree_leaves(arguments)):
+        raise NoRuleError("its indices depend on the inputs")
+    return function(torch.arange(Value(context.shape).size).view(context.shape), *arguments).numpy()
+
+
+def sort(context: Context, x: Any, axis: int = -1, descending: bool = False, stable: Any = None) -> Any:
+    ranks = range(value(x).shape[axis])
+    return activations.order(context, x, axis, ranks[::-1] if descending else ranks)
+
+
+def topk(context: Context, x: Any, k: int, axis: int = -1, largest: bool = True, sorted: bool = True) -> Any:
+    if k > 1 and not sorted:
+        raise NoRuleError("sorted = False leaves the order open")
+    ranks = range(value(x).shape[axis])
+    return activations.order(context, x, axis, (ranks[::-1] if largest else ranks)[:k])
+
+
+def kth_value(context: Context, x: Any, k: int, axis: int = -1) -> Any:
+    return activations.order(context, x, axis, [k - 1])
+
+
+def median(context: Context, x: Any, axis: int) -> Any:
+    return kth_value(context, x, (value(x).shape[axis] + 1) // 2, axis)
+
+
+def running(how: str) -> Rule:
+    return lambda context, x, axis: activations.running_extremum(context, x, axis, how)
 
 
 def cat(context: Context, tensors: Sequence[Any], axis: int = 0) -> Any:
@@ -157,7 +171,8 @@ def cat(context: Context, tensors: Sequence[Any], axis: int = 0) -> Any:
 MOVING = (
     *("view", "permute", "squeeze", "unsqueeze", "expand", "repeat", "diagonal", "unfold", "flip", "slice", "select"),
     *("split_with_sizes", "slice_scatter", "index", "index_select", "gather", "pad", "constant_pad_nd"),
-    *("copy", "scatter", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d"),
+    *("copy", "scatter", "masked_scatter", "diagonal_scatter", "max_unpool2d", "max_unpool3d"),
+    *("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d"),
 )
 DIMENSIONS = (1, 2, 3)
 # By the name of the operator, with its overload where only that has the rule.
@@ -167,8 +182,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("clone", "alias", "_to_copy"), copy),
     "cat": cat,
     "index_put": index_put,
-    "scatter_add": scatter_add,
-    "scatter_reduce": scatter_reduce,
+    **dict.fromkeys(("scatter_add", "scatter_reduce", "scatter.reduce"), scatter_reduce),
+    "index_reduce": index_reduce,
     # Arithmetic
     "add": add,
     "sub": subtract,
@@ -181,7 +196,7 @@ RULES: dict[str, Rule] = {
     "instance_norm": instance_norm,
     "linear": linear,
     **dict.fromkeys(("matmul", "mm", "bmm"), arithmetic.matmul),
-    "addmm": addmm,
+    **dict.fromkeys(("addmm", "_sparse_addmm"), addmm),
     "linalg_solve": solve,
     "linalg_solve_triangular": solve_triangular,
     "linalg_lu_solve": lu_solve,
@@ -196,7 +211,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("convolution", "_convolution"), windows.convolution),
     **{f"avg_pool{axes}d": windows.pool(positions.average_pool, axes) for axes in DIMENSIONS},
     **{f"max_pool{axes}d": windows.pool(positions.max_pool, axes) for axes in DIMENSIONS},
-    "max_pool2d_with_indices": windows.pool(positions.max_pool, 2),
+    **{f"max_pool{axes}d_with_indices": windows.pool(positions.max_pool, axes) for axes in (2, 3)},
     **{f"adaptive_avg_pool{axes}d": windows.adaptive(positions.adaptive_average_pool, axes) for axes in DIMENSIONS},
     **{f"adaptive_max_pool{axes}d": windows.adaptive(positions.adaptive_max_pool, axes) for axes in DIMENSIONS},
     **{
@@ -216,8 +231,13 @@ RULES: dict[str, Rule] = {
     "rrelu_with_noise_functional": rrelu,
     "clamp": activations.clip,
     "hardtanh": hardtanh,
-    "hardsigmoid": hardsigmoid,
+    "hardsigmoid": lambda context, x: activations.hard_sigmoid(context, x, 1 / 6, 0.5),
     "threshold": threshold,
+    "sort": sort,
+    "topk": topk,
+    "kthvalue": kth_value,
+    **dict.fromkeys(("median.dim", "nanmedian.dim"), median),
+    **{f"cum{how}": running(how) for how in ("max", "min")},
 }
 # Operators that complex arithmetic becomes and that have no rule, and why.
 REASONS = {

@@ -12,8 +12,6 @@ from conv2affine.network.rules import positions
 from conv2affine.network.rules.operands import Context, Rule, value, weight
 from conv2affine.network.rules.windows import Axis, Window
 
-__all__ = ["adaptive", "convolution", "grid_sample", "pool", "upsample"]
-
 
 def convolution(
     context: Context,

@@ -11,19 +11,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from conv2affine.network.torch.models.held import Named
-from conv2affine.network.torch.models.surroundings import users_device
-
-__all__ = ["check_runs", "reason"]
+from conv2affine.network.torch.models.surroundings import try_run
 
 
-def check_runs(model: nn.Module, inputs: Sequence[Tensor]) -> None:
-    """Raise ValueError if a model does not run on the first sample of its example inputs.
-
-    Args:
-        model: May be changed by a run.
-        inputs: As the user passes them.
-    """
-    result = _try(model, [x[:1] for x in inputs])
+def check_runs(model: nn.Module, inputs: Sequence[Tensor], result: Any) -> None:
+    """Raise ValueError if the result of a model for the first sample of its inputs is an exception."""
     if isinstance(result, Exception):
         shapes = ", ".join(f"{tuple(x.shape)} of {x.dtype}" for x in inputs)
         raise ValueError(
@@ -48,12 +40,13 @@ def _advice(model: nn.Module, inputs: Sequence[Tensor]) -> str:
     tensors = [x for x in (*model.parameters(), *model.buffers()) if x.is_floating_point()]
     for tensor in tensors[:1]:
         for there in (tensor.dtype, tensor.device):
-            if not _fails(model, [x[:1].to(there) for x in inputs]):
+            if not isinstance(try_run(model, [x[:1].to(there) for x in inputs]), Exception):
                 return f"pass x.to({str(there) if isinstance(there, torch.dtype) else repr(str(there))})"
-    two = _try(model, [torch.stack([x, x]) for x in inputs])
-    if not isinstance(two, Exception) and all(len(x) == 2 for x in pytree.tree_leaves(two) if _has_axes(x)):
+    two = try_run(model, [torch.stack([x, x]) for x in inputs])
+    arrays = [x for x in pytree.tree_leaves(two) if isinstance(x, Tensor) and x.dim()]
+    if not isinstance(two, Exception) and all(len(x) == 2 for x in arrays):
         return "pass x.unsqueeze(0): the first axis is the batch"
-    if not _fails(model, inputs):
+    if not isinstance(try_run(model, inputs), Exception):
         return (
             "if it takes one sample, without a batch axis: pass a module whose forward returns "
             "torch.stack([model(sample) for sample in x]), and x.unsqueeze(0)"
@@ -69,20 +62,3 @@ def _required(model: nn.Module) -> list[str]:
         return []
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return [each.name for each in parameters if each.kind in kinds and each.default is each.empty]
-
-
-def _has_axes(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.dim() > 0
-
-
-def _fails(model: nn.Module, inputs: Sequence[Tensor]) -> bool:
-    return isinstance(_try(model, inputs), Exception)
-
-
-def _try(model: nn.Module, inputs: Sequence[Tensor]) -> Any:
-    """The outputs of a model for copies of inputs, or the exception that it raises."""
-    try:
-        with torch.no_grad(), users_device(inputs):
-            return model(*(x.clone() for x in inputs))
-    except Exception as error:
-        return error

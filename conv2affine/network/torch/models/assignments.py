@@ -9,8 +9,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ["Assignments"]
-
 DATA: Any = Tensor.data
 
 

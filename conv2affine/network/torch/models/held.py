@@ -10,16 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-__all__ = ["Held", "Named", "Program", "Script", "class_name", "make_traceable"]
-
 
 class Held(nn.Module):
-    """A wrapper of what is not a plain module of tensors.
-
-    Args:
-        model: What to run.
-        names: Of its inputs, if they have any.
-    """
+    """A wrapper of what is not a plain module of tensors; with the names of its inputs, if they have any."""
 
     def __init__(self, model: nn.Module, names: Sequence[str] = ()) -> None:
         super().__init__()
@@ -28,11 +21,7 @@ class Held(nn.Module):
 
 
 class Script(Held):
-    """Runs a TorchScript module so that torch.export sees its operators.
-
-    Args:
-        model: A `torch.jit.ScriptModule`.
-    """
+    """Runs a TorchScript module so that torch.export sees its operators."""
 
     def forward(self, *inputs: Tensor) -> Any:
         """What the model makes of its inputs."""
@@ -42,11 +31,7 @@ class Script(Held):
 
 
 class Program(Held):
-    """Runs an exported program; one that was exported for one sample, on each sample by itself.
-
-    Args:
-        module: From `ExportedProgram.module`. The first size of its inputs is 1 or free.
-    """
+    """Runs an exported program for any number of samples; one for one sample, on each sample by itself."""
 
     def __init__(self, module: Any) -> None:
         inputs = module.graph.find_nodes(op="placeholder")
@@ -80,12 +65,7 @@ class Program(Held):
 
 
 class Named(Held):
-    """Runs a module on tensors by name: each an argument of that name, or all of them in one dict.
-
-    Args:
-        model: The module.
-        names: Of the tensors, in the order in which this takes them.
-    """
+    """Runs a module on tensors by name, in this order: each an argument of that name, or all of them in one dict."""
 
     def __init__(self, model: nn.Module, names: list[str]) -> None:
         super().__init__(model, names)
@@ -106,10 +86,9 @@ def class_name(model: nn.Module) -> str:
 
 
 def make_traceable(model: nn.Module) -> None:
-    """Replace submodules that torch.export does not take by modules that compute the same.
+    """Within `unchanged`, replace submodules that torch.export does not take by modules that compute the same.
 
-    Args:
-        model: Within `unchanged`.
+    And make buffers of tensors.
     """
     for module in list(model.modules()):
         if isinstance(module, torch.jit.ScriptModule):
@@ -117,6 +96,10 @@ def make_traceable(model: nn.Module) -> None:
                 if not isinstance(parameter, nn.Parameter):  # loaded from a file
                     setattr(module, name, nn.Parameter(parameter.detach(), parameter.requires_grad))
         elif not isinstance(module, Script):
+            for name, value in list(vars(module).items()):
+                if isinstance(value, Tensor) and value.layout is not torch.strided:
+                    del vars(module)[name]
+                    module.register_buffer(name, value)
             for name, child in module._modules.items():
                 switch = getattr(child, "fake_quant_enabled", None)
                 if isinstance(child, torch.jit.ScriptModule):

@@ -15,8 +15,6 @@ from torch.export import ExportedProgram
 from conv2affine.network.torch.models.held import Named, Program, Script
 from conv2affine.network.torch.models.program import tensors, unwrap
 
-__all__ = ["Model", "hold"]
-
 Model = nn.Module | ExportedProgram | str | Path
 
 

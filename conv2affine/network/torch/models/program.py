@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 import warnings
 from collections import Counter
@@ -19,36 +18,21 @@ from conv2affine.network.torch.importing.complex import complex_as_pairs
 from conv2affine.network.torch.importing.constants import fold_constants
 from conv2affine.network.torch.models.advice import reason
 from conv2affine.network.torch.models.assignments import Assignments
+from conv2affine.network.torch.models.choices import Choices
+from conv2affine.network.torch.models.decompositions import decompose
 from conv2affine.network.torch.models.held import Named, Program, class_name
 from conv2affine.network.torch.models.surroundings import users_device
-
-__all__ = ["export", "floating_dtypes", "tensors", "unwrap"]
-
-aten = torch.ops.aten
-# Not decomposed: a rule covers them, or they say more than what they decompose into.
-UNDECOMPOSED = (
-    *("linear", "matmul", "pad", "prelu", "glu", "scaled_dot_product_attention", "layer_norm", "group_norm"),
-    *("linalg_solve", "nan_to_num"),
-    # They would become a check of errors, which is no operator.
-    *("linalg_inv", "linalg_cholesky", "linalg_lu_factor", "linalg_ldl_factor"),
-    *("hardswish", "hardsigmoid", "silu", "softplus", "mish", "celu", "selu", "threshold"),
-    *("instance_norm", "upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d"),
-    *(
-        f"{kind}{axes}d"
-        for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "upsample_nearest")
-        for axes in (1, 2, 3)
-    ),
-)
 
 # What to do, where torch.export fails.
 BRANCHES = "compute with tensors alone, without branches on what is in them, as torch.where(x > 0, a, b)"
 CAUSES = {
     "fake tensor": (
         "a tensor with values is lost",
-        "let forward keep no tensor in an object, change no other tensor's data, and call no torch.vmap: give each "
+        "let forward keep no tensor in an object, change no other tensor's data, and take no derivatives: give each "
         "tensor to the function, as F.linear(x, torch.renorm(weight, 2, 0, 1)), or compute it once, before the "
         "conversion",
     ),
+    "Cannot access storage of Sparse": ("a sparse tensor is no attribute of a module", "call register_buffer for it"),
     "linalg_lstsq": ("it does not know linalg.lstsq", "call torch.linalg.pinv(matrix) @ x"),
     "Size-like symbols: u": (
         "elements are selected by values of the inputs, as h[h < 0] *= 0.1 does",
@@ -65,10 +49,11 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], state: frozenset[str] =
             if isinstance(model, Program):  # by itself, its operators keep the names of their modules
                 program: ExportedProgram = torch.export.export(model.model, *model.arguments(inputs))
             else:
-                with Assignments():
+                with Choices(model, inputs), Assignments():
                     program = torch.export.export(model, inputs)
+            program = _flat(program)
             fold_constants(program, state)
-            decomposed: ExportedProgram = program.run_decompositions(_decompositions())
+            decomposed = decompose(program)
             complex_as_pairs(decomposed)
             if isinstance(model, Named):
                 _leave_out_wrapper(decomposed)
@@ -84,6 +69,27 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], state: frozenset[str] =
     return decomposed
 
 
+def _flat(program: ExportedProgram) -> ExportedProgram:
+    """A program with the operators that `torch.vmap` makes, and those within `torch.no_grad`, as all others."""
+    if any("functorch" in getattr(node.target, "__module__", "") for node in program.graph.nodes):
+        program = program.run_decompositions({})
+    for node in program.graph.nodes:
+        if node.target is not torch.ops.higher_order.wrap_with_set_grad_enabled:
+            continue
+        _, inner, *given = node.args
+        inner = program.graph_module.get_submodule(inner.target)
+        with program.graph.inserting_before(node):
+            results = program.graph.graph_copy(
+                inner.graph, dict(zip(inner.graph.find_nodes(op="placeholder"), given, strict=True))
+            )
+        for user in list(node.users):
+            result = results[user.args[1]]
+            user.replace_all_uses_with(result)
+            program.graph_signature.replace_all_uses(user.name, result.name)
+    program.graph.eliminate_dead_code()
+    return program
+
+
 def _leave_out_wrapper(program: ExportedProgram) -> None:
     """Give the modules that operators come from the names that they have in the user's module."""
     for node in program.graph.nodes:
@@ -91,35 +97,6 @@ def _leave_out_wrapper(program: ExportedProgram) -> None:
         node.meta["nn_module_stack"] = {
             key: (path.removeprefix("model").removeprefix("."), kind) for key, (path, kind) in stack.items()
         }
-
-
-@functools.cache
-def _decompositions() -> Any:
-    """PyTorch's table, without the operators that are not decomposed."""
-    table = torch.export.default_decompositions()
-    for name in UNDECOMPOSED:
-        packet = getattr(aten, name)
-        for overload in packet.overloads():
-            table.pop(getattr(packet, overload), None)  # type: ignore[no-untyped-call]
-    table[aten.index_put.default] = _index_put
-    table[aten._trilinear.default] = _bilinear
-    return table
-
-
-def _index_put(x: Tensor, indices: Any, values: Tensor, accumulate: bool = False) -> Any:
-    """One number, written where a mask holds, as torch.where, whose shape does not depend on the mask."""
-    first = indices[0]
-    if accumulate or values.numel() != 1 or len(indices) > 1 or first.dtype is not torch.bool or first.shape != x.shape:
-        return NotImplemented
-    return torch.where(first, values.to(x.dtype), x)
-
-
-def _bilinear(i1: Tensor, i2: Tensor, i3: Tensor, *axes: Any, unroll_dim: int = 1) -> Any:
-    """nn.Bilinear as a layer and a product, which are affine where one of them is constant, and take any batch."""
-    if [list(each) for each in axes[:4]] != [[1, 3], [0], [1, 2], [2, 3]]:
-        return NotImplemented
-    layer = i1 @ i2.permute(1, 0, 2).flatten(1)
-    return (layer.view(len(i1), len(i2), -1) * i3.unsqueeze(1)).sum(-1)
 
 
 def floating_dtypes(program: ExportedProgram) -> tuple[torch.dtype, ...]:
@@ -130,9 +107,8 @@ def floating_dtypes(program: ExportedProgram) -> tuple[torch.dtype, ...]:
     for node in program.graph.nodes:
         if node.name in inputs or reached.intersection(node.all_input_nodes):
             reached.add(node)
-            results = [result for result in pytree.tree_leaves(node.meta.get("val")) if isinstance(result, Tensor)]
-            for result in results:
-                if result.is_floating_point():
+            for result in pytree.tree_leaves(node.meta.get("val")):
+                if isinstance(result, Tensor) and result.is_floating_point():
                     count[result.dtype] += node.op == "call_function"  # an input alone counts 0, and so comes last
     return tuple(dtype for dtype, _ in count.most_common()) or (torch.get_default_dtype(),)
 

@@ -10,10 +10,8 @@ from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._guards import detect_fake_mode
-
-__all__ = ["alone", "on_cpu", "users_device"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -25,7 +23,7 @@ _users_device: ContextVar[torch.device | None] = ContextVar("users_device", defa
 def alone(function: Callable[P, R]) -> Callable[P, R]:
     """A function that one thread runs at a time: while one traces, others would see the model without its values.
 
-    It runs outside of inference mode and autocast, as if called before these.
+    It runs outside of inference mode and autocast, as if called before these, and `on_cpu`.
     """
 
     @functools.wraps(function)
@@ -40,7 +38,7 @@ def alone(function: Callable[P, R]) -> Callable[P, R]:
             for device in ("cpu", "cuda"):
                 if torch.is_autocast_enabled(device):
                     stack.enter_context(torch.autocast(device, enabled=False))
-            return function(*args, **kwargs)
+            return on_cpu(function)(*args, **kwargs)
 
     return wrapper
 
@@ -68,6 +66,15 @@ def users_device(inputs: Sequence[Any]) -> Any:
     device = _users_device.get()
     there = device is not None and any(isinstance(x, Tensor) and x.device.type == device.type for x in inputs)
     return device if there else nullcontext()
+
+
+def try_run(model: nn.Module, inputs: Sequence[Tensor]) -> Any:
+    """The outputs of a model for copies of inputs, or the exception that it raises."""
+    try:
+        with torch.no_grad(), users_device(inputs):
+            return model(*(x.clone() for x in inputs))
+    except Exception as error:
+        return error
 
 
 def _tracing() -> str:

@@ -13,9 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from conv2affine.network.torch.models.surroundings import users_device
-
-__all__ = ["unchanged", "warm_up"]
+from conv2affine.network.torch.models.surroundings import try_run
 
 # Attributes of every module; its tensors are in the dicts among them.
 PYTORCHS = vars(nn.Module())
@@ -37,7 +35,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
         state.put_back()
 
 
-def warm_up(model: nn.Module, inputs: Sequence[Tensor]) -> frozenset[str]:
+def warm_up(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[frozenset[str], list[Any]]:
     """Run a model twice, so that what it computes once and caches has values before it is traced.
 
     Args:
@@ -45,15 +43,17 @@ def warm_up(model: nn.Module, inputs: Sequence[Tensor]) -> frozenset[str]:
         inputs: Batch first.
 
     Returns:
-        Names of the buffers that each run replaces, which torch.export does not report.
+        Names of the buffers that each run replaces, which torch.export does not report; and the outputs of both runs,
+        of which the last is the exception that it raises, if it does not run.
 
     Raises:
         ValueError: If it keeps a tensor from one run to the next.
     """
-    states = [_State(model, registered=False)]
+    states, outputs = [_State(model, registered=False)], list[Any]()
     for _ in range(2):
-        if not _runs(model, inputs):
-            return frozenset()  # the trace says why
+        outputs.append(try_run(model, inputs))
+        if isinstance(outputs[-1], Exception):
+            return frozenset(), outputs
         states.append(_State(model, registered=False))
     before, once, twice = states
     nothing = (None, None, None)
@@ -69,17 +69,8 @@ def warm_up(model: nn.Module, inputs: Sequence[Tensor]) -> frozenset[str]:
                 f"the model must give the same result for the same input, and {name} is a tensor that it keeps from "
                 "one run to the next; make it an input and an output"
             )
-    return frozenset(name for name, buffer in once.buffers.items() if twice.buffers.get(name) is not buffer)
-
-
-def _runs(model: nn.Module, inputs: Sequence[Tensor]) -> bool:
-    """Whether a model runs on copies of inputs."""
-    try:
-        with torch.no_grad(), users_device(inputs):
-            model(*(x.clone() for x in inputs))
-    except Exception:
-        return False
-    return True
+    replaced = frozenset(name for name, buffer in once.buffers.items() if twice.buffers.get(name) is not buffer)
+    return replaced, outputs
 
 
 def _is_read(model: nn.Module, inputs: Sequence[Tensor], owner: Any, key: Any) -> bool:
@@ -89,7 +80,7 @@ def _is_read(model: nn.Module, inputs: Sequence[Tensor], owner: Any, key: Any) -
     kept = owner[key] if isinstance(owner, list) or key in owner else None
     owner[key] = object()
     try:
-        return not _runs(model, inputs)
+        return isinstance(try_run(model, inputs), Exception)
     finally:
         owner[key] = kept
 
@@ -108,9 +99,7 @@ def _equal(first: Tensor | None, second: Tensor | None) -> bool:
 class _State:
     """What a model holds: its modules' attributes, containers and helper objects in them, and copies of all tensors.
 
-    Args:
-        model: Any module.
-        registered: Whether parameters and buffers are copied; else `put_back` leaves these as they are. Default: True.
+    Unless `registered`, parameters and buffers are not copied, and `put_back` leaves these as they are.
 
     Attributes:
         attributes: By name: the owner of a tensor, or of None; the key; and a copy. Without parameters and buffers.

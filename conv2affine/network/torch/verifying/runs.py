@@ -1,33 +1,26 @@
-"""Runs of a model, of what it was converted to, and of its affine pieces: outputs, and the scale of each element."""
+"""Runs of a model, of what it was converted to, and of its affine pieces: outputs, and the scale of each element.
+
+And runs of its operators on a batch and on each sample, which show what mixes samples.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from conv2affine.network.comparison import COARSE, RUNS, is_close, scale
-from conv2affine.network.torch.exporter import export_torch
-from conv2affine.network.torch.importing.network import TorchNetwork
+from conv2affine.network.torch.exporter import interpreter
+from conv2affine.network.torch.importing.call import operator_name, origin
+from conv2affine.network.torch.importing.importer import TorchNetwork
+from conv2affine.network.torch.models.program import export
 from conv2affine.network.torch.models.surroundings import users_device
 from conv2affine.network.torch.modules import Affine
-from conv2affine.network.torch.rounding import InDouble, Noise, wider
-
-__all__ = [
-    "Apart",
-    "exact_outputs",
-    "expected_outputs",
-    "model_scales",
-    "piece_outputs",
-    "result_outputs",
-    "result_scales",
-    "run",
-    "samples",
-]
+from conv2affine.network.torch.noise import InDouble, Noise, wider
 
 # The random samples, in units of the largest element of the example; and as many samples of that are run at most.
 SCALES = (1 / 64, 1 / 2, 4)
@@ -51,33 +44,17 @@ def _random(x: Tensor, generator: torch.Generator) -> Tensor:
     return chosen * (torch.rand(chosen.shape, generator=generator) < 0.75).to(x)
 
 
-def expected_outputs(model: nn.Module, inputs: Sequence[Tensor], noise: float, flat: bool) -> list[Any]:
-    """The outputs of the model, which it must repeat."""
-    try:
-        expected, again = (run(model, inputs, flat) for _ in range(2))
-    except Exception as error:
-        raise ValueError(
-            f"the model must take a batch of any size, and failed on one of {len(inputs[0])}: {error}"
-        ) from error
-    if not all(_repeats(a, b, noise) for a, b in zip(expected, again, strict=True)):
-        raise ValueError(
-            "the model must give the same result for the same input, and two runs differ; call model.eval(), and "
-            "remove what depends on chance, or what is changed by a run and used in the next"
-        )
-    return expected
-
-
 class Apart(nn.Module):
-    """Calls a module that takes and returns joined vectors with separate inputs, and returns separate outputs."""
+    """Calls what takes and returns joined vectors with separate inputs, and returns separate outputs."""
 
-    def __init__(self, module: nn.Module, outputs: Sequence[Tensor]) -> None:
+    def __init__(self, module: Callable[..., Tensor], outputs: Sequence[Tensor]) -> None:
         super().__init__()
         self.module, self.sizes = module, [math.prod(x.shape[1:]) for x in outputs]
 
     def forward(self, *inputs: Tensor) -> list[Tensor]:
         """Join, run and split."""
         joined = inputs if len(inputs) == 1 else [torch.cat([x.reshape(len(x), -1) for x in inputs], 1)]
-        vector: Tensor = self.module(*joined).flatten(1)
+        [vector] = _leaves(self.module(*joined), flat=True)
         if vector.shape[1] != sum(self.sizes):  # the model mixes samples: this is the wrong shape for each output
             return [vector] * len(self.sizes)
         return list(torch.split(vector, self.sizes, 1))
@@ -90,10 +67,9 @@ def result_outputs(result: nn.Module, inputs: Sequence[Tensor], flat: bool) -> l
 
 def piece_outputs(network: TorchNetwork, inputs: Sequence[Tensor], expected: list[Any], flat: bool) -> list[Any]:
     """The outputs of the affine pieces and steps in float64; None if a step, such as one that reads bytes, cannot."""
-    module: nn.Module = export_torch(network, wider, lambda _, matrix, bias: Affine(matrix, bias))
-    module = Apart(module, expected) if flat else module
+    run_pieces = interpreter(network, wider, lambda _, matrix, bias: Affine(matrix, bias)).run
     try:
-        outputs = _leaves(module(*map(wider, inputs)), flat)
+        outputs = _leaves((Apart(run_pieces, expected) if flat else run_pieces)(*map(wider, inputs)), flat)
     except RuntimeError:
         return [None] * len(expected)
     return [
@@ -171,10 +147,42 @@ def _leaves(outputs: Any, flat: bool) -> list[Any]:
     return [x.flatten(1) if x.dim() > 1 else x.unsqueeze(-1) for x in leaves if isinstance(x, Tensor)]
 
 
-def _repeats(first: Any, second: Any, tolerance: float) -> bool:
-    """Whether two runs on the same inputs agree; sums in another order may round differently."""
-    if not isinstance(first, Tensor):
-        return bool(first == second)
-    if first.shape != second.shape or not first.is_floating_point():
-        return torch.equal(first, second)
-    return is_close(first, second, tolerance)
+def first_mixing(model: nn.Module, inputs: Sequence[Tensor], tolerance: float) -> str:
+    """The first operator whose result for a batch differs from its results for the single samples.
+
+    "MODULE (OPERATOR)"; "" if there is none, or if it cannot be determined. The tolerance is relative to the largest.
+    """
+    samples = [tuple(x[n : n + 1] for x in inputs) for n in range(len(inputs[0]))]
+    try:
+        programs = [export(model, batch).module() for batch in (samples[0], tuple(inputs))]
+        alone = [_Recorder(programs[0]).record(sample) for sample in samples]
+        together = _Recorder(programs[1]).record(inputs)
+    except Exception:  # of any kind: this only explains another error
+        return ""
+    for name, (node, result) in together.items():
+        if name in alone[0] and not _is_union(result, [results[name][1] for results in alone], tolerance):
+            return f"{origin(node)} ({operator_name(node.target)})"
+    return ""
+
+
+class _Recorder(fx.Interpreter):
+    def record(self, inputs: Sequence[Tensor]) -> dict[str, tuple[fx.Node, Tensor]]:
+        """The operators and their results, by name."""
+        self.results: dict[str, tuple[fx.Node, Tensor]] = {}
+        with torch.no_grad():
+            self.run(*(x.clone() for x in inputs))
+        return self.results
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(n.target, torch._ops.OpOverload) and isinstance(result, Tensor):
+            self.results[n.name] = n, torch.view_as_real(result).clone() if result.is_complex() else result.clone()
+        return result
+
+
+def _is_union(together: Tensor, alone: Sequence[Tensor], tolerance: float) -> bool:
+    """Whether a result has the elements of the samples' results, in any order, or equals each of them."""
+    if together.shape == alone[0].shape:
+        return all(is_close(together, one, tolerance) for one in alone)
+    elements = torch.cat([one.flatten() for one in alone])
+    return is_close(together.flatten().double().sort()[0], elements.double().sort()[0], tolerance)

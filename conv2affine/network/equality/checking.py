@@ -16,19 +16,15 @@ from conv2affine.network.graph import Kept
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.passes.ends import slices
 from conv2affine.network.proof.box import read_box
-from conv2affine.network.torch.batching import runs_on_vectors
-from conv2affine.network.torch.checking.runs import SAMPLES, run
 from conv2affine.network.torch.importing.importer import import_torch
 from conv2affine.network.torch.models.intake import Model, hold
-from conv2affine.network.torch.models.surroundings import alone, on_cpu
+from conv2affine.network.torch.models.surroundings import alone
 from conv2affine.network.torch.models.unchanged import unchanged
+from conv2affine.network.torch.verifying.runs import SAMPLES, run
 from conv2affine.network.vectors import check_floats, join_inputs, with_vectors
-
-__all__ = ["check"]
 
 
 @alone
-@on_cpu
 def check(a: Any, b: Any, x: Any, *, box: tuple[Any, Any] | None = None) -> Comparison:
     """Whether two networks are equal: whether they compute the same, up to rounding, for all inputs.
 
@@ -124,4 +120,4 @@ def _side(model: Model, x: Any) -> tuple[Side, dict[str, tuple[int, ...]]]:
 
 
 def _on_vectors(node: Kept) -> bool:
-    return runs_on_vectors(node.call, [*node.shapes, *(value.shape for value in node.outputs)])
+    return bool(node.call.runs_on_vectors([*node.shapes, *(value.shape for value in node.outputs)]))

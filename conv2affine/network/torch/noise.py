@@ -16,8 +16,6 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from conv2affine.convolution.product import in_chunks
 
-__all__ = ["WIDE", "WIDER", "InDouble", "Noise", "wider"]
-
 WIDE = (torch.float64, torch.complex128)
 WIDER = {torch.complex32: torch.complex128, torch.complex64: torch.complex128}
 WIDER |= dict.fromkeys((torch.float16, torch.bfloat16, torch.float32), torch.float64)
@@ -92,11 +90,7 @@ class InDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within it, all that depends on inputs is also computed in float64, whatever dtype an operator is asked for.
 
     All else is computed as usual, except what a function that inputs reach computes of constants alone inside, as
-    complex convolutions do.
-
-    Args:
-        inputs: The inputs, which the model may write to.
-        noise: For the computation in float64. Default: None.
+    complex convolutions do. The model may write to the inputs; `noise` is for the computation in float64.
     """
 
     def __init__(self, inputs: Iterable[Tensor], noise: Noise | None = None) -> None:
@@ -137,7 +131,7 @@ class InDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.noise:
             exact = self.noise.disturbed(func, exact)
         results = func(*args, **kwargs)
-        for result, value in zip(_leaves(results), _leaves(exact), strict=True):
+        for result, value in zip(pytree.tree_leaves(results), pytree.tree_leaves(exact), strict=True):
             if isinstance(result, Tensor):
                 self.values[result] = value
         return results
@@ -151,20 +145,10 @@ class InDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 pairs = zip(torch.split(self.exact(bias), columns, -1), torch.split(weight, columns, 1), strict=True)
                 return torch.cat([func(b, self.exact(x), wider(w)) for b, w in pairs], 1)
         given: Any = (args, kwargs)
-        wide_args, wide_kwargs = map_aggregate(given, self.exact)
-        return _in_double(func, wide_args, wide_kwargs)
-
-
-def _in_double(func: Any, args: Any, kwargs: Any) -> Any:
-    """The results of an operator in float64."""
-    if func is torch.ops.aten.convolution.default and not kwargs:
-        return in_chunks(lambda x: func(x, *args[1:]), args[0], args[1])
-    return func(*args, **kwargs)
-
-
-def _leaves(results: Any) -> Any:
-    """What an operator gives, one by one."""
-    return [results] if isinstance(results, Tensor) else pytree.tree_leaves(results)
+        args, kwargs = map_aggregate(given, self.exact)
+        if func is torch.ops.aten.convolution.default and not kwargs:
+            return in_chunks(lambda x: func(x, *args[1:]), args[0], args[1])
+        return func(*args, **kwargs)
 
 
 def _rounds(func: Any) -> bool:

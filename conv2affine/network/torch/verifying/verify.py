@@ -14,6 +14,7 @@ from conv2affine.network.comparison import (
     EXACT,
     INFINITIES,
     OWN_ROUNDINGS,
+    check_repeats,
     difference,
     distance,
     is_close,
@@ -21,11 +22,12 @@ from conv2affine.network.comparison import (
     smallest,
     tolerance_of,
 )
-from conv2affine.network.torch.checking.mixing import first_mixing
-from conv2affine.network.torch.checking.runs import (
+from conv2affine.network.torch.importing.importer import TorchNetwork
+from conv2affine.network.torch.models.unchanged import unchanged
+from conv2affine.network.torch.verifying.runs import (
     Apart,
     exact_outputs,
-    expected_outputs,
+    first_mixing,
     model_scales,
     piece_outputs,
     result_outputs,
@@ -33,10 +35,6 @@ from conv2affine.network.torch.checking.runs import (
     run,
     samples,
 )
-from conv2affine.network.torch.importing.network import TorchNetwork
-from conv2affine.network.torch.models.unchanged import unchanged
-
-__all__ = ["verify"]
 
 
 def verify(
@@ -72,7 +70,12 @@ def verify(
     dtypes = {network.dtype: dtype}
     eps = max(EPS, *(torch.finfo(each).eps for each in (dtype, *network.dtypes)))
     with unchanged(model), torch.no_grad():
-        expected = expected_outputs(model, inputs, tolerance_of(eps), flat)
+        try:
+            expected = run(model, inputs, flat)
+        except Exception as error:
+            raise ValueError(
+                f"the model must take a batch of any size, and failed on one of {len(inputs[0])}: {error}"
+            ) from error
         taken = [x.to(each) for x, each in zip(inputs, network.input_dtypes, strict=True)]
         own = [x.to(dtypes.get(x.dtype, x.dtype)) for x in taken]
         result = Apart(result, expected) if flat else result
@@ -86,7 +89,7 @@ def verify(
                 return
         found = _first_problem(limits, outputs, scales, result_scales(result, own, got, eps, flat))
         if found:
-            _refuse(model, inputs, *found, tolerance_of(eps), flat)
+            _refuse(model, inputs, expected, *found, tolerance_of(eps), flat)
 
 
 @dataclass(frozen=True)
@@ -136,10 +139,18 @@ def _problem(limits: _Limits, a: Any, b: Any, c: Any, d: Any, size: Any, own_siz
 
 
 def _refuse(
-    model: nn.Module, inputs: Sequence[Tensor], number: int, problem: str, tolerance: float, flat: bool
+    model: nn.Module,
+    inputs: Sequence[Tensor],
+    expected: list[Any],
+    number: int,
+    problem: str,
+    tolerance: float,
+    flat: bool,
 ) -> NoReturn:
     """Raise the error that explains a difference in an output."""
-    _explain(model, inputs, number, tolerance, flat)
+    again = run(model, inputs, flat)
+    check_repeats(expected, again, tolerance)
+    _explain(model, inputs, again, number, tolerance, flat)
     if problem == INFINITIES:
         raise ValueError(
             f"output {number} does not have the {INFINITIES} of the model's: linear layers spread them, as 0 * inf is "
@@ -149,11 +160,20 @@ def _refuse(
     raise RuntimeError(f"the result does not equal the model, {problem} in output {number}; please report this")
 
 
-def _explain(model: nn.Module, inputs: Sequence[Tensor], number: int, tolerance: float, flat: bool) -> None:
-    """Raise ValueError if the model does not treat each sample by itself."""
-    count = len(inputs[0])
-    alone = [run(model, [x[n : n + 1] for x in inputs], flat)[number] for n in range(count)]
-    together = run(model, inputs, flat)[number]
+def _explain(
+    model: nn.Module, inputs: Sequence[Tensor], together: list[Any], number: int, tolerance: float, flat: bool
+) -> None:
+    """Raise ValueError if the model does not treat each sample by itself, in this output or in another."""
+    runs = [run(model, [x[n : n + 1] for x in inputs], flat) for n in range(len(inputs[0]))]
+    for each in (number, *range(number), *range(number + 1, len(together))):
+        _explain_output(model, inputs, each, together[each], [alone[each] for alone in runs], tolerance)
+
+
+def _explain_output(
+    model: nn.Module, inputs: Sequence[Tensor], number: int, together: Any, alone: list[Any], tolerance: float
+) -> None:
+    """Raise ValueError if an output for a batch is not that for each sample."""
+    count = len(alone)
     if not isinstance(together, Tensor):
         if together != alone[0]:
             raise ValueError(
