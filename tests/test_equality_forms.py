@@ -11,7 +11,7 @@ from onnx_models import model, random
 from torch import nn
 
 from conv2affine import check, onnx
-from conv2affine.network.equality.modules import _side
+from conv2affine.network.equality.checking import _side
 from conv2affine.network.graph import Kept
 from conv2affine.network.passes.elementary import Function
 
