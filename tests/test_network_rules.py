@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from network_models import Converted, written
+from network_models import Converted, Function, written
 from torch import nn
 
 from conv2affine import SparseLinear, to_linear, to_linear_network, to_mlp
@@ -508,3 +508,14 @@ def test_kept(name):
     none = net(x[:0])[number]
     assert none.shape == (0, *net(x)[number].shape[1:])
     assert none.dtype is net(x)[number].dtype
+
+
+def test_steps_are_equal_only_with_equal_arguments():
+    def steps(x):
+        return [x.softmax(1), x.softmax(2), x.softmax(1), F.leaky_relu(x, 0.1), F.leaky_relu(x, 0.2), x**2, x**3]
+
+    model, x = Function(steps), constant(2, *IMAGE)
+    net = to_linear_network(model, x)
+    assert len([row for row in net.plan.rows if not row.layout]) == 6
+    for result, expected in zip(net(x), model(x), strict=True):
+        torch.testing.assert_close(result, expected, atol=1e-12, rtol=0)
