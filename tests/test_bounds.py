@@ -7,7 +7,6 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from conv2affine.network.equality.modules import _side
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from random_networks import PIECEWISE, Network, example_input, networks
@@ -15,6 +14,7 @@ from scipy.sparse import csr_array
 from torch import nn
 
 from conv2affine import to_mlp
+from conv2affine.network.equality.checking import _side
 from conv2affine.network.graph import Graph
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.matrix import Sparse

@@ -242,14 +242,15 @@ def test_the_bound_through_max_pooling(swapped):
     assert bound <= check(plain, copy.deepcopy(plain), x, box=(0, 1)).bound / 4  # sums of 16
 
 
-def test_a_relu_that_bends_passes_the_whole_difference():
-    """relu(x + 0.01) - relu(x) is 0 or 0.01, at the ends of the box."""
-    first = nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1)).double().eval()
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_relu_that_bends_passes_the_whole_difference(n):
+    """relu(x + 0.01) - relu(x) is 0 or 0.01, at the ends of the box; of n inputs together, n times that."""
+    first = nn.Sequential(nn.Linear(n, n), nn.ReLU(), nn.Linear(n, 1)).double().eval()
     with torch.no_grad():
-        for parameter, value in zip(first.parameters(), (1, 0, 1, 0), strict=True):
-            parameter.fill_(value)
+        for parameter, value in zip(first.parameters(), (torch.eye(n), 0, 1, 0), strict=True):
+            parameter.copy_(torch.as_tensor(value).expand_as(parameter))
     second = copy.deepcopy(first)
     second[0].bias.data += 0.01
-    result = check(first, second, torch.zeros(1, 1).double(), box=(-1, 1))
-    assert result.difference == pytest.approx(0.01)
-    assert 0.01 <= result.bound <= 0.01 + 1e-6
+    result = check(first, second, torch.zeros(1, n).double(), box=(-1, 1))
+    assert result.difference == pytest.approx(0.01 * n)
+    assert 0.01 * n <= result.bound <= 0.01 * n + 1e-6
