@@ -19,6 +19,7 @@ from unittest.mock import patch
 import onnx_models
 import test_network_rules
 import torch
+from network_models import Function
 from torch import nn
 
 from conv2affine.network.graph import Graph, Node, Step
@@ -167,11 +168,12 @@ def import_torch_examples(examples: Sequence[Example]) -> Iterator[Imported]:
     for example in examples:
         by_shape[example.shape].append(example)
     for shape, group in by_shape.items():
-        modules = [test_network_rules.double(example.function, shape)[0] for example in group]
+        functions = [example.function for example in group]
+        modules = [each if isinstance(each, nn.Module) else Function(each) for each in functions]
         inputs = tuple(test_network_rules.constant(2, *shape, seed=seed) for seed in range(len(group)))
         with watched(torch_importer, aten_name) as uses, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of PyTorch, about how it computes an example
-            network = torch_importer.import_torch(Examples(modules).eval(), inputs)
+            network = torch_importer.import_torch(Examples(modules).double().eval(), inputs)
         nodes = to_relu(simplify(network.graph), torch.float64).nodes
         for number, example in enumerate(group):
             prefix = f"examples.{number}."

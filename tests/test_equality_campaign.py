@@ -14,7 +14,10 @@ from shared_networks import FILES, FOLDER, NO_MLP, REFUSED
 
 from conv2affine import check, onnx
 
-SHORT = ("resnet-epsilon", "temporal-causal", "resized-align-corners", "resized-softmax-axis", "shufflenet-groups")
+SHORT = (
+    *("resnet-epsilon", "temporal-causal", "resized-align-corners", "resized-softmax-axis", "shufflenet-groups"),
+    "squeeze-excite-bias",
+)
 SHORT_FILES = ("resize-opset", "softmax-opset", "norm-epsilon")
 SHORT_PAIRS = ("vgg-bn-fused", "resnet-linear-sparse", "mobilenet-chain-sparse")
 

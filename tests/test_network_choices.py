@@ -55,6 +55,7 @@ def with_gradients(m, x):
     return F.relu(y) + m.layer(y), y
 
 
+X = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
 MODELS = {
     "branch-by-a-parameter": lambda m, x: F.relu(m.layer(x)) if m.scale > 0 else x,
     "loop-by-a-buffer": loop,
@@ -71,22 +72,18 @@ MODELS = {
     "vmap-of-samples": lambda m, x: torch.vmap(lambda row: torch.relu(m.layer.weight @ row + m.layer.bias))(x),
     "vmap-of-weights": lambda m, x: torch.vmap(lambda w: F.relu(x @ w.T))(m.weights).sum(0),
 }
-X = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
-
-
 SHORT = ("branch-by-a-parameter", "checks-of-finite-numbers", "gradients", "vmap-of-weights")
 
 
 @pytest.mark.parametrize("name", long_but(SHORT, MODELS))
 def test_equals_the_model(name):
-    model = Model(MODELS[name]).double().eval()
-    x = X.double()
-    expected = model(x)
+    model = Model(MODELS[name]).eval()
+    expected = model(X)
     joined = torch.cat([part.flatten(1) for part in expected], 1) if isinstance(expected, tuple) else expected
-    net = to_linear_network(model, x)
+    net = to_linear_network(model, X)
     assert not net.plan.kept
-    torch.testing.assert_close(net(x), expected)
-    torch.testing.assert_close(to_mlp(model, x)(x), joined)
+    torch.testing.assert_close(net(X), expected)
+    torch.testing.assert_close(to_mlp(model, X)(X), joined)
 
 
 REFUSED = {

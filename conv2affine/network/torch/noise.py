@@ -156,6 +156,11 @@ def _rounds(func: Any) -> bool:
     return func.overloadpacket.__name__ != "_to_copy" and not any(each.alias_info for each in func._schema.returns)
 
 
+def _is_in_vmap(x: Any) -> bool:
+    """Whether something is a tensor as `torch.vmap` passes it on: it may stand for one that inputs reach."""
+    return isinstance(x, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
 class _Functions(TorchFunctionMode):
     """Knows whether a function of PyTorch that inputs reach runs at present."""
 
@@ -164,8 +169,8 @@ class _Functions(TorchFunctionMode):
         self.double, self.is_reached = double, False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        before = self.is_reached
-        self.is_reached = before or self.double.reaches(*pytree.tree_leaves((args, kwargs)))
+        before, leaves = self.is_reached, pytree.tree_leaves((args, kwargs))
+        self.is_reached = before or self.double.reaches(*leaves) or any(map(_is_in_vmap, leaves))
         try:
             if not self.is_reached:  # within a mode, linalg.eigvalsh computes otherwise
                 with _disable_current_modes():

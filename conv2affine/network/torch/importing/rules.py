@@ -171,7 +171,7 @@ def cat(context: Context, tensors: Sequence[Any], axis: int = 0) -> Any:
 MOVING = (
     *("view", "permute", "squeeze", "unsqueeze", "expand", "repeat", "diagonal", "unfold", "flip", "slice", "select"),
     *("split_with_sizes", "slice_scatter", "index", "index_select", "gather", "pad", "constant_pad_nd"),
-    *("copy", "scatter", "masked_scatter", "diagonal_scatter", "max_unpool2d", "max_unpool3d"),
+    *("copy", "scatter", "masked_scatter", "diagonal_scatter"),
     *("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d"),
 )
 DIMENSIONS = (1, 2, 3)
