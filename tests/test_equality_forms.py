@@ -87,6 +87,11 @@ FORMS = {
         [lambda m, x: F.relu(x - 0.3), lambda m, x: F.relu(2 * F.relu(x / 4) - 0.15) * 2],
         [lambda m, x: F.relu(x - 0.31)],
     ),
+    "relu of a relu": (
+        lambda m, x: F.relu(-x) + x,
+        [lambda m, x: F.relu(F.relu(x)), lambda m, x: F.relu(x)],
+        [lambda m, x: F.relu(F.relu(x)) + 0.001 * x],
+    ),
     "nested relu with an offset": (
         lambda m, x: F.relu(F.relu(x) + 0.3),
         [lambda m, x: F.relu(x) + 0.3],
@@ -194,7 +199,7 @@ FORMS = {
         ],
     ),
 }
-SHORT = ("clip", "no clip", "square", "layer norm")
+SHORT = ("clip", "relu of a relu", "no clip", "square", "layer norm")
 
 
 def cases(place):

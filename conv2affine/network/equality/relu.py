@@ -28,10 +28,13 @@ Match = tuple[Numbers, Array]  # the unit of each element, or -1, and its sign
 class Relu:
     """A ReLU whose elements become units, or are found among them."""
 
-    def __init__(self, units: Units, number: int, form: Form, probes: Array, interval: Interval) -> None:
+    def __init__(
+        self, units: Units, number: int, form: Form, probes: Array, interval: Interval, positive: Mask
+    ) -> None:
         self.units, self.number, self.rows, self.first = units, number, units.rows[number], units.rows[0]
         self.given = form
-        self.form, self.flipped = self.flattened(form)
+        flat, flipped = self.flattened(form)
+        self.form, self.flipped = form.where(positive, flat), flipped & ~positive
         self.probes, self.interval = probes * np.where(self.flipped, -1, 1)[:, None], interval
         self.unit, self.factor = np.full(len(probes), -1), np.ones(len(probes))
         self.leads = np.zeros(len(probes), bool)  # the elements that are the first of their unit on this side
@@ -44,6 +47,7 @@ class Relu:
         count = np.concatenate([[0], np.cumsum(wrong)])
         has_wrong = count[matrix.indptr[1:]] > count[matrix.indptr[:-1]]
         self.steady: Mask = ~has_wrong & ((bias >= 0) | (np.diff(matrix.indptr) == 0))
+        self.steady |= positive
         self.zero: Mask = self.steady & (np.diff(matrix.indptr) == 0) & (bias < 0)
 
     def flattened(self, form: Form) -> tuple[Form, Mask]:

@@ -175,8 +175,7 @@ class Units:
         """The outputs of a ReLU; `place` has the units of the first side's ReLU at the same place."""
         [x] = node.inputs
         probes = np.ascontiguousarray(self.values[number][x].T)
-        relu = Relu(self, number, form, probes, self.interval(number, x))
-        relu.steady |= self.sides[number].not_negative[x]
+        relu = Relu(self, number, form, probes, self.interval(number, x), self.sides[number].not_negative[x])
         start = self.count
         if number == 0:
             relu.assign(relu.twins())
