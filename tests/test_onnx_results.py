@@ -21,7 +21,7 @@ DOUBLE = dict.fromkeys("xy", TensorProto.DOUBLE)
 W, R = random(1, 12, 2), random(1, 12, 3)
 # Nodes of which some results are used: nodes, shape of x, constants, the operator, and how many results it names.
 PARTLY_USED = {
-    "first": ("y, i = TopK(x, k)", ("N", 5), {"k": np.array([2])}, "TopK", 2),
+    "first": ("y, i = TopK(x, k)", ("N", 40), {"k": np.array([2])}, "TopK", 2),
     "second": ("v, i = TopK(x, k)\ny = Cast<to = 1>(i)", ("N", 5), {"k": np.array([2])}, "TopK", 2),
     "middle": (
         "q = QuantizeLinear(x, s)\na, b, c = Split<axis = 1>(q)\ny = DequantizeLinear(b, s)",
