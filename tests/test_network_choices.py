@@ -91,6 +91,8 @@ REFUSED = {
     "branch-after-a-copy": lambda m, x: (
         x if torch.zeros(3, 6).index_copy_(0, torch.tensor([0]), x[:1]).sum() > 0 else -x
     ),
+    "finite-logarithms": lambda m, x: x if (x.sum(1) + 3).log().isfinite().all() else -x,
+    "finite-quotients": lambda m, x: -x if torch.isinf(1 / F.relu(x)).any() else x,
     "branch-by-a-number": lambda m, x: x if torch.tensor(x[0, 0].item()) > 0 else F.relu(m.layer(x)),
     "after-a-number": lambda m, x: (x[0, 0].item(), x if m.scale > 0 else -x)[1],
 }

@@ -1,7 +1,8 @@
 """Models whose forward branches on what it holds, as `if self.scale > 0`, which torch.export cannot trace.
 
 A run records each number that Python takes from a tensor which no input reaches; the trace takes the same numbers.
-Whether all numbers are finite is such a choice too: that is what a conversion is for.
+Whether all numbers are finite is such a choice too, unless an operator as log comes before: that is what a conversion
+is for.
 """
 
 from __future__ import annotations
@@ -25,6 +26,13 @@ TAKING = (
     *(torch.is_nonzero, Tensor.is_nonzero, torch.equal, Tensor.equal, torch.allclose, Tensor.allclose),
 )
 FINITE = (torch.isnan, Tensor.isnan, torch.isinf, Tensor.isinf, torch.isfinite, Tensor.isfinite)
+# Operators whose results are not finite for some inputs of ordinary size; div where the divisor depends on the inputs.
+SINGULAR = frozenset(
+    (
+        *("acos", "acosh", "asin", "atanh", "digamma", "div", "fmod", "lgamma", "linalg_inv_ex", "log", "log10"),
+        *("log1p", "log2", "logit", "pow", "reciprocal", "remainder", "rsqrt", "sqrt", "tan"),
+    )
+)
 
 
 class Choices(TorchFunctionMode):
@@ -56,7 +64,8 @@ class Choices(TorchFunctionMode):
             return np.array([self.taken.pop(0) for _ in range(prod(shape))], object).reshape(shape).tolist()
         result = func(*args, **kwargs)
         if self.reached is not None and func in FINITE:
-            self.reached.kept.pop(_memory(result), None)
+            if _memory(result) not in self.reached.singular:
+                self.reached.kept.pop(_memory(result), None)
         elif self.reached is not None and func in TAKING:
             self.is_complete |= self.reached.has((args, kwargs))
             # A list is taken number by number in a trace.
@@ -71,6 +80,7 @@ class _Reached(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.kept = {_memory(x): x for x in inputs}
+        self.singular: set[int] = set()  # those that may be infinite, or NaN
 
     def has(self, arguments: Any) -> bool:
         """Whether one of these tensors is reached."""
@@ -80,10 +90,18 @@ class _Reached(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **(kwargs or {}))
         if self.has((args, kwargs)):
             written = [x for x, argument in zip(args, func._schema.arguments, strict=False) if argument.is_write]
-            for x in pytree.tree_leaves((result, written)):
-                if isinstance(x, Tensor):
-                    self.kept[_memory(x)] = x
+            changed = [x for x in pytree.tree_leaves((result, written)) if isinstance(x, Tensor)]
+            self.kept.update((_memory(x), x) for x in changed)
+            if self.is_singular(func, args, kwargs):
+                self.singular.update(map(_memory, changed))
         return result
+
+    def is_singular(self, func: Any, args: Any, kwargs: Any) -> bool:
+        """Whether results may be infinite or NaN, for inputs of ordinary size."""
+        name = func.overloadpacket.__name__.removesuffix("_")
+        if name in SINGULAR and (name != "div" or self.has(args[1:])):
+            return True
+        return any(isinstance(x, Tensor) and _memory(x) in self.singular for x in pytree.tree_leaves((args, kwargs)))
 
 
 def _memory(x: Tensor) -> int:
