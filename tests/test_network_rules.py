@@ -33,6 +33,7 @@ INSTANCE_NORM.load_state_dict(BATCH_NORM.state_dict())
 
 COLUMNS = torch.from_numpy(np.random.default_rng(0).integers(5, size=(1, 2, 5, 6)))
 PLACES = torch.from_numpy(np.random.default_rng(0).permutation(120)[:30]).view(1, 1, 5, 6).repeat(1, 2, 1, 1)
+THIRDS = (torch.arange(5) % 3).view(1, 1, 5, 1).expand(1, 2, 5, 6)
 GRID = constant(1, 3, 4, 2)
 LABELS = torch.tensor([[0, 3, -1, 0, 0, 0]])
 SQUARE = constant(5, 5) + 5 * torch.eye(5)
@@ -361,6 +362,13 @@ STEPS = {
         lambda x: x.scatter_reduce(2, COLUMNS.expand(len(x), -1, -1, -1), x.flip(1), "amin", include_self=False),
         X,
     ),
+    "scatter-maximum-from-infinities": (
+        "window_max",
+        lambda x: x.new_full((len(x), 2, 3, 6), -torch.inf).scatter_reduce(
+            2, THIRDS.expand(len(x), -1, -1, -1), x, "amax"
+        ),
+        X,
+    ),
     "index-reduce-maximum": (
         "window_max",
         lambda x: x.index_reduce(2, torch.tensor([1, 3, 1]), constant(1, 2, 3, 6).expand(len(x), -1, -1, -1), "amax"),
@@ -464,6 +472,11 @@ KEPT = {
     "fewer-digits": ("_to_copy", lambda x: x.float().double(), X),
     "filled-with-infinities": ("where", lambda x: x.masked_fill(MASK, -torch.inf).softmax(3), X),
     "infinite-mask": ("add", lambda x: (x + torch.where(MASK, -torch.inf, 0.0)).softmax(3), X),
+    "infinities-where-nothing-is-put": (
+        "scatter_reduce",
+        lambda x: torch.full_like(x, -torch.inf).scatter_reduce(2, THIRDS.expand(len(x), -1, -1, -1), x, "amax"),
+        X,
+    ),
     "infinite-padding": ("pad", lambda x: F.max_pool2d(F.pad(x, (1, 1), value=-torch.inf), 3), X),
     "infinite-weight": ("linear", lambda x: F.linear(x, constant(4, 6) / torch.tensor([1.0] * 5 + [0.0])), X),
     "infinite-statistics": (

@@ -31,6 +31,7 @@ __all__ = [
     "Rule",
     "as_shape",
     "broadcast",
+    "check_finite",
     "check_numbers",
     "constant",
     "elementwise",
@@ -186,11 +187,11 @@ def values(context: Context, rule: Rule, *arguments: Any) -> list[Value]:
         return [result]
     maps = [(result, context.shape)] if isinstance(result, AffineMap) else result
     for map, _ in maps:
-        _check_finite(map)
+        check_finite(map)
     return [context.graph.add_piece(map, shape, context.origin) for map, shape in maps]
 
 
-def _check_finite(map: Map) -> None:
+def check_finite(map: Map) -> None:
     """Refuse infinities, which would turn into NaN in products and differences."""
     numbers = (part for matrix in map.terms.values() for part in matrix.numbers)
     if not np.isfinite(map.bias).all() or not all(_is_finite(part) for part in numbers):

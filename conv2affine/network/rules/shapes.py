@@ -16,6 +16,7 @@ from conv2affine.network.rules.operands import (
     Map,
     NoRuleError,
     broadcast,
+    check_finite,
     check_numbers,
     constant,
     scaled,
@@ -93,15 +94,19 @@ def _extreme_at(context: Context, x: Any, other: Any, places: Any, kind: str, in
     counts = np.bincount(at, minlength=size)
     windows = np.full((size, 1 + counts.max(initial=0)), -1)
     check_numbers(windows.size)
-    windows[:, 0] = np.where(include_self | (counts == 0), np.arange(size), -1)
+    own = broadcast(x, context.shape)
+    # torch.full of infinities, to begin with, counts where nothing is put only.
+    counted = (counts == 0) | (include_self & (own.bias != {"window_max": -np.inf, "window_min": np.inf}[kind]))
+    windows[:, 0] = np.where(counted, np.arange(size), -1)
     order = np.argsort(at, kind="stable")
     rank = np.arange(len(at)) - np.repeat(np.cumsum(counts) - counts, counts)  # among those of one place
     windows[at[order], 1 + rank] = size + order
     numbers = np.arange(size + len(at))
-    own = broadcast(x, context.shape).then(selection(np.where(numbers < size, numbers, -1), size))
-    put = broadcast(other, places.shape).then(selection(np.maximum(numbers - size, -1), len(at)))
-    both = context.graph.add_piece(own + put, (1, len(numbers)), context.origin)
-    return step(context, kind, both, windows=windows)
+    own = own.then(selection(np.append(windows[:, 0], np.full(len(at), -1)), size))
+    both = own + broadcast(other, places.shape).then(selection(np.maximum(numbers - size, -1), len(at)))
+    check_finite(both)
+    read = context.graph.add_piece(both, (1, len(numbers)), context.origin)
+    return step(context, kind, read, windows=windows)
 
 
 def fold(context: Context, x: Any, window: Window) -> Map:
