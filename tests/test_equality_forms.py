@@ -2,6 +2,7 @@
 
 import math
 
+import network_models
 import numpy as np
 import onnx as standard
 import pytest
@@ -256,6 +257,39 @@ def test_another_opset_of_the_same_meaning():
     files = [model(nodes.format(eps), {"x": ("N", 4)}, constants, opset=17) for eps in ("0.00001", "0.0001")]
     assert onnx.check(files[0], files[0]).verdict == "equal"
     assert onnx.check(*files).verdict == "different"
+
+
+def pairs(x):
+    return x.view(-1, 2, 3)
+
+
+MASK = torch.tensor([[0.0, -torch.inf], [0.0, 0.0]])
+AS_THEY_ARE = {
+    "infinite mask": (
+        lambda x: F.scaled_dot_product_attention(pairs(x), pairs(x), pairs(x), MASK).flatten(1),
+        lambda x: F.scaled_dot_product_attention(pairs(1 * x), pairs(x), pairs(x) + 0, MASK).flatten(1),
+        "equal",
+    ),
+    "mean of a layer norm": (
+        lambda x: torch.native_layer_norm(x, (6,), torch.ones(6), None, 1e-5)[1],
+        lambda x: x.mean(-1, keepdim=True),
+        "undecided",
+    ),
+    "logarithms that are NaN": (lambda x: F.relu(x.log()), lambda x: F.relu(2 * x.log()) / 2, "equal"),
+    "ReLU of an input": (lambda x: x.sinh(), lambda x: F.relu(x), "different"),
+    # Zeros in the box, so that only their forms tell them from each other.
+    "products of other shapes": (
+        lambda x: (x[:, :3, None].round() * x[:, None, 3:].round()).flatten(1),
+        lambda x: (x[:, 3:, None].round() * x[:, None, :3].round()).flatten(1),
+        "undecided",
+    ),
+}
+
+
+@pytest.mark.parametrize(("first", "second", "verdict"), AS_THEY_ARE.values(), ids=AS_THEY_ARE)
+def test_operators_that_no_rule_writes(first, second, verdict):
+    pair = [network_models.Function(function) for function in (first, second)]
+    assert check(*pair, X, box=(-0.4, 0.4)).verdict == verdict
 
 
 def test_what_is_whole_numbers_stays_as_it_is():

@@ -21,7 +21,7 @@ def add_kept(units: Units, number: int, node: Kept, inputs: Sequence[Form]) -> M
     """The outputs of an operator of a side, for its inputs."""
     units.read_by_kept[number].extend(inputs)
     shapes, (forms, factor) = _shapes(units, number, node), _unscaled(units, node, inputs)
-    orders = (forms, forms[::-1]) if node.kind == "mul" else (forms,)
+    orders = (forms, forms[::-1]) if node.kind == "mul" and len({*node.shapes}) == 1 else (forms,)
     for other, known, places in units.kept if number else ():
         if (
             _shapes(units, 0, other) == shapes

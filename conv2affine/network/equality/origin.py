@@ -47,10 +47,12 @@ def origin(sides: Sequence[Side], points: Array, apart: Sequence[Value | None] =
 
 
 def _whole(side: Side, value: Value | None) -> Value | None:
-    """A value of the graph of ReLUs; of those inside of a step, what that makes."""
+    """A value of the graph of ReLUs; of those inside of a step, what that makes; None for an input."""
     made = side.whole.producer
     if value is None or value in made:
         return value
+    if value in side.graph.inputs:
+        return None
     name = _names(side.graph.producer[value])
     steps = (step.outputs[0] for step in side.whole.nodes if isinstance(step, Step) and _names(step) == name)
     return next(steps, None)

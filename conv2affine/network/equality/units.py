@@ -57,7 +57,9 @@ class Units:
         self, sides: Sequence[Side], points: Array, ranges: Ranges, settled: Sequence[int] = (), *, scaled: bool = False
     ) -> None:
         self.sides, self.ranges, self.settled, self.scaled = sides, ranges, settled, scaled
-        self.values = [side.values(points) for side in sides]
+        # Partners may be NaN together, as the logarithm of numbers < 0.
+        values = [side.values(points) for side in sides]
+        self.values = [{value: np.where(np.isfinite(x), x, 0) for value, x in each.items()} for each in values]
         self.unit = max(side.unit for side in sides)
         self.coarsest = max((side.dtype for side in sides), key=lambda dtype: torch.finfo(dtype).eps)
         nodes = [node for side in sides for node in side.graph.nodes if not isinstance(node, Piece)]

@@ -19,7 +19,7 @@ from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.passes.functions import RULES
 from conv2affine.network.passes.simplify import replace_inputs
 from conv2affine.network.rules import formulas
-from conv2affine.network.rules.operands import Map, NoRuleError, broadcast, through
+from conv2affine.network.rules.operands import Map, NoRuleError, broadcast, check_finite, through
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{name: getattr(np, name) for name in ("ceil", "cos", "cosh", "exp", "floor", "log", "reciprocal", "sign", "sin")},
@@ -79,7 +79,7 @@ class Writer:
             NoRuleError: If there is no rule for the operator with these arguments.
         """
         rule = RULES.get(self.node.kind)
-        if rule is None or len(self.node.outputs) > 1:
+        if rule is None or self.node.call.results not in (None, (0,)):  # as the mean alone of a layer norm
             raise NoRuleError
         inputs = [
             self.piece(AffineMap.identity(value, value.size), shape)
@@ -94,7 +94,12 @@ class Writer:
         return self.graph.nodes, value
 
     def piece(self, map: Map, shape: Sequence[int]) -> Value:
-        """The value of an affine map."""
+        """The value of an affine map.
+
+        Raises:
+            NoRuleError: If it has infinities, as a mask of attention.
+        """
+        check_finite(map)
         return self.graph.add_piece(map, shape, self.origin)
 
     def call(self, name: str, *values: Value, shapes: Any = (), shape: Any = None) -> Value:

@@ -206,6 +206,8 @@ def mish(writer: Any, x: Any) -> Any:
 
 def elu(writer: Any, x: Any, alpha: float = 1.0, scale: float = 1.0, slope: float = 1.0) -> Map:
     """The map scale * (relu(x) + alpha * (exp(-relu(-slope * x)) - 1))."""
+    if slope <= 0:  # celu with alpha < 0
+        raise NoRuleError
     positive, negative = writer.step("relu", value(x)), writer.step("relu", writer.line(x, -slope))
     exponential = writer.call("exp", writer.line(negative, -1))
     curved = scaled(broadcast(exponential, x.shape), alpha * scale, x.shape)
