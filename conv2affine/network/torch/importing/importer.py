@@ -20,7 +20,7 @@ from conv2affine.network.graph import Graph, Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.passes.simplify import remove_unused
 from conv2affine.network.rules.operands import Context, NoRuleError, values
-from conv2affine.network.torch.importing.arguments import find_rule, masks
+from conv2affine.network.torch.importing.arguments import FOR_NUMBERS, find_rule, masks
 from conv2affine.network.torch.importing.call import AtenCall, operator_name, origin
 from conv2affine.network.torch.importing.casts import begin_at_casts
 from conv2affine.network.torch.importing.constants import memory
@@ -179,7 +179,8 @@ class _Importer:
         fakes = node.meta.get("val")
         if fakes is None:  # it is an assertion
             return None
-        if name in ("isnan", "isinf") and not self.unsure.intersection(inputs):
+        is_unsure = not self.unsure.isdisjoint(inputs)
+        if name in ("isnan", "isinf") and not is_unsure:
             return torch.zeros(inputs[0].shape, dtype=torch.bool)
         reached = [arg for arg in node.all_input_nodes if isinstance(self.results[arg], Value)]
         check_result(node, reached)
@@ -202,7 +203,7 @@ class _Importer:
         if all(arg in may_be_masks for arg in reached if arg.meta["val"].dtype in whole):
             dtypes -= whole
         others = sorted(map(str, dtypes.union(fakes[number].dtype for number in used) - {self.dtypes[0]}))
-        rule = find_rule(target)
+        rule = None if is_unsure and name in FOR_NUMBERS else find_rule(target)
         reason = f"it is computed in {', '.join(others)}, and most in {self.dtypes[0]}" if rule else ""
         results: Any = None
         if rule and not others:
@@ -213,8 +214,8 @@ class _Importer:
         if results is None:
             call = dataclasses.replace(call, reason=reason)
             results = self.graph.add_kept(name, inputs, shapes, call, origin(node))
-            self.unsure.update(results)
-        self.unsure.update(results if self.unsure.intersection(inputs) else ())
+            is_unsure = True
+        self.unsure.update(results if is_unsure else ())
         return dict(zip(used, results, strict=True)) if several else results[0]
 
     def blank(self, node: fx.Node) -> Any:
