@@ -292,6 +292,36 @@ def test_operators_that_no_rule_writes(first, second, verdict):
     assert check(*pair, X, box=(-0.4, 0.4)).verdict == verdict
 
 
+IMAGE = torch.linspace(-3, 3, 24, dtype=torch.float64).view(1, 4, 3, 2)
+EXACT = {
+    "softplus": lambda x: F.softplus(x, 2.0),
+    "celu": lambda x: F.celu(x, 0.6),
+    "celu below zero": lambda x: F.celu(x, -0.6),
+    "elu below zero": lambda x: F.elu(x, -0.3),
+    "selu": F.selu,
+    "mish": F.mish,
+    "hardswish": F.hardswish,
+    "group norm": lambda x: F.group_norm(x, 2, IMAGE[0, :, 0, 0], IMAGE[0, :, 1, 1], 1e-2),
+    "instance norm": lambda x: F.instance_norm(x, None, None, IMAGE[0, :, 0, 0], None, eps=1e-2),
+    "layer norm of two axes": lambda x: F.layer_norm(x, (3, 2), IMAGE[0, 0], None, 1e-2),
+    "logarithms of softmax": lambda x: torch.log_softmax(x, -2),
+    "attention": lambda x: F.scaled_dot_product_attention(x, x.flip(1), 2 * x, IMAGE @ IMAGE.mT, scale=0.3),
+    "causal attention": lambda x: F.scaled_dot_product_attention(x, x.flip(1), 2 * x, is_causal=True),
+    "grouped attention": lambda x: F.scaled_dot_product_attention(x, x[:, :2], x[:, 2:], enable_gqa=True),
+    "powers": lambda x: torch.cat([x.abs() ** power for power in (0.5, -0.5, -1, 0, 1, 2, 3, 4)], 1),
+    "quotients": lambda x: torch.cat([x / (1 + x.flip(1).abs()), torch.ones(1, 4, 1, 2) / (9 + x)], 1),
+    "whole quotients": lambda x: torch.div(x, 1 + x.flip(1).abs(), rounding_mode="floor"),
+    "product of all pairs": lambda x: x[:, :, None] * x[:, None],
+}
+
+
+@pytest.mark.parametrize("function", EXACT.values(), ids=EXACT)
+def test_rules_are_exact(function):
+    side, _ = _side(network_models.Function(function), IMAGE)
+    points = np.random.default_rng(0).standard_normal((4, IMAGE.numel())) * 3
+    np.testing.assert_allclose(side.output(side.values(points)), side.run(points), rtol=1e-12, atol=1e-13)
+
+
 def test_what_is_whole_numbers_stays_as_it_is():
     """A product of bytes overflows: 16 * 16 is 0."""
 

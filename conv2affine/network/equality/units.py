@@ -57,7 +57,7 @@ class Units:
         self, sides: Sequence[Side], points: Array, ranges: Ranges, settled: Sequence[int] = (), *, scaled: bool = False
     ) -> None:
         self.sides, self.ranges, self.settled, self.scaled = sides, ranges, settled, scaled
-        # Partners may be NaN together, as the logarithm of numbers < 0.
+        # Partners may both be NaN, such as logarithms of numbers < 0.
         values = [side.values(points) for side in sides]
         self.values = [{value: np.where(np.isfinite(x), x, 0) for value, x in each.items()} for each in values]
         self.unit = max(side.unit for side in sides)

@@ -1,4 +1,4 @@
-"""The pass that writes operators that are kept in the words of a few functions: the same however a network names them.
+"""The pass that rewrites kept operators as a few functions, which are the same however a network names them.
 
 What is affine or piecewise linear in them becomes that; the results are equal up to a few roundings.
 """
@@ -79,7 +79,7 @@ class Writer:
             NoRuleError: If there is no rule for the operator with these arguments.
         """
         rule = RULES.get(self.node.kind)
-        if rule is None or self.node.call.results not in (None, (0,)):  # as the mean alone of a layer norm
+        if rule is None or self.node.call.results not in (None, (0,)):  # such as only the mean of a layer norm
             raise NoRuleError
         inputs = [
             self.piece(AffineMap.identity(value, value.size), shape)
@@ -97,7 +97,7 @@ class Writer:
         """The value of an affine map.
 
         Raises:
-            NoRuleError: If it has infinities, as a mask of attention.
+            NoRuleError: If it has infinities, such as those of a mask.
         """
         check_finite(map)
         return self.graph.add_piece(map, shape, self.origin)

@@ -95,7 +95,7 @@ def _extreme_at(context: Context, x: Any, other: Any, places: Any, kind: str, in
     windows = np.full((size, 1 + counts.max(initial=0)), -1)
     check_numbers(windows.size)
     own = broadcast(x, context.shape)
-    # torch.full of infinities, to begin with, counts where nothing is put only.
+    # The infinity that a maximum starts from counts only where nothing is put.
     counted = (counts == 0) | (include_self & (own.bias != {"window_max": -np.inf, "window_min": np.inf}[kind]))
     windows[:, 0] = np.where(counted, np.arange(size), -1)
     order = np.argsort(at, kind="stable")

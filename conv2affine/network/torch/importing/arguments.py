@@ -12,7 +12,7 @@ from torch import fx
 from conv2affine.network.rules.operands import Context, NoRuleError, Rule
 from conv2affine.network.torch.importing.rules import REASONS, RULES
 
-# Operators whose rules do not hold for infinities or NaN, which comparators would spread, and others leave out.
+# Operators whose rules do not hold for infinities and NaN: comparators would spread them, and the others replace NaN.
 FOR_NUMBERS = ("nan_to_num", "fmax", "fmin", "sort", "topk", "kthvalue", "median", "nanmedian")
 # Arguments of schemas that have other names in the rules; None for those whose value does not matter.
 NAMES: dict[str, str | None] = {

@@ -1,8 +1,8 @@
 """Models whose forward branches on what it holds, as `if self.scale > 0`, which torch.export cannot trace.
 
 A run records each number that Python takes from a tensor which no input reaches; the trace takes the same numbers.
-Whether all numbers are finite is such a choice too, unless an operator as log comes before: that is what a conversion
-is for.
+Whether all numbers are finite is such a choice too, unless an operator such as log comes before, whose results may be
+infinite: a conversion is for finite inputs.
 """
 
 from __future__ import annotations
