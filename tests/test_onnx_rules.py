@@ -27,6 +27,14 @@ def ints(*numbers: int) -> Any:
     return np.array(numbers, np.int64)
 
 
+def reducing(operator: str, how: str, opset: int) -> Case:
+    """ScatterElements or ScatterND; with "add" and the like, an element is written to twice."""
+    index, updates = ([[[2, 0], [-1, 1]]], (1, 2, 2)) if operator == "ScatterElements" else ([[0, 2], [0, 2]], (2, 2))
+    axis = "axis = 1, " if operator == "ScatterElements" else ""
+    nodes = f'y = {operator}<{axis}reduction = "{how}">(x, i, u)'
+    return Case(f"{operator}-{how}", nodes, (1, 3, 2), {"i": np.array(index), "u": random(*updates)}, opset)
+
+
 W = random(4, 3, 3, 3)
 AFFINE = [
     Case("conv", "y = Conv<pads = [1, 1, 1, 1]>(x, w, b)", ("N", 3, 6, 7), {"w": W, "b": random(4)}),
@@ -188,20 +196,8 @@ AFFINE = [
         (1, 3, 2),
         {"i": np.array([[[2, 0]]]), "u": random(1, 1, 2)},
     ),
-    Case(
-        "scatter-elements-add",
-        'y = ScatterElements<axis = 1, reduction = "add">(x, i, u)',
-        (1, 3, 2),
-        {"i": np.array([[[2, 0], [-1, 1]]]), "u": random(1, 2, 2)},
-        16,
-    ),
-    Case(
-        "scatter-nd-add",
-        'y = ScatterND<reduction = "add">(x, i, u)',
-        (1, 3, 2),
-        {"i": np.array([[0, 2], [0, 2]]), "u": random(2, 2)},
-        16,
-    ),
+    reducing("ScatterElements", "add", 16),
+    reducing("ScatterND", "add", 16),
     Case("compress", "y = Compress<axis = 1>(x, c)", ("N", 3, 2), {"c": np.array([True, False, True])}),
     Case("compress-flat", "y = Compress(x, c)", (1, 3, 2), {"c": np.array([False, True, True, False])}),
     Case(
@@ -305,20 +301,8 @@ PIECEWISE = [
     Case("top-k", "y, i = TopK(x, k)", ("N", 5), {"k": ints(3)}),
     Case("top-k-smallest", "y, i = TopK<axis = 1, largest = 0>(x, k)", ("N", 4, 2), {"k": ints(2)}),
     Case("top-k-attribute", "y, i = TopK<k = 2>(x)", ("N", 4), opset=9),
-    Case(
-        "scatter-elements-max",
-        'y = ScatterElements<axis = 1, reduction = "max">(x, i, u)',
-        (1, 3, 2),
-        {"i": np.array([[[2, 0], [-1, 1]]]), "u": random(1, 2, 2)},
-        18,
-    ),
-    Case(
-        "scatter-nd-min",
-        'y = ScatterND<reduction = "min">(x, i, u)',
-        (1, 3, 2),
-        {"i": np.array([[0, 2], [0, 2]]), "u": random(2, 2)},
-        18,
-    ),
+    reducing("ScatterElements", "max", 18),
+    reducing("ScatterND", "min", 18),
     Case(
         "residual",
         "r = Conv<pads = [1, 1]>(x, w)\ns = Relu(r)\nt = Add(s, x)\ny = Relu(t)",
