@@ -203,12 +203,17 @@ FORMS = {
 SHORT = ("clip", "relu of a relu", "no clip", "square", "layer norm")
 
 
-def cases(place):
+# Their other words have powers, or a group norm, which `onnx.export` does not write.
+NOT_WRITTEN = ("square", "gelu-tanh", "layer norm", "group norm", "instance norm")
+
+
+def cases(place, names=tuple(FORMS)):
     return [
         pytest.param(
             row[0], function, id=f"{name}-{number}", marks=() if name in SHORT and not number else pytest.mark.long
         )
         for name, row in FORMS.items()
+        if name in names
         for number, function in enumerate(row[place])
     ]
 
@@ -231,13 +236,15 @@ def test_one_number_makes_a_difference(first, second):
     assert np.isfinite(result.bound) == _side(pair[0], X)[0].has_bounds
 
 
-@pytest.mark.parametrize(("first", "second"), cases(1))
-def test_a_file_in_other_words(first, second, tmp_path):
-    try:
-        file = onnx.export(Wrapped(second), X).model
-    except NotImplementedError as error:
-        pytest.skip(str(error))
-    assert check(Wrapped(first), file, X).verdict == "equal"
+@pytest.mark.parametrize(("first", "second"), cases(1, {*FORMS} - {*NOT_WRITTEN}))
+def test_a_file_in_other_words(first, second):
+    assert check(Wrapped(first), onnx.export(Wrapped(second), X).model, X).verdict == "equal"
+
+
+@pytest.mark.parametrize(("_first", "second"), cases(1, NOT_WRITTEN))
+def test_what_no_file_is_written_of(_first, second):
+    with pytest.raises(NotImplementedError, match="has no ONNX operator here"):
+        onnx.export(Wrapped(second), X)
 
 
 SIGMOID = model(
