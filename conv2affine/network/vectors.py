@@ -59,7 +59,8 @@ def to_mlp(
         dtype: As in `to_linear_network`.
         box: (low, high), if the chain is for inputs low <= x <= high only: it is smaller then, has bounds, and is not
             the model for any other input. Each is a number, a tensor or array that broadcasts to one sample of the
-            input, or, for several inputs, a tuple of these; all finite. Default: None, for all inputs.
+            input, or, for several inputs, a tuple of these; or the vector of all elements, as `box` of the result has;
+            all finite. Default: None, for all inputs.
 
     Returns:
         An `nn.Sequential` of one `nn.Flatten`, then alternately `nn.Linear` or `SparseLinear` and `nn.ReLU`, the last a

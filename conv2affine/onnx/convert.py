@@ -65,7 +65,7 @@ def convert(
             order. Default: False, which keeps their names and shapes.
         box: In form "mlp", (low, high) as in `to_mlp`: the result is the network for inputs in this box only, smaller,
             and `bounds` of the `Conversion` has the bounds of its layers. For several inputs, each is one number for
-            all, a tuple in their order, or a dict by name. Default: None, for all inputs.
+            all, a tuple in their order, a dict by name, or the vector of all elements. Default: None, for all inputs.
         spec: In form "mlp", a specification in VNN-LIB, or its file; see `read_spec`. The box is the smallest that
             holds all of its boxes. X_i and Y_j count the elements of all inputs and outputs in order, so it is valid
             for the result too. Default: None.

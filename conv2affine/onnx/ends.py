@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -101,5 +102,5 @@ def box_of(given: BoxArgument | Specification, shapes: Mapping[str, Sequence[int
     `given` is as from `given_box`; None is for all inputs.
     """
     if isinstance(given, Specification):
-        given = given.box_for(shapes, outputs)
+        given = given.box_for(sum(map(prod, shapes.values())), outputs)
     return None if given is None else read_box(given, shapes)
