@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from conv2affine.interop.smtlib import Row, alternatives, expressions, in_words, variable
 
@@ -81,7 +81,7 @@ class Specification:
                 )
         return self.box
 
-    def is_unsafe(self, x: Any, y: Any) -> bool:
+    def is_unsafe(self, x: ArrayLike, y: ArrayLike) -> bool:
         """Whether the specification calls an input and its output, flat vectors, unsafe."""
         x, y = np.asarray(x, np.float64).ravel(), np.asarray(y, np.float64).ravel()
         return any(

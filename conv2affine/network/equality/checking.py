@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,18 +15,23 @@ from conv2affine.network.equality.side import Side
 from conv2affine.network.graph import Kept
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.passes.ends import slices
-from conv2affine.network.proof.box import read_box
+from conv2affine.network.proof.box import BoxBounds, read_box
 from conv2affine.network.torch.importing.importer import import_torch
-from conv2affine.network.torch.models.intake import Model, hold
+from conv2affine.network.torch.models.intake import ExampleInputs, Model, hold
 from conv2affine.network.torch.models.program import tensors
 from conv2affine.network.torch.models.surroundings import alone
 from conv2affine.network.torch.models.unchanged import unchanged
 from conv2affine.network.torch.verifying.runs import SAMPLES, run
 from conv2affine.network.vectors import check_floats, join_inputs, with_vectors
 
+if TYPE_CHECKING:
+    from onnx import ModelProto  # optional
+
 
 @alone
-def check(a: Any, b: Any, x: Any, *, box: tuple[Any, Any] | None = None) -> Comparison:
+def check(
+    a: Model | ModelProto, b: Model | ModelProto, x: ExampleInputs, *, box: BoxBounds | None = None
+) -> Comparison:
     """Whether two networks are equal: whether they compute the same, up to rounding, for all inputs.
 
         |b(x) - a(x)| <= bound    for all x in the box
@@ -63,12 +68,13 @@ def check(a: Any, b: Any, x: Any, *, box: tuple[Any, Any] | None = None) -> Comp
         >>> result.verdict, result.origin
         ('different', (('0', '1'), ('0',)))
     """
-    files = [_is_file(model) for model in (a, b)]
+    models: tuple[Any, Any] = a, b
+    files = [*map(_is_file, models)]
     if any(files):
         from conv2affine.onnx.checking import file_side  # needs onnx
     sides, names = [], dict[str, tuple[int, ...]]()
     sizes = {name: (1, *each.shape[1:]) for name, each in x.items()} if isinstance(x, Mapping) else None
-    for model, is_file in zip((a, b), files, strict=True):
+    for model, is_file in zip(models, files, strict=True):
         if is_file:
             side, shapes = file_side(model, sizes)
         else:

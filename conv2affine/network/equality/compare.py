@@ -75,7 +75,7 @@ class Comparison:
         return "different", f"a difference, {self.difference:.6g}, is above the tolerance, {tolerance:g}"
 
     def summary(self, tolerance: float | None = None) -> dict[str, Any]:
-        """What `text` says, and the witness, for JSON: lists for arrays, None for what is infinite."""
+        """What `str` says, and the witness, for JSON: lists for arrays, None for what is infinite."""
         verdict, reason = self.verdict_for(tolerance)
         numbers = {name: getattr(self, name) for name in ("difference", "bound")}
         return {

@@ -16,6 +16,9 @@ from torch import Tensor
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.proof.forward import Interval
 
+# Each bound is a number, what broadcasts to an input, or one of these for each input.
+Bound = float | Tensor | Array | Sequence["Bound"] | Mapping[str, "Bound"]
+BoxBounds = tuple[Bound, Bound]
 # What is written out number by number where a box is described.
 MAX_NUMBERS = 64
 # The points where a chain is compared with the model: both ends, and random corners and inner points.
