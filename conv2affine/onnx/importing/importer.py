@@ -124,10 +124,12 @@ class _Importer:
             self.constant(names[0], np.zeros(shapes[0], bool))
             return
         context = Context(self.graph, call, inputs, shapes, self.parameters, location(node))
-        for name, value in zip(names, self.values(context, node, args), strict=True):
+        before = len(self.graph.nodes)
+        made = self.values(context, node, args)
+        is_sure = is_sure and not any(isinstance(each, Kept) for each in self.graph.nodes[before:])
+        for name, value in zip(names, made, strict=True):
             self.results[name] = value
-            is_mask = self.types[name].tensor_type.elem_type == TensorProto.BOOL
-            if not is_mask and (not is_sure or isinstance(self.graph.nodes[-1], Kept)):
+            if not is_sure and self.types[name].tensor_type.elem_type != TensorProto.BOOL:
                 self.unsure.add(value)
 
     def constant(self, name: str, array: Any) -> None:
