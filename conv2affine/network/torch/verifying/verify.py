@@ -24,12 +24,12 @@ from conv2affine.network.comparison import (
 )
 from conv2affine.network.torch.importing.importer import TorchNetwork
 from conv2affine.network.torch.models.unchanged import unchanged
+from conv2affine.network.torch.verifying.pieces import piece_outputs
 from conv2affine.network.torch.verifying.runs import (
     Apart,
     exact_outputs,
     first_mixing,
     model_scales,
-    piece_outputs,
     result_outputs,
     result_scales,
     run,
@@ -130,7 +130,9 @@ def _problem(limits: _Limits, a: Any, b: Any, c: Any, d: Any, size: Any, own_siz
     wanted = limits.dtypes.get(a.dtype, a.dtype)
     if not problem and wanted is not b.dtype:
         problem = f"{b.dtype} for {wanted}"
-    if not problem and d is not None:
+    if not problem and d is not None and d.shape != c.shape:
+        problem = f"{difference(c, d, 0)} in float64"
+    elif not problem and d is not None:
         # Some models compute something else in float64, such as those that read the limits of their dtype.
         allowed = (EXACT if limits.is_double else tolerance) * (size + own_size) + limits.floor
         problem = difference(torch.where(drift <= tolerance * size, c, d), d, allowed)
