@@ -61,3 +61,14 @@ def test_contributing_names_every_file():
     named = set(re.findall(r"\w+", section))
     modules = [path for folder in ("conv2affine/*/**/*.py", "csrc/*.h") for path in ROOT.glob(folder)]
     assert {path.stem for path in modules} - named - {"__init__"} == set()
+
+
+def test_contributing_names_what_its_files_have():
+    """In each step of a guide, names in capitals and classes are in a file of that step."""
+    for step in re.findall(r"^\d\. .*?(?=^\d\. |^$)", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE | re.DOTALL):
+        paths = [ROOT / path for path in re.findall(r"`((?:csrc|conv2affine|tests)/[\w./]*)`", step)]
+        beside = [path.parent / name for path in paths for name in re.findall(r"`(\w+\.\w+)`", step)]
+        files = [file for path in (*paths, *beside) for file in (path.glob("*.*") if path.is_dir() else [path])]
+        text = "".join(file.read_text() for file in files if file.is_file())
+        names = re.findall(r"`([A-Z_]{4,}|[A-Z][a-z]+[A-Z]\w+)`", step) if text else []
+        assert [name for name in names if name not in text] == [], step
