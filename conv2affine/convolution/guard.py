@@ -61,7 +61,7 @@ def check_matrix_memory(geometry: Geometry, weight: Tensor, request: Request) ->
     raise MemoryError(
         f"layout ({request.layout}) of {len(rows)} x {geometry.shape[1]} elements of {dtype} needs "
         f"{_readable(mapped[wanted])}, and there are {readable_bytes(min(left, space))} left ({listed}); "
-        "choose a layout that fits, or build a block of rows with rows=range(start, stop)"
+        "choose a layout that fits, or build a block of rows: to_matrix(..., rows=range(start, stop))"
     )
 
 
