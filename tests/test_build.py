@@ -78,20 +78,21 @@ def test_docstring_is_complete(function):
 
 
 @pytest.mark.parametrize(
-    ("before", "version", "others"),
+    ("before", "version", "found"),
     [
-        ("import torch; torch.__version__ = '2.99.1'", "2.99.1", BUILT_FOR),
-        (f"import sys; sys.modules['{_C.__name__}'] = None", torch.__version__, BUILT_FOR),
+        ("import torch; torch.__version__ = '2.99.1'", "2.99.1", f"one for torch {BUILT_FOR}"),
+        (f"import sys; sys.modules['{_C.__name__}'] = None", torch.__version__, f"one for torch {BUILT_FOR}"),
+        ("import pathlib, torch; torch.__version__ = '2.99.1'; pathlib.Path.glob = lambda *_: []", "2.99.1", "none"),
     ],
-    ids=["another torch", "a file that does not load"],
+    ids=["another torch", "a file that does not load", "not built"],
 )
-def test_no_compiled_part_for_this_torch(before, version, others):
+def test_no_compiled_part_for_this_torch(before, version, found):
     result = run(f"{before}; import conv2affine")
     assert result.returncode == 1
     error = result.stderr.splitlines()[-1]
     package = Path(conv2affine.__file__).parent
     assert error.startswith(f"ImportError: {package} has no compiled part that loads with torch {version} (")
-    assert f"it has one for torch {others};" in error
+    assert f"; it has {found};" in error
     assert "build it in the source tree with: pip install . (" in error
 
 

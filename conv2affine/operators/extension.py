@@ -22,9 +22,10 @@ try:
     _C = import_module(f"conv2affine._C_{MINOR}")
 except ImportError as error:
     others = sorted({path.name.split(".")[0][3:].replace("_", ".") for path in PACKAGE.glob("_C_*.so")})
+    found = f"one for torch {', '.join(others)}" if others else "none"
     raise ImportError(
-        f"{PACKAGE} has no compiled part that loads with torch {torch.__version__} ({error}); it has one for torch "
-        f"{', '.join(others) or '-'}; build it in the source tree with: pip install . "
+        f"{PACKAGE} has no compiled part that loads with torch {torch.__version__} ({error}); it has {found}; "
+        "build it in the source tree with: pip install . "
         "(or install such a torch, or run in a folder without the source, if conv2affine is installed)"
     ) from error
 
