@@ -29,11 +29,11 @@ ShapeOption = Annotated[
 ]
 BoxOption = Annotated[
     tuple[float, float] | None,
-    typer.Option(metavar="LOW HIGH", help="For inputs from LOW to HIGH only; a conversion in form mlp."),
+    typer.Option(metavar="LOW HIGH", help="For inputs from LOW to HIGH only; convert needs --form mlp."),
 ]
 SpecOption = Annotated[
     Path | None,
-    typer.Option(metavar="FILE.vnnlib", help="For the inputs of a specification only; a conversion in form mlp."),
+    typer.Option(metavar="FILE.vnnlib", help="For the inputs of a specification only; convert needs --form mlp."),
 ]
 BoundsOption = Annotated[
     Path | None,
