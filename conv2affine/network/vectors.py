@@ -31,6 +31,7 @@ from conv2affine.network.torch.modules import BoxChain
 from conv2affine.network.torch.verifying.verify import verify
 
 Module = TypeVar("Module", bound=nn.Module)
+NOT_CAST = " and does more than cast it; let it begin with x.float()"
 
 
 @alone
@@ -202,11 +203,8 @@ def _with_slices(result: Module, graph: Graph) -> Module:
     return result
 
 
-def check_floats(network: TorchNetwork, result: str) -> None:
+def check_floats(network: TorchNetwork, result: str, advice: str = NOT_CAST) -> None:
     """Refuse integer inputs that are not cast."""
     for dtype in network.input_dtypes:
         if not dtype.is_floating_point:
-            raise ValueError(
-                f"{result} takes floating-point numbers, and the model takes {dtype} and does more than "
-                "cast it; let it begin with x.float()"
-            )
+            raise ValueError(f"{result} takes floating-point numbers, and the model takes {dtype}{advice}")

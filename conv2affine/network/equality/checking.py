@@ -107,7 +107,7 @@ def _side(model: Model, x: Any) -> tuple[Side, dict[str, tuple[int, ...]]]:
         [dtype] = dtypes
         inputs = tuple(each.to(dtype) if each.is_floating_point() else each for each in inputs)
     network = import_torch(module, inputs)
-    check_floats(network, "a comparison")
+    check_floats(network, "a comparison", "; pass x.float(), if it begins with a cast")
     values = network.graph.inputs
     parts, device = slices(values), network.device
 
