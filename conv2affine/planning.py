@@ -147,7 +147,7 @@ def plan(conv: Any, input_size: Any, **options: Any) -> Plan | NetworkPlan:
 
         return plan_network(conv, input_size, **options)
     if options:
-        raise TypeError(f"{', '.join(options)} must be left out for one layer: they are for whole modules")
+        raise TypeError(f"{', '.join(options)} must be left out for a convolution layer: only other modules have them")
     with torch.no_grad():
         weight, _, geometry = read(conv, input_size)
     rows, cols = geometry.shape

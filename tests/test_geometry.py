@@ -268,7 +268,7 @@ def test_quantized_layer_is_refused():
         to_linear(quantized.Conv2d(1, 1, 3), 5)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 @pytest.mark.parametrize(
     ("wrap", "message"),
     [

@@ -18,7 +18,7 @@ from conv2affine.network.torch.modules import PerSample
 
 # What makes the cases, not what converts them: see the test with warnings as errors.
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit"),
     pytest.mark.filterwarnings("ignore:`isinstance.treespec:FutureWarning"),
 ]
 BATCH = [{0: torch.export.Dim("batch")}]

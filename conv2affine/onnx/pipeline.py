@@ -62,8 +62,8 @@ class Options:
         one_of("max_pool", self.max_pool, ("max", "relu"))
         if self.dtype not in (None, torch.float32, torch.float64):
             raise ValueError(
-                f"dtype ({self.dtype}) must be torch.float32 or torch.float64, in which a result can be compared with "
-                "its source; halve the result afterwards, with onnxconverter_common.float16"
+                f"dtype ({self.dtype!r}) must be torch.float32 or torch.float64, in which a result can be compared "
+                "with its source; halve the result afterwards, with onnxconverter_common.float16"
             )
         opsets = range(MIN_OPSET, defs.onnx_opset_version() + 1)
         if self.opset is not None and self.opset not in opsets:

@@ -65,7 +65,7 @@ def _load(path: Path) -> Any:
     entries = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
     if any("/code/" in entry for entry in entries):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript
+            warnings.filterwarnings("ignore", "`torch.jit")  # deprecated
             return torch.jit.load(path)  # type: ignore[no-untyped-call]
     if any(entry.endswith(("serialized_exported_program.json", "/models/model.json")) for entry in entries):
         return torch.export.load(path)
