@@ -59,7 +59,8 @@ def hold(model: Model, example_inputs: Any) -> tuple[nn.Module, tuple[Tensor, ..
 def _load(path: Path) -> Any:
     """The program or TorchScript module of a file."""
     if path.suffix == ".onnx":
-        raise TypeError(f"model ({path}) must be a module, and is an ONNX file; call conv2affine.onnx.convert")
+        advice = "conv2affine.onnx has plan, convert and check for these"
+        raise TypeError(f"model ({path}) must be a module, and is an ONNX file; {advice}")
     if not path.is_file():
         raise FileNotFoundError(f"model ({path}) must be a module, or a file of one, and there is no such file")
     entries = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
