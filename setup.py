@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,12 @@ def tool(name: str) -> str | None:
     return shutil.which(name)
 
 
+def run(*command: str) -> None:
+    """Run a program; where it fails, its own message is the last, without a traceback of setuptools."""
+    if code := subprocess.run(command).returncode:
+        raise SystemExit(f"conv2affine is not built: {shlex.join(command[:3])} ... ended with {code}; see above")
+
+
 class CMakeBuild(build_ext):
     """Configure, build, and install to where setuptools expects the extension."""
 
@@ -51,11 +58,11 @@ class CMakeBuild(build_ext):
         configure = ["--fresh", "-S", str(ROOT), "-B", str(build), *generator, f"-DTORCH_ROOT={torch}"]
         configure += [f"-DPython_EXECUTABLE={sys.executable}", "-DCMAKE_BUILD_TYPE=Release"]
         configure += [f"-DCONV2AFFINE_CUDA={os.environ.get('CONV2AFFINE_CUDA', 'AUTO')}"]
-        subprocess.run([cmake, *configure], check=True)
-        subprocess.run([cmake, "--build", str(build), "--parallel", jobs], check=True)
+        run(cmake, *configure)
+        run(cmake, "--build", str(build), "--parallel", jobs)
         # In the source folder too: Python run there imports that one, whatever is installed.
         for prefix in (package.parent, ROOT):
-            subprocess.run([cmake, "--install", str(build), "--prefix", str(prefix)], check=True)
+            run(cmake, "--install", str(build), "--prefix", str(prefix))
 
 
 def torch_requirement() -> str:

@@ -107,3 +107,13 @@ def test_what_the_wheel_requires(tmp_path, source, versions, requirement):
     result = subprocess.run([sys.executable, "-c", code], cwd=source, env=environment, capture_output=True, text=True)
     metadata = "".join(path.read_text() for path in source.glob("*.dist-info/METADATA"))
     assert requirement in metadata + result.stderr
+
+
+def test_a_build_that_fails_ends_with_the_message_of_cmake(tmp_path, source):
+    environment = {**os.environ, "CONV2AFFINE_TORCH": str(fake_torch(tmp_path, "2.13.0"))}
+    command = [sys.executable, "setup.py", "build_ext"]
+    result = subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "does not appear to contain CMakeLists.txt" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("conv2affine is not built: ")
+    assert "Traceback" not in result.stderr

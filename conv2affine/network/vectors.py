@@ -20,12 +20,12 @@ from conv2affine.network.passes.merge import merge as merge_pieces
 from conv2affine.network.passes.simplify import simplify
 from conv2affine.network.prepare import DTYPES, check_memory, in_mode_of, one_of, reason_of, to_layers
 from conv2affine.network.progress import progress
-from conv2affine.network.proof.box import Box, read_box
+from conv2affine.network.proof.box import Box, BoxBounds, read_box
 from conv2affine.network.report import describe, describe_layers
 from conv2affine.network.torch.importing.importer import TorchNetwork, import_torch
 from conv2affine.network.torch.layers import LAYOUTS, NetworkLayout, layer
 from conv2affine.network.torch.models.held import class_name
-from conv2affine.network.torch.models.intake import Model, hold
+from conv2affine.network.torch.models.intake import ExampleInputs, Model, hold
 from conv2affine.network.torch.models.surroundings import alone
 from conv2affine.network.torch.modules import BoxChain
 from conv2affine.network.torch.verifying.verify import verify
@@ -36,11 +36,11 @@ Module = TypeVar("Module", bound=nn.Module)
 @alone
 def to_mlp(
     model: Model,
-    example_inputs: Any,
+    example_inputs: ExampleInputs,
     *,
     layout: NetworkLayout = "auto",
     dtype: torch.dtype | None = None,
-    box: tuple[Any, Any] | None = None,
+    box: BoxBounds | None = None,
 ) -> nn.Sequential:
     """The same network as a plain chain of linear layers and ReLUs, residual connections and max pooling included.
 
@@ -59,7 +59,8 @@ def to_mlp(
         dtype: As in `to_linear_network`.
         box: (low, high), if the chain is for inputs low <= x <= high only: it is smaller then, has bounds, and is not
             the model for any other input. Each is a number, a tensor or array that broadcasts to one sample of the
-            input, or, for several inputs, a tuple of these; all finite. Default: None, for all inputs.
+            input, or, for several inputs, a tuple of these; or the vector of all elements, as `box` of the result has;
+            all finite. Default: None, for all inputs.
 
     Returns:
         An `nn.Sequential` of one `nn.Flatten`, then alternately `nn.Linear` or `SparseLinear` and `nn.ReLU`, the last a
@@ -119,7 +120,7 @@ def prepare_chain(
     inputs: Sequence[Tensor],
     layout: NetworkLayout,
     dtype: torch.dtype | None,
-    box: tuple[Any, Any] | None = None,
+    box: BoxBounds | None = None,
 ) -> tuple[TorchNetwork, TorchNetwork, list[Layer], torch.dtype, Box | None]:
     """The network as it is and with one vector at each end, the layers of its chain, their dtype, and the box."""
     one_of("layout", layout, LAYOUTS)

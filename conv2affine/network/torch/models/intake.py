@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from conv2affine.network.torch.models.held import Named, Program, Script
 from conv2affine.network.torch.models.program import tensors, unwrap
 
 Model = nn.Module | ExportedProgram | str | Path
+ExampleInputs = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
 
 def hold(model: Model, example_inputs: Any) -> tuple[nn.Module, tuple[Tensor, ...]]:
