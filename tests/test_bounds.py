@@ -500,6 +500,29 @@ def test_the_box_is_shown_and_stays():
     assert torch.equal(other.bounds[0][0], mlp.bounds[0][0])
     assert shown not in repr(mlp[:2])
     assert not hasattr(to_mlp(net(nn.Linear(2, 2)), torch.rand(1, 2)), "bounds")
+    assert not hasattr(mlp[:2], "bounds")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "other", "is_refused"),
+    [
+        (torch.float32, torch.float64, False),
+        (torch.float32, torch.float16, True),
+        (torch.float16, torch.bfloat16, True),
+        (torch.bfloat16, torch.float16, True),
+        (torch.bfloat16, torch.float32, False),
+    ],
+    ids=str,
+)
+def test_bounds_are_of_a_chain_that_keeps_its_numbers(dtype, other, is_refused):
+    mlp = to_mlp(net(nn.Linear(2, 2), nn.ReLU()).to(dtype), torch.rand(1, 2, dtype=dtype), box=(0, 1))
+    bounds = mlp.bounds
+    mlp.to(other)
+    if not is_refused:
+        assert mlp.bounds is bounds
+        return
+    with pytest.raises(ValueError, match=f"bounds hold for a chain in {dtype}, and this one was converted to {other}"):
+        _ = mlp.bounds
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

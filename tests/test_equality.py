@@ -119,9 +119,9 @@ def file(nodes, rows=3, types=None, opset=13, shape=None, **constants):
 def test_refusals():
     with pytest.raises(ValueError, match="a and b must take the same inputs, and have 3 and 4 elements"):
         onnx.check(file(NODES, rows=3), file(NODES, rows=4))
-    with pytest.raises(ValueError, match="a comparison takes floating-point numbers"):
+    with pytest.raises(ValueError, match=r"a comparison takes floating-point numbers, .* torch\.int64; pass x\.float"):
         check(nn.Embedding(3, 2), nn.Embedding(3, 2), torch.zeros(1, 1, dtype=torch.long))
-    with pytest.raises(ValueError, match=r"x must have 3 elements per sample, as a takes x of \(1, 3\), got 4"):
+    with pytest.raises(ValueError, match=r"x must have the inputs of a, for one sample x of \(1, 3\), got \(1, 4\)"):
         check(file(NODES), file(NODES), torch.rand(1, 4))
     with pytest.raises(TypeError, match=r"x must be a tensor, or a tuple of tensors .*, got str"):
         check(file(NODES), file(NODES), "x")

@@ -31,6 +31,7 @@ from conv2affine.network.torch.modules import BoxChain
 from conv2affine.network.torch.verifying.verify import verify
 
 Module = TypeVar("Module", bound=nn.Module)
+NOT_CAST = " and does more than cast it; let it begin with x.float()"
 
 
 @alone
@@ -69,7 +70,7 @@ def to_mlp(
         With a box, `box` is the pair of float64 tensors (elements of all inputs,), and `bounds` has for each linear
         layer the pair (low, high) of float64 tensors (rows,): what the layer computes is never outside of them, for any
         input in the box. Roundings in `dtype` are included, in any order of summation, but not other algorithms than
-        sums of products, such as TF32.
+        sums of products, such as TF32. After `mlp.half()`, or what else rounds the weights, `bounds` is an error.
 
     Raises:
         NotImplementedError: If a step is neither affine nor piecewise linear; the message names it and its module.
@@ -105,9 +106,9 @@ def to_mlp(
     kind = nn.Sequential if within is None else BoxChain
     mlp = kind(nn.Flatten(), *modules[:-1]).to(network.device)
     mlp.plan = plan  # type: ignore[assignment]
-    if within is not None:
-        mlp.where, mlp.box = str(within), _tensors(within.low, within.high)  # type: ignore[assignment]
-        mlp.bounds = tuple(_tensors(*interval) for item in layers if (interval := item.bounds))  # type: ignore[assignment]
+    if within is not None and isinstance(mlp, BoxChain):
+        bounds = tuple(_tensors(*interval) for item in layers if (interval := item.bounds))
+        mlp.describe(str(within), _tensors(within.low, within.high), bounds, dtype)
         points = within.points([x.dtype for x in inputs])
         inputs = tuple(point.flatten(0, 1).to(x.device) for point, x in zip(points, inputs, strict=True))
     network = dataclasses.replace(network, graph=to_graph(layers))
@@ -202,11 +203,8 @@ def _with_slices(result: Module, graph: Graph) -> Module:
     return result
 
 
-def check_floats(network: TorchNetwork, result: str) -> None:
+def check_floats(network: TorchNetwork, result: str, advice: str = NOT_CAST) -> None:
     """Refuse integer inputs that are not cast."""
     for dtype in network.input_dtypes:
         if not dtype.is_floating_point:
-            raise ValueError(
-                f"{result} takes floating-point numbers, and the model takes {dtype} and does more than "
-                "cast it; let it begin with x.float()"
-            )
+            raise ValueError(f"{result} takes floating-point numbers, and the model takes {dtype}{advice}")

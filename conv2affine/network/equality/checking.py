@@ -84,12 +84,12 @@ def check(
     given = None if box is None else read_box(box, names)
     if isinstance(x, Mapping):
         x = tuple(x[name] for name in (names if names.keys() == x.keys() else x))
-    examples = join_inputs([each[:SAMPLES] for each in tensors(x, "x")])
-    size = sum(map(prod, names.values()))
-    if examples.shape[1] != size:  # only files: a module runs on x
+    inputs = [each[:SAMPLES] for each in tensors(x, "x")]
+    if all(files) and [prod(each.shape[1:]) for each in inputs] != [*map(prod, names.values())]:  # a module runs on x
         shown = ", ".join(f"{name} of {tuple(shape)}" for name, shape in names.items())
-        raise ValueError(f"x must have {size} elements per sample, as a takes {shown}, got {examples.shape[1]}")
-    return compare(sides[0], sides[1], given, list(names.values()), examples)
+        got = ", ".join(str((1, *each.shape[1:])) for each in inputs)
+        raise ValueError(f"x must have the inputs of a, for one sample {shown}, got {got}")
+    return compare(sides[0], sides[1], given, list(names.values()), join_inputs(inputs))
 
 
 def _is_file(model: Any) -> bool:
@@ -101,13 +101,13 @@ def _is_file(model: Any) -> bool:
 
 def _side(model: Model, x: Any) -> tuple[Side, dict[str, tuple[int, ...]]]:
     """A module as a side, and the shapes of its inputs."""
-    module, inputs = hold(model, x)
+    module, inputs = hold(model, x, "x")
     dtypes = {each.dtype for each in module.parameters() if each.is_floating_point()}
     if len(dtypes) == 1:
         [dtype] = dtypes
         inputs = tuple(each.to(dtype) if each.is_floating_point() else each for each in inputs)
     network = import_torch(module, inputs)
-    check_floats(network, "a comparison")
+    check_floats(network, "a comparison", "; pass x.float(), if it begins with a cast")
     values = network.graph.inputs
     parts, device = slices(values), network.device
 
