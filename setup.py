@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))  # not there in every build
 from build_backend import torch_folders  # noqa: E402
 
-TESTED_WITH = "torch>=2.13,<2.15"
+TESTED_WITH = [(2, 13), (2, 14)]  # minor versions of torch, without gaps
 TORCHES = {f"conv2affine._C_{minor.replace('.', '_')}": (minor, folder) for minor, folder in torch_folders().items()}
 
 
@@ -68,11 +68,13 @@ class CMakeBuild(build_ext):
 def torch_requirement() -> str:
     """The minor versions of torch that there is a compiled part for; they must follow one another."""
     minors = sorted(tuple(map(int, minor.split("."))) for minor, _ in TORCHES.values())
-    if not minors:  # an sdist can be made without torch
-        return TESTED_WITH
+    minors = minors or TESTED_WITH  # an sdist can be made without torch
     (major, first), (_, last) = minors[0], minors[-1]
     if minors != [(major, minor) for minor in range(first, last + 1)]:
         raise SystemExit(f"the torches to build for ({minors}) must be minor versions that follow one another")
+    if not {*minors} <= {*TESTED_WITH}:
+        found, tested = (", ".join(f"{major}.{minor}" for major, minor in each) for each in (minors, TESTED_WITH))
+        raise SystemExit(f"torch {found} must be one that conv2affine is tested with: install torch {tested}")
     return f"torch>={major}.{first},<{major}.{last + 1}"
 
 

@@ -94,8 +94,11 @@ def test_torches_by_name(target, tmp_path):
         (["2.14.1+cu130"], "torch<2.15,>=2.14"),
         (["2.14.1", "2.13.0"], "torch<2.15,>=2.13"),
         (["2.13.0", "2.15.0"], "must be minor versions that follow one another"),
+        (["2.15.0"], "torch 2.15 must be one that conv2affine is tested with: install torch 2.13, 2.14"),
+        (["2.14.1", "2.15.0"], "torch 2.14, 2.15 must be one that"),
+        (["2.12.1"], "torch 2.12 must be one that"),
     ],
-    ids=["one", "two", "a gap"],
+    ids=["one", "two", "a gap", "a new one", "a new one too", "an old one"],
 )
 def test_what_the_wheel_requires(tmp_path, source, versions, requirement):
     torches = [fake_torch(tmp_path / version, version) for version in versions]

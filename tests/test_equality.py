@@ -106,6 +106,7 @@ def test_outputs_of_other_sizes_are_different():
     first, second = nn.Linear(3, 2), nn.Linear(3, 4)
     result = check(first, second, torch.rand(1, 3))
     assert (result.verdict, result.difference) == ("different", np.inf)
+    assert result.text().startswith("different: their outputs have other sizes, or other infinities")
 
 
 NODES = "y = Gemm(x, w)"

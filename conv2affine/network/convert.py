@@ -89,7 +89,7 @@ def to_linear_network(
     ranks = 1
     ending: AbstractContextManager[Any] = nullcontext(lambda *items: None)
     if device_mesh is not None:
-        from conv2affine.network.torch.ranks import number_of_ranks, shared_layer, together  # imports torch.distributed
+        from conv2affine.network.torch.ranks import InStep, number_of_ranks, shared_layer, together
 
         ranks, ending = number_of_ranks(device_mesh), together(device_mesh)
     with ending as check_same:
@@ -109,7 +109,11 @@ def to_linear_network(
             net = export_torch(network, lambda each: dtype if each is network.dtype else each, make)
     net.plan = plan  # type: ignore[assignment]
     net.meta[_USER_PRESERVED_ATTRIBUTES_KEY] = {"plan": plan}  # for copies
-    verify(held, net, inputs, network, dtype)
+    if device_mesh is None:
+        verify(held, net, inputs, network, dtype)
+    else:
+        with together(device_mesh):
+            verify(held, InStep(net, device_mesh), inputs, network, dtype)
     return in_mode_of(held, net)
 
 

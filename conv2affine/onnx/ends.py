@@ -76,7 +76,8 @@ def apart(run: Run, network: OnnxNetwork) -> Run:
         whole = np.concatenate([inputs[tensor.name] for tensor in network.inputs], axis=1)
         return np.split(run({vector.name: whole})[0], starts[1:], axis=1)
 
-    return dataclasses.replace(run, function=function)
+    noisy = run.noisy
+    return dataclasses.replace(run, function=function, noisy=noisy and (lambda *given: apart(noisy(*given), network)))
 
 
 def slices_by_name(tensors: Sequence[TensorInfo], values: Sequence[Value]) -> dict[str, slice]:

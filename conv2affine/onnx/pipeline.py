@@ -32,6 +32,7 @@ from conv2affine.onnx.exporting.exporter import Exporter, gathers
 from conv2affine.onnx.exporting.storage import data_of, publish, save
 from conv2affine.onnx.importing.upgrade import MIN_OPSET
 from conv2affine.onnx.model import DTYPES, FLOATS, OnnxNetwork, TensorInfo
+from conv2affine.onnx.running.noise import with_noise
 from conv2affine.onnx.running.runner import Run, compare, runner, sample
 from conv2affine.onnx.running.trials import first_mixing, layer_runner
 
@@ -189,6 +190,8 @@ def _write(
             raise NotImplementedError(f"{wanted} must be valid ONNX, and is not: {reason}; {other}") from error
         raise RuntimeError(f"{wanted} must be valid ONNX, and is not: {reason}; please report this") from error
     got = runner(file) if data is None else layer_runner(file)
+    if data is None:
+        got.noisy = lambda size, run: runner(with_noise(model, size, run, walls=True))
     separate = got if result is network else apart(got, network)
     eps = max(network.eps, torch.finfo(prepared.dtype).eps)
     floats = {tensor.name: exporter.writer.dtype for tensor in network.inputs if tensor.is_floating}

@@ -101,7 +101,7 @@ def _is_file(model: Any) -> bool:
 
 def _side(model: Model, x: Any) -> tuple[Side, dict[str, tuple[int, ...]]]:
     """A module as a side, and the shapes of its inputs."""
-    module, inputs = hold(model, x)
+    module, inputs = hold(model, x, "x")
     dtypes = {each.dtype for each in module.parameters() if each.is_floating_point()}
     if len(dtypes) == 1:
         [dtype] = dtypes

@@ -91,7 +91,10 @@ class Comparison:
     def text(self, tolerance: float | None = None) -> str:
         """The verdict for a tolerance in words."""
         verdict, reason = self.verdict_for(tolerance)
-        lines = [f"{verdict}: the largest difference found is {self.difference:.3g}", reason]
+        found = f"the largest difference found is {self.difference:.3g}"
+        if np.isinf(self.difference):
+            found = "their outputs have other sizes, or other infinities"
+        lines = [f"{verdict}: {found}", reason]
         if any(self.origin):
             lines.append("they part at " + " and ".join(", ".join(names) or "nothing" for names in self.origin))
         if np.isfinite(self.bound):

@@ -61,7 +61,7 @@ def linear_region(
     Raises:
         NotImplementedError: As `to_mlp`.
         ValueError: As `to_linear_network`; or if x or what is computed of it is not finite.
-        MemoryError: If there is not enough memory left for `weight`.
+        MemoryError: If there is not enough memory left for `weight`, or for what is computed for all points together.
         RuntimeError: As `to_linear_network`.
 
     Example:
@@ -75,7 +75,7 @@ def linear_region(
     """
     one_of("layout", layout, LAYOUTS)
     one_of("dtype", dtype, DTYPES)
-    model, inputs = hold(model, x)
+    model, inputs = hold(model, x, "x")
     original = import_torch(model, inputs, floats=True)
     network = with_vectors(original, "a linear region")
     graph = simplify(network.graph)
@@ -84,10 +84,11 @@ def linear_region(
     network = dataclasses.replace(network, graph=simplify(merge(graph)))
     check = export_torch(network, wider, lambda _, matrix, bias: Affine(matrix, bias))
     verify(model, check, inputs, network, torch.float64, flat=True)
-    points = join_inputs(inputs)
-    if not np.isfinite(points).all():
-        raise ValueError("x must be finite, and has elements that are infinite or NaN")
-    local = LocalMap(_apart(network.graph), points)
+    points, graph = join_inputs(inputs), _apart(network.graph)
+    local = LocalMap(graph, points[:1])
+    if len(points) > 1:
+        check_left(f"the maps of {len(points)} points", len(points) * local.point_bytes, "pass fewer points at a time")
+        local = LocalMap(graph, points)
     if not np.isfinite(local.output).all():
         raise ValueError("the model must be finite at x, and has outputs that are infinite or NaN")
     bias = local.forward(np.zeros((1, 1, local.shape[1])))[0][:, 0]

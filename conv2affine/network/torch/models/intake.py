@@ -19,12 +19,13 @@ Model = nn.Module | ExportedProgram | str | Path
 ExampleInputs = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
 
-def hold(model: Model, example_inputs: Any) -> tuple[nn.Module, tuple[Tensor, ...]]:
+def hold(model: Model, example_inputs: Any, argument: str = "example_inputs") -> tuple[nn.Module, tuple[Tensor, ...]]:
     """The module and the tensors of what a user passes.
 
     Args:
         model: A module, an `ExportedProgram`, or the file of one, or of a TorchScript module.
         example_inputs: A tensor, a tuple of them, or a dict of tensors by name.
+        argument: Their name in messages.
 
     Raises:
         TypeError: If the model is something else, or an input is not a real dense tensor.
@@ -45,15 +46,15 @@ def hold(model: Model, example_inputs: Any) -> tuple[nn.Module, tuple[Tensor, ..
     elif isinstance(model, fx.GraphModule) and hasattr(model, "_in_spec"):
         model = Program(model)
     if not isinstance(example_inputs, Mapping) or not all(isinstance(name, str) for name in example_inputs):
-        return model, tensors(example_inputs)
+        return model, tensors(example_inputs, argument, or_dict=True)
     if not isinstance(model, Program):
-        return Named(model, list(example_inputs)), tensors(tuple(example_inputs.values()))
+        return Named(model, list(example_inputs)), tensors(tuple(example_inputs.values()), argument)
     if set(model.names) != set(example_inputs):
         raise ValueError(
-            f"example_inputs ({', '.join(example_inputs)}) must have the names of the program's inputs: "
+            f"{argument} ({', '.join(example_inputs)}) must have the names of the program's inputs: "
             f"{', '.join(model.names)}"
         )
-    return model, tensors(tuple(example_inputs[name] for name in model.names))
+    return model, tensors(tuple(example_inputs[name] for name in model.names), argument)
 
 
 def _load(path: Path) -> Any:

@@ -113,11 +113,11 @@ def floating_dtypes(program: ExportedProgram) -> tuple[torch.dtype, ...]:
     return tuple(dtype for dtype, _ in count.most_common()) or (torch.get_default_dtype(),)
 
 
-def tensors(given: Any, argument: str = "example_inputs") -> tuple[Tensor, ...]:
+def tensors(given: Any, argument: str, *, or_dict: bool = False) -> tuple[Tensor, ...]:
     """Inputs of a model as a tuple of tensors, batch first, checked; `argument` is their name in messages."""
     inputs = (given,) if isinstance(given, Tensor) else given
     if not isinstance(inputs, tuple | list) or not inputs:
-        by_name = ", or a dict of them by name" * (argument == "example_inputs")
+        by_name = ", or a dict of them by name" * or_dict
         raise TypeError(
             f"{argument} must be a tensor, or a tuple of tensors in the order that the model takes{by_name}, got "
             f"{'an empty ' * isinstance(inputs, tuple | list)}{_class_and_advice(inputs)}"

@@ -83,11 +83,10 @@ def model_scales(
     The scale is how far an element moves, for one unit of noise. No scale is less than the one before.
     """
     eps = eps if is_double else COARSE * eps
-    noise: Noise | None = None
     moved: list[list[Any]] = []
     for runs in (0, 1, RUNS):
         while len(moved) < runs:
-            noise = noise or Noise(eps)
+            noise = Noise(eps, len(moved))
             if is_double:
                 moved.append(_in_double(model, inputs, noise, flat))
             else:
@@ -100,7 +99,7 @@ def result_scales(
     result: nn.Module, inputs: Sequence[Tensor], got: list[Any], eps: float, flat: bool
 ) -> list[Tensor | float]:
     """The scale of each element of the outputs of the result: what it computes inside may be larger."""
-    with Noise(COARSE * eps):
+    with Noise(COARSE * eps, copies=RUNS):
         moved = listed(result(*(x.repeat(RUNS, *[1] * (x.dim() - 1)) for x in inputs)), flat)
     scales: list[Tensor | float] = []
     for a, b in zip(got, moved, strict=True):

@@ -74,7 +74,7 @@ def verify(
             expected = run(model, inputs, flat)
         except Exception as error:
             raise ValueError(
-                f"the model must take a batch of any size, and failed on one of {len(inputs[0])}: {error}"
+                f"the model must take a batch of any size, and fails on one of {len(inputs[0])} samples: {error}"
             ) from error
         taken = [x.to(each) for x, each in zip(inputs, network.input_dtypes, strict=True)]
         own = [x.to(dtypes.get(x.dtype, x.dtype)) for x in taken]
