@@ -37,7 +37,8 @@ TYPES = f"Array ArrayLike Conv InputSize Layout Padding Sizes {NETWORK_TYPES}"
 autodoc_type_aliases = {name: name for name in TYPES.split()}
 TypeAliasForwardRef.__repr__ = lambda self: self.name  # which a union shows
 maximum_signature_line_length = 100
-RESULTS = (
+RESULTS = [
+    "Case",
     "Comparison",
     "Conversion",
     "LinearRegion",
@@ -46,7 +47,7 @@ RESULTS = (
     "Row",
     "ShardedSparseLinear",
     "Specification",
-)
+]
 napoleon_numpy_docstring = False
 napoleon_custom_sections = ["Returns"]  # prose: napoleon would take what stands before a colon for a type
 copybutton_exclude = ".gp, .go"  # prompts and output

@@ -5,9 +5,9 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError("ONNX files need onnx; install it with: pip install 'conv2affine[onnx]'") from error
 
-from conv2affine.interop.vnnlib import Specification, read_spec
+from conv2affine.interop.vnnlib import Case, Specification, read_spec
 from conv2affine.onnx.checking import check
 from conv2affine.onnx.conversion import Conversion
 from conv2affine.onnx.convert import convert, export, plan
 
-__all__ = ["Conversion", "Specification", "check", "convert", "export", "plan", "read_spec"]
+__all__ = ["Case", "Conversion", "Specification", "check", "convert", "export", "plan", "read_spec"]
