@@ -76,6 +76,7 @@ CONTINUOUS = {
         lambda h: torch.where(h > 1, h, 0.0) + h.flip(1) * (h.flip(1) < 0) - (h > 1).to(h) + h.flip(1).sign() * 0,
         None,
     ),
+    "not-a-number": (lambda h: torch.nan_to_num(torch.where(h > 0, h, 0.1 * h)), 2),
     "jump-moved": (lambda h: (torch.where(h > 1, h, 0.0) * 2).flip(2) - 2 * (h.flip(2) > 1).to(h) + 3, 1),
 }
 
@@ -164,12 +165,18 @@ FILES = {
     "larger-of-two": ("g = Neg(h)\nm = Greater(h, g)\ny = Where(m, h, g)", 13),
     "shrink": ("y = Shrink<lambd = 0.3, bias = 0.3>(h)", 13),
     "thresholded-relu": ("y = ThresholdedRelu<alpha = 0.0>(h)", 13),
+    "not-a-number": ("m = IsNaN(h)\na = Where(m, z, h)\ny = Relu(a)", 13),
+    "infinities-replaced": (
+        "m = IsInf<detect_positive = 0>(h)\nl = Less(h, z)\nb = And(m, l)\na = Where(b, t, h)\ny = Relu(a)",
+        13,
+    ),
     "jumps-that-cancel": (
         "m = Greater(h, t)\nf = Cast<to = 1>(m)\na = Where(m, h, z)\nb = Mul(f, t)\ny = Sub(a, b)",
         13,
     ),
 }
 NUMBERS = {"w": random(3, 4), "z": np.float32(0), "t": np.float32(0.3), "n": np.float32(0.1), "six": np.float32(6)}
+NUMBERS |= {"two": np.array([2]), "v": random(2, 3)}
 
 
 def file(nodes, opset=13):
@@ -184,6 +191,22 @@ def test_file(nodes, opset):
         assert not result.kept
         assert difference(original, result.model, inputs(result.model, 4)) <= 1e-6
     assert operators(result.model) == ["Gemm", "Relu", "Gemm"]
+
+
+UNSURE = {
+    "not-a-number": ("l = Log(h)\nm = IsNaN(l)\ny = Where(m, z, l)", "y"),
+    "infinities": ("r = Relu(h)\nl = Log(r)\ns = Mul(l, t)\nm = IsInf(s)\ny = Where(m, z, s)", "y"),
+    "result": ("y = IsNaN(h)", "y"),
+    "order-of-infinities": ("r = Relu(h)\nl = Log(r)\na, i = TopK(l, two)\ny = MatMul(a, v)", "a"),
+}
+
+
+@pytest.mark.parametrize(("nodes", "kept"), UNSURE.values(), ids=UNSURE)
+def test_what_may_be_infinite_or_no_number_is_kept_in_a_file(nodes, kept):
+    original = file(nodes)
+    result = convert(original)
+    assert kept in result.kept
+    assert difference(original, result.model, inputs(result.model, 40)) <= 1e-6
 
 
 FILE_JUMPS = {

@@ -11,7 +11,7 @@ from network_models import samples
 from test_network_files import sparse_network
 from torch import nn
 
-from conv2affine.files import open_network, save_csr, save_network
+from conv2affine.files import open_csr, open_network, save_csr, save_network
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +31,11 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError):
         open_network(path)
     path.write_bytes(b"nothing")
-    with pytest.raises(OSError, match="signature"):
+    with pytest.raises(OSError, match=r"path \(.*net.h5\) must be a whole HDF5 file .* signature"):
         open_network(path)
     path.unlink()
     save_csr(path, nn.Conv1d(1, 1, 2), 4)
-    with pytest.raises(ValueError, match=r"must be a file of save_network"):
+    with pytest.raises(ValueError, match=r"must be a file of save_network; open_csr reads those of save_csr"):
         open_network(path)
 
 
@@ -197,3 +197,38 @@ def test_windows_out_of_range_are_refused(tmp_path):
         file["parameters/0/windows"][0, 0] = 4
     with pytest.raises(ValueError, match="windows of node 0 must read its input"):
         open_network(path)
+
+
+NUMBERS = "layers/0/data", "layers/0/indices", "layers/0/indptr", "biases/0", "description"
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_check_finds_changed_bytes(name, path):
+    open_network(path, check=True)
+    with h5py.File(path, "r+") as file:
+        offset = file[name].id.get_offset()
+    with open(path, "r+b") as file:
+        file.seek(offset + 5)
+        byte = file.read(1)[0]
+        file.seek(offset + 5)
+        file.write(bytes([byte ^ 1]))
+    with pytest.raises(ValueError, match=r"does not have the bytes that were written: the file is damaged"):
+        open_network(path, check=True)
+
+
+def test_a_check_finds_changed_numbers_of_a_matrix(tmp_path):
+    path = tmp_path / "conv.h5"
+    save_csr(path, nn.Conv1d(1, 1, 2), 4)
+    open_csr(path, check=True)
+    with h5py.File(path, "r+") as file:
+        file["data"][1] += 1e-7
+    open_csr(path)
+    with pytest.raises(ValueError, match=r"conv.h5\) does not have the bytes that were written"):
+        open_csr(path, check=True)
+
+
+def test_a_check_needs_a_digest(path):
+    with h5py.File(path, "r+") as file:
+        del file["sha256"]
+    with pytest.raises(ValueError, match="has no digest to check"):
+        open_network(path, check=True)

@@ -22,6 +22,7 @@ from conv2affine.interop.sharded import SHARDED, GatheredSparseLinear
 from conv2affine.network import convert
 from conv2affine.network.torch import layers, ranks
 from conv2affine.network.torch.noise import Noise
+from conv2affine.network.torch.verifying import verify
 
 NAMES = ("resnet", "densenet", "unet", "mobilenet")  # sums, concatenations, interpolation, clips
 
@@ -201,6 +202,24 @@ def check_what_fails_on_one_rank_fails_on_all(mesh, folder):
         given, example, merge = (model, x, "auto") if is_other else others
         with pytest.raises(ValueError, match=r"options must be the same on all ranks, and rank \d has others"):
             to_linear_network(given, example, merge=merge, device_mesh=mesh)
+
+
+def check_what_fails_in_the_check_of_one_rank_fails_on_all(mesh, folder):
+    """Before the network runs there, and after; no rank waits."""
+    is_other = mesh.get_rank() != 1
+    for name in ("run", "exact_outputs"):
+
+        def fails(*args):
+            raise MemoryError("none left")
+
+        with pytest.MonkeyPatch.context() as patch:
+            if not is_other:
+                patch.setattr(verify, name, fails)
+            with pytest.raises((RuntimeError, ValueError, MemoryError), match="none left") as caught:
+                network("vgg-bn", device_mesh=mesh)
+            assert not is_other or "no rank converts the model, as rank 1 of device_mesh cannot" in str(caught.value)
+    model, x, net = network("vgg-bn", device_mesh=mesh)  # and goes on
+    assert_close(net(x), model(x))
 
 
 CHECKS = [function for name, function in globals().items() if name.startswith("check_")]

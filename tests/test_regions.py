@@ -216,6 +216,25 @@ def test_chunks_are_the_whole(monkeypatch):
     torch.testing.assert_close(region.radius, expected[1], rtol=1e-12, atol=0)
 
 
+def test_many_samples_are_compared_some_at_a_time(monkeypatch):
+    _, x, region = case("unet")
+    many = torch.cat([x[:1] + scale * x[1:2] for scale in torch.linspace(0, 1, 50)])
+    expected, counts, forward = region.contains(many), [], LocalMap.forward
+
+    def counted(self, x, *options):
+        counts.append(x.shape[1])
+        return forward(self, x, *options)
+
+    monkeypatch.setattr(LocalMap, "forward", counted)
+    monkeypatch.setattr(local_module, "CHUNK", 50_000)
+    assert torch.equal(region.contains(many), expected)
+    assert expected[0]
+    assert not expected.all()
+    assert len(counts) > 1
+    assert sum(counts) == 50
+    assert max(counts) * region._local.walls.shape[2] <= 50_000
+
+
 @pytest.mark.parametrize("name", long_but(["resnet"], ["resnet", "vgg-bn", "mobilenet", "unet", "inception"]))
 def test_radius_needs_few_rows(name, monkeypatch):
     """From random directions, and the rows of the nearest walls, as from all rows."""
@@ -442,7 +461,7 @@ def test_what_no_region_contains_is_refused(change, error, message):
 
 
 def test_a_point_must_be_finite():
-    with pytest.raises(ValueError, match="finite"):
+    with pytest.raises(ValueError, match=r"^x\[0\] must be finite"):
         linear_region(nn.ReLU(), torch.tensor([[1.0, torch.inf]]))
 
 
@@ -459,6 +478,18 @@ def test_memory_is_refused_first(monkeypatch):
     monkeypatch.setattr(guard, "memory_left", lambda: 100_000)
     with pytest.raises(MemoryError, match=r"weight of 128 x 192 elements for 1 points need 196.61 kB.*sparse"):
         linear_region(model, x[:1])
+
+
+def test_points_that_do_not_fit_together_are_refused_first(monkeypatch):
+    model, x = family("unet")
+    each = linear_region(model, x[:1])._local.point_bytes
+    for left, message in (
+        (3 * each - 1, r"maps of 3 points need .*; pass fewer points at a time"),
+        (3 * each, "weight"),
+    ):
+        monkeypatch.setattr(guard, "memory_left", lambda left=left: left)
+        with pytest.raises(MemoryError, match=message):
+            linear_region(model, x)
 
 
 @each_case

@@ -17,7 +17,7 @@ from conv2affine.network.progress import progress
 from conv2affine.network.report import NetworkPlan, describe, describe_layers
 from conv2affine.network.torch.exporter import export_torch
 from conv2affine.network.torch.layers import NetworkLayout, choose_layout, layer
-from conv2affine.network.torch.models.intake import Model, hold
+from conv2affine.network.torch.models.intake import ExampleInputs, Model, hold
 from conv2affine.network.torch.models.surroundings import alone
 from conv2affine.network.torch.verifying.verify import verify
 from conv2affine.network.vectors import prepare_chain
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @alone
 def to_linear_network(
     model: Model,
-    example_inputs: Any,
+    example_inputs: ExampleInputs,
     *,
     layout: NetworkLayout = "auto",
     merge: Merge = "auto",
@@ -89,7 +89,7 @@ def to_linear_network(
     ranks = 1
     ending: AbstractContextManager[Any] = nullcontext(lambda *items: None)
     if device_mesh is not None:
-        from conv2affine.network.torch.ranks import number_of_ranks, shared_layer, together  # imports torch.distributed
+        from conv2affine.network.torch.ranks import InStep, number_of_ranks, shared_layer, together
 
         ranks, ending = number_of_ranks(device_mesh), together(device_mesh)
     with ending as check_same:
@@ -109,14 +109,18 @@ def to_linear_network(
             net = export_torch(network, lambda each: dtype if each is network.dtype else each, make)
     net.plan = plan  # type: ignore[assignment]
     net.meta[_USER_PRESERVED_ATTRIBUTES_KEY] = {"plan": plan}  # for copies
-    verify(held, net, inputs, network, dtype)
+    if device_mesh is None:
+        verify(held, net, inputs, network, dtype)
+    else:
+        with together(device_mesh):
+            verify(held, InStep(net, device_mesh), inputs, network, dtype)
     return in_mode_of(held, net)
 
 
 @alone
 def plan_network(
     model: Model,
-    example_inputs: Any,
+    example_inputs: ExampleInputs,
     *,
     form: Literal["graph", "mlp"] = "graph",
     layout: NetworkLayout = "auto",

@@ -23,11 +23,11 @@ from conv2affine.network.passes.merge import MERGE, Merge
 from conv2affine.network.passes.simplify import simplify
 from conv2affine.network.prepare import one_of, to_layers, to_pieces
 from conv2affine.network.progress import progress
-from conv2affine.network.proof.box import Box
+from conv2affine.network.proof.box import Box, BoxBounds
 from conv2affine.network.proof.forward import Interval
 from conv2affine.network.report import NetworkPlan, describe, describe_layers
 from conv2affine.onnx.conversion import Conversion, size_refusal
-from conv2affine.onnx.ends import BoxArgument, apart, begin_at_casts, box_of, check_floats, joined, slices_by_name
+from conv2affine.onnx.ends import apart, begin_at_casts, box_of, check_floats, joined, slices_by_name
 from conv2affine.onnx.exporting.exporter import Exporter, gathers
 from conv2affine.onnx.exporting.storage import data_of, publish, save
 from conv2affine.onnx.importing.upgrade import MIN_OPSET
@@ -55,7 +55,7 @@ class Options:
     dtype: torch.dtype | None
     max_bytes: int
     flat: bool = False
-    box: BoxArgument | Specification = None
+    box: BoxBounds | Specification | None = None
 
     def __post_init__(self) -> None:
         one_of("form", self.form, ("graph", "mlp"))
@@ -63,8 +63,8 @@ class Options:
         one_of("max_pool", self.max_pool, ("max", "relu"))
         if self.dtype not in (None, torch.float32, torch.float64):
             raise ValueError(
-                f"dtype ({self.dtype}) must be torch.float32 or torch.float64, in which a result can be compared with "
-                "its source; halve the result afterwards, with onnxconverter_common.float16"
+                f"dtype ({self.dtype!r}) must be torch.float32 or torch.float64, in which a result can be compared "
+                "with its source; halve the result afterwards, with onnxconverter_common.float16"
             )
         opsets = range(MIN_OPSET, defs.onnx_opset_version() + 1)
         if self.opset is not None and self.opset not in opsets:

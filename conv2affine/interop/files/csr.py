@@ -17,8 +17,8 @@ from conv2affine.convolution.arguments import Conv, InputSize
 from conv2affine.convolution.blocks import check_rows, csr_rows, row_blocks
 from conv2affine.convolution.geometry import Geometry
 from conv2affine.convolution.layouts import check_request
-from conv2affine.interop.files.datasets import Place, places
-from conv2affine.interop.files.storage import COUNTER, CSR, Block, Contents, csr_block, csr_datasets, h5py_module, save
+from conv2affine.interop.files.datasets import Place, check_digest, places
+from conv2affine.interop.files.storage import COUNTER, CSR, Block, Contents, csr_block, csr_datasets, open_hdf5, save
 from conv2affine.interop.scipy import ARRAY_DTYPES, scipy_weight
 from conv2affine.operators import ops
 
@@ -84,13 +84,15 @@ def save_csr(
     save(Path(path), contents, blocks, progress)
 
 
-def open_csr(path: str | os.PathLike[str]) -> csr_array:
+def open_csr(path: str | os.PathLike[str], *, check: bool = False) -> csr_array:
     """The matrix in a file of `save_csr`, in place: SciPy reads from the disk what it needs.
 
         A[start:stop] == to_scipy(conv, input_size, rows=range(start, stop))
 
     Args:
         path: A file that `save_csr` wrote.
+        check: Whether to read all of it first, and refuse a file whose bytes are not those that were written. Default:
+            False.
 
     Returns:
         A `csr_array` over read-only memory maps of the file; `A[start:stop]` is a block of rows in memory, and `A @ x`
@@ -98,7 +100,7 @@ def open_csr(path: str | os.PathLike[str]) -> csr_array:
         can crash SciPy, so call `check_format()` on the matrix of a file from a stranger, which reads all of it.
 
     Raises:
-        ValueError: If the file is not finished, or not one of `save_csr`.
+        ValueError: If the file is not finished, or not one of `save_csr`; or if a check finds it damaged.
         OSError: If there is no such file, or if it is not HDF5.
         ImportError: If h5py is not installed.
 
@@ -112,13 +114,18 @@ def open_csr(path: str | os.PathLike[str]) -> csr_array:
     """
     from scipy.sparse import csr_array
 
-    with h5py_module().File(path, "r") as file:
+    with open_hdf5(path) as file:
         found = places(file)
         if file.attrs.get("encoding-type") != CSR["encoding-type"] or not {*NAMES, COUNTER} <= {*found}:
-            raise ValueError(f"path ({path}) must be a file of save_csr; anndata.io.read_elem may read it")
+            raise ValueError(
+                f"path ({path}) must be a file of save_csr; open_network reads those of "
+                "save_network, and anndata.io.read_elem may read others"
+            )
         rows, written = int(file.attrs["shape"][0]), int(file[COUNTER][0])
         if written < rows:
             raise ValueError(f"path ({path}) has {written} of {rows} rows; call save_csr again to continue")
+        if check:
+            check_digest(path, found)
         return csr_array(tuple(_map(path, found[name]) for name in NAMES), shape=tuple(map(int, file.attrs["shape"])))
 
 

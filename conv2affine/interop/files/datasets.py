@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Mapping
 from math import prod
 from typing import Any, NamedTuple
@@ -10,6 +12,9 @@ import numpy as np
 import torch
 
 NAME = "path"  # the attribute of a dataset that has its own name
+DIGEST = "sha256"  # the dataset of what `digest_of` gives
+DIGEST_BYTES = 32
+READ_BYTES = 2**20
 
 
 class Place(NamedTuple):
@@ -50,6 +55,42 @@ def mark(dataset: Any, name: str) -> None:
     dataset.attrs[NAME] = name
 
 
+def digest_of(path: str | os.PathLike[str], found: Mapping[str, Place]) -> bytes:
+    """SHA-256 of all datasets but its own: their names, types, shapes and bytes, read block by block.
+
+    Raises:
+        ValueError: If one of them is not contiguous.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for name, (dtype, shape, _) in sorted(found.items()):
+            if name == DIGEST:
+                continue
+            digest.update(f"{name} {dtype.str} {shape}".encode())
+            left, _ = prod(shape) * dtype.itemsize, file.seek(offset_of(found, name))
+            while left and (block := file.read(min(left, READ_BYTES))):
+                digest.update(block)
+                left -= len(block)
+    return digest.digest()
+
+
+def check_digest(path: str | os.PathLike[str], found: Mapping[str, Place]) -> None:
+    """Refuse a file whose bytes are not those that were written.
+
+    Raises:
+        ValueError: With the path.
+    """
+    if DIGEST not in found:
+        raise ValueError(f"path ({path}) has no digest to check: an earlier version wrote it; pass check=False")
+    with open(path, "rb") as file:
+        file.seek(offset_of(found, DIGEST))
+        written = file.read(DIGEST_BYTES)
+    if written != digest_of(path, found):
+        raise ValueError(
+            f"path ({path}) does not have the bytes that were written: the file is damaged; write it again"
+        )
+
+
 def byte_offset(found: Mapping[str, Place], name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> int:
     """Where a dataset begins, which must have this dtype and shape; 0 if it has no elements.
 
@@ -59,11 +100,21 @@ def byte_offset(found: Mapping[str, Place], name: str, dtype: torch.dtype, shape
     place = found.get(name)
     if place is None or place[:2] != (numpy_dtype(dtype), shape):
         raise ValueError(f"dataset {name} must have {shape} elements of {dtype}, and has {place and place[:2]}")
+    return offset_of(found, name)
+
+
+def offset_of(found: Mapping[str, Place], name: str) -> int:
+    """Where a dataset begins; 0 if it has no elements.
+
+    Raises:
+        ValueError: If it is not contiguous.
+    """
+    dtype, shape, offset = found[name]
     if not prod(shape):
         return 0
-    if not place.offset or place.offset % dtype.itemsize:
+    if not offset or offset % dtype.itemsize:
         raise ValueError(f"dataset {name} must be contiguous in the file; another program may have written it")
-    return place.offset
+    return offset
 
 
 def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:

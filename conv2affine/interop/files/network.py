@@ -6,13 +6,14 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import fx, nn
 from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 
+from conv2affine.interop.files.datasets import check_digest
 from conv2affine.interop.files.description import FLOATS, describe_network
 from conv2affine.interop.files.mapped import KIND, MappedFile, MappedLinear
 from conv2affine.interop.files.reader import Stored, read_network, read_plan
@@ -25,7 +26,7 @@ from conv2affine.network.prepare import check_kept, prepare
 from conv2affine.network.report import describe
 from conv2affine.network.torch.exporter import export_torch
 from conv2affine.network.torch.layers import NetworkLayout, dense_layer, layer
-from conv2affine.network.torch.models.intake import Model, hold
+from conv2affine.network.torch.models.intake import ExampleInputs, Model, hold
 from conv2affine.network.torch.models.surroundings import alone
 from conv2affine.network.torch.verifying.verify import verify
 
@@ -36,7 +37,7 @@ DESCRIPTION = "description"
 def save_network(
     path: str | os.PathLike[str],
     model: Model,
-    example_inputs: Any,
+    example_inputs: ExampleInputs,
     *,
     layout: NetworkLayout = "auto",
     merge: Merge = "auto",
@@ -123,7 +124,7 @@ def save_network(
 
 
 @alone
-def open_network(path: str | os.PathLike[str]) -> fx.GraphModule:
+def open_network(path: str | os.PathLike[str], *, check: bool = False) -> fx.GraphModule:
     """The network in a file of `save_network`, in place: it reads from the disk what it needs.
 
         open_network(path)(x) == model(x)
@@ -132,6 +133,8 @@ def open_network(path: str | os.PathLike[str]) -> fx.GraphModule:
 
     Args:
         path: A file that `save_network` wrote. It must not change while the network is in use.
+        check: Whether to read all of it first, and refuse a file whose bytes are not those that were written. Default:
+            False.
 
     Returns:
         A `torch.fx.GraphModule` as `to_linear_network` makes it, on the CPU, with the attribute `plan`. Its layers are
@@ -141,7 +144,7 @@ def open_network(path: str | os.PathLike[str]) -> fx.GraphModule:
         `torch.export`, and the functions of this package that take a model, need a run before, which checks the file.
 
     Raises:
-        ValueError: If the file is not finished, or not one of `save_network`.
+        ValueError: If the file is not finished, or not one of `save_network`; or if a check finds it damaged.
         OSError: If there is no such file, or if it is not HDF5.
         ImportError: If h5py is not installed.
 
@@ -153,6 +156,8 @@ def open_network(path: str | os.PathLike[str]) -> fx.GraphModule:
         torch.Size([5, 3])
     """
     file = MappedFile(path)
+    if check:
+        check_digest(path, file.places)
     try:
         text = json.loads(file.text(DESCRIPTION))
         network, plan = read_network(text, file), read_plan(text)

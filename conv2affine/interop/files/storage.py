@@ -26,7 +26,15 @@ import torch
 from torch import Tensor
 
 from conv2affine.convolution.sizes import readable_bytes
-from conv2affine.interop.files.datasets import byte_offset, mark, numpy_dtype, places
+from conv2affine.interop.files.datasets import (
+    DIGEST,
+    DIGEST_BYTES,
+    byte_offset,
+    digest_of,
+    mark,
+    numpy_dtype,
+    places,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -102,6 +110,7 @@ def save(
         synced.result()
         os.fsync(file)
     check(part)
+    _write_digest(part, offsets[DIGEST])
     check_absent(path)  # again: hours may have passed
     part.rename(path)
 
@@ -132,12 +141,23 @@ def h5py_module() -> ModuleType:
     return _import("h5py")
 
 
+def open_hdf5(path: str | os.PathLike[str]) -> Any:
+    """A file that others wrote, for reading."""
+    h5py = h5py_module()
+    with open(path, "rb"):  # Python says better than HDF5 that there is none, or that it is a folder
+        pass
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise OSError(f"path ({path}) must be a whole HDF5 file that nobody writes, and is not: {error}") from error
+
+
 def _create(part: Path, contents: Contents) -> None:
     """A file of the final size without any rows; under another name until it is one, in case of a kill."""
     h5py = h5py_module()
     datasets = {name: (numpy_dtype(dtype), shape) for name, (dtype, shape) in contents.datasets.items()}
     datasets |= {name: (array.dtype, array.shape) for name, array in contents.arrays.items()}
-    datasets[COUNTER] = np.dtype(np.int64), (1,)
+    datasets |= {COUNTER: (np.dtype(np.int64), (1,)), DIGEST: (np.dtype(np.uint8), (DIGEST_BYTES,))}
     needed = sum(dtype.itemsize * prod(shape) for dtype, shape in datasets.values())
     free = shutil.disk_usage(part.absolute().parent).free
     if needed > free:
@@ -178,7 +198,8 @@ def _resume(part: Path, contents: Contents) -> tuple[dict[str, int], int]:
             if file.attrs.get("source") != contents.source:
                 raise ValueError(f"{rule}; {advice}")
             found, written = places(file), int(file[COUNTER][0])
-            kinds = {COUNTER: (torch.int64, (1,)), **contents.datasets}
+            own = {COUNTER: (torch.int64, (1,)), DIGEST: (torch.uint8, (DIGEST_BYTES,))}
+            kinds = {**own, **contents.datasets}
             return {name: byte_offset(found, name, *kind) for name, kind in kinds.items()}, written
     except OSError as error:
         raise ValueError(f"{rule} HDF5 ({error}); {advice}") from error
@@ -209,6 +230,14 @@ def _sync(file: FileIO, offset: int, rows: int) -> None:
     """Count these rows once they are on the disk: otherwise a power failure could leave holes among them."""
     os.fdatasync(file)
     _write(file, offset, 0, torch.tensor([rows]))
+
+
+def _write_digest(part: Path, offset: int) -> None:
+    with h5py_module().File(part, "r") as opened:
+        digest = digest_of(part, places(opened))
+    with open(part, "r+b", buffering=0) as file:
+        _write(file, offset, 0, torch.tensor([*digest], dtype=torch.uint8))
+        os.fsync(file)
 
 
 def _shown(blocks: Iterator[Block], written: int, rows: int) -> Iterator[Block]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 from itertools import chain, count
-from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -25,7 +24,7 @@ from conv2affine.network.regions.local import LocalMap
 from conv2affine.network.regions.region import LinearRegion, csr_bytes, of_points, to_csr
 from conv2affine.network.torch.exporter import export_torch
 from conv2affine.network.torch.importing.importer import import_torch
-from conv2affine.network.torch.models.intake import Model, hold
+from conv2affine.network.torch.models.intake import ExampleInputs, Model, hold
 from conv2affine.network.torch.models.surroundings import alone
 from conv2affine.network.torch.modules import Affine
 from conv2affine.network.torch.noise import wider
@@ -38,7 +37,9 @@ TOLERANCE = 1e-9
 
 
 @alone
-def linear_region(model: Model, x: Any, *, layout: Layout = "dense", dtype: torch.dtype | None = None) -> LinearRegion:
+def linear_region(
+    model: Model, x: ExampleInputs, *, layout: Layout = "dense", dtype: torch.dtype | None = None
+) -> LinearRegion:
     """The affine map that a network of affine and piecewise-linear steps is around a point, and where it holds.
 
         model(x).flatten(1) == x.flatten(1) @ weight.T + bias    for all x with G @ x.flatten() <= h
@@ -60,7 +61,7 @@ def linear_region(model: Model, x: Any, *, layout: Layout = "dense", dtype: torc
     Raises:
         NotImplementedError: As `to_mlp`.
         ValueError: As `to_linear_network`; or if x or what is computed of it is not finite.
-        MemoryError: If there is not enough memory left for `weight`.
+        MemoryError: If there is not enough memory left for `weight`, or for what is computed for all points together.
         RuntimeError: As `to_linear_network`.
 
     Example:
@@ -74,7 +75,7 @@ def linear_region(model: Model, x: Any, *, layout: Layout = "dense", dtype: torc
     """
     one_of("layout", layout, LAYOUTS)
     one_of("dtype", dtype, DTYPES)
-    model, inputs = hold(model, x)
+    model, inputs = hold(model, x, "x")
     original = import_torch(model, inputs, floats=True)
     network = with_vectors(original, "a linear region")
     graph = simplify(network.graph)
@@ -83,10 +84,11 @@ def linear_region(model: Model, x: Any, *, layout: Layout = "dense", dtype: torc
     network = dataclasses.replace(network, graph=simplify(merge(graph)))
     check = export_torch(network, wider, lambda _, matrix, bias: Affine(matrix, bias))
     verify(model, check, inputs, network, torch.float64, flat=True)
-    points = join_inputs(inputs)
-    if not np.isfinite(points).all():
-        raise ValueError("x must be finite, and has elements that are infinite or NaN")
-    local = LocalMap(_apart(network.graph), points)
+    points, graph = join_inputs(inputs), _apart(network.graph)
+    local = LocalMap(graph, points[:1])
+    if len(points) > 1:
+        check_left(f"the maps of {len(points)} points", len(points) * local.point_bytes, "pass fewer points at a time")
+        local = LocalMap(graph, points)
     if not np.isfinite(local.output).all():
         raise ValueError("the model must be finite at x, and has outputs that are infinite or NaN")
     bias = local.forward(np.zeros((1, 1, local.shape[1])))[0][:, 0]

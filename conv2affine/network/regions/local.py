@@ -51,6 +51,16 @@ class LocalMap:
         """(outputs, inputs)."""
         return self.graph.outputs[0].size, self.graph.inputs[0].size
 
+    @property
+    def point_bytes(self) -> int:
+        """What a point takes while it is computed: its values, and arrays of the size of its walls; measured."""
+        return 16 * self._values + 48 * int(self.walls.shape[2])
+
+    @property
+    def _values(self) -> int:
+        """Elements of all values."""
+        return sum(value.size for value in (*self.graph.inputs, *self.graph.producer))
+
     def forward(self, x: Array, constants: bool = True) -> tuple[Array, Array]:
         """The outputs and the walls of samples (points, samples, inputs), which need not be where the map is exact.
 
@@ -103,8 +113,7 @@ class LocalMap:
 
     def chunks(self, samples: int, walls: int) -> Iterator[slice]:
         """Slices of samples, of which each has the values of the network and these walls."""
-        each = walls + sum(value.size for value in (*self.graph.inputs, *self.graph.producer))
-        step = max(1, CHUNK // max(1, self.points * each))
+        step = max(1, CHUNK // max(1, self.points * (walls + self._values)))
         return (slice(start, min(start + step, samples)) for start in range(0, samples, step))
 
     def columns(self) -> Iterator[Array]:

@@ -52,7 +52,8 @@ class LinearRegion:
 
     def __repr__(self) -> str:
         (outputs, inputs), walls = self._local.shape, int(self._local.is_wall.sum())
-        return f"LinearRegion({outputs} outputs, {inputs} inputs, {len(self.pattern)} steps, {walls} walls)"
+        points = f"{self._local.points} points, " if self._local.points > 1 else ""
+        return f"LinearRegion({points}{outputs} outputs, {inputs} inputs, {len(self.pattern)} steps, {walls} walls)"
 
     @cached_property
     def radius(self) -> Tensor:
@@ -112,9 +113,10 @@ class LinearRegion:
             raise ValueError(f"x must have {local.shape[1]} elements per sample, got {points.shape[1]}")
         if local.points not in (1, len(points)):
             raise ValueError(f"x must have {local.points} samples, one for each point of the region, got {len(points)}")
-        walls = local.forward(points[None] if local.points == 1 else points[:, None])[1]
-        inside = ((walls <= 0) | ~local.is_wall[:, None]).all(2).ravel()
-        return torch.from_numpy(inside).to(self.bias.device)
+        parts = local.chunks(len(points), local.walls.shape[2]) if local.points == 1 else [slice(None)]
+        samples = [points[None, part] if local.points == 1 else points[:, None] for part in parts]
+        inside = [((local.forward(x)[1] <= 0) | ~local.is_wall[:, None]).all(2).ravel() for x in samples]
+        return torch.from_numpy(np.concatenate(inside)).to(self.bias.device)
 
     def _single(self, name: str) -> LocalMap:
         if self._local.points > 1:

@@ -146,7 +146,6 @@ MASKS: dict[str, Function] = {
     **COMPARISONS,
     **_named(lambda x: x.signs(), "sign", "sgn", "Sign"),
     **_named(_compare(lambda sign: sign < 0), "signbit"),
-    **_named(lambda x: x * 0, "isnan", "IsNaN"),
     **_named(_not, "logical_not", "bitwise_not", "Not"),
     **_named(_and, "logical_and", "bitwise_and", "And"),
     **_named(_or, "logical_or", "bitwise_or", "Or"),

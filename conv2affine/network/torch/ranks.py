@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,8 @@ from conv2affine.network.matrices.matrix import Array, Matrix
 from conv2affine.network.matrices.rows import take_rows
 from conv2affine.network.torch.layers import layer
 from conv2affine.sparse_linear import SparseLinear
+
+RUN = "run"  # what ranks tell each other before a run
 
 
 def number_of_ranks(device_mesh: DeviceMesh) -> int:
@@ -36,6 +39,29 @@ def shared_layer(matrix: Matrix, bias: Array | None, dtype: torch.dtype, device_
     return GatheredSparseLinear(local, rows, matrix.shape[0], device_mesh)
 
 
+class OtherRankError(RuntimeError):
+    """Another rank has failed, and all ranks know."""
+
+
+class InStep(nn.Module):
+    """A network whose ranks meet before each run, for use in `together`: if one fails instead, all do.
+
+    Args:
+        network: With layers whose outputs the ranks gather.
+        device_mesh: The ranks.
+    """
+
+    def __init__(self, network: nn.Module, device_mesh: DeviceMesh) -> None:
+        super().__init__()
+        self.network, self.device_mesh = network, device_mesh
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """The outputs of the network."""
+        if rank := _first_other(self.device_mesh, {"digest": RUN, "error": ""}):
+            raise OtherRankError(f"the check ended on rank {rank - 1} of device_mesh and goes on here")
+        return self.network(*inputs)
+
+
 @contextmanager
 def together(device_mesh: DeviceMesh) -> Iterator[Callable[..., None]]:
     """What fails on one rank fails on all of them, rather than that they wait for it. It ends with a collective.
@@ -49,20 +75,32 @@ def together(device_mesh: DeviceMesh) -> Iterator[Callable[..., None]]:
     own, failure = {"digest": "", "error": ""}, None
     try:
         yield lambda model, inputs, text: own.update(digest=_digest(model, inputs, text))
+    except OtherRankError:
+        raise
     except Exception as error:
         failure, own["error"] = error, f"{type(error).__name__}: {error}"
-    found: list[dict[str, str]] = [{}] * device_mesh.size()
-    dist.all_gather_object(found, own, group=device_mesh.get_group())
+    rank = _first_other(device_mesh, own)
     if failure is not None:
         raise failure
+    if rank:
+        raise ValueError(
+            f"model, example_inputs and options must be the same on all ranks, and rank {rank - 1} has others; load "
+            "the model from one file, or call torch.manual_seed with the same number before it is made"
+        )
+
+
+def _first_other(device_mesh: DeviceMesh, own: dict[str, str]) -> int:
+    """The number, from 1 on, of the first rank with another digest; 0 if there is none. All ranks must call it.
+
+    Raises:
+        RuntimeError: If another rank has an error, and this one has none.
+    """
+    found: list[dict[str, str]] = [{}] * device_mesh.size()
+    dist.all_gather_object(found, own, group=device_mesh.get_group())
     for rank, other in enumerate(found):
-        if other["error"]:
-            raise RuntimeError(f"no rank converts the model, as rank {rank} of device_mesh cannot: {other['error']}")
-        if other["digest"] != own["digest"]:
-            raise ValueError(
-                f"model, example_inputs and options must be the same on all ranks, and rank {rank} has others; load "
-                "the model from one file, or call torch.manual_seed with the same number before it is made"
-            )
+        if other["error"] and not own["error"]:
+            raise OtherRankError(f"no rank converts the model, as rank {rank} of device_mesh cannot: {other['error']}")
+    return next((rank for rank, other in enumerate(found, 1) if other["digest"] != own["digest"]), 0)
 
 
 def _digest(model: nn.Module, inputs: Sequence[Tensor], text: str) -> str:

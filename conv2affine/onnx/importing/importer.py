@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from onnx import AttributeProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper
 
-from conv2affine.network.graph import Graph, Value
+from conv2affine.network.graph import Graph, Kept, Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.rules.operands import Context, NoRuleError, values
 from conv2affine.onnx.call import OnnxCall
 from conv2affine.onnx.importing.inference import Budget, check_size, check_work, infer, inferred_shape
-from conv2affine.onnx.importing.rules import find_rule
+from conv2affine.onnx.importing.rules import FOR_NUMBERS, NEVER_TRUE, find_rule
 from conv2affine.onnx.model import DTYPES, EPS, FLOATS, HALVES, CheckedModel, OnnxNetwork, TensorInfo, location
 from conv2affine.onnx.running.runner import runner
 from conv2affine.onnx.running.trials import DISPUTED, agrees, run_alone
@@ -44,6 +44,7 @@ class _Importer:
         self.graph = Graph()
         self.results: dict[str, Any] = {"": None}  # by name: values, or arrays where they depend on no input
         self.types: dict[str, TypeProto] = {}
+        self.unsure: set[Value] = set()  # what may be infinite or no number for finite inputs
         self.parameters: set[int] = set()  # addresses of the numbers of the file
         self.budget = Budget(model.size)
         self.used = {*model.outputs, *(name for node in model.proto.graph.node for name in node.input if name)}
@@ -118,9 +119,18 @@ class _Importer:
             if node.op_type == "Constant":
                 self.parameters.update(self.results[name].ctypes.data for name in names)
             return
+        is_sure = self.unsure.isdisjoint(inputs)
+        if is_sure and node.op_type in NEVER_TRUE and names[0] not in self.model.outputs:
+            self.constant(names[0], np.zeros(shapes[0], bool))
+            return
         context = Context(self.graph, call, inputs, shapes, self.parameters, location(node))
-        for name, value in zip(names, self.values(context, node, args), strict=True):
+        before = len(self.graph.nodes)
+        made = self.values(context, node, args)
+        is_sure = is_sure and not any(isinstance(each, Kept) for each in self.graph.nodes[before:])
+        for name, value in zip(names, made, strict=True):
             self.results[name] = value
+            if not is_sure and self.types[name].tensor_type.elem_type != TensorProto.BOOL:
+                self.unsure.add(value)
 
     def constant(self, name: str, array: Any) -> None:
         """Record a constant."""
@@ -144,7 +154,8 @@ class _Importer:
         """The results of a node that depends on inputs: by its rule, or from the kept operator."""
         moved = [name for name in node.input if isinstance(self.results[name], Value)]
         moved += [name for name in node.output if name in self.used]
-        rule = find_rule(node.op_type)
+        is_sure = self.unsure.isdisjoint(context.inputs)
+        rule = find_rule(node.op_type) if is_sure or node.op_type not in FOR_NUMBERS else None
         trial = None
         if node.op_type in DISPUTED:
             trial = run_alone(node, self.model.opset, self.results, self.types)

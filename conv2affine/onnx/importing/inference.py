@@ -14,7 +14,7 @@ from onnx.shape_inference import InferenceError
 from conv2affine.convolution.sizes import readable_bytes
 from conv2affine.network.rules.bends import MASKS
 from conv2affine.onnx.importing.reader import BASE_BYTES, PROTOBUF_BYTES
-from conv2affine.onnx.importing.rules import find_rule
+from conv2affine.onnx.importing.rules import NEVER_TRUE, find_rule
 from conv2affine.onnx.model import CheckedModel, location
 
 # Constants that hold sizes and axes have fewer elements, and shape inference reads only these.
@@ -82,7 +82,8 @@ def check_rules(model: CheckedModel) -> None:
     for node in model.wide.graph.node:
         if live.isdisjoint(node.output) or reached.isdisjoint(node.input) or node.op_type in ("Shape", "Size"):
             continue
-        if find_rule(node.op_type) is None and node.op_type not in MASKS:  # the operator that takes the mask decides
+        # The operator that takes the mask decides.
+        if find_rule(node.op_type) is None and node.op_type not in (*MASKS, *NEVER_TRUE):
             raise NotImplementedError(
                 f"{location(node)}: {node.op_type} must be affine or piecewise linear to become linear layers and "
                 "ReLUs, and is not: no rule covers the operator; form graph keeps it as it is"

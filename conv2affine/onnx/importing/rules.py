@@ -122,6 +122,8 @@ MOVING = (
     *("Gather", "GatherElements", "GatherND", "DepthToSpace", "SpaceToDepth", "ReverseSequence", "Trilu"),
     *("Scatter", "CenterCropPad", "Compress", "MaxUnpool"),
 )
+NEVER_TRUE = ("IsNaN", "IsInf")  # of values that are surely finite
+FOR_NUMBERS = ("TopK",)  # its comparators would spread infinities
 WINDOW = {name: name for name in ("auto_pad", "dilations", "kernel_shape", "pads", "strides")}
 # The rule of each operator; with the names of the attributes where the rule has others, None for those whose value does
 # not matter.

@@ -215,7 +215,8 @@ class _Importer:
             call = dataclasses.replace(call, reason=reason)
             results = self.graph.add_kept(name, inputs, shapes, call, origin(node))
             is_unsure = True
-        self.unsure.update(results if is_unsure else ())
+        made = zip(results, used, strict=True)
+        self.unsure.update(x for x, number in made if is_unsure and fakes[number].dtype is not torch.bool)
         return dict(zip(used, results, strict=True)) if several else results[0]
 
     def blank(self, node: fx.Node) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,16 @@ from conv2affine.network.torch.models.held import Named, Program, Script
 from conv2affine.network.torch.models.program import tensors, unwrap
 
 Model = nn.Module | ExportedProgram | str | Path
+ExampleInputs = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
 
-def hold(model: Model, example_inputs: Any) -> tuple[nn.Module, tuple[Tensor, ...]]:
+def hold(model: Model, example_inputs: Any, argument: str = "example_inputs") -> tuple[nn.Module, tuple[Tensor, ...]]:
     """The module and the tensors of what a user passes.
 
     Args:
         model: A module, an `ExportedProgram`, or the file of one, or of a TorchScript module.
         example_inputs: A tensor, a tuple of them, or a dict of tensors by name.
+        argument: Their name in messages.
 
     Raises:
         TypeError: If the model is something else, or an input is not a real dense tensor.
@@ -44,27 +46,28 @@ def hold(model: Model, example_inputs: Any) -> tuple[nn.Module, tuple[Tensor, ..
     elif isinstance(model, fx.GraphModule) and hasattr(model, "_in_spec"):
         model = Program(model)
     if not isinstance(example_inputs, Mapping) or not all(isinstance(name, str) for name in example_inputs):
-        return model, tensors(example_inputs)
+        return model, tensors(example_inputs, argument, or_dict=True)
     if not isinstance(model, Program):
-        return Named(model, list(example_inputs)), tensors(tuple(example_inputs.values()))
+        return Named(model, list(example_inputs)), tensors(tuple(example_inputs.values()), argument)
     if set(model.names) != set(example_inputs):
         raise ValueError(
-            f"example_inputs ({', '.join(example_inputs)}) must have the names of the program's inputs: "
+            f"{argument} ({', '.join(example_inputs)}) must have the names of the program's inputs: "
             f"{', '.join(model.names)}"
         )
-    return model, tensors(tuple(example_inputs[name] for name in model.names))
+    return model, tensors(tuple(example_inputs[name] for name in model.names), argument)
 
 
 def _load(path: Path) -> Any:
     """The program or TorchScript module of a file."""
     if path.suffix == ".onnx":
-        raise TypeError(f"model ({path}) must be a module, and is an ONNX file; call conv2affine.onnx.convert")
+        advice = "conv2affine.onnx has plan, convert and check for these"
+        raise TypeError(f"model ({path}) must be a module, and is an ONNX file; {advice}")
     if not path.is_file():
         raise FileNotFoundError(f"model ({path}) must be a module, or a file of one, and there is no such file")
     entries = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
     if any("/code/" in entry for entry in entries):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript
+            warnings.filterwarnings("ignore", "`torch.jit")  # deprecated
             return torch.jit.load(path)  # type: ignore[no-untyped-call]
     if any(entry.endswith(("serialized_exported_program.json", "/models/model.json")) for entry in entries):
         return torch.export.load(path)
