@@ -75,7 +75,6 @@ WALLS = {
     "one-less-a-maximum-of-clips": lambda x: F.relu(0.7 - F.max_pool1d(x.clamp(-0.3, 0.7)[:, None], 5, 1).flatten(1)),
     "one-less-a-clip-that-is-one": lambda x: 0.5 - (x + torch.linspace(5, 9, 64).to(x)).clamp(-1 / 3, 0.5),
     "sum-of-clips": lambda x: torch.cat([(x + 9).clamp(-1, 0.1) @ ZERO_SUM.to(x), x], 1),
-    "constant-in-a-row": lambda x: F.linear(torch.cat([x, torch.full_like(x, 0.1)], 1), torch.eye(128).to(x)),
 }
 ZERO_SUM = torch.tensor([0.45, 0, -0.45, 0.15, 0.15, -0.3, *[0] * 58], dtype=torch.float64)[:, None]
 

@@ -24,8 +24,6 @@ WIDER |= dict.fromkeys((torch.float16, torch.bfloat16, torch.float32), torch.flo
 FACTORS = 2**16
 # An element is near a wall where it is nearer than this many times the range of its noise in a few runs.
 NEAR = 4
-# Constants with the shape of an input: their number is rounded as in the model.
-FILLS = (torch.ops.aten.full_like.default, torch.ops.aten.new_full.default)
 # Elements of a weight that are widened at a time.
 PART_ELEMENTS = 2**24
 # Operators that move or choose elements, and round none. A clip is none of them: sums of its bounds are rounded.
@@ -161,8 +159,6 @@ class InDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def result(self, func: Any, args: Any, kwargs: Any) -> Any:
         """What an operator gives in float64."""
-        if func in FILLS:
-            return wider(func(*args, **kwargs))
         if func is torch.ops.aten.addmm.default and not kwargs and args[2].numel() > PART_ELEMENTS:
             bias, x, weight = args
             if weight not in self.values and bias.shape[-1:] == weight.shape[1:]:
