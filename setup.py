@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))  # not there in every build
 from build_backend import torch_folders  # noqa: E402
 
-TESTED_WITH = "torch>=2.13,<2.15"
+TESTED_WITH = [(2, 13), (2, 14)]  # minor versions of torch, without gaps
 TORCHES = {f"conv2affine._C_{minor.replace('.', '_')}": (minor, folder) for minor, folder in torch_folders().items()}
 
 
@@ -28,6 +29,12 @@ def tool(name: str) -> str | None:
         if script.parent.name in ("bin", "Scripts") and script.stem == name:
             return str(script.locate())
     return shutil.which(name)
+
+
+def run(*command: str) -> None:
+    """Run a program; where it fails, its own message is the last, without a traceback of setuptools."""
+    if code := subprocess.run(command).returncode:
+        raise SystemExit(f"conv2affine is not built: {shlex.join(command[:3])} ... ended with {code}; see above")
 
 
 class CMakeBuild(build_ext):
@@ -51,21 +58,23 @@ class CMakeBuild(build_ext):
         configure = ["--fresh", "-S", str(ROOT), "-B", str(build), *generator, f"-DTORCH_ROOT={torch}"]
         configure += [f"-DPython_EXECUTABLE={sys.executable}", "-DCMAKE_BUILD_TYPE=Release"]
         configure += [f"-DCONV2AFFINE_CUDA={os.environ.get('CONV2AFFINE_CUDA', 'AUTO')}"]
-        subprocess.run([cmake, *configure], check=True)
-        subprocess.run([cmake, "--build", str(build), "--parallel", jobs], check=True)
+        run(cmake, *configure)
+        run(cmake, "--build", str(build), "--parallel", jobs)
         # In the source folder too: Python run there imports that one, whatever is installed.
         for prefix in (package.parent, ROOT):
-            subprocess.run([cmake, "--install", str(build), "--prefix", str(prefix)], check=True)
+            run(cmake, "--install", str(build), "--prefix", str(prefix))
 
 
 def torch_requirement() -> str:
     """The minor versions of torch that there is a compiled part for; they must follow one another."""
     minors = sorted(tuple(map(int, minor.split("."))) for minor, _ in TORCHES.values())
-    if not minors:  # an sdist can be made without torch
-        return TESTED_WITH
+    minors = minors or TESTED_WITH  # an sdist can be made without torch
     (major, first), (_, last) = minors[0], minors[-1]
     if minors != [(major, minor) for minor in range(first, last + 1)]:
         raise SystemExit(f"the torches to build for ({minors}) must be minor versions that follow one another")
+    if not {*minors} <= {*TESTED_WITH}:
+        found, tested = (", ".join(f"{major}.{minor}" for major, minor in each) for each in (minors, TESTED_WITH))
+        raise SystemExit(f"torch {found} must be one that conv2affine is tested with: install torch {tested}")
     return f"torch>={major}.{first},<{major}.{last + 1}"
 
 

@@ -7,7 +7,7 @@ as many bytes, and `zero_()` of memory that is there already.
 
 `training` has gradients, `layer` the sparse layer, `long` kernels as long as the input: calls in rounds, as ratios to a
 floor. `cold` has first calls, each in a new process. With `--against`, all calls of ours are timed by turns in this
-checkout and in another one instead.
+checkout and in another one instead, in `conversions`, `training`, `layer` and `long`.
 
 Leave the machine alone meanwhile. The tables are printed; the output folder gets results.json, with every round and
 the machine's description, and with `--plot` the plot.
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -27,7 +28,7 @@ from rich.console import Console
 
 from benchmarks.against import Worker, compare
 from benchmarks.calls import COMPARED, TABLES, fitting, measure_calls
-from benchmarks.cases import BY_ID, CASES
+from benchmarks.cases import BY_ID, CASES, Case
 from benchmarks.cold import COLD, measure_cold
 from benchmarks.measure import use
 from benchmarks.report import calls_table, cold_table, comparison_table, save, table
@@ -38,7 +39,7 @@ LAYOUTS = {"dense": torch.strided, "csr": torch.sparse_csr}
 
 def main() -> None:
     """Measure, print, save, draw."""
-    arguments = parser().parse_args()
+    arguments = read_arguments()
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     arguments.output.mkdir(parents=True, exist_ok=True)
     settings = Settings(
@@ -70,8 +71,7 @@ def side_by_side(arguments: argparse.Namespace, settings: Settings, console: Con
     for name in arguments.table or [*LAYOUTS, *TABLES]:
         if name == "cold":
             continue
-        cases = CASES if name in LAYOUTS else TABLES[name].cases
-        for case in cases:
+        for case in cases_of(name):
             if arguments.cases and case.id not in arguments.cases:
                 continue
             with console.status(f"{name}, case {case.id}"):
@@ -117,14 +117,38 @@ def against(arguments: argparse.Namespace, settings: Settings, console: Console)
         worker.close()
 
 
+def read_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, or what it is said to be; ends with an error where it asks for what no table has."""
+    commands = parser()
+    arguments = commands.parse_args(given)
+    here, there = [*LAYOUTS, *TABLES, "cold"], [*COMPARED]
+    tables = there if arguments.against else here
+    for name in arguments.table or ():
+        if name not in tables:
+            commands.error(f"--table {name} goes {'without' if arguments.against else 'with'} --against only")
+    cases = [case.id for name in arguments.table or tables for case in cases_of(name)]
+    if arguments.cases and not set(cases) & set(arguments.cases):
+        commands.error(
+            f"--cases must be of the tables {', '.join(arguments.table or tables)}: {', '.join(dict.fromkeys(cases))}"
+        )
+    return arguments
+
+
+def cases_of(table: str) -> list[Case]:
+    """The cases of a table."""
+    if table in LAYOUTS:
+        return CASES
+    return [case for case, _ in COLD] if table == "cold" else COMPARED[table].cases
+
+
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """The options."""
     result = argparse.ArgumentParser(
         "python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = result.add_argument
     layers = "; ".join(f"{case.id}: {case}" for case in BY_ID.values())
-    tables = [*LAYOUTS, *COMPARED, "cold"]
+    tables = [*LAYOUTS, *TABLES, "cold", "conversions"]
     add("--output", type=Path, default=Path("build/bench"), metavar="DIR", help="default: %(default)s")
     add("--table", nargs="+", choices=tables, metavar="NAME", help=f"{', '.join(tables)}; default: all")
     add("--cases", nargs="+", choices=list(BY_ID), metavar="ID", help=f"default: all. {layers}")

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import scipy.sparse as sp
@@ -71,7 +72,8 @@ def training(case: Case) -> Iterator[Task]:
     peak = 6 * case.bytes(DENSE)  # that a peer's graph holds at most
     yield Task("gradient of the dense matrix", "ours", peak, lambda: _backward(case, to_matrix))
     lacks = {"unfold_scatter": {"transposed"}, "einconv_einsum": {"transposed", "groups"}}
-    for peer in (peers.conv_of_eye, peers.unfold_scatter, peers.einconv_einsum):
+    einconv = [peers.einconv_einsum] if find_spec("einconv") else []  # optional: installed without its dependencies
+    for peer in (peers.conv_of_eye, peers.unfold_scatter, *einconv):
         if not lacks.get(peer.__name__, set()) & case.needs:
             yield Task(f"the same by {peer.__name__}", "peer", peak, lambda peer=peer: _backward(case, peer))
 

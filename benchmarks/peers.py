@@ -83,7 +83,7 @@ def slice_by_slice(conv: Any, input_size: Sizes) -> Tensor:
 
 def einconv_einsum(conv: Any, input_size: Sizes) -> Tensor:
     """The index patterns of einconv, one per axis, contracted with the weight."""
-    from einconv import index_pattern  # optional: it is installed without its dependencies
+    from einconv import index_pattern  # optional
 
     y, x = (
         index_pattern(size, *numbers, dtype=torch.float32)

@@ -147,7 +147,7 @@ def check(
     spec: options.SpecOption = None,
     box: options.BoxOption = None,
     tolerance: Annotated[
-        float | None, typer.Option(min=0, help="Largest difference that is allowed; with --box or --spec, to be shown.")
+        float | None, typer.Option(min=0, help="Allowed difference; only --box or --spec can show that none is larger.")
     ] = None,
     as_json: options.JsonOption = False,
     debug: options.DebugOption = False,

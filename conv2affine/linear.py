@@ -103,7 +103,7 @@ def to_linear(
     layout = named_layout(layout)
     if layout not in LINEAR_LAYOUTS:
         raise ValueError(
-            f'layout ({layout}) must be torch.strided or torch.sparse_csr in a linear layer, or "dense" or "sparse"'
+            f'layout ({layout!r}) must be torch.strided or torch.sparse_csr in a linear layer, or "dense" or "sparse"'
         )
     if is_network(conv, input_size):
         from conv2affine.network.vectors import module_to_linear

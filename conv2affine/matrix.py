@@ -236,7 +236,7 @@ def _weight_sizes(weight: Tensor) -> tuple[int, int, tuple[int, ...]]:
     if not 3 <= weight.dim() <= 5 or 0 in weight.shape:
         raise ValueError(
             "weight must have 3 to 5 axes of size >= 1, (channels, channels, *kernel_size), "
-            f"got shape {tuple(weight.shape)}"
+            f"got shape {tuple(weight.shape)}{'; for one kernel, pass kernel[None, None]' * (weight.dim() < 3)}"
         )
     first, second, *kernel_size = weight.shape
     return first, second, tuple(kernel_size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -19,7 +18,7 @@ from conv2affine.operators import ops
 if TYPE_CHECKING:
     from conv2affine.network.passes.merge import Merge
     from conv2affine.network.report import NetworkPlan
-    from conv2affine.network.torch.models.intake import Model
+    from conv2affine.network.torch.models.intake import ExampleInputs, Model
 
 __all__ = ["Plan", "plan"]
 
@@ -98,7 +97,7 @@ def plan(  # type: ignore[overload-overlap]  # a convolution layer is a module t
 @overload
 def plan(
     conv: Model,
-    input_size: Tensor | Sequence[Tensor] | Mapping[str, Tensor],
+    input_size: ExampleInputs,
     *,
     form: Literal["graph", "mlp"] = "graph",
     layout: Literal["auto", "dense", "sparse"] | torch.layout = "auto",
@@ -148,7 +147,7 @@ def plan(conv: Any, input_size: Any, **options: Any) -> Plan | NetworkPlan:
 
         return plan_network(conv, input_size, **options)
     if options:
-        raise TypeError(f"{', '.join(options)} must be left out for one layer: they are for whole modules")
+        raise TypeError(f"{', '.join(options)} must be left out for a convolution layer: only other modules have them")
     with torch.no_grad():
         weight, _, geometry = read(conv, input_size)
     rows, cols = geometry.shape

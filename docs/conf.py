@@ -4,6 +4,8 @@ import re
 import sys
 from pathlib import Path
 
+from sphinx.util.inspect import TypeAliasForwardRef
+
 import conv2affine
 
 sys.path.append(str(Path(__file__).parents[1]))  # for docs.operator_tables
@@ -29,6 +31,22 @@ add_module_names = False
 autodoc_inherit_docstrings = False  # PyTorch's describe what a subclass has to do
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+# Types that docs/api/index.md explains, and NumPy's
+NETWORK_TYPES = "BoxBounds ExampleInputs Form MaxPool Merge Model NetworkLayout"
+TYPES = f"Array ArrayLike Conv InputSize Layout Padding Sizes {NETWORK_TYPES}"
+autodoc_type_aliases = {name: name for name in TYPES.split()}
+TypeAliasForwardRef.__repr__ = lambda self: self.name  # which a union shows
+maximum_signature_line_length = 100
+RESULTS = (
+    "Comparison",
+    "Conversion",
+    "LinearRegion",
+    "NetworkPlan",
+    "Plan",
+    "Row",
+    "ShardedSparseLinear",
+    "Specification",
+)
 napoleon_numpy_docstring = False
 napoleon_custom_sections = ["Returns"]  # prose: napoleon would take what stands before a colon for a type
 copybutton_exclude = ".gp, .go"  # prompts and output
@@ -68,6 +86,11 @@ def to_restructured_text(app, what, name, obj, options, lines):
     lines[:] = result
 
 
+def without_signature(app, what, name, obj, options, signature, returns):
+    """Leave out how a result is made: functions do that."""
+    return ("", None) if what == "class" and obj.__name__ in RESULTS else None
+
+
 def link_to_gallery(app, docname, source):
     """On GitHub a guide links to the source of an example, on the site to its page."""
     text = source[0].replace("(../examples/gallery)", "(gallery/index.rst)")
@@ -86,5 +109,6 @@ def fill_in_operators(app, docname, source):
 def setup(app):
     """Docstrings come before napoleon, which has the default priority of 500, turns sections into fields."""
     app.connect("autodoc-process-docstring", to_restructured_text, priority=400)
+    app.connect("autodoc-process-signature", without_signature)
     app.connect("source-read", link_to_gallery)
     app.connect("source-read", fill_in_operators)

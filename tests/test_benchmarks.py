@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.__main__ import read_arguments
 from benchmarks.against import Worker, compare
 from benchmarks.calls import COMPARED, measure_calls
 from benchmarks.cases import BY_ID, case
@@ -63,11 +64,24 @@ def test_check_sees_what_is_wrong():
 def test_calls_can_be_timed(table):
     small = case("small", nn.Conv1d, 9, 1, 1, 9, padding=4) if table == "long" else BY_ID["A"]
     tasks = list(COMPARED[table].tasks(small))
-    if table == "training":
-        tasks = [task for task in tasks if "einconv" not in task.name]  # installed by make only
     seconds = measure_calls(tasks, rounds=1, threads=torch.get_num_threads())
     assert seconds.keys() == {task.name for task in tasks}
     assert all(len(rounds) == 1 and rounds[0] > 0 for rounds in seconds.values())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--table", "conversions"], "--table conversions goes with --against only"),
+        (["--table", "dense", "--against", "."], "--table dense goes without --against only"),
+        (["--table", "dense", "csr", "--cases", "n=6000"], "--cases must be of the tables dense, csr: A, B, C"),
+    ],
+    ids=["not-against", "against", "cases"],
+)
+def test_what_no_table_has_is_refused(given, message, capsys):
+    with pytest.raises(SystemExit):
+        read_arguments(given)
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.long

@@ -13,7 +13,7 @@ from random_networks import PIECEWISE, Network, example_input, networks
 from scipy.sparse import csr_array
 from torch import nn
 
-from conv2affine import to_mlp
+from conv2affine import check, to_mlp
 from conv2affine.network.equality.checking import _side
 from conv2affine.network.graph import Graph
 from conv2affine.network.matrices.affine import AffineMap
@@ -429,6 +429,18 @@ def test_several_inputs_are_in_a_box():
     assert [end.tolist() for end in mlp.box] == [[0.0] * 4 + [2.0] * 4, [1.0] * 4 + [3.0] * 4]
     assert len(mlp) == 2
     assert not mlp[1].weight[:4].any()
+    for box in (mlp.box, tuple(end.numpy() for end in mlp.box)):
+        assert [*map(torch.equal, to_mlp(Two(), (a, b), box=box).box, mlp.box)] == [True, True]
+
+
+def test_a_box_may_be_the_vector_of_all_elements():
+    x = torch.rand(1, 1, 4, 4)
+    model = net(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+    box = x.flatten() - 0.1, x.flatten() + 0.1
+    mlp = to_mlp(model, x, box=(x - 0.1, x + 0.1))
+    for each in (box, mlp.box, [end.tolist() for end in mlp.box]):
+        assert [*map(torch.equal, to_mlp(model, x, box=each).box, mlp.box)] == [True, True]
+    assert check(model, mlp, x, box=mlp.box).verdict == "within"
 
 
 def test_whole_numbers_are_compared_in_the_box():
@@ -447,14 +459,18 @@ def test_whole_numbers_are_compared_in_the_box():
     [
         (3, TypeError, r"box must be a pair of bounds, \(low, high\), got int"),
         ((0, 1, 2), TypeError, r"box must be a pair of bounds"),
-        (("a", 1), TypeError, r"box\[0\] must hold real numbers"),
+        (("a", 1), TypeError, r"box\[0\] must hold real numbers, got str$"),
         ((0, 1j), TypeError, r"box\[1\] must hold real numbers"),
         ((0, float("nan")), ValueError, r"box\[1\] must be finite, got nan"),
-        ((1, 0), ValueError, r"box must have low <= high, and 4 of 4 elements have not, the first 0: 1.0 > 0.0"),
+        (
+            (1, 0),
+            ValueError,
+            r"box must have low <= high, and 4 of 4 elements have not, the first of them element 0: 1.0",
+        ),
         (
             (0, torch.ones(3)),
             ValueError,
-            r"box\[1\] must be a number, or broadcast to \(1, 4\), one sample of 'input', got shape \(3,\)",
+            r"one sample of 'input', or be the vector of its elements, got shape \(3,\)",
         ),
         ((torch.zeros(2, 4), 1), ValueError, r"box\[0\] must be a number, or broadcast"),
         (([[1, 2], [3]], 1), ValueError, r"box\[0\] must be a number or an array, got list"),
@@ -484,6 +500,29 @@ def test_the_box_is_shown_and_stays():
     assert torch.equal(other.bounds[0][0], mlp.bounds[0][0])
     assert shown not in repr(mlp[:2])
     assert not hasattr(to_mlp(net(nn.Linear(2, 2)), torch.rand(1, 2)), "bounds")
+    assert not hasattr(mlp[:2], "bounds")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "other", "is_refused"),
+    [
+        (torch.float32, torch.float64, False),
+        (torch.float32, torch.float16, True),
+        (torch.float16, torch.bfloat16, True),
+        (torch.bfloat16, torch.float16, True),
+        (torch.bfloat16, torch.float32, False),
+    ],
+    ids=str,
+)
+def test_bounds_are_of_a_chain_that_keeps_its_numbers(dtype, other, is_refused):
+    mlp = to_mlp(net(nn.Linear(2, 2), nn.ReLU()).to(dtype), torch.rand(1, 2, dtype=dtype), box=(0, 1))
+    bounds = mlp.bounds
+    mlp.to(other)
+    if not is_refused:
+        assert mlp.bounds is bounds
+        return
+    with pytest.raises(ValueError, match=f"bounds hold for a chain in {dtype}, and this one was converted to {other}"):
+        _ = mlp.bounds
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

@@ -12,9 +12,10 @@ import torch
 import conv2affine
 from conv2affine.operators.extension import _C
 
-BUILT_FOR = ", ".join(
-    sorted(path.name[3:].partition(".")[0].replace("_", ".") for path in Path(_C.__file__).parent.glob("_C_*"))
-)
+SUFFIX = Path(_C.__file__).name.partition(".")[2]  # of this Python
+FILES = Path(_C.__file__).parent.glob(f"_C_*.{SUFFIX}")
+BUILT_FOR = ", ".join(sorted(path.name[3:].partition(".")[0].replace("_", ".") for path in FILES))
+NONE = f"import sys; sys.modules['{_C.__name__}'] = None"
 
 
 def run(code):
@@ -78,20 +79,21 @@ def test_docstring_is_complete(function):
 
 
 @pytest.mark.parametrize(
-    ("before", "version", "others"),
+    ("before", "version", "found"),
     [
-        ("import torch; torch.__version__ = '2.99.1'", "2.99.1", BUILT_FOR),
-        (f"import sys; sys.modules['{_C.__name__}'] = None", torch.__version__, BUILT_FOR),
+        ("import torch; torch.__version__ = '2.99.1'", "2.99.1", f"one for torch {BUILT_FOR}"),
+        (NONE, torch.__version__, f"one for torch {BUILT_FOR}"),
+        (f"{NONE}; import sysconfig; sysconfig.get_config_vars()['EXT_SUFFIX'] = '.no.so'", torch.__version__, "none"),
     ],
-    ids=["another torch", "a file that does not load"],
+    ids=["another torch", "a file that does not load", "files of another Python"],
 )
-def test_no_compiled_part_for_this_torch(before, version, others):
+def test_no_compiled_part_for_this_torch(before, version, found):
     result = run(f"{before}; import conv2affine")
     assert result.returncode == 1
     error = result.stderr.splitlines()[-1]
     package = Path(conv2affine.__file__).parent
     assert error.startswith(f"ImportError: {package} has no compiled part that loads with torch {version} (")
-    assert f"it has one for torch {others};" in error
+    assert f"for this Python it has {found};" in error
     assert "build it in the source tree with: pip install . (" in error
 
 

@@ -94,8 +94,11 @@ def test_torches_by_name(target, tmp_path):
         (["2.14.1+cu130"], "torch<2.15,>=2.14"),
         (["2.14.1", "2.13.0"], "torch<2.15,>=2.13"),
         (["2.13.0", "2.15.0"], "must be minor versions that follow one another"),
+        (["2.15.0"], "torch 2.15 must be one that conv2affine is tested with: install torch 2.13, 2.14"),
+        (["2.14.1", "2.15.0"], "torch 2.14, 2.15 must be one that"),
+        (["2.12.1"], "torch 2.12 must be one that"),
     ],
-    ids=["one", "two", "a gap"],
+    ids=["one", "two", "a gap", "a new one", "a new one too", "an old one"],
 )
 def test_what_the_wheel_requires(tmp_path, source, versions, requirement):
     torches = [fake_torch(tmp_path / version, version) for version in versions]
@@ -104,3 +107,13 @@ def test_what_the_wheel_requires(tmp_path, source, versions, requirement):
     result = subprocess.run([sys.executable, "-c", code], cwd=source, env=environment, capture_output=True, text=True)
     metadata = "".join(path.read_text() for path in source.glob("*.dist-info/METADATA"))
     assert requirement in metadata + result.stderr
+
+
+def test_a_build_that_fails_ends_with_the_message_of_cmake(tmp_path, source):
+    environment = {**os.environ, "CONV2AFFINE_TORCH": str(fake_torch(tmp_path, "2.13.0"))}
+    command = [sys.executable, "setup.py", "build_ext"]
+    result = subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "does not appear to contain CMakeLists.txt" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("conv2affine is not built: ")
+    assert "Traceback" not in result.stderr

@@ -16,6 +16,7 @@ from onnx_models import model, operators, random
 from typer.testing import CliRunner
 
 import conv2affine
+from conv2affine.__main__ import main
 from conv2affine.cli import app
 
 
@@ -178,3 +179,10 @@ def test_plan_of_random_bytes(tmp_path):
     result = run("plan", path)
     assert result.exit_code == 1
     assert "must be an ONNX file" in result.stderr
+
+
+def test_without_typer_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "typer", None)
+    monkeypatch.delitem(sys.modules, "conv2affine.cli")
+    with pytest.raises(SystemExit, match=r"^error: the command line needs typer; install it with: pip install"):
+        main()

@@ -106,6 +106,7 @@ def test_outputs_of_other_sizes_are_different():
     first, second = nn.Linear(3, 2), nn.Linear(3, 4)
     result = check(first, second, torch.rand(1, 3))
     assert (result.verdict, result.difference) == ("different", np.inf)
+    assert result.text().startswith("different: their outputs have other sizes, or other infinities")
 
 
 NODES = "y = Gemm(x, w)"
@@ -118,8 +119,34 @@ def file(nodes, rows=3, types=None, opset=13, shape=None, **constants):
 def test_refusals():
     with pytest.raises(ValueError, match="a and b must take the same inputs, and have 3 and 4 elements"):
         onnx.check(file(NODES, rows=3), file(NODES, rows=4))
-    with pytest.raises(ValueError, match="a comparison takes floating-point numbers"):
+    with pytest.raises(ValueError, match=r"a comparison takes floating-point numbers, .* torch\.int64; pass x\.float"):
         check(nn.Embedding(3, 2), nn.Embedding(3, 2), torch.zeros(1, 1, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"x must have the inputs of a, for one sample x of \(1, 3\), got \(1, 4\)"):
+        check(file(NODES), file(NODES), torch.rand(1, 4))
+    with pytest.raises(TypeError, match=r"x must be a tensor, or a tuple of tensors .*, got str"):
+        check(file(NODES), file(NODES), "x")
+
+
+@pytest.mark.parametrize("tolerance", [-1, float("nan")], ids=str)
+def test_tolerances_are_checked(tolerance):
+    result = check(nn.Linear(2, 2), nn.Linear(2, 2), torch.rand(1, 2))
+    for ask in (result.is_within, result.verdict_for, result.text, result.summary):
+        with pytest.raises(ValueError, match=f"tolerance must be at least 0, got {tolerance}"):
+            ask(tolerance)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")], ids=str)
+@pytest.mark.parametrize("place", ["weight", "bias"])
+@pytest.mark.filterwarnings("error")
+def test_a_network_with_nan_or_infinities_is_different(place, number):
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 1)).eval()
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        getattr(other[2], place).fill_(number)
+    for first, second in ((model, other), (other, model)):
+        result = check(first, second, torch.rand(1, 3))
+        assert (result.verdict, result.difference, result.origin) == ("different", np.inf, (("2",), ("2",)))
+    assert check(other, copy.deepcopy(other), torch.rand(1, 3)).verdict != "different"
 
 
 def test_steps_that_part_where_no_input_shows_it():

@@ -204,11 +204,16 @@ def test_sums_of_bool_are_refused(path):
 
 
 def test_other_files_are_refused(path):
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"No such file or directory: .*conv"):
+        open_csr(path)
+    with pytest.raises(IsADirectoryError, match=r"Is a directory: "):
+        open_csr(path.parent)
+    path.write_bytes(b"nothing")
+    with pytest.raises(OSError, match=r"path \(.*conv.*\) must be a whole HDF5 file .* signature"):
         open_csr(path)
     with h5py.File(path, "w") as file:
         file["data"] = [1]
-    with pytest.raises(ValueError, match=r"must be a file of save_csr; anndata\.io\.read_elem may read it"):
+    with pytest.raises(ValueError, match=r"must be a file of save_csr; open_network .* anndata\.io\.read_elem may"):
         open_csr(path)
     path.unlink()
     save_csr(path, nn.Conv1d(1, 1, 2), 4)

@@ -173,6 +173,7 @@ GOOD = {"in_channels": 4, "out_channels": 6, "kernel_size": (3, 3), "input_size"
         ({"padding": -1}, ValueError, r"padding \(-1\) must be >= 0"),
         ({"padding": (1, -1)}, ValueError, r"padding .* must be >= 0"),
         ({"padding": ((1, 2),)}, ValueError, "one .left, right. pair per axis"),
+        ({"padding": (1, 2, 0, 1)}, ValueError, r"one entry per axis.* for two sides, pass a \(left, right\) pair"),
         ({"padding": "full"}, ValueError, "padding .'full'. must be numbers, 'same' or 'valid'"),
         ({"padding": "same", "stride": 2}, ValueError, "padding='same' needs stride 1"),
         ({"padding_mode": "mirror"}, ValueError, r"padding_mode \('mirror'\) must be one of"),
@@ -268,7 +269,7 @@ def test_quantized_layer_is_refused():
         to_linear(quantized.Conv2d(1, 1, 3), 5)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 @pytest.mark.parametrize(
     ("wrap", "message"),
     [

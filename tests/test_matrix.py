@@ -182,12 +182,12 @@ def test_one_pair_of_paddings_per_axis():
 @pytest.mark.parametrize(
     ("weight", "error", "message"),
     [
-        ([[[1.0]]], TypeError, "weight must be a tensor, got list"),
+        ([[[1.0]]], TypeError, r"weight must be a tensor, got list; pass torch.as_tensor\(weight\)"),
         (torch.ones(1, 1, 3).to_sparse(), TypeError, "weight must be a strided tensor, got layout torch.sparse_coo"),
         (complex_half(), TypeError, r"got torch.complex32; pass weight.to\(torch.complex64\)"),
         (torch.ones(1, 1, 3).to(torch.float8_e8m0fnu), TypeError, r"got torch.float8_e8m0fnu; pass weight.float\(\)"),
         (quantized(), TypeError, r"got torch.qint8; pass weight.dequantize\(\), or its integers, weight.int_repr\(\)"),
-        (torch.ones(3, 3), ValueError, r"3 to 5 axes.*got shape \(3, 3\)"),
+        (torch.ones(3, 3), ValueError, r"3 to 5 axes.*got shape \(3, 3\); for one kernel, pass kernel\[None, None\]"),
         (torch.ones(1, 1, 1, 1, 1, 1), ValueError, "3 to 5 axes"),
         (torch.ones(2, 0, 3), ValueError, "of size >= 1"),
     ],

@@ -70,6 +70,28 @@ def test_a_result_of_zeros_passes(function, dtype):
         torch.testing.assert_close(result(x), model(x), atol=1e-5, rtol=0)
 
 
+WALLS = {
+    "one-less-a-clip": lambda x: F.relu(0.7 - x.clamp(-0.3, 0.7)),
+    "one-less-a-maximum-of-clips": lambda x: F.relu(0.7 - F.max_pool1d(x.clamp(-0.3, 0.7)[:, None], 5, 1).flatten(1)),
+    "one-less-a-clip-that-is-one": lambda x: 0.5 - (x + torch.linspace(5, 9, 64).to(x)).clamp(-1 / 3, 0.5),
+    "sum-of-clips": lambda x: torch.cat([(x + 9).clamp(-1, 0.1) @ ZERO_SUM.to(x), x], 1),
+    "constant-in-a-row": lambda x: F.linear(torch.cat([x, torch.full_like(x, 0.1)], 1), torch.eye(128).to(x)),
+}
+ZERO_SUM = torch.tensor([0.45, 0, -0.45, 0.15, 0.15, -0.3, *[0] * 58], dtype=torch.float64)[:, None]
+
+
+@DTYPES
+@pytest.mark.parametrize("form", ["network", "mlp", "box"])
+@pytest.mark.parametrize("function", WALLS.values(), ids=WALLS)
+def test_rounding_at_a_wall_is_no_error(function, form, dtype):
+    model, x = Function(function), torch.randn(4, 64, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    if form == "network":
+        result = conv2affine.to_linear_network(model, x, max_pool="relu")
+    else:
+        result = conv2affine.to_mlp(model, x, box=(-3, 3) if form == "box" else None)
+    torch.testing.assert_close(result(x), model(x), atol=1e-5, rtol=0)
+
+
 def test_what_inputs_reach_is_computed_in_float64_and_nothing_else():
     weight, x = torch.rand(4, 4), torch.rand(3, 4)
 

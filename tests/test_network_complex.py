@@ -153,7 +153,7 @@ def test_export_of_a_conjugate_view():
     assert onnx.export(Function(lambda x: VIEW(x).conj().imag).eval(), x).difference == 0
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 @pytest.mark.parametrize("held", ["program", "trace"])
 def test_held(held):
     model, x = Net().eval(), samples(4, 1, 10, 2, dtype=torch.float32)

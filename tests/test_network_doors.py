@@ -18,7 +18,7 @@ from conv2affine.network.torch.modules import PerSample
 
 # What makes the cases, not what converts them: see the test with warnings as errors.
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit"),
     pytest.mark.filterwarnings("ignore:`isinstance.treespec:FutureWarning"),
 ]
 BATCH = [{0: torch.export.Dim("batch")}]
@@ -281,7 +281,7 @@ MISTAKES = {
     "class": (nn.ReLU, X, TypeError, r"got the class ReLU; pass a module of that class, ReLU\(...\)"),
     "nothing": (None, X, TypeError, "got NoneType"),
     "no-file": ("no-such-file.pt2", X, FileNotFoundError, r"model \(no-such-file.pt2\) .* no such file"),
-    "onnx-file": ("model.onnx", X, TypeError, "is an ONNX file; call conv2affine.onnx.convert"),
+    "onnx-file": ("model.onnx", X, TypeError, "is an ONNX file; conv2affine.onnx has plan, convert and check"),
     "program-of-five": (
         torch.export.export(MODEL, (torch.rand(5, 1, 6, 6),)),
         X,

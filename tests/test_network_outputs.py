@@ -133,3 +133,12 @@ class Unregistered(dict):
 def test_containers_that_pytorch_does_not_know_are_named():
     with pytest.raises(NotImplementedError, match=r"Unregistered'> in output.* not a known type"):
         to_linear_network(Function(lambda x: Unregistered(a=x)), X)
+
+
+@pytest.mark.parametrize("convert", [to_mlp, to_linear])
+@pytest.mark.parametrize("function", [torch.Tensor.flatten, lambda x: x.reshape(-1, 2)], ids=["flatten", "reshape"])
+def test_rows_of_parts_of_samples_are_no_vector_of_each(convert, function):
+    model = Function(function)
+    torch.testing.assert_close(to_linear_network(model, X)(X), model(X))
+    with pytest.raises(ValueError, match=r"output 0 must have one row per sample, .* keep the batch axis"):
+        convert(model, X)

@@ -342,6 +342,19 @@ def test_complex_results_are_compared():
     torch.testing.assert_close(net(x), model(x))
 
 
+@pytest.mark.parametrize(
+    ("function", "layers"),
+    [(lambda x: x.sort(1).values, 19), (lambda x: torch.cat([x[:, 3:], x[:, :3].relu()], 1), 3)],
+    ids=["sort", "shuffled"],
+)
+def test_values_that_a_piece_reads_nothing_of_have_no_layer(function, layers):
+    x = samples(5, 6)
+    net = to_linear_network(Function(function), x)
+    assert len(list(net.children())) == layers
+    assert all(layer.weight.count_nonzero() for layer in net.children())
+    torch.testing.assert_close(net(x), function(x))
+
+
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 @pytest.mark.parametrize("layers", [[(8, 0)], [(8, 0), (0, 3)]], ids=["no-outputs", "no-inputs"])
 def test_layers_without_elements(layers):

@@ -76,6 +76,8 @@ def test_the_file_says_the_box():
         return json.loads({each.key: each.value for each in result.model.metadata_props}["conv2affine.box"])
 
     assert metadata(convert(small(), form="mlp", box=(0, 1))) == {"low": [0.0] * 36, "high": [1.0] * 36}
+    vectors = np.arange(36) / 36, np.arange(36) / 18  # as of a case of a specification
+    assert metadata(convert(small(), form="mlp", box=vectors)) == {"low": [*vectors[0]], "high": [*vectors[1]]}
     large = model("y = Relu(x)", {"x": ("N", 100)})
     first, second = (metadata(convert(large, form="mlp", box=(0, high))) for high in (1, 2))
     assert first["box"] == "100 inputs from 0 to 1, each within 1"

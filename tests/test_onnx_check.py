@@ -39,11 +39,44 @@ def test_a_wrong_row_is_refused(row, form, dtype, break_row):
         onnx.convert(model, form=form)
 
 
+def at_walls(dtype):
+    """0.7 less a maximum of clips, without what is negative, and what is left of negative numbers."""
+    type = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    arrays = {"l": -0.3, "h": 0.7, "zero": 0, "three": [-1, 1, 64]}
+    constants = [
+        numpy_helper.from_array(np.array(v, np.int64 if n == "three" else dtype), n) for n, v in arrays.items()
+    ]
+    lines = [
+        ("Clip", "x l h", "c"),
+        ("Reshape", "c three", "r"),
+        ("MaxPool", "r", "m"),
+        ("Flatten", "m", "f"),
+        ("Sub", "h f", "s"),
+        ("Relu", "s", "a"),
+        ("Min", "x zero", "n"),
+        ("Relu", "n", "b"),
+        ("Concat", "a b", "y"),
+    ]
+    options = {"MaxPool": {"kernel_shape": [5]}, "Concat": {"axis": 1}}
+    nodes = [helper.make_node(kind, x.split(), [y], **options.get(kind, {})) for kind, x, y in lines]
+    x, y = (helper.make_tensor_value_info(name, type, ["N", size]) for name, size in (("x", 64), ("y", 124)))
+    graph = helper.make_graph(nodes, "walls", [x], [y], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("box", [None, (-3, 3)], ids=["all", "box"])
+def test_rounding_at_a_wall_is_no_error(box, dtype):
+    assert onnx.convert(at_walls(dtype), form="mlp", box=box).difference < 1e-5
+
+
 def test_noise_moves_each_element_by_its_own_scale():
     original, x = runner(uneven(np.float64)), np.random.default_rng(1).standard_normal((500, 7))
     [exact], [moved] = original({"x": x}), original.noisy(1e-9)({"x": x})
     size = np.abs(moved - exact).mean(0)
     assert ((size > 1e-10 * SCALES) & (size < 1e-7 * SCALES)).all()
+    [opposite] = original.noisy(1e-9, 1)({"x": x})
+    assert (np.abs(moved + opposite - 2 * exact).mean(0) < 1e-2 * size).all()
 
 
 def test_sizes_and_constants_have_no_noise():

@@ -103,7 +103,7 @@ def test_a_network_in_form_mlp():
 
 
 def test_a_layer_has_no_form():
-    with pytest.raises(TypeError, match="form, dtype must be left out for one layer"):
+    with pytest.raises(TypeError, match="form, dtype must be left out for a convolution layer"):
         plan(MODEL[0], IMAGES, form="mlp", dtype=torch.float64)
 
 

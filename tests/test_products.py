@@ -13,7 +13,7 @@ from conv2affine import to_linear
 from conv2affine.operators.products import OPERATORS
 
 # PyTorch's own, when it first loads its forward-mode decompositions
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script")
 
 
 @pytest.mark.parametrize(("dtype", "batch"), [(torch.float64, 1), (torch.complex128, 2)], ids=str)

@@ -13,7 +13,7 @@ from torch import nn
 from conv2affine import SparseLinear, to_linear
 
 # PyTorch's own, when it first loads inductor
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script")
 
 NAMES = {"values", "crow_indices", "col_indices", "bias"}
 

@@ -101,7 +101,7 @@ def _is_example(x: object) -> bool:
 def check_weight(weight: object) -> None:
     """Refuse a weight without elements that can be copied."""
     if not isinstance(weight, Tensor):
-        raise TypeError(f"weight must be a tensor, got {type(weight).__name__}")
+        raise TypeError(f"weight must be a tensor, got {type(weight).__name__}; pass torch.as_tensor(weight)")
     if weight.layout is not torch.strided:
         raise TypeError(f"weight must be a strided tensor, got layout {weight.layout}; pass weight.to_dense()")
     if weight.dtype in DTYPES:
@@ -136,6 +136,8 @@ def integers(name: str, value: object, dims: int, *, at_least: int) -> tuple[int
         values = (value,) * dims
     if len(values) != dims:
         advice = "; leave out batch and channels" if name == "input_size" and dims < len(values) <= dims + 2 else ""
+        if name == "padding" and len(values) == 2 * dims:
+            advice = "; for two sides, pass a (left, right) pair per axis"
         raise ValueError(f"{name} ({shown(value)}) must have one entry per axis, that is {dims}, or be an int{advice}")
     try:
         numbers = tuple(map(operator.index, values))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,7 @@ def forward(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
 
 def in_chunks(convolve: Callable[[Tensor], Tensor], x: Tensor, weight: Tensor) -> Tensor:
     """convolve(x) in float64, with a convolution of this weight, computed for some samples at a time."""
-    samples = max(1, COPY_BYTES // max(1, x[:1].nbytes * weight[0, 0].numel()))
+    samples = max(1, COPY_BYTES // max(1, x.nbytes // max(1, len(x)) * prod(weight.shape[2:])))
     return torch.cat([convolve(each) for each in torch.split(x, samples)]) if samples < len(x) else convolve(x)
 
 

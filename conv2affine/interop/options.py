@@ -17,7 +17,7 @@ FormOption = Annotated[
 ]
 MergeOption = Annotated[
     Merge,
-    typer.Option(help="Multiply affine pieces that follow one another: where it saves entries, always, or never."),
+    typer.Option(help="In form graph, multiply consecutive affine pieces: where it saves entries, always, or never."),
 ]
 MaxPoolOption = Annotated[MaxPool, typer.Option(help="In form graph, keep max pooling, or make it Gemm and Relu.")]
 DTypeOption = Annotated[
@@ -29,11 +29,11 @@ ShapeOption = Annotated[
 ]
 BoxOption = Annotated[
     tuple[float, float] | None,
-    typer.Option(metavar="LOW HIGH", help="For inputs from LOW to HIGH only; a conversion in form mlp."),
+    typer.Option(metavar="LOW HIGH", help="For inputs from LOW to HIGH only; to convert, with --form mlp."),
 ]
 SpecOption = Annotated[
     Path | None,
-    typer.Option(metavar="FILE.vnnlib", help="For the inputs of a specification only; a conversion in form mlp."),
+    typer.Option(metavar="FILE.vnnlib", help="For the inputs of a specification only; to convert, with --form mlp."),
 ]
 BoundsOption = Annotated[
     Path | None,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gzip
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import inf, prod
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from conv2affine.interop.smtlib import Row, alternatives, expressions, in_words, variable
 
@@ -62,20 +62,15 @@ class Specification:
         lows, highs = ([getattr(case, name) for case in self.cases] for name in ("low", "high"))
         return np.min(lows, axis=0), np.max(highs, axis=0)
 
-    def box_for(self, shapes: Mapping[str, Sequence[int]], outputs: int) -> tuple[dict[str, Array], dict[str, Array]]:
-        """The box, by the names of a network's inputs.
-
-        Args:
-            shapes: Of the inputs, for one sample, in the order in which X_0, X_1, ... count them.
-            outputs: Number of output elements of the network.
+    def box_for(self, inputs: int, outputs: int) -> tuple[Array, Array]:
+        """The box of a network with this many elements of inputs and outputs.
 
         Raises:
-            ValueError: If the network has another number of inputs or outputs, or an input has no bound.
+            ValueError: If the specification is about other numbers of them, or an input has no bound.
         """
-        sizes = [prod(shape) for shape in shapes.values()]
-        if (self.inputs, self.outputs) != (sum(sizes), outputs):
+        if (self.inputs, self.outputs) != (inputs, outputs):
             raise ValueError(
-                f"spec must be about the {sum(sizes)} inputs and {outputs} outputs of the network, and is about "
+                f"spec must be about the {inputs} inputs and {outputs} outputs of the network, and is about "
                 f"{self.inputs} and {self.outputs}"
             )
         for side, bound in zip(("lower", "upper"), self.box, strict=True):
@@ -84,16 +79,9 @@ class Specification:
                     f"spec must bound every input on both sides, and X_{np.isinf(bound).argmax()} has no {side} bound "
                     "in one of its cases; add that to the file"
                 )
-        low, high = (
-            {
-                name: part.reshape(shape)
-                for (name, shape), part in zip(shapes.items(), np.split(bound, np.cumsum(sizes)[:-1]), strict=True)
-            }
-            for bound in self.box
-        )
-        return low, high
+        return self.box
 
-    def is_unsafe(self, x: Any, y: Any) -> bool:
+    def is_unsafe(self, x: ArrayLike, y: ArrayLike) -> bool:
         """Whether the specification calls an input and its output, flat vectors, unsafe."""
         x, y = np.asarray(x, np.float64).ravel(), np.asarray(y, np.float64).ravel()
         return any(

@@ -17,7 +17,7 @@ from conv2affine.network.progress import progress
 from conv2affine.network.report import NetworkPlan, describe, describe_layers
 from conv2affine.network.torch.exporter import export_torch
 from conv2affine.network.torch.layers import NetworkLayout, choose_layout, layer
-from conv2affine.network.torch.models.intake import Model, hold
+from conv2affine.network.torch.models.intake import ExampleInputs, Model, hold
 from conv2affine.network.torch.models.surroundings import alone
 from conv2affine.network.torch.verifying.verify import verify
 from conv2affine.network.vectors import prepare_chain
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @alone
 def to_linear_network(
     model: Model,
-    example_inputs: Any,
+    example_inputs: ExampleInputs,
     *,
     layout: NetworkLayout = "auto",
     merge: Merge = "auto",
@@ -120,7 +120,7 @@ def to_linear_network(
 @alone
 def plan_network(
     model: Model,
-    example_inputs: Any,
+    example_inputs: ExampleInputs,
     *,
     form: Literal["graph", "mlp"] = "graph",
     layout: NetworkLayout = "auto",

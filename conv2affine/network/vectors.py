@@ -20,27 +20,28 @@ from conv2affine.network.passes.merge import merge as merge_pieces
 from conv2affine.network.passes.simplify import simplify
 from conv2affine.network.prepare import DTYPES, check_memory, in_mode_of, one_of, reason_of, to_layers
 from conv2affine.network.progress import progress
-from conv2affine.network.proof.box import Box, read_box
+from conv2affine.network.proof.box import Box, BoxBounds, read_box
 from conv2affine.network.report import describe, describe_layers
 from conv2affine.network.torch.importing.importer import TorchNetwork, import_torch
 from conv2affine.network.torch.layers import LAYOUTS, NetworkLayout, layer
 from conv2affine.network.torch.models.held import class_name
-from conv2affine.network.torch.models.intake import Model, hold
+from conv2affine.network.torch.models.intake import ExampleInputs, Model, hold
 from conv2affine.network.torch.models.surroundings import alone
 from conv2affine.network.torch.modules import BoxChain
 from conv2affine.network.torch.verifying.verify import verify
 
 Module = TypeVar("Module", bound=nn.Module)
+NOT_CAST = " and does more than cast it; let it begin with x.float()"
 
 
 @alone
 def to_mlp(
     model: Model,
-    example_inputs: Any,
+    example_inputs: ExampleInputs,
     *,
     layout: NetworkLayout = "auto",
     dtype: torch.dtype | None = None,
-    box: tuple[Any, Any] | None = None,
+    box: BoxBounds | None = None,
 ) -> nn.Sequential:
     """The same network as a plain chain of linear layers and ReLUs, residual connections and max pooling included.
 
@@ -59,7 +60,8 @@ def to_mlp(
         dtype: As in `to_linear_network`.
         box: (low, high), if the chain is for inputs low <= x <= high only: it is smaller then, has bounds, and is not
             the model for any other input. Each is a number, a tensor or array that broadcasts to one sample of the
-            input, or, for several inputs, a tuple of these; all finite. Default: None, for all inputs.
+            input, or, for several inputs, a tuple of these; or the vector of all elements, as `box` of the result has;
+            all finite. Default: None, for all inputs.
 
     Returns:
         An `nn.Sequential` of one `nn.Flatten`, then alternately `nn.Linear` or `SparseLinear` and `nn.ReLU`, the last a
@@ -68,7 +70,7 @@ def to_mlp(
         With a box, `box` is the pair of float64 tensors (elements of all inputs,), and `bounds` has for each linear
         layer the pair (low, high) of float64 tensors (rows,): what the layer computes is never outside of them, for any
         input in the box. Roundings in `dtype` are included, in any order of summation, but not other algorithms than
-        sums of products, such as TF32.
+        sums of products, such as TF32. After `mlp.half()`, or what else rounds the weights, `bounds` is an error.
 
     Raises:
         NotImplementedError: If a step is neither affine nor piecewise linear; the message names it and its module.
@@ -104,9 +106,9 @@ def to_mlp(
     kind = nn.Sequential if within is None else BoxChain
     mlp = kind(nn.Flatten(), *modules[:-1]).to(network.device)
     mlp.plan = plan  # type: ignore[assignment]
-    if within is not None:
-        mlp.where, mlp.box = str(within), _tensors(within.low, within.high)  # type: ignore[assignment]
-        mlp.bounds = tuple(_tensors(*interval) for item in layers if (interval := item.bounds))  # type: ignore[assignment]
+    if within is not None and isinstance(mlp, BoxChain):
+        bounds = tuple(_tensors(*interval) for item in layers if (interval := item.bounds))
+        mlp.describe(str(within), _tensors(within.low, within.high), bounds, dtype)
         points = within.points([x.dtype for x in inputs])
         inputs = tuple(point.flatten(0, 1).to(x.device) for point, x in zip(points, inputs, strict=True))
     network = dataclasses.replace(network, graph=to_graph(layers))
@@ -119,7 +121,7 @@ def prepare_chain(
     inputs: Sequence[Tensor],
     layout: NetworkLayout,
     dtype: torch.dtype | None,
-    box: tuple[Any, Any] | None = None,
+    box: BoxBounds | None = None,
 ) -> tuple[TorchNetwork, TorchNetwork, list[Layer], torch.dtype, Box | None]:
     """The network as it is and with one vector at each end, the layers of its chain, their dtype, and the box."""
     one_of("layout", layout, LAYOUTS)
@@ -201,11 +203,8 @@ def _with_slices(result: Module, graph: Graph) -> Module:
     return result
 
 
-def check_floats(network: TorchNetwork, result: str) -> None:
+def check_floats(network: TorchNetwork, result: str, advice: str = NOT_CAST) -> None:
     """Refuse integer inputs that are not cast."""
     for dtype in network.input_dtypes:
         if not dtype.is_floating_point:
-            raise ValueError(
-                f"{result} takes floating-point numbers, and the model takes {dtype} and does more than "
-                "cast it; let it begin with x.float()"
-            )
+            raise ValueError(f"{result} takes floating-point numbers, and the model takes {dtype}{advice}")

@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, helper
 
+from conv2affine.interop.vnnlib import Specification
 from conv2affine.network.equality.compare import Comparison, compare
 from conv2affine.network.equality.side import Side
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.passes.ends import slices
+from conv2affine.network.proof.box import BoxBounds
 from conv2affine.network.torch.models.surroundings import on_cpu
 from conv2affine.onnx.call import runs_on_vectors
-from conv2affine.onnx.ends import BoxArgument, SpecArgument, box_of, given_box
+from conv2affine.onnx.ends import box_of, given_box
 from conv2affine.onnx.importing.importer import import_onnx
 from conv2affine.onnx.importing.reader import read
 from conv2affine.onnx.model import DTYPES
@@ -27,8 +29,8 @@ def check(
     a: ModelProto | str | Path,
     b: ModelProto | str | Path,
     *,
-    spec: SpecArgument = None,
-    box: BoxArgument = None,
+    spec: Specification | str | Path | None = None,
+    box: BoxBounds | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> Comparison:
     """Whether the networks of two files are equal, as `conv2affine.check` says it.

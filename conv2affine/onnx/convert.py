@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from onnx import ModelProto
 
+from conv2affine.interop.vnnlib import Specification
 from conv2affine.network.passes.merge import Merge
+from conv2affine.network.proof.box import BoxBounds
 from conv2affine.network.report import NetworkPlan
-from conv2affine.network.torch.models.intake import Model, hold
+from conv2affine.network.torch.models.intake import ExampleInputs, Model, hold
 from conv2affine.network.torch.models.surroundings import alone, on_cpu
 from conv2affine.onnx.conversion import Conversion, size_refusal
-from conv2affine.onnx.ends import BoxArgument, SpecArgument, given_box
+from conv2affine.onnx.ends import given_box
 from conv2affine.onnx.exporting.storage import check_target
 from conv2affine.onnx.importing.aten import import_module, module_runner
 from conv2affine.onnx.importing.importer import import_onnx
@@ -39,8 +40,8 @@ def convert(
     shapes: Mapping[str, Sequence[int]] | None = None,
     max_bytes: int = MAX_BYTES,
     flat: bool = False,
-    box: BoxArgument = None,
-    spec: SpecArgument = None,
+    box: BoxBounds | None = None,
+    spec: Specification | str | Path | None = None,
     overwrite: bool = False,
 ) -> Conversion:
     r"""The same network, from ONNX to ONNX, as linear layers with nonlinear steps between them.
@@ -65,7 +66,7 @@ def convert(
             order. Default: False, which keeps their names and shapes.
         box: In form "mlp", (low, high) as in `to_mlp`: the result is the network for inputs in this box only, smaller,
             and `bounds` of the `Conversion` has the bounds of its layers. For several inputs, each is one number for
-            all, a tuple in their order, or a dict by name. Default: None, for all inputs.
+            all, a tuple in their order, a dict by name, or the vector of all elements. Default: None, for all inputs.
         spec: In form "mlp", a specification in VNN-LIB, or its file; see `read_spec`. The box is the smallest that
             holds all of its boxes. X_i and Y_j count the elements of all inputs and outputs in order, so it is valid
             for the result too. Default: None.
@@ -112,7 +113,7 @@ def convert(
 @alone
 def export(
     model: Model,
-    example_inputs: Any,
+    example_inputs: ExampleInputs,
     path: str | Path | None = None,
     *,
     form: Form = "graph",
@@ -122,8 +123,8 @@ def export(
     dtype: torch.dtype | None = None,
     max_bytes: int = MAX_BYTES,
     flat: bool = False,
-    box: BoxArgument = None,
-    spec: SpecArgument = None,
+    box: BoxBounds | None = None,
+    spec: Specification | str | Path | None = None,
     overwrite: bool = False,
 ) -> Conversion:
     """A PyTorch module as an ONNX model of linear layers, with nonlinear steps between them.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,9 @@ from conv2affine.interop.vnnlib import Specification, read_spec
 from conv2affine.network.graph import Kept, Node, Value
 from conv2affine.network.passes.ends import join_ends, slices
 from conv2affine.network.passes.simplify import replace_inputs
-from conv2affine.network.proof.box import Box, read_box
+from conv2affine.network.proof.box import Box, BoxBounds, read_box
 from conv2affine.onnx.model import FLOATS, OnnxNetwork, TensorInfo
 from conv2affine.onnx.running.runner import Run
-
-BoxArgument = tuple[Any, Any] | None
-SpecArgument = Specification | str | Path | None
 
 
 def begin_at_casts(network: OnnxNetwork) -> OnnxNetwork:
@@ -78,7 +76,8 @@ def apart(run: Run, network: OnnxNetwork) -> Run:
         whole = np.concatenate([inputs[tensor.name] for tensor in network.inputs], axis=1)
         return np.split(run({vector.name: whole})[0], starts[1:], axis=1)
 
-    return dataclasses.replace(run, function=function)
+    noisy = run.noisy
+    return dataclasses.replace(run, function=function, noisy=noisy and (lambda *given: apart(noisy(*given), network)))
 
 
 def slices_by_name(tensors: Sequence[TensorInfo], values: Sequence[Value]) -> dict[str, slice]:
@@ -86,7 +85,7 @@ def slices_by_name(tensors: Sequence[TensorInfo], values: Sequence[Value]) -> di
     return dict(zip((tensor.name for tensor in tensors), slices(values), strict=True))
 
 
-def given_box(box: BoxArgument, spec: SpecArgument) -> BoxArgument | Specification:
+def given_box(box: BoxBounds | None, spec: Specification | str | Path | None) -> BoxBounds | Specification | None:
     """Which of both a user gives; a specification is read."""
     if spec is None:
         return box
@@ -95,11 +94,11 @@ def given_box(box: BoxArgument, spec: SpecArgument) -> BoxArgument | Specificati
     return spec if isinstance(spec, Specification) else read_spec(spec)
 
 
-def box_of(given: BoxArgument | Specification, shapes: Mapping[str, Sequence[int]], outputs: int) -> Box | None:
+def box_of(given: BoxBounds | Specification | None, shapes: Mapping[str, Sequence[int]], outputs: int) -> Box | None:
     """The box of a network with inputs of these shapes, by name, for one sample, and `outputs` output elements.
 
     `given` is as from `given_box`; None is for all inputs.
     """
     if isinstance(given, Specification):
-        given = given.box_for(shapes, outputs)
+        given = given.box_for(sum(map(prod, shapes.values())), outputs)
     return None if given is None else read_box(given, shapes)

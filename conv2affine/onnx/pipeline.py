@@ -23,15 +23,16 @@ from conv2affine.network.passes.merge import MERGE, Merge
 from conv2affine.network.passes.simplify import simplify
 from conv2affine.network.prepare import one_of, to_layers, to_pieces
 from conv2affine.network.progress import progress
-from conv2affine.network.proof.box import Box
+from conv2affine.network.proof.box import Box, BoxBounds
 from conv2affine.network.proof.forward import Interval
 from conv2affine.network.report import NetworkPlan, describe, describe_layers
 from conv2affine.onnx.conversion import Conversion, size_refusal
-from conv2affine.onnx.ends import BoxArgument, apart, begin_at_casts, box_of, check_floats, joined, slices_by_name
+from conv2affine.onnx.ends import apart, begin_at_casts, box_of, check_floats, joined, slices_by_name
 from conv2affine.onnx.exporting.exporter import Exporter, gathers
 from conv2affine.onnx.exporting.storage import data_of, publish, save
 from conv2affine.onnx.importing.upgrade import MIN_OPSET
 from conv2affine.onnx.model import DTYPES, FLOATS, OnnxNetwork, TensorInfo
+from conv2affine.onnx.running.noise import with_noise
 from conv2affine.onnx.running.runner import Run, compare, runner, sample
 from conv2affine.onnx.running.trials import first_mixing, layer_runner
 
@@ -54,7 +55,7 @@ class Options:
     dtype: torch.dtype | None
     max_bytes: int
     flat: bool = False
-    box: BoxArgument | Specification = None
+    box: BoxBounds | Specification | None = None
 
     def __post_init__(self) -> None:
         one_of("form", self.form, ("graph", "mlp"))
@@ -62,8 +63,8 @@ class Options:
         one_of("max_pool", self.max_pool, ("max", "relu"))
         if self.dtype not in (None, torch.float32, torch.float64):
             raise ValueError(
-                f"dtype ({self.dtype}) must be torch.float32 or torch.float64, in which a result can be compared with "
-                "its source; halve the result afterwards, with onnxconverter_common.float16"
+                f"dtype ({self.dtype!r}) must be torch.float32 or torch.float64, in which a result can be compared "
+                "with its source; halve the result afterwards, with onnxconverter_common.float16"
             )
         opsets = range(MIN_OPSET, defs.onnx_opset_version() + 1)
         if self.opset is not None and self.opset not in opsets:
@@ -189,6 +190,8 @@ def _write(
             raise NotImplementedError(f"{wanted} must be valid ONNX, and is not: {reason}; {other}") from error
         raise RuntimeError(f"{wanted} must be valid ONNX, and is not: {reason}; please report this") from error
     got = runner(file) if data is None else layer_runner(file)
+    if data is None:
+        got.noisy = lambda size, run: runner(with_noise(model, size, run, walls=True))
     separate = got if result is network else apart(got, network)
     eps = max(network.eps, torch.finfo(prepared.dtype).eps)
     floats = {tensor.name: exporter.writer.dtype for tensor in network.inputs if tensor.is_floating}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sysconfig
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -21,10 +22,12 @@ MINOR = "_".join(torch.__version__.split(".")[:2])
 try:
     _C = import_module(f"conv2affine._C_{MINOR}")
 except ImportError as error:
-    others = sorted({path.name.split(".")[0][3:].replace("_", ".") for path in PACKAGE.glob("_C_*.so")})
+    files = PACKAGE.glob(f"_C_*{sysconfig.get_config_var('EXT_SUFFIX')}")  # not those of other Pythons
+    others = sorted(path.name.split(".")[0][3:].replace("_", ".") for path in files)
+    found = f"one for torch {', '.join(others)}" if others else "none"
     raise ImportError(
-        f"{PACKAGE} has no compiled part that loads with torch {torch.__version__} ({error}); it has one for torch "
-        f"{', '.join(others) or '-'}; build it in the source tree with: pip install . "
+        f"{PACKAGE} has no compiled part that loads with torch {torch.__version__} ({error}); for this Python it has "
+        f"{found}; build it in the source tree with: pip install . "
         "(or install such a torch, or run in a folder without the source, if conv2affine is installed)"
     ) from error
 

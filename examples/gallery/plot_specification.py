@@ -7,10 +7,11 @@ VNN-LIB asks this. `onnx.convert` makes the chain of linear layers and ReLUs for
 images only, with the bounds of each layer. For the MILP solver HiGHS, each ReLU whose
 bounds have both signs is open, and needs a binary variable: the fewer there are, the
 sooner it finds such an image, or proves that there is none. The code for that is in
-``examples/verify_vnnlib.py``. Run this page in the project's folder, with
-``pip install '.[demo,onnx]' onnxruntime``.
+``examples/verify_vnnlib.py``. Run this page in a clone, after
+``pip install '.[verify]'``, by ``python -m examples.gallery.plot_specification``.
 """
 
+import warnings
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -42,6 +43,7 @@ for _ in range(60):
 
 folder = Path(mkdtemp())
 network = folder / "cnn.onnx"
+warnings.simplefilter("ignore", DeprecationWarning)  # this exporter needs no onnxscript
 torch.onnx.export(cnn.eval(), (images[:1],), network, dynamo=False)
 
 # %%

@@ -18,7 +18,7 @@ from conv2affine.convolution.blocks import check_rows, csr_rows, row_blocks
 from conv2affine.convolution.geometry import Geometry
 from conv2affine.convolution.layouts import check_request
 from conv2affine.interop.files.datasets import Place, check_digest, places
-from conv2affine.interop.files.storage import COUNTER, CSR, Block, Contents, csr_block, csr_datasets, h5py_module, save
+from conv2affine.interop.files.storage import COUNTER, CSR, Block, Contents, csr_block, csr_datasets, open_hdf5, save
 from conv2affine.interop.scipy import ARRAY_DTYPES, scipy_weight
 from conv2affine.operators import ops
 
@@ -114,10 +114,13 @@ def open_csr(path: str | os.PathLike[str], *, check: bool = False) -> csr_array:
     """
     from scipy.sparse import csr_array
 
-    with h5py_module().File(path, "r") as file:
+    with open_hdf5(path) as file:
         found = places(file)
         if file.attrs.get("encoding-type") != CSR["encoding-type"] or not {*NAMES, COUNTER} <= {*found}:
-            raise ValueError(f"path ({path}) must be a file of save_csr; anndata.io.read_elem may read it")
+            raise ValueError(
+                f"path ({path}) must be a file of save_csr; open_network reads those of "
+                "save_network, and anndata.io.read_elem may read others"
+            )
         rows, written = int(file.attrs["shape"][0]), int(file[COUNTER][0])
         if written < rows:
             raise ValueError(f"path ({path}) has {written} of {rows} rows; call save_csr again to continue")

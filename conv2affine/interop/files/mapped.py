@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from conv2affine.interop.files.datasets import byte_offset, places
-from conv2affine.interop.files.storage import COUNTER, h5py_module
+from conv2affine.interop.files.storage import COUNTER, open_hdf5
 from conv2affine.operators.products import matmul
 from conv2affine.sparse_linear import SparseLinear
 
@@ -34,9 +34,9 @@ class MappedFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = path
-        with h5py_module().File(path, "r") as file:
+        with open_hdf5(path) as file:
             if file.attrs.get("encoding-type") != KIND or "rows" not in file.attrs:
-                raise ValueError(f"path ({path}) must be a file of save_network")
+                raise ValueError(f"path ({path}) must be a file of save_network; open_csr reads those of save_csr")
             rows = int(file.attrs["rows"])
             try:
                 self.places = places(file)

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from conv2affine.network.prepare import check_kept, prepare
 from conv2affine.network.report import describe
 from conv2affine.network.torch.exporter import export_torch
 from conv2affine.network.torch.layers import NetworkLayout, dense_layer, layer
-from conv2affine.network.torch.models.intake import Model, hold
+from conv2affine.network.torch.models.intake import ExampleInputs, Model, hold
 from conv2affine.network.torch.models.surroundings import alone
 from conv2affine.network.torch.verifying.verify import verify
 
@@ -37,7 +37,7 @@ DESCRIPTION = "description"
 def save_network(
     path: str | os.PathLike[str],
     model: Model,
-    example_inputs: Any,
+    example_inputs: ExampleInputs,
     *,
     layout: NetworkLayout = "auto",
     merge: Merge = "auto",

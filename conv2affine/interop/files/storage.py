@@ -141,6 +141,17 @@ def h5py_module() -> ModuleType:
     return _import("h5py")
 
 
+def open_hdf5(path: str | os.PathLike[str]) -> Any:
+    """A file that others wrote, for reading."""
+    h5py = h5py_module()
+    with open(path, "rb"):  # Python says better than HDF5 that there is none, or that it is a folder
+        pass
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise OSError(f"path ({path}) must be a whole HDF5 file that nobody writes, and is not: {error}") from error
+
+
 def _create(part: Path, contents: Contents) -> None:
     """A file of the final size without any rows; under another name until it is one, in case of a kill."""
     h5py = h5py_module()

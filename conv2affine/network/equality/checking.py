@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from conv2affine.network.equality.compare import Comparison, compare
 from conv2affine.network.equality.side import Side
 from conv2affine.network.graph import Kept
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.passes.ends import slices
-from conv2affine.network.proof.box import read_box
+from conv2affine.network.proof.box import BoxBounds, read_box
 from conv2affine.network.torch.importing.importer import import_torch
-from conv2affine.network.torch.models.intake import Model, hold
+from conv2affine.network.torch.models.intake import ExampleInputs, Model, hold
+from conv2affine.network.torch.models.program import tensors
 from conv2affine.network.torch.models.surroundings import alone
 from conv2affine.network.torch.models.unchanged import unchanged
 from conv2affine.network.torch.verifying.runs import SAMPLES, run
 from conv2affine.network.vectors import check_floats, join_inputs, with_vectors
 
+if TYPE_CHECKING:
+    from onnx import ModelProto  # optional
+
 
 @alone
-def check(a: Any, b: Any, x: Any, *, box: tuple[Any, Any] | None = None) -> Comparison:
+def check(
+    a: Model | ModelProto, b: Model | ModelProto, x: ExampleInputs, *, box: BoxBounds | None = None
+) -> Comparison:
     """Whether two networks are equal: whether they compute the same, up to rounding, for all inputs.
 
         |b(x) - a(x)| <= bound    for all x in the box
@@ -62,12 +68,13 @@ def check(a: Any, b: Any, x: Any, *, box: tuple[Any, Any] | None = None) -> Comp
         >>> result.verdict, result.origin
         ('different', (('0', '1'), ('0',)))
     """
-    files = [_is_file(model) for model in (a, b)]
+    models: tuple[Any, Any] = a, b
+    files = [*map(_is_file, models)]
     if any(files):
         from conv2affine.onnx.checking import file_side  # needs onnx
     sides, names = [], dict[str, tuple[int, ...]]()
     sizes = {name: (1, *each.shape[1:]) for name, each in x.items()} if isinstance(x, Mapping) else None
-    for model, is_file in zip((a, b), files, strict=True):
+    for model, is_file in zip(models, files, strict=True):
         if is_file:
             side, shapes = file_side(model, sizes)
         else:
@@ -75,8 +82,14 @@ def check(a: Any, b: Any, x: Any, *, box: tuple[Any, Any] | None = None) -> Comp
         sides.append(side)
         names = names or shapes
     given = None if box is None else read_box(box, names)
-    examples = join_inputs(tuple(each[:SAMPLES] for each in _tensors(x)))
-    return compare(sides[0], sides[1], given, list(names.values()), examples)
+    if isinstance(x, Mapping):
+        x = tuple(x[name] for name in (names if names.keys() == x.keys() else x))
+    inputs = [each[:SAMPLES] for each in tensors(x, "x")]
+    if all(files) and [prod(each.shape[1:]) for each in inputs] != [*map(prod, names.values())]:  # a module runs on x
+        shown = ", ".join(f"{name} of {tuple(shape)}" for name, shape in names.items())
+        got = ", ".join(str((1, *each.shape[1:])) for each in inputs)
+        raise ValueError(f"x must have the inputs of a, for one sample {shown}, got {got}")
+    return compare(sides[0], sides[1], given, list(names.values()), join_inputs(inputs))
 
 
 def _is_file(model: Any) -> bool:
@@ -84,12 +97,6 @@ def _is_file(model: Any) -> bool:
     if isinstance(model, str | Path):
         return Path(model).suffix in (".onnx", ".gz")
     return type(model).__name__ == "ModelProto"
-
-
-def _tensors(x: Any) -> tuple[Tensor, ...]:
-    if isinstance(x, Mapping):
-        return tuple(x.values())
-    return tuple(x) if isinstance(x, tuple | list) else (x,)
 
 
 def _side(model: Model, x: Any) -> tuple[Side, dict[str, tuple[int, ...]]]:
@@ -100,7 +107,7 @@ def _side(model: Model, x: Any) -> tuple[Side, dict[str, tuple[int, ...]]]:
         [dtype] = dtypes
         inputs = tuple(each.to(dtype) if each.is_floating_point() else each for each in inputs)
     network = import_torch(module, inputs)
-    check_floats(network, "a comparison")
+    check_floats(network, "a comparison", "; pass x.float(), if it begins with a cast")
     values = network.graph.inputs
     parts, device = slices(values), network.device
 

@@ -49,7 +49,13 @@ class Comparison:
     bound: float
 
     def is_within(self, tolerance: float | None = None) -> bool | None:
-        """Whether they are equal, or no output element differs by more than `tolerance`; None if not decided."""
+        """Whether they are equal, or no output element differs by more than `tolerance`; None if not decided.
+
+        Raises:
+            ValueError: If `tolerance` is less than 0 or NaN.
+        """
+        if tolerance is not None and not tolerance >= 0:
+            raise ValueError(f"tolerance must be at least 0, got {tolerance}")
         if self.verdict == "equal" or (tolerance is not None and self.bound <= tolerance):
             return True
         if self.verdict == "different" if tolerance is None else self.difference > tolerance:
@@ -69,7 +75,7 @@ class Comparison:
         return "different", f"a difference, {self.difference:.6g}, is above the tolerance, {tolerance:g}"
 
     def summary(self, tolerance: float | None = None) -> dict[str, Any]:
-        """What `text` says, and the witness, for JSON: lists for arrays, None for what is infinite."""
+        """What `str` says, and the witness, for JSON: lists for arrays, None for what is infinite."""
         verdict, reason = self.verdict_for(tolerance)
         numbers = {name: getattr(self, name) for name in ("difference", "bound")}
         return {
@@ -85,7 +91,10 @@ class Comparison:
     def text(self, tolerance: float | None = None) -> str:
         """The verdict for a tolerance in words."""
         verdict, reason = self.verdict_for(tolerance)
-        lines = [f"{verdict}: the largest difference found is {self.difference:.3g}", reason]
+        found = f"the largest difference found is {self.difference:.3g}"
+        if np.isinf(self.difference):
+            found = "their outputs have other sizes, or other infinities"
+        lines = [f"{verdict}: {found}", reason]
         if any(self.origin):
             lines.append("they part at " + " and ".join(", ".join(names) or "nothing" for names in self.origin))
         if np.isfinite(self.bound):

@@ -68,6 +68,7 @@ def as_given(points: Array, sides: Sequence[Side], box: Interval | None) -> Arra
     return points
 
 
+@np.errstate(invalid="ignore")  # a network may compute infinities or NaN
 def search(
     first: Side, second: Side, box: Interval | None, examples: Array, *, is_exact: bool, apart: Value | None = None
 ) -> Found:
@@ -98,8 +99,7 @@ def search(
 def _distance(first: Array, second: Array) -> Array:
     """|second - first|: 0 where both are the same infinity, or NaN, and infinite where one is."""
     same = (first == second) | (np.isnan(first) & np.isnan(second))
-    with np.errstate(invalid="ignore"):
-        distance: Array = np.nan_to_num(np.where(same, 0, np.abs(second - first)), nan=np.inf, posinf=np.inf)
+    distance: Array = np.nan_to_num(np.where(same, 0, np.abs(second - first)), nan=np.inf, posinf=np.inf)
     return distance
 
 
@@ -112,17 +112,19 @@ def _is_more(sides: Sequence[Side], points: Array, own: Sequence[Array], distanc
         result: Mask = distance > tolerance * largest
         return result
     moved = np.zeros_like(distance)
-    exact = []
+    exact, is_finite = [], []
     for side in sides:
         exact.append(side.output(side.values(points)))
         runs = [side.output(side.values(points, side.unit, seed)) for seed in range(1, RUNS + 1)]
         moved += np.max([np.abs(run - exact[-1]) for run in runs], axis=0) + side.unit * np.abs(exact[-1])
-    with np.errstate(invalid="ignore"):
-        gap = np.abs(exact[1] - exact[0])
-        more = (gap > EXACT_ROUNDINGS * moved) & (distance > 0)
-        floor = max(torch.finfo(side.dtype).tiny for side in sides)
-        result = more | (distance > tolerance * (np.abs(exact[0]) + moved / (eps / 2)) + floor)
-    return result
+        is_finite.append(np.isfinite([exact[-1], *runs]))
+    gap = np.abs(exact[1] - exact[0])
+    more = (gap > EXACT_ROUNDINGS * moved) & (distance > 0)
+    floor = max(torch.finfo(side.dtype).tiny for side in sides)
+    more |= distance > tolerance * (np.abs(exact[0]) + moved / (eps / 2)) + floor
+    for one, other in (is_finite, is_finite[::-1]):
+        more |= one.all(axis=0) & ~other.any(axis=0)  # whatever the roundings are, the one is finite, and the other not
+    return more
 
 
 def _reach(x: Array, box: Interval | None) -> Interval:

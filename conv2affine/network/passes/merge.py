@@ -70,7 +70,13 @@ def _substitute(piece: Piece, merged: dict[Value, Piece]) -> Piece:
             found = {x: (() if _moves(inner.map.terms[x]) else names) + own for x, names in inner.origins.items()}
         for name, names in found.items():
             origins[name] = tuple(dict.fromkeys(origins.get(name, ()) + names))
-    return Piece(piece.output, map, origins)
+    # What moves elements apart leaves none of a source in some of the pieces that read it.
+    terms = {source: matrix for source, matrix in map.terms.items() if not _is_empty(matrix)}
+    return Piece(piece.output, AffineMap(terms, map.bias), {source: origins[source] for source in terms})
+
+
+def _is_empty(matrix: Matrix) -> bool:
+    return isinstance(matrix, Selection) and not matrix.nnz
 
 
 def _moves(matrix: Matrix) -> bool:

@@ -16,6 +16,9 @@ from torch import Tensor
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.proof.forward import Interval
 
+# Each bound is a number, what broadcasts to an input, or one of these for each input.
+Bound = float | Tensor | Array | Sequence["Bound"] | Mapping[str, "Bound"]
+BoxBounds = tuple[Bound, Bound]
 # What is written out number by number where a box is described.
 MAX_NUMBERS = 64
 # The points where a chain is compared with the model: both ends, and random corners and inner points.
@@ -83,7 +86,7 @@ def read_box(box: Any, shapes: Mapping[str, Sequence[int]]) -> Box:
 
     Args:
         box: A pair of bounds. Each is a number, an array or tensor that broadcasts to one sample, or, of several
-            inputs, a tuple of these or a dict by name.
+            inputs, a tuple of these or a dict by name; or the vector of all elements, in order.
         shapes: Of the inputs by name, for a batch of one sample.
 
     Raises:
@@ -97,14 +100,17 @@ def read_box(box: Any, shapes: Mapping[str, Sequence[int]]) -> Box:
     if is_empty.any():
         element = int(is_empty.argmax())
         raise ValueError(
-            f"box must have low <= high, and {is_empty.sum()} of {len(low)} elements have not, the first {element}: "
-            f"{low[element]} > {high[element]}"
+            f"box must have low <= high, and {is_empty.sum()} of {len(low)} elements have not, the first of them "
+            f"element {element}: {low[element]} > {high[element]}"
         )
     return Box(low, high, tuple(tuple(shape) for shape in shapes.values()))
 
 
 def _flat(name: str, bound: Any, shapes: Mapping[str, Sequence[int]]) -> Array:
     """The elements of a bound for all inputs, one after the other."""
+    ends = np.cumsum([prod(shape) for shape in shapes.values()])
+    if len(ends) > 1 and isinstance(bound, Tensor | np.ndarray) and tuple(bound.shape) == (ends[-1],):
+        bound = tuple(np.split(_numbers(name, bound), ends[:-1]))
     if isinstance(bound, Mapping):
         if bound.keys() != shapes.keys():
             raise ValueError(f"{name} must have the names of the inputs ({', '.join(shapes)}), got {', '.join(bound)}")
@@ -117,11 +123,11 @@ def _flat(name: str, bound: Any, shapes: Mapping[str, Sequence[int]]) -> Array:
     for (key, shape), part in zip(shapes.items(), bound, strict=True):
         array = _numbers(name, part)
         try:
-            parts.append(np.broadcast_to(array, shape).ravel())
+            parts.append(array if array.shape == (prod(shape),) else np.broadcast_to(array, shape).ravel())
         except ValueError as error:
             raise ValueError(
-                f"{name} must be a number, or broadcast to {tuple(shape)}, one sample of {key!r}, got shape "
-                f"{array.shape}"
+                f"{name} must be a number, or broadcast to {tuple(shape)}, one sample of {key!r}, or be the vector of "
+                f"its elements, got shape {array.shape}"
             ) from error
     flat = np.concatenate(parts)
     if not np.isfinite(flat).all():
@@ -142,7 +148,8 @@ def _numbers(name: str, given: Any) -> Array:
     except ValueError as error:  # lists of several lengths
         raise ValueError(f"{name} must be a number or an array, got {type(given).__name__}: {error}") from error
     if not np.can_cast(array.dtype, np.float64):
-        raise TypeError(f"{name} must hold real numbers, got {type(given).__name__} of {array.dtype}")
+        of = f" of {array.dtype}" if array.ndim else ""
+        raise TypeError(f"{name} must hold real numbers, got {type(given).__name__}{of}")
     return array.astype(np.float64)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 from itertools import chain, count
-from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -25,7 +24,7 @@ from conv2affine.network.regions.local import LocalMap
 from conv2affine.network.regions.region import LinearRegion, csr_bytes, of_points, to_csr
 from conv2affine.network.torch.exporter import export_torch
 from conv2affine.network.torch.importing.importer import import_torch
-from conv2affine.network.torch.models.intake import Model, hold
+from conv2affine.network.torch.models.intake import ExampleInputs, Model, hold
 from conv2affine.network.torch.models.surroundings import alone
 from conv2affine.network.torch.modules import Affine
 from conv2affine.network.torch.noise import wider
@@ -38,7 +37,9 @@ TOLERANCE = 1e-9
 
 
 @alone
-def linear_region(model: Model, x: Any, *, layout: Layout = "dense", dtype: torch.dtype | None = None) -> LinearRegion:
+def linear_region(
+    model: Model, x: ExampleInputs, *, layout: Layout = "dense", dtype: torch.dtype | None = None
+) -> LinearRegion:
     """The affine map that a network of affine and piecewise-linear steps is around a point, and where it holds.
 
         model(x).flatten(1) == x.flatten(1) @ weight.T + bias    for all x with G @ x.flatten() <= h

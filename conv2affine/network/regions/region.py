@@ -52,7 +52,8 @@ class LinearRegion:
 
     def __repr__(self) -> str:
         (outputs, inputs), walls = self._local.shape, int(self._local.is_wall.sum())
-        return f"LinearRegion({outputs} outputs, {inputs} inputs, {len(self.pattern)} steps, {walls} walls)"
+        points = f"{self._local.points} points, " if self._local.points > 1 else ""
+        return f"LinearRegion({points}{outputs} outputs, {inputs} inputs, {len(self.pattern)} steps, {walls} walls)"
 
     @cached_property
     def radius(self) -> Tensor:

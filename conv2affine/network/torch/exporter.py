@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
+from collections import Counter
 from collections.abc import Callable
 from keyword import iskeyword
 from typing import Any
@@ -23,6 +24,7 @@ from conv2affine.network.torch.modules import Container, PerSample
 
 Make = Callable[[str, Matrix, Array | None], nn.Module]
 Cast = Callable[[torch.dtype], torch.dtype]
+Node = Any  # of a graph, or its value
 
 
 def export_torch(network: TorchNetwork, cast: Cast, make: Make) -> fx.GraphModule:
@@ -31,40 +33,44 @@ def export_torch(network: TorchNetwork, cast: Cast, make: Make) -> fx.GraphModul
     `cast` maps a dtype of the imported module to that of the result; `make` takes a name, a matrix and a bias, and
     gives a layer.
     """
-    exporter = _Exporter(network, cast, make)
-    return fx.GraphModule(exporter.run(), exporter.graph, "LinearNetwork").eval()
+    root, graph = nn.Module(), fx.Graph()
+    Exporter(network, cast, make, root, graph).run()
+    # Here, so that code is generated once. No call has a side effect.
+    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+    return fx.GraphModule(root.to(network.device), graph, "LinearNetwork").eval()
 
 
-def interpreter(network: TorchNetwork, cast: Cast, make: Make) -> fx.Interpreter:
-    """Runs a network as the module of `export_torch` does, without code, which takes longer than a small run."""
-    exporter = _Exporter(network, cast, make)
-    return fx.Interpreter(exporter.run(), graph=exporter.graph)
+class Exporter:
+    """Writes the calls of a network into an `fx.Graph`, or what has its methods; layers and constants into `root`."""
 
+    def __init__(self, network: TorchNetwork, cast: Cast, make: Make, root: nn.Module, graph: Any) -> None:
+        self.network, self.cast, self.make, self.root, self.graph = network, cast, make, root, graph
+        self.nodes: dict[Value, Any] = {}
+        self.first: Any = None
 
-class _Exporter:
-    def __init__(self, network: TorchNetwork, cast: Cast, make: Make) -> None:
-        self.network, self.cast, self.make = network, cast, make
-        self.root = nn.Module()
-        self.graph = fx.Graph()
-        self.nodes: dict[Value, fx.Node] = {}
-
-    def run(self) -> nn.Module:
-        """Emit the inputs, the nodes and the outputs; the layers and constants are those of the returned module."""
+    def run(self) -> None:
+        """Emit the inputs, the nodes and the outputs."""
         graph = self.network.graph
         for value in graph.inputs:
             node = self.graph.placeholder(value.name)
+            self.first = node if self.first is None else self.first
             self.nodes[value] = self.flat(node, value.shape)
+        users = Counter(value for node in graph.nodes for value in node.inputs) + Counter(graph.outputs)
         for item in graph.nodes:
             if isinstance(item, Piece):
                 self.nodes[item.output] = self.piece(item)
             else:
                 self.step(item)
+            for value in item.inputs:
+                users[value] -= 1
+                if not users[value]:
+                    del self.nodes[value]
         results = iter([self.shaped(self.nodes[v], s) for v, s in zip(graph.outputs, graph.output_shapes, strict=True)])
-        leaves = [next(results) if isinstance(leaf, Value) else leaf for leaf in self.network.leaves]
-        self.output([self.constant(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves])
-        # Here, so that code is generated once. No call has a side effect.
-        self.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
-        return self.root.to(self.network.device)
+        self.output([next(results) if isinstance(leaf, Value) else self.leaf(leaf) for leaf in self.network.leaves])
+
+    def leaf(self, leaf: Any) -> Any:
+        """An output that does not depend on inputs."""
+        return self.constant(leaf) if isinstance(leaf, Tensor) else leaf
 
     def output(self, leaves: list[Any]) -> None:
         """The outputs, nested as those of the model."""
@@ -76,7 +82,7 @@ class _Exporter:
         self.root.add_module(name, Container(structure))
         self.graph.output(self.graph.call_module(name, tuple(leaves)))
 
-    def piece(self, piece: Piece) -> fx.Node:
+    def piece(self, piece: Piece) -> Node:
         """The sum of a layer for each source; a source that is only added needs none."""
         terms = list(piece.map.terms.items())
         if not terms:
@@ -97,7 +103,7 @@ class _Exporter:
             total = self.graph.call_function(torch.add, (total, operand))
         return total
 
-    def layer(self, origin: tuple[str, ...], node: fx.Node, matrix: Matrix, bias: Any) -> fx.Node:
+    def layer(self, origin: tuple[str, ...], node: Node, matrix: Matrix, bias: Any) -> Node:
         """A linear layer, named after the first module whose work it does."""
         name = self.unused(origin[0])
         self.root.add_module(name, self.make(name, matrix, bias))
@@ -134,7 +140,7 @@ class _Exporter:
         for value, node, shape in zip(step.outputs, results, shapes, strict=True):
             self.nodes[value] = self.flat(node, shape)
 
-    def kind(self, step: Step, inputs: list[fx.Node]) -> fx.Node:
+    def kind(self, step: Step, inputs: list[Node]) -> Node:
         """A step that its kind defines."""
         if step.kind in SIMPLE:
             return self.graph.call_function(SIMPLE[step.kind], tuple(inputs))
@@ -147,13 +153,13 @@ class _Exporter:
             return self.graph.call_function(function, (inputs[0], slope))
         if step.kind == "clip":
             low, high = (None if n in (-np.inf, np.inf) else n for n in (numbers["low"], numbers["high"]))
-            both = isinstance(low, fx.Node) or isinstance(high, fx.Node)  # both are tensors, or both are numbers
-            if both:
+            are_numbers = {type(low), type(high)} <= {float, type(None)}
+            if not are_numbers:  # torch.clamp takes two numbers, or two tensors
                 low, high = (self.number(self.root, self.graph, step.parameters[n], True) for n in ("low", "high"))
             return self.graph.call_function(torch.clamp, (inputs[0], low, high))
         raise NotImplementedError(f"a step of kind {step.kind} from {step.origin} has no operator to run it")
 
-    def window(self, step: Step, node: fx.Node) -> fx.Node:
+    def window(self, step: Step, node: Node) -> Node:
         """The largest or the smallest element of each window."""
         reduce, nothing = (torch.amax, -np.inf) if step.kind == "window_max" else (torch.amin, np.inf)
         windows = np.asarray(step.parameters["windows"])
@@ -172,19 +178,19 @@ class _Exporter:
             return array.item()
         return self.buffer(root, graph, torch.from_numpy(np.array(array)).to(self.cast(self.network.dtype)))
 
-    def constant(self, tensor: Tensor) -> fx.Node:
+    def constant(self, tensor: Tensor) -> Node:
         """A constant of one sample, repeated for each sample."""
-        samples = self.graph.call_method("size", (next(iter(self.graph.nodes)), 0))
+        samples = self.graph.call_method("size", (self.first, 0))
         one = self.buffer(self.root, self.graph, tensor)
         return self.graph.call_method("repeat", (one, samples, *[1] * (tensor.dim() - 1)))
 
-    def buffer(self, root: nn.Module, graph: fx.Graph, tensor: Tensor) -> fx.Node:
+    def buffer(self, root: nn.Module, graph: fx.Graph, tensor: Tensor) -> Node:
         """A constant tensor."""
         name = f"constant_{sum(1 for _ in root.buffers(recurse=False))}"
-        root.register_buffer(name, tensor.to(self.cast(tensor.dtype), copy=True))
+        root.register_buffer(name, tensor.to(self.network.device, self.cast(tensor.dtype), copy=True))
         return graph.get_attr(name)
 
-    def call(self, graph: fx.Graph, root: nn.Module, op: AtenCall, inputs: list[fx.Node]) -> fx.Node:
+    def call(self, graph: fx.Graph, root: nn.Module, op: AtenCall, inputs: list[Node]) -> Node:
         """A call of an operator, with its constant tensors as buffers."""
 
         def constant(argument: Any) -> Any:
@@ -202,13 +208,13 @@ class _Exporter:
         graph.output(result)
         return fx.GraphModule(root, graph)
 
-    def flat(self, node: fx.Node, shape: tuple[int, ...]) -> fx.Node:
+    def flat(self, node: Node, shape: tuple[int, ...]) -> Node:
         """A batch of tensors of shape (1, ...) as one vector per sample."""
         if len(shape) == 2:
             return node
         return self.graph.call_method("unsqueeze" if len(shape) == 1 else "flatten", (node, 1))
 
-    def shaped(self, node: fx.Node, shape: tuple[int, ...]) -> fx.Node:
+    def shaped(self, node: Node, shape: tuple[int, ...]) -> Node:
         """One vector per sample as a batch of tensors of shape (1, ...)."""
         if len(shape) == 1:
             return self.graph.call_method("flatten", (node,))

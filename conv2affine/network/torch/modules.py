@@ -67,6 +67,32 @@ class BoxChain(nn.Sequential):
 
     where = ""  # the box, for people to read
 
+    def describe(
+        self,
+        where: str,
+        box: tuple[Tensor, ...],
+        bounds: tuple[tuple[Tensor, ...], ...],
+        dtype: torch.dtype,
+    ) -> None:
+        """Set the box in words and in numbers, and the bounds of the layers in a dtype."""
+        self.where, self.box, self._bounds, self._dtype = where, box, bounds, dtype
+
+    @property
+    def bounds(self) -> tuple[tuple[Tensor, ...], ...]:
+        """For each linear layer the pair (low, high) of float64 tensors (rows,).
+
+        Raises:
+            ValueError: If the chain was converted to a dtype that does not have its numbers.
+        """
+        bounds = self._bounds
+        for dtype in {parameter.dtype for parameter in self.parameters()}:
+            if torch.promote_types(dtype, self._dtype) is not dtype:
+                raise ValueError(
+                    f"bounds hold for a chain in {self._dtype}, and this one was converted to {dtype}; call to_mlp "
+                    f"with dtype={dtype}"
+                )
+        return bounds
+
     def extra_repr(self) -> str:
         """The box; of a slice of the chain, nothing."""
         return self.where and f"for {self.where}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,13 +22,17 @@ WIDER = {torch.complex32: torch.complex128, torch.complex64: torch.complex128}
 WIDER |= dict.fromkeys((torch.float16, torch.bfloat16, torch.float32), torch.float64)
 # Number of random factors, which are reused.
 FACTORS = 2**16
+# An element is near a wall where it is nearer than this many times the range of its noise in a few runs.
+NEAR = 4
+# Constants with the shape of an input: their number is rounded as in the model.
+FILLS = (torch.ops.aten.full_like.default, torch.ops.aten.new_full.default)
 # Elements of a weight that are widened at a time.
 PART_ELEMENTS = 2**24
-# Operators that move or choose elements, and round none.
+# Operators that move or choose elements, and round none. A clip is none of them: sums of its bounds are rounded.
 MOVES = frozenset(
     (
         *("cat", "stack", "clone", "copy", "constant_pad_nd", "index", "index_select", "gather", "select_scatter"),
-        *("slice_scatter", "repeat", "roll", "flip", "relu", "clamp", "hardtanh", "max_pool2d_with_indices", "where"),
+        *("slice_scatter", "repeat", "roll", "flip", "relu", "max_pool2d_with_indices", "where"),
         # A collective: before the last of these its result is not there yet.
         *("all_gather_into_tensor", "_wrap_tensor_autograd", "wait_tensor"),
     )
@@ -49,17 +54,35 @@ class Noise(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Args:
         size: As `torch.finfo(dtype).eps`.
+        run: Which of several runs it is for. Run 2 n + 1 has the opposite noise of run 2 n: where one of them lies on
+            the flat side of a ReLU, the other does not.
+        copies: How often a batch holds its samples. A ReLU then keeps the noise of an element that is as near to 0 as
+            its copies are to each other: after several ReLUs, all copies may else lie on the flat side of one.
     """
 
-    def __init__(self, size: float) -> None:
+    def __init__(self, size: float, run: int = 0, copies: int = 1) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(run // 2)
         factors = torch.empty(2 * FACTORS, dtype=torch.float64, device="cpu")
-        self.factors = factors.uniform_(1 - size, 1 + size, generator=generator)
-        self.random = random.Random(0)
+        self.factors = 1 + factors.uniform_(-size, size, generator=generator) * (-1 if run % 2 else 1)
+        self.random = random.Random(run // 2)
+        self.copies = copies
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self.disturbed(func, func(*args, **(kwargs or {})))
+        results = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.relu.default and self.copies > 1:
+            return self.relu(args[0], results)
+        return self.disturbed(func, results)
+
+    def relu(self, x: Tensor, y: Tensor) -> Tensor:
+        """The ReLU y of x, with the noise of x where that may lead from one side of 0 to the other."""
+        if not x.dim() or len(x) % self.copies or not x.is_floating_point():
+            return y
+        copies = x.reshape(self.copies, len(x) // self.copies, *x.shape[1:])  # it may have no elements
+        low, high = copies.amin(0), copies.amax(0)
+        middle = low + (high - low) / 2
+        near = torch.maximum(low, -high) < NEAR * (high - low)
+        return torch.where(near, middle.relu() + (copies - middle), y.reshape(copies.shape)).reshape(x.shape)
 
     def disturbed(self, func: Any, results: Any) -> Any:
         """The results of an operator with noise; as they are where it rounds nothing."""
@@ -110,22 +133,22 @@ class InDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         self.functions.__exit__(*error)  # type: ignore[no-untyped-call]
 
-    def reaches(self, *leaves: Any) -> bool:
+    def reaches(self, leaves: Iterable[Any]) -> bool:
         """Whether inputs reach any of these."""
         return any(isinstance(x, Tensor) and x in self.values for x in leaves)
 
     def exact(self, item: Any) -> Any:
         """A tensor in float64; dtypes are widened, all else stays."""
-        return self.values[item] if isinstance(item, Tensor) and item in self.values else wider(item)
+        value = self.values.get(item) if isinstance(item, Tensor) else None  # type: ignore[no-untyped-call]
+        return wider(item) if value is None else value
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        tensors: list[Tensor] = []
-        map_aggregate((args, kwargs), lambda x: tensors.append(x) if isinstance(x, Tensor) else None)
-        if not self.reaches(*tensors) and not (self.functions.is_reached and _rounds(func)):
+        if not self.reaches(_leaves((args, kwargs))) and not (self.functions.is_reached and _rounds(func)):
             return func(*args, **kwargs)
-        for argument, x in zip(func._schema.arguments, args, strict=False):
-            if argument.is_write and isinstance(x, Tensor) and x not in self.values and x.dtype in WIDER:
+        for place in _written(func):
+            x = args[place] if place < len(args) else None
+            if isinstance(x, Tensor) and x not in self.values and x.dtype in WIDER:
                 raise TypeError(f"{func} would write to {x.dtype} what is computed in float64")
         exact = self.result(func, args, kwargs)
         if self.noise:
@@ -138,6 +161,8 @@ class InDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def result(self, func: Any, args: Any, kwargs: Any) -> Any:
         """What an operator gives in float64."""
+        if func in FILLS:
+            return wider(func(*args, **kwargs))
         if func is torch.ops.aten.addmm.default and not kwargs and args[2].numel() > PART_ELEMENTS:
             bias, x, weight = args
             if weight not in self.values and bias.shape[-1:] == weight.shape[1:]:
@@ -151,6 +176,20 @@ class InDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **kwargs)
 
 
+def _leaves(arguments: Any) -> list[Any]:
+    """What arguments hold, as `pytree.tree_leaves`, which takes twenty times as long."""
+    leaves: list[Any] = []
+    map_aggregate(arguments, leaves.append)
+    return leaves
+
+
+@cache  # a schema makes its arguments anew each time
+def _written(func: Any) -> tuple[int, ...]:
+    """Places of the arguments that an operator writes to."""
+    return tuple(place for place, argument in enumerate(func._schema.arguments) if argument.is_write)
+
+
+@cache
 def _rounds(func: Any) -> bool:
     """Whether an operator is neither a cast nor a view, and does not write to its arguments."""
     return func.overloadpacket.__name__ != "_to_copy" and not any(each.alias_info for each in func._schema.returns)
@@ -169,8 +208,8 @@ class _Functions(TorchFunctionMode):
         self.double, self.is_reached = double, False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        before, leaves = self.is_reached, pytree.tree_leaves((args, kwargs))
-        self.is_reached = before or self.double.reaches(*leaves) or any(map(_is_in_vmap, leaves))
+        before, leaves = self.is_reached, _leaves((args, kwargs))
+        self.is_reached = before or self.double.reaches(leaves) or any(map(_is_in_vmap, leaves))
         try:
             if not self.is_reached:  # within a mode, linalg.eigvalsh computes otherwise
                 with _disable_current_modes():

@@ -96,7 +96,7 @@ def module_runner(model: nn.Module, network: OnnxNetwork) -> Run:
             result = model(*batch)
         return [leaf.numpy(force=True) for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
 
-    return Run(functools.partial(run, nullcontext()), noisy=lambda size: Run(functools.partial(run, Noise(size))))
+    return Run(functools.partial(run, nullcontext()), noisy=lambda *given: Run(functools.partial(run, Noise(*given))))
 
 
 def _node(node: Node, opset: int) -> Node:

@@ -17,7 +17,7 @@ Table = dict[Any, Callable[..., Any]]
 # Not decomposed: a rule covers them, or they say more than what they decompose into.
 UNDECOMPOSED = (
     *("linear", "matmul", "pad", "prelu", "glu", "scaled_dot_product_attention", "layer_norm", "group_norm"),
-    *("linalg_solve", "nan_to_num"),
+    *("linalg_solve", "linalg_vector_norm", "nan_to_num"),
     "multilabel_margin_loss_forward",  # of which PyTorch's decomposition is another function
     # They would become a check of errors, which is no operator.
     *("linalg_inv", "linalg_cholesky", "linalg_lu_factor", "linalg_ldl_factor"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from conv2affine.network.torch.models.held import Named, Program, Script
 from conv2affine.network.torch.models.program import tensors, unwrap
 
 Model = nn.Module | ExportedProgram | str | Path
+ExampleInputs = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
 
 def hold(model: Model, example_inputs: Any, argument: str = "example_inputs") -> tuple[nn.Module, tuple[Tensor, ...]]:
@@ -59,13 +60,14 @@ def hold(model: Model, example_inputs: Any, argument: str = "example_inputs") ->
 def _load(path: Path) -> Any:
     """The program or TorchScript module of a file."""
     if path.suffix == ".onnx":
-        raise TypeError(f"model ({path}) must be a module, and is an ONNX file; call conv2affine.onnx.convert")
+        advice = "conv2affine.onnx has plan, convert and check for these"
+        raise TypeError(f"model ({path}) must be a module, and is an ONNX file; {advice}")
     if not path.is_file():
         raise FileNotFoundError(f"model ({path}) must be a module, or a file of one, and there is no such file")
     entries = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
     if any("/code/" in entry for entry in entries):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript
+            warnings.filterwarnings("ignore", "`torch.jit")  # deprecated
             return torch.jit.load(path)  # type: ignore[no-untyped-call]
     if any(entry.endswith(("serialized_exported_program.json", "/models/model.json")) for entry in entries):
         return torch.export.load(path)

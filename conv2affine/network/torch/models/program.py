@@ -24,7 +24,7 @@ from conv2affine.network.torch.models.held import Named, Program, class_name
 from conv2affine.network.torch.models.surroundings import users_device
 
 # What to do, where torch.export fails.
-BRANCHES = "compute with tensors alone, without branches on what is in them, as torch.where(x > 0, a, b)"
+BRANCHES = "compute with tensors alone, without branches on what is in them, such as torch.where(x > 0, a, b)"
 CAUSES = {
     "fake tensor": (
         "a tensor with values is lost",
@@ -145,7 +145,7 @@ def _class_and_advice(x: Any) -> str:
     if name == "ndarray":
         return f"{name}; pass torch.from_numpy(x)"
     if isinstance(x, int):
-        return f"{name}; pass a tensor, as torch.rand(1, 3, 32, 32) for a size, and set other arguments in a module"
+        return f"{name}; pass a tensor, such as torch.rand(1, 3, 32, 32), and set other arguments in a module"
     return name if isinstance(x, tuple | list) else f"{name}; set arguments that are not tensors in a module"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -96,6 +97,11 @@ def _equal(first: Tensor | None, second: Tensor | None) -> bool:
     )
 
 
+def _is_same(container: dict[Any, Any], content: dict[Any, Any]) -> bool:
+    """Whether a dict holds the very objects of another, by the same keys."""
+    return container.keys() == content.keys() and all(map(operator.is_, container.values(), content.values()))
+
+
 class _State:
     """What a model holds: its modules' attributes, containers and helper objects in them, and copies of all tensors.
 
@@ -135,9 +141,9 @@ class _State:
         self.containers.append((attributes, dict(attributes)))
         for key in DICTS:
             value = attributes.get(key, {})
-            self.containers.append((value, dict(value)))
-            for tensor in value.values():
-                if isinstance(tensor, Tensor) and self.registered:
+            self.containers.append((value, dict(value) if value else {}))  # most are empty
+            for tensor in value.values() if value and self.registered else ():
+                if isinstance(tensor, Tensor):
                     self.tensor(tensor)
         for key, value in list(attributes.items()):
             if key not in PYTORCHS:
@@ -210,9 +216,7 @@ class _State:
         for container, content in reversed(self.containers):
             if isinstance(container, list):
                 container[:] = content
-            elif len(container) != len(content) or any(
-                container.get(key, self) is not value for key, value in content.items()
-            ):
+            elif (container or content) and not _is_same(container, content):
                 container.clear()
                 container.update(content)
         for module, key, value in self.scripted:

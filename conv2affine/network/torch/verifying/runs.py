@@ -1,4 +1,4 @@
-"""Runs of a model, of what it was converted to, and of its affine pieces: outputs, and the scale of each element.
+"""Runs of a model and of what it was converted to: outputs, and the scale of each element.
 
 And runs of its operators on a batch and on each sample, which show what mixes samples.
 """
@@ -14,13 +14,10 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from conv2affine.network.comparison import COARSE, RUNS, is_close, scale
-from conv2affine.network.torch.exporter import interpreter
 from conv2affine.network.torch.importing.call import operator_name, origin
-from conv2affine.network.torch.importing.importer import TorchNetwork
 from conv2affine.network.torch.models.program import export
 from conv2affine.network.torch.models.surroundings import users_device
-from conv2affine.network.torch.modules import Affine
-from conv2affine.network.torch.noise import InDouble, Noise, wider
+from conv2affine.network.torch.noise import InDouble, Noise
 
 # The random samples, in units of the largest element of the example; and as many samples of that are run at most.
 SCALES = (1 / 64, 1 / 2, 4)
@@ -54,7 +51,7 @@ class Apart(nn.Module):
     def forward(self, *inputs: Tensor) -> list[Tensor]:
         """Join, run and split."""
         joined = inputs if len(inputs) == 1 else [torch.cat([x.reshape(len(x), -1) for x in inputs], 1)]
-        [vector] = _leaves(self.module(*joined), flat=True)
+        [vector] = listed(self.module(*joined), flat=True)
         if vector.shape[1] != sum(self.sizes):  # the model mixes samples: this is the wrong shape for each output
             return [vector] * len(self.sizes)
         return list(torch.split(vector, self.sizes, 1))
@@ -62,20 +59,7 @@ class Apart(nn.Module):
 
 def result_outputs(result: nn.Module, inputs: Sequence[Tensor], flat: bool) -> list[Any]:
     """The outputs of the result."""
-    return _leaves(result(*inputs), flat)
-
-
-def piece_outputs(network: TorchNetwork, inputs: Sequence[Tensor], expected: list[Any], flat: bool) -> list[Any]:
-    """The outputs of the affine pieces and steps in float64; None if a step, such as one that reads bytes, cannot."""
-    run_pieces = interpreter(network, wider, lambda _, matrix, bias: Affine(matrix, bias)).run
-    try:
-        outputs = _leaves((Apart(run_pieces, expected) if flat else run_pieces)(*map(wider, inputs)), flat)
-    except RuntimeError:
-        return [None] * len(expected)
-    return [
-        d if isinstance(d, Tensor) and isinstance(a, Tensor) and d.shape == a.shape else None
-        for a, d in zip(expected, outputs, strict=True)
-    ]
+    return listed(result(*inputs), flat)
 
 
 def exact_outputs(
@@ -99,11 +83,10 @@ def model_scales(
     The scale is how far an element moves, for one unit of noise. No scale is less than the one before.
     """
     eps = eps if is_double else COARSE * eps
-    noise: Noise | None = None
     moved: list[list[Any]] = []
     for runs in (0, 1, RUNS):
         while len(moved) < runs:
-            noise = noise or Noise(eps)
+            noise = Noise(eps, len(moved))
             if is_double:
                 moved.append(_in_double(model, inputs, noise, flat))
             else:
@@ -116,8 +99,8 @@ def result_scales(
     result: nn.Module, inputs: Sequence[Tensor], got: list[Any], eps: float, flat: bool
 ) -> list[Tensor | float]:
     """The scale of each element of the outputs of the result: what it computes inside may be larger."""
-    with Noise(COARSE * eps):
-        moved = _leaves(result(*(x.repeat(RUNS, *[1] * (x.dim() - 1)) for x in inputs)), flat)
+    with Noise(COARSE * eps, copies=RUNS):
+        moved = listed(result(*(x.repeat(RUNS, *[1] * (x.dim() - 1)) for x in inputs)), flat)
     scales: list[Tensor | float] = []
     for a, b in zip(got, moved, strict=True):
         has_rows = isinstance(a, Tensor) and b.shape == (RUNS * len(inputs[0]), *a.shape[1:])
@@ -130,16 +113,16 @@ def _in_double(model: nn.Module, inputs: Sequence[Tensor], noise: Noise | None, 
     copies = [x.clone() for x in inputs]
     with InDouble(copies, noise) as double, users_device(inputs):
         outputs = model(*copies)
-    return _leaves(pytree.tree_map(double.exact, outputs), flat)
+    return listed(pytree.tree_map(double.exact, outputs), flat)
 
 
 def run(model: nn.Module, inputs: Sequence[Tensor], flat: bool) -> list[Any]:
     """The outputs of a model for copies of inputs, as it may write to them."""
     with users_device(inputs):
-        return _leaves(model(*(x.clone() for x in inputs)), flat)
+        return listed(model(*(x.clone() for x in inputs)), flat)
 
 
-def _leaves(outputs: Any, flat: bool) -> list[Any]:
+def listed(outputs: Any, flat: bool) -> list[Any]:
     """The outputs as a list; with `flat`, the tensors among them, as one vector per sample."""
     leaves = list(pytree.tree_leaves(outputs))
     if not flat:

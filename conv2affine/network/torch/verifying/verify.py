@@ -24,12 +24,12 @@ from conv2affine.network.comparison import (
 )
 from conv2affine.network.torch.importing.importer import TorchNetwork
 from conv2affine.network.torch.models.unchanged import unchanged
+from conv2affine.network.torch.verifying.pieces import piece_outputs
 from conv2affine.network.torch.verifying.runs import (
     Apart,
     exact_outputs,
     first_mixing,
     model_scales,
-    piece_outputs,
     result_outputs,
     result_scales,
     run,
@@ -74,7 +74,7 @@ def verify(
             expected = run(model, inputs, flat)
         except Exception as error:
             raise ValueError(
-                f"the model must take a batch of any size, and failed on one of {len(inputs[0])}: {error}"
+                f"the model must take a batch of any size, and fails on one of {len(inputs[0])} samples: {error}"
             ) from error
         taken = [x.to(each) for x, each in zip(inputs, network.input_dtypes, strict=True)]
         own = [x.to(dtypes.get(x.dtype, x.dtype)) for x in taken]
@@ -130,7 +130,9 @@ def _problem(limits: _Limits, a: Any, b: Any, c: Any, d: Any, size: Any, own_siz
     wanted = limits.dtypes.get(a.dtype, a.dtype)
     if not problem and wanted is not b.dtype:
         problem = f"{b.dtype} for {wanted}"
-    if not problem and d is not None:
+    if not problem and d is not None and d.shape != c.shape:
+        problem = f"{difference(c, d, 0)} in float64"
+    elif not problem and d is not None:
         # Some models compute something else in float64, such as those that read the limits of their dtype.
         allowed = (EXACT if limits.is_double else tolerance) * (size + own_size) + limits.floor
         problem = difference(torch.where(drift <= tolerance * size, c, d), d, allowed)
@@ -166,11 +168,17 @@ def _explain(
     """Raise ValueError if the model does not treat each sample by itself, in this output or in another."""
     runs = [run(model, [x[n : n + 1] for x in inputs], flat) for n in range(len(inputs[0]))]
     for each in (number, *range(number), *range(number + 1, len(together))):
-        _explain_output(model, inputs, each, together[each], [alone[each] for alone in runs], tolerance)
+        _explain_output(model, inputs, each, together[each], [alone[each] for alone in runs], tolerance, flat)
 
 
 def _explain_output(
-    model: nn.Module, inputs: Sequence[Tensor], number: int, together: Any, alone: list[Any], tolerance: float
+    model: nn.Module,
+    inputs: Sequence[Tensor],
+    number: int,
+    together: Any,
+    alone: list[Any],
+    tolerance: float,
+    flat: bool,
 ) -> None:
     """Raise ValueError if an output for a batch is not that for each sample."""
     count = len(alone)
@@ -182,13 +190,15 @@ def _explain_output(
             )
         return
     joined = torch.cat(alone) if alone[0].dim() else torch.stack(alone)
-    if together.shape == joined.shape and is_close(together, joined, tolerance):
+    has_rows = len(joined) == count or not flat
+    if has_rows and together.shape == joined.shape and is_close(together, joined, tolerance):
         return
-    name = first_mixing(model, inputs, tolerance)
-    if not name and together.shape != joined.shape:
+    name = has_rows and first_mixing(model, inputs, tolerance)
+    if not has_rows or (not name and together.shape != joined.shape):
         raise ValueError(
             f"output {number} must have one row per sample, batch first, and has shape {tuple(together.shape)} for "
-            f"{count} samples, {tuple(alone[0].shape)} for one; permute it, or expand a constant to the batch"
+            f"{count} samples, {tuple(alone[0].shape)} for one; keep the batch axis, as y.flatten(1) does, permute it, "
+            "or expand a constant to the batch"
         )
     raise ValueError(
         f"{name or 'the model'} mixes the samples of a batch: its result for one depends on the others, or on their "
