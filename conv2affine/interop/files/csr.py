@@ -18,7 +18,7 @@ from conv2affine.convolution.blocks import check_rows, csr_rows, row_blocks
 from conv2affine.convolution.geometry import Geometry
 from conv2affine.convolution.layouts import check_request
 from conv2affine.interop.files.datasets import Place, check_digest, places
-from conv2affine.interop.files.storage import COUNTER, CSR, Block, Contents, csr_block, csr_datasets, open_hdf5, save
+from conv2affine.interop.files.storage import COUNTER, Block, Contents, open_hdf5, save
 from conv2affine.interop.scipy import ARRAY_DTYPES, scipy_weight
 from conv2affine.operators import ops
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 NAMES = ("data", "indices", "indptr")
+# Of a matrix in CSR, as anndata reads it.
+# Source: https://anndata.readthedocs.io/en/stable/fileformat-prose.html
+CSR = {"encoding-type": "csr_matrix", "encoding-version": "0.1.0"}
 
 
 def save_csr(
@@ -135,6 +138,21 @@ def _map(path: str | os.PathLike[str], place: Place) -> NDArray[Any]:
     if place.offset is None:
         raise ValueError(f"path ({path}) was written again by another program; read it with anndata.io.read_elem")
     return np.memmap(path, place.dtype, "r", place.offset, place.shape)
+
+
+def csr_datasets(
+    group: str, rows: int, nnz: int, dtype: torch.dtype, index_dtype: torch.dtype
+) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """The datasets of a matrix in CSR."""
+    kinds = {"data": (dtype, (nnz,)), "indices": (index_dtype, (nnz,)), "indptr": (index_dtype, (rows + 1,))}
+    return {group + name: kind for name, kind in kinds.items()}
+
+
+def csr_block(group: str, row: int, before: int, parts: tuple[Tensor, Tensor, Tensor]) -> list[tuple[str, int, Tensor]]:
+    """Rows of a matrix in CSR: from `row` on, as (crow_indices, col_indices, values), with `before` entries before."""
+    starts, columns, values = parts
+    places = ("data", before, values), ("indices", before, columns), ("indptr", row, starts + before)
+    return [(group + name, start, part) for name, start, part in places]
 
 
 def csr_blocks(

@@ -12,9 +12,9 @@ from scipy.sparse import csr_array
 
 from conv2affine.convolution.guard import check_left
 from conv2affine.convolution.sizes import INT32_MAX
-from conv2affine.interop.files.csr import csr_blocks
+from conv2affine.interop.files.csr import CSR, csr_block, csr_blocks, csr_datasets
 from conv2affine.interop.files.description import Layer
-from conv2affine.interop.files.storage import CSR, Block, csr_block, csr_datasets
+from conv2affine.interop.files.storage import Block
 from conv2affine.network.matrices.layers import Convolution
 from conv2affine.network.matrices.matrix import Matrix
 from conv2affine.network.matrices.rows import by_rows, entries_of, held_entries, row_blocks, take_rows

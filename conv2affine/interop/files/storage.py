@@ -39,9 +39,6 @@ from conv2affine.interop.files.datasets import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# Of a matrix in CSR, as anndata reads it.
-# Source: https://anndata.readthedocs.io/en/stable/fileformat-prose.html
-CSR = {"encoding-type": "csr_matrix", "encoding-version": "0.1.0"}
 COUNTER = "rows_written"
 # Bytes that are written again after a kill, at most.
 SYNC_BYTES = 2**26
@@ -119,21 +116,6 @@ def check_absent(path: Path) -> None:
     """Refuse to write over a file."""
     if os.path.lexists(path):  # a link to nothing is a file too
         raise FileExistsError(f"path ({path}) must not exist; delete the file, or choose another name")
-
-
-def csr_datasets(
-    group: str, rows: int, nnz: int, dtype: torch.dtype, index_dtype: torch.dtype
-) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    """The datasets of a matrix in CSR."""
-    kinds = {"data": (dtype, (nnz,)), "indices": (index_dtype, (nnz,)), "indptr": (index_dtype, (rows + 1,))}
-    return {group + name: kind for name, kind in kinds.items()}
-
-
-def csr_block(group: str, row: int, before: int, parts: tuple[Tensor, Tensor, Tensor]) -> list[tuple[str, int, Tensor]]:
-    """Rows of a matrix in CSR: from `row` on, as (crow_indices, col_indices, values), with `before` entries before."""
-    starts, columns, values = parts
-    places = ("data", before, values), ("indices", before, columns), ("indptr", row, starts + before)
-    return [(group + name, start, part) for name, start, part in places]
 
 
 def h5py_module() -> ModuleType:
