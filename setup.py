@@ -73,7 +73,7 @@ def torch_requirement() -> str:
     if minors != [(major, minor) for minor in range(first, last + 1)]:
         raise SystemExit(f"the torches to build for ({minors}) must be minor versions that follow one another")
     if not {*minors} <= {*TESTED_WITH}:
-        found, tested = (", ".join(f"{major}.{minor}" for major, minor in each) for each in (minors, TESTED_WITH))
+        found, tested = (" or ".join(f"{major}.{minor}" for major, minor in each) for each in (minors, TESTED_WITH))
         raise SystemExit(f"torch {found} must be one that conv2affine is tested with: install torch {tested}")
     return f"torch>={major}.{first},<{major}.{last + 1}"
 

@@ -71,6 +71,8 @@ def test_the_same_torches_everywhere():
     assert re.search(r'CONV2AFFINE_TORCH = "(.+?)"', pyproject)[1] == ":".join(f"/torch/{v}/torch" for v in torches)
     for workflow, job in ("tests", "tests"), ("wheels", "check"):
         assert workflows.load(workflow)["jobs"][job]["strategy"]["matrix"]["torch"] == torches
+    tested = re.search(r"^TESTED_WITH = (.+)  #", (ROOT / "setup.py").read_text(), re.MULTILINE)[1]
+    assert tested == str([tuple(map(int, torch.split(".")[:2])) for torch in torches])
 
 
 def test_jobs_come_after_those_that_they_need():
