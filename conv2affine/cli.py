@@ -147,7 +147,8 @@ def check(
     spec: options.SpecOption = None,
     box: options.BoxOption = None,
     tolerance: Annotated[
-        float | None, typer.Option(min=0, help="Allowed difference; only --box or --spec can show that none is larger.")
+        float | None,
+        typer.Option(min=0, help="Allowed difference. Only a box can show that none is larger: --box or --spec."),
     ] = None,
     as_json: options.JsonOption = False,
     debug: options.DebugOption = False,

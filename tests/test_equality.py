@@ -200,6 +200,23 @@ def test_a_module_and_its_file(tmp_path):
     assert name in result.origin[1]
 
 
+def test_inputs_by_name_may_come_in_any_order():
+    class Difference(nn.Module):
+        def forward(self, x, y):
+            return x - y
+
+    class Opposite(nn.Module):
+        def forward(self, x, y):
+            return y - x
+
+    x, y = torch.rand(2, 1, 3)
+    held = onnx.export(Difference(), (x, y)).model, torch.export.export(Difference(), (x, y)), Difference()
+    for first in held:
+        for inputs in ({"x": x, "y": y}, {"y": y, "x": x}):
+            assert check(first, Difference(), inputs).verdict == "equal"
+            assert check(Opposite(), first, inputs).verdict == "different"
+
+
 def test_command_line(tmp_path):
     weights = random(3, 3), random(3, 3)
     weights[1][0, 0] += 0.01

@@ -137,6 +137,10 @@ JUMPS = {
     "times-whole-part": (lambda h: h * h.int(), "mul must be .* it multiplies values"),
     "far": (lambda h: torch.where(h > 1e6, h + 1, h), "where must be .* it jumps by 1 at 1e[+]06"),
     "sum": (lambda h: torch.where(h > 0, h + 1, h) - 0.5 * (h > 0).to(h), "where must be .* it jumps by 1 at 0"),
+    "to-minus-infinity": (
+        lambda h: torch.where(h > 0, h, -torch.inf).exp(),
+        "where must be affine or piecewise linear",
+    ),
     "sum-of-two": (
         lambda h: torch.where(h > 0, 1.0, h) - (h > 0).to(h) + torch.where(h < 1, h, 3.0),
         "where must be .* it jumps by 2 at 1",

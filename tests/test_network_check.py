@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from network_models import Function
+from network_models import Function, samples
 from torch import nn
 
 import conv2affine
@@ -48,6 +48,32 @@ def test_a_piece_with_a_wrong_row_is_refused(off, dtype, monkeypatch):
 
     monkeypatch.setitem(rules.RULES, "linear", broken)
     with pytest.raises(RuntimeError, match=r"off by .* at \[\d+, 1\], where rounding explains .* in output 0"):
+        conv2affine.to_linear_network(model, x)
+
+
+ENDS = torch.linspace(-1, 1, 6)
+STEPS = {
+    "clip": lambda y: y.clamp(-1e9, 1e9),
+    "clip-of-tensors": lambda y: y.clamp(ENDS - 1e9, ENDS + 1e9),
+    "clip-from-above": lambda y: y.clamp(max=ENDS + 1e9),
+    "leaky-relu": lambda y: nn.functional.leaky_relu(y, 0.5),
+    "prelu": lambda y: nn.functional.prelu(y, torch.linspace(0.1, 0.6, 6)),
+    "windows": lambda y: nn.functional.max_pool1d(y.unsqueeze(1), 3, 1, 1).squeeze(1),
+    "sort": lambda y: y.sort(1).values,
+    "constant": lambda y: (y, ENDS.expand(len(y), 6)),
+    "kept": lambda y: {"a": y.sin(), "b": y.view(-1, 2, 3).transpose(1, 2)},
+}
+
+
+@pytest.mark.parametrize("function", STEPS.values(), ids=STEPS)
+def test_a_small_fault_before_a_step_is_refused(function, monkeypatch):
+    model, x = nn.Sequential(nn.Linear(4, 6), Function(function)).eval(), samples(3, 4, dtype=torch.float32)
+    conv2affine.to_linear_network(model, x)
+    rule = rules.RULES["linear"]
+    monkeypatch.setitem(
+        rules.RULES, "linear", lambda *args, weight, **options: rule(*args, weight=weight * (1 + 1e-7), **options)
+    )
+    with pytest.raises(RuntimeError, match="in float64 in output 0; please report this"):
         conv2affine.to_linear_network(model, x)
 
 

@@ -212,7 +212,7 @@ def test_a_check_finds_changed_bytes(name, path):
         byte = file.read(1)[0]
         file.seek(offset + 5)
         file.write(bytes([byte ^ 1]))
-    with pytest.raises(ValueError, match=r"does not have the bytes that were written: the file is damaged"):
+    with pytest.raises(ValueError, match=r"does not hold what was written: the file is damaged"):
         open_network(path, check=True)
 
 
@@ -223,7 +223,17 @@ def test_a_check_finds_changed_numbers_of_a_matrix(tmp_path):
     with h5py.File(path, "r+") as file:
         file["data"][1] += 1e-7
     open_csr(path)
-    with pytest.raises(ValueError, match=r"conv.h5\) does not have the bytes that were written"):
+    with pytest.raises(ValueError, match=r"conv.h5\) does not hold what was written"):
+        open_csr(path, check=True)
+
+
+def test_a_check_finds_a_changed_attribute(tmp_path):
+    path = tmp_path / "conv.h5"
+    save_csr(path, nn.Conv1d(1, 1, 2), 4)
+    with h5py.File(path, "r+") as file:
+        file.attrs["shape"] = [3, 5]
+    assert open_csr(path).shape == (3, 5)
+    with pytest.raises(ValueError, match=r"conv.h5\) does not hold what was written"):
         open_csr(path, check=True)
 
 

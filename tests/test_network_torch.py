@@ -70,6 +70,29 @@ def test_is_a_module_like_any_other(convert, layout, model, x):
     torch.testing.assert_close(net.float()(x.float()), expected.float(), atol=1e-4, rtol=1e-4)
 
 
+class Turned(nn.Module):
+    """Moves the values of a dict to other keys in each run."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.kept = nn.Linear(3, 3), {"a": torch.zeros(3), "b": torch.ones(3)}
+
+    def forward(self, x):
+        turned = dict(zip(["b", "a"], self.kept.values(), strict=True))
+        self.kept.clear()
+        self.kept.update(turned)
+        return self.linear(x)
+
+
+def test_values_under_other_keys_are_put_back():
+    model = Turned()
+    before = dict(model.kept)
+    for convert in (to_linear_network, to_mlp):
+        convert(model, torch.rand(2, 3))
+        assert list(model.kept) == ["a", "b"]
+        assert all(model.kept[key] is value for key, value in before.items())
+
+
 def test_state_dict(model, x):
     first, second = to_linear_network(model, x, layout="dense"), to_linear_network(build(MODEL), x, layout="dense")
     with torch.no_grad():

@@ -128,7 +128,7 @@ def open_csr(path: str | os.PathLike[str], *, check: bool = False) -> csr_array:
         if written < rows:
             raise ValueError(f"path ({path}) has {written} of {rows} rows; call save_csr again to continue")
         if check:
-            check_digest(path, found)
+            check_digest(file)
         return csr_array(tuple(_map(path, found[name]) for name in NAMES), shape=tuple(map(int, file.attrs["shape"])))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from math import prod
 from typing import Any, NamedTuple
@@ -55,14 +54,16 @@ def mark(dataset: Any, name: str) -> None:
     dataset.attrs[NAME] = name
 
 
-def digest_of(path: str | os.PathLike[str], found: Mapping[str, Place]) -> bytes:
-    """SHA-256 of all datasets but its own: their names, types, shapes and bytes, read block by block.
+def digest_of(opened: Any) -> bytes:
+    """SHA-256 of a file opened by h5py: of its attributes, and of all datasets but its own, read block by block.
 
     Raises:
         ValueError: If one of them is not contiguous.
     """
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    found = places(opened)
+    attributes = sorted((name, np.asarray(value).tolist()) for name, value in opened.attrs.items())
+    digest = hashlib.sha256(repr(attributes).encode())
+    with open(opened.filename, "rb") as file:
         for name, (dtype, shape, _) in sorted(found.items()):
             if name == DIGEST:
                 continue
@@ -74,21 +75,17 @@ def digest_of(path: str | os.PathLike[str], found: Mapping[str, Place]) -> bytes
     return digest.digest()
 
 
-def check_digest(path: str | os.PathLike[str], found: Mapping[str, Place]) -> None:
-    """Refuse a file whose bytes are not those that were written.
+def check_digest(opened: Any) -> None:
+    """Refuse a file, opened by h5py, that does not hold what was written.
 
     Raises:
         ValueError: With the path.
     """
-    if DIGEST not in found:
+    path = opened.filename
+    if DIGEST not in opened:
         raise ValueError(f"path ({path}) has no digest to check: an earlier version wrote it; pass check=False")
-    with open(path, "rb") as file:
-        file.seek(offset_of(found, DIGEST))
-        written = file.read(DIGEST_BYTES)
-    if written != digest_of(path, found):
-        raise ValueError(
-            f"path ({path}) does not have the bytes that were written: the file is damaged; write it again"
-        )
+    if opened[DIGEST][...].tobytes() != digest_of(opened):
+        raise ValueError(f"path ({path}) does not hold what was written: the file is damaged; write it again")
 
 
 def byte_offset(found: Mapping[str, Place], name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> int:

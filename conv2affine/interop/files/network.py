@@ -19,7 +19,7 @@ from conv2affine.interop.files.mapped import KIND, MappedFile, MappedLinear
 from conv2affine.interop.files.reader import Stored, read_network, read_plan
 from conv2affine.interop.files.rows import LayerRows
 from conv2affine.interop.files.source import source_of
-from conv2affine.interop.files.storage import Block, Contents, check_absent, save
+from conv2affine.interop.files.storage import Block, Contents, check_absent, open_hdf5, save
 from conv2affine.network.matrices.matrix import Array, Matrix
 from conv2affine.network.passes.merge import Merge
 from conv2affine.network.prepare import check_kept, prepare
@@ -157,7 +157,8 @@ def open_network(path: str | os.PathLike[str], *, check: bool = False) -> fx.Gra
     """
     file = MappedFile(path)
     if check:
-        check_digest(path, file.places)
+        with open_hdf5(path) as opened:
+            check_digest(opened)
     try:
         text = json.loads(file.text(DESCRIPTION))
         network, plan = read_network(text, file), read_plan(text)

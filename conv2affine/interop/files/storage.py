@@ -126,12 +126,14 @@ def h5py_module() -> ModuleType:
 def open_hdf5(path: str | os.PathLike[str]) -> Any:
     """A file that others wrote, for reading."""
     h5py = h5py_module()
-    with open(path, "rb"):  # Python says better than HDF5 that there is none, or that it is a folder
+    with open(path, "rb"):  # Python's error is clearer where there is none, or a folder
         pass
     try:
         return h5py.File(path, "r")
     except OSError as error:
-        raise OSError(f"path ({path}) must be a whole HDF5 file that nobody writes, and is not: {error}") from error
+        raise OSError(
+            f"path ({path}) must be a whole HDF5 file that no process is writing, and is not: {error}"
+        ) from error
 
 
 def _create(part: Path, contents: Contents) -> None:
@@ -180,6 +182,8 @@ def _resume(part: Path, contents: Contents) -> tuple[dict[str, int], int]:
             if file.attrs.get("source") != contents.source:
                 raise ValueError(f"{rule}; {advice}")
             found, written = places(file), int(file[COUNTER][0])
+            if DIGEST not in found:
+                raise ValueError(f"{rule}, as an earlier version wrote it; {advice}")
             own = {COUNTER: (torch.int64, (1,)), DIGEST: (torch.uint8, (DIGEST_BYTES,))}
             kinds = {**own, **contents.datasets}
             return {name: byte_offset(found, name, *kind) for name, kind in kinds.items()}, written
@@ -216,7 +220,7 @@ def _sync(file: FileIO, offset: int, rows: int) -> None:
 
 def _write_digest(part: Path, offset: int) -> None:
     with h5py_module().File(part, "r") as opened:
-        digest = digest_of(part, places(opened))
+        digest = digest_of(opened)
     with open(part, "r+b", buffering=0) as file:
         _write(file, offset, 0, torch.tensor([*digest], dtype=torch.uint8))
         os.fsync(file)

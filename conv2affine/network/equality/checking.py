@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from conv2affine.network.equality.compare import Comparison, compare
 from conv2affine.network.equality.side import Side
@@ -72,15 +73,20 @@ def check(
     files = [*map(_is_file, models)]
     if any(files):
         from conv2affine.onnx.checking import file_side  # needs onnx
-    sides, names = [], dict[str, tuple[int, ...]]()
     sizes = {name: (1, *each.shape[1:]) for name, each in x.items()} if isinstance(x, Mapping) else None
-    for model, is_file in zip(models, files, strict=True):
-        if is_file:
-            side, shapes = file_side(model, sizes)
-        else:
-            side, shapes = _side(model, x)
-        sides.append(side)
-        names = names or shapes
+    found: list[Any] = [None, None]
+    # A module takes inputs by name in any order, and a file in its own.
+    for number in sorted((0, 1), key=lambda number: isinstance(models[number], nn.Module)):
+        found[number] = file_side(models[number], sizes) if files[number] else _side(models[number], x)
+        names = found[number][1]
+        if isinstance(x, Mapping) and names.keys() == x.keys():
+            x = {name: x[name] for name in names}
+    sides, (names, others) = zip(*found, strict=True)
+    if isinstance(x, Mapping) and names.keys() == others.keys() and list(names) != list(others):
+        raise ValueError(
+            f"a and b must take their inputs in one order, and take {', '.join(names)}; {', '.join(others)}"
+        )
+    names = names or others
     given = None if box is None else read_box(box, names)
     if isinstance(x, Mapping):
         x = tuple(x[name] for name in (names if names.keys() == x.keys() else x))
@@ -88,7 +94,7 @@ def check(
     if all(files) and [prod(each.shape[1:]) for each in inputs] != [*map(prod, names.values())]:  # a module runs on x
         shown = ", ".join(f"{name} of {tuple(shape)}" for name, shape in names.items())
         got = ", ".join(str((1, *each.shape[1:])) for each in inputs)
-        raise ValueError(f"x must have the inputs of a, for one sample {shown}, got {got}")
+        raise ValueError(f"x must have the inputs of a, which are {shown} for one sample, got {got}")
     return compare(sides[0], sides[1], given, list(names.values()), join_inputs(inputs))
 
 

@@ -93,7 +93,7 @@ class Comparison:
         verdict, reason = self.verdict_for(tolerance)
         found = f"the largest difference found is {self.difference:.3g}"
         if np.isinf(self.difference):
-            found = "their outputs have other sizes, or other infinities"
+            found = "their outputs have other sizes, or other infinities or NaN"
         lines = [f"{verdict}: {found}", reason]
         if any(self.origin):
             lines.append("they part at " + " and ".join(", ".join(names) or "nothing" for names in self.origin))

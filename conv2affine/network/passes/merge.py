@@ -70,7 +70,7 @@ def _substitute(piece: Piece, merged: dict[Value, Piece]) -> Piece:
             found = {x: (() if _moves(inner.map.terms[x]) else names) + own for x, names in inner.origins.items()}
         for name, names in found.items():
             origins[name] = tuple(dict.fromkeys(origins.get(name, ()) + names))
-    # What moves elements apart leaves none of a source in some of the pieces that read it.
+    # After a split, a piece may read no element of a source.
     terms = {source: matrix for source, matrix in map.terms.items() if not _is_empty(matrix)}
     return Piece(piece.output, AffineMap(terms, map.bias), {source: origins[source] for source in terms})
 

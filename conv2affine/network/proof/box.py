@@ -127,7 +127,7 @@ def _flat(name: str, bound: Any, shapes: Mapping[str, Sequence[int]]) -> Array:
         except ValueError as error:
             raise ValueError(
                 f"{name} must be a number, or broadcast to {tuple(shape)}, one sample of {key!r}, or be the vector of "
-                f"its elements, got shape {array.shape}"
+                f"its elements, or of the {ends[-1]} of all inputs, got shape {array.shape}"
             ) from error
     flat = np.concatenate(parts)
     if not np.isfinite(flat).all():

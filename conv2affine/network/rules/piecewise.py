@@ -107,14 +107,15 @@ class Piecewise:
         """By how much it jumps at each knot: from one side to the other, or on the knot itself."""
         before, after = (_values(self.slopes[part], self.offsets[part], self.knots) for part in (np.s_[:-1], np.s_[1:]))
         scale = EPS * (abs(self.slopes[1:] * self.knots) + abs(self.offsets[1:]))
-        largest = np.max([abs(_sum(x, -y)) for x, y in ((before, after), (before, self.at), (after, self.at))], axis=0)
-        return np.where(largest > scale, largest, 0)
+        pairs = (before, after), (before, self.at), (after, self.at)
+        largest = np.fmax.reduce([abs(_sum(x, -y)) for x, y in pairs])  # NaN where both are the same infinity
+        return np.where((largest > scale) | np.isinf(largest), largest, 0)
 
 
 def _sum(first: Array, second: Array) -> Array:
     """The sum; 0 where only rounding is left of it."""
     total = first + second
-    return np.where(abs(total) <= EPS * np.maximum(abs(first), abs(second)), 0, total)
+    return np.where(np.isfinite(total) & (abs(total) <= EPS * np.maximum(abs(first), abs(second))), 0, total)
 
 
 def _values(slopes: Array, offsets: Array, x: Array) -> Array:

@@ -152,11 +152,14 @@ class Exporter:
             function = F.leaky_relu if isinstance(slope, float) else F.prelu
             return self.graph.call_function(function, (inputs[0], slope))
         if step.kind == "clip":
-            low, high = (None if n in (-np.inf, np.inf) else n for n in (numbers["low"], numbers["high"]))
-            are_numbers = {type(low), type(high)} <= {float, type(None)}
-            if not are_numbers:  # torch.clamp takes two numbers, or two tensors
-                low, high = (self.number(self.root, self.graph, step.parameters[n], True) for n in ("low", "high"))
-            return self.graph.call_function(torch.clamp, (inputs[0], low, high))
+            ends = [np.asarray(step.parameters[name]) for name in ("low", "high")]
+            low, high = (
+                None if end.ndim == 0 and np.isinf(end) else numbers[n]
+                for n, end in zip(("low", "high"), ends, strict=True)
+            )
+            if any(end.ndim for end in ends):  # torch.clamp takes two numbers, or two tensors
+                low, high = (self.number(self.root, self.graph, end, True) for end in ends)
+            return inputs[0] if low is high is None else self.graph.call_function(torch.clamp, (inputs[0], low, high))
         raise NotImplementedError(f"a step of kind {step.kind} from {step.origin} has no operator to run it")
 
     def window(self, step: Step, node: Node) -> Node:

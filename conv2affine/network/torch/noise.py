@@ -55,7 +55,7 @@ class Noise(TorchDispatchMode):  # type: ignore[no-untyped-call]
         run: Which of several runs it is for. Run 2 n + 1 has the opposite noise of run 2 n: where one of them lies on
             the flat side of a ReLU, the other does not.
         copies: How often a batch holds its samples. A ReLU then keeps the noise of an element that is as near to 0 as
-            its copies are to each other: after several ReLUs, all copies may else lie on the flat side of one.
+            its copies are to each other: otherwise all copies may lie on the flat side of one of several ReLUs.
     """
 
     def __init__(self, size: float, run: int = 0, copies: int = 1) -> None:

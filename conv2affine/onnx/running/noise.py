@@ -39,7 +39,7 @@ def with_noise(model: ModelProto, size: float, run: int = 0, walls: bool = False
         copy.CopyFrom(node)
         if reached.isdisjoint(node.input):
             continue
-        reached.update(node.output)
+        reached.update(filter(None, node.output))
         if walls:
             still = nodes.add()
             still.CopyFrom(node)

@@ -98,8 +98,9 @@ def _equal(first: Tensor | None, second: Tensor | None) -> bool:
 
 
 def _is_same(container: dict[Any, Any], content: dict[Any, Any]) -> bool:
-    """Whether a dict holds the very objects of another, by the same keys."""
-    return container.keys() == content.keys() and all(map(operator.is_, container.values(), content.values()))
+    """Whether a dict holds the very objects of another, keys and values, in the same order."""
+    pairs = (container, content), (container.values(), content.values())
+    return len(container) == len(content) and all(all(map(operator.is_, *pair)) for pair in pairs)
 
 
 class _State:

@@ -29,7 +29,7 @@ def piece_outputs(network: TorchNetwork, inputs: Sequence[Tensor], expected: lis
 
 
 class _AtOnce:
-    """Takes the calls of an `fx.Graph`, and computes what that would record: for one run, code takes longer to make."""
+    """Takes the calls of an `fx.Graph`, and computes what it would record: generating code takes longer than a run."""
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         self.root, self.inputs = nn.Module(), iter(inputs)
