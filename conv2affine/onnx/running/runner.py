@@ -217,12 +217,11 @@ def _moved(run: Run, inputs: Mapping[str, Any], eps: float) -> list[list[Any]]:
     """
     random = np.random.default_rng(0)
     noise = [{name: random.uniform(-eps, eps, x.shape) for name, x in inputs.items()} for _ in range(RUNS // 2)]
-    moved = [[{name: _near(x, sign * each[name]) for name, x in inputs.items()} for each in noise] for sign in (1, -1)]
+    moved = [{name: _near(x, sign * each[name]) for name, x in inputs.items()} for each in noise for sign in (1, -1)]
     try:
-        runs = [run.noisy(eps, number) if run.noisy else run for number in range(2)]
-        return [noisy(each) for noisy, half in zip(runs, moved, strict=True) for each in half]
+        return [(run.noisy(eps, number) if run.noisy else run)(each) for number, each in enumerate(moved)]
     except (RunError, InferenceError):
-        return [run(each) for half in moved for each in half]
+        return [*map(run, moved)]
 
 
 def _near(x: Any, noise: Any) -> Any:
