@@ -79,6 +79,17 @@ def test_noise_moves_each_element_by_its_own_scale():
     assert (np.abs(moved + opposite - 2 * exact).mean(0) < 1e-2 * size).all()
 
 
+def test_a_sigmoid_far_below_0_is_as_exact_as_its_runtime():
+    model = uneven(np.float32)
+    model.graph.node[-1].output[0] = "z"
+    shift = numpy_helper.from_array(np.array([0, -13, -14, -15, -16, 0], np.float32), "shift")
+    scale = numpy_helper.from_array(np.array([1, 1, 1e-2, 1e-8, 1, 1], np.float32), "scale")
+    model.graph.initializer.extend([shift, scale])
+    nodes = ("Mul", ["z", "scale"], ["s"]), ("Add", ["s", "shift"], ["t"]), ("Sigmoid", ["t"], ["y"])
+    model.graph.node.extend(helper.make_node(*node) for node in nodes)
+    assert onnx.convert(model, dtype=torch.float64).difference < 1e-6
+
+
 def test_sizes_and_constants_have_no_noise():
     # The scales of a Resize are floats that no input reaches; with noise in them, the result would have another shape.
     scales = helper.make_node("Constant", [], ["s"], value=numpy_helper.from_array(np.float32([1, 1, 2, 2])))
