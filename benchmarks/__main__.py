@@ -118,7 +118,7 @@ def against(arguments: argparse.Namespace, settings: Settings, console: Console)
 
 
 def read_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, or what it is said to be; ends with an error where it asks for what no table has."""
+    """The arguments of the command line, or those given; exits with an error if no table has what they ask for."""
     commands = parser()
     arguments = commands.parse_args(given)
     here, there = [*LAYOUTS, *TABLES, "cold"], [*COMPARED]

@@ -232,6 +232,11 @@ def relucent_seconds(model: nn.Module, x: Tensor, expected: Tensor) -> float | N
     return seconds
 
 
+def _ratio(seconds: dict[str, float]) -> float:
+    """A conversion to its floor."""
+    return seconds["conversion"] / (seconds["builds"] + seconds["copy"])
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser("python -m benchmarks.networks", description=__doc__)
@@ -247,6 +252,7 @@ def main() -> None:
         "its convolutions",
         "one copy",
         "ratio",
+        "of each round",
         "check",
         "check / forward",
         "peak / result",
@@ -271,13 +277,14 @@ def main() -> None:
         best = {name: min(round[name] for round in rounds) for name in rounds[0]}
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             size, most = pool.submit(peak, case).result()
-        ratio = best["conversion"] / (best["builds"] + best["copy"])
+        ratios = [_ratio(each) for each in rounds]
         numbers = (best[name] for name in ("export", "conversion", "builds", "copy"))
         table.add_row(
             case,
             f"{net.plan.nnz:,}",
             *(f"{number:.3f}" for number in numbers),
-            f"{ratio:.2f}",
+            f"{_ratio(best):.2f}",
+            f"{min(ratios):.2f} to {max(ratios):.2f}",
             f"{best['check']:.3f}",
             f"{best['check'] / best['forward']:.1f}",
             f"{most / size:.2f}",
