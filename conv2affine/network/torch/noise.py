@@ -22,7 +22,7 @@ WIDER = {torch.complex32: torch.complex128, torch.complex64: torch.complex128}
 WIDER |= dict.fromkeys((torch.float16, torch.bfloat16, torch.float32), torch.float64)
 # Number of random factors, which are reused.
 FACTORS = 2**16
-# An element is near a wall where it is nearer than this many times the range of its noise in a few runs.
+# An element is near a wall where it is nearer than this many times its noise, as a few runs show it.
 NEAR = 4
 # Elements of a weight that are widened at a time.
 PART_ELEMENTS = 2**24

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
 
+from conv2affine.network.torch.noise import NEAR
+
 NOISY = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
 # Their roundings are relative to the largest element: where others are 0, runtimes leave some of it. In float32, the
 # sigmoid of -13, 2e-6, is off by 3e-8 in onnxruntime.
 BY_LARGEST = ("DFT", "STFT", "Sigmoid")
 # More than a model has nodes: each pair of runs has other numbers.
 SEEDS = 2**20
-# An element is near the wall of a ReLU where it is nearer than this many times its noise.
-NEAR = 4
 
 
 def with_noise(model: ModelProto, size: float, run: int = 0, walls: bool = False) -> ModelProto:
