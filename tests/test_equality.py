@@ -217,6 +217,10 @@ def test_inputs_by_name_may_come_in_any_order():
         for inputs in ({"x": x, "y": y}, {"y": y, "x": x}):
             assert check(first, Difference(), inputs).verdict == "equal"
             assert check(Opposite(), first, inputs).verdict == "different"
+    turned = copy.deepcopy(held[0])
+    turned.graph.input.reverse()
+    with pytest.raises(ValueError, match="in one order, and take x, y and y, x; pass x as a tuple"):
+        check(held[0], turned, {"x": x, "y": y})
 
 
 def test_command_line(tmp_path):

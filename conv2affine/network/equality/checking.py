@@ -84,7 +84,8 @@ def check(
     sides, (names, others) = zip(*found, strict=True)
     if isinstance(x, Mapping) and names.keys() == others.keys() and list(names) != list(others):
         raise ValueError(
-            f"a and b must take their inputs in one order, and take {', '.join(names)}; {', '.join(others)}"
+            f"a and b must take their inputs in one order, and take {', '.join(names)} and {', '.join(others)}; pass x "
+            "as a tuple to compare them by their places"
         )
     names = names or others
     given = None if box is None else read_box(box, names)
