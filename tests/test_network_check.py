@@ -212,6 +212,26 @@ def test_what_no_input_reaches_runs_as_it_is(function, dtype):
         torch.set_default_dtype(default)
 
 
+SHAPED = {
+    "cat": lambda x: torch.cat([x, torch.full_like(x, 0.1)], 1),
+    "stack": lambda x: torch.stack([x, x.new_full(x.shape, 0.1)], 1).flatten(1),
+    "product": lambda x: torch.cat([x, torch.ones_like(x) * 0.1], 1),
+    "sine": lambda x: torch.cat([x, torch.full_like(x, 0.1).sin()], 1),
+    "where": lambda x: torch.where(x > 0.5, x, torch.full_like(x, 0.1)),
+    "kept": lambda x: torch.atan2(x, torch.full_like(x, 0.1)),
+    "kept-power": lambda x: torch.pow(torch.full_like(x, 0.1), x),
+    "written-to": lambda x: torch.full_like(x, 0.1).index_copy(1, torch.tensor([2]), x[:, 4:]).mul_(3),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("function", SHAPED.values(), ids=SHAPED)
+def test_constants_of_the_shape_of_an_input_have_its_dtype(function, dtype):
+    model, x = Function(function), torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    net = conv2affine.to_linear_network(model, x)  # it compares the pieces in float64
+    torch.testing.assert_close(net(x), model(x))
+
+
 MASKED = {
     "maximum": lambda x: torch.maximum(x + LARGE, x.flip(1)),
     "maximum-second": lambda x: torch.maximum(x.flip(1), x + LARGE),

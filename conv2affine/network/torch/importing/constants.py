@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
+
+from conv2affine.network.torch.importing.call import operator_name
 
 
 def fold_constants(program: ExportedProgram, state: frozenset[str]) -> None:
@@ -54,7 +57,7 @@ def fold_constants(program: ExportedProgram, state: frozenset[str]) -> None:
 
 
 class _Constants:
-    """The results of all operators that depend on no input and no state.
+    """The results of all operators that depend on no input and no state, or only on the shape of one.
 
     What only they write to is constant too. Parameters that are written to, `copied`, are copied first.
     """
@@ -92,7 +95,7 @@ class _Constants:
         given = [used for used in node.all_input_nodes if used in self.values]
         written: set[int] = set().union(*(memory(self.values[used]) for used in _written(node) if used in given))
         if self.is_constant(node) and not written & self.kept:
-            args, kwargs = map_arg((node.args, node.kwargs), self.values.__getitem__)
+            args, kwargs = map_arg((node.args, node.kwargs), self.value)
             if not is_random(node.target, args, kwargs):
                 self.save(written)
                 with torch.no_grad():
@@ -103,9 +106,15 @@ class _Constants:
             self.reads += [(node, used) for used in given if used in self.values]
 
     def is_constant(self, node: fx.Node) -> bool:
-        """Whether a node is an operator, and all its arguments are constant."""
-        is_operator = node.target is operator.getitem or isinstance(node.target, torch._ops.OpOverload)
-        return is_operator and all(used in self.values for used in node.all_input_nodes)
+        """Whether a node is an operator, and what it reads of its arguments is constant."""
+        if not isinstance(node.target, torch._ops.OpOverload):
+            return node.target is operator.getitem and node.args[0] in self.values
+        shape_only = reads_shape_only(operator_name(node.target)) and _has_shape(node.args[0])
+        return all(used in self.values or (shape_only and used is node.args[0]) for used in node.all_input_nodes)
+
+    def value(self, node: fx.Node) -> Any:
+        """A constant; for a tensor of which only the shape is read, zeros."""
+        return self.values[node] if node in self.values else blank(node, node.meta["val"].shape)
 
     def save(self, written: set[int]) -> None:
         """Copy what was read of memory that is written to next."""
@@ -121,6 +130,23 @@ class _Constants:
             del self.values[node]
         names = frozenset(self.targets[node.name] for node in dropped if node.op == "placeholder")
         self.written += [names] if names else []
+
+
+def reads_shape_only(name: str) -> bool:
+    """Whether an operator reads no element of its first argument."""
+    return name.endswith("_like") or name.startswith("new_")
+
+
+def _has_shape(argument: Any) -> bool:
+    """Whether an argument is a tensor of known sizes."""
+    fake = argument.meta.get("val") if isinstance(argument, fx.Node) else None
+    return isinstance(fake, Tensor) and not any(isinstance(size, torch.SymInt) for size in fake.shape)
+
+
+def blank(node: fx.Node, shape: Sequence[int]) -> Tensor:
+    """Zeros in place of the result of a node."""
+    fake = node.meta["val"]
+    return torch.zeros(shape, dtype=fake.dtype, device=fake.device)
 
 
 def _written(node: fx.Node) -> list[fx.Node]:
