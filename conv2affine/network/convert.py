@@ -96,7 +96,7 @@ def to_linear_network(
         held, inputs = hold(model, example_inputs)
         network, dtype = prepare(held, inputs, layout, merge, max_pool, dtype)
         plan = describe(network.graph, dtype, layout, ranks=ranks)
-        check_same(held, inputs, str(plan))
+        check_same(held, inputs, plan)
         check_memory(plan)
 
         def make(name: str, matrix: Matrix, bias: Array | None) -> nn.Module:

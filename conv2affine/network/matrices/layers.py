@@ -83,9 +83,8 @@ class Convolution(Matrix):
     @cached_property
     def pattern(self) -> Pattern:  # type: ignore[override]
         g = self.geometry
-        names = ("kernel_size", "input_size", "stride", "padding", "dilation", "output_padding")
-        lines = [{name: getattr(g, name)[axis : axis + 1] for name in names} for axis in range(len(g.kernel_size))]
-        axes = tuple(_line(Geometry(1, 1, **line, transposed=g.transposed)) for line in lines)
+        sizes = g.kernel_size, g.input_size, g.stride, g.padding, g.dilation, g.output_padding
+        axes = tuple(_line(g.transposed, *line) for line in zip(*sizes, strict=True))
         return Pattern(g.groups, g.out_channels // g.groups, g.in_channels // g.groups, axes)
 
 
@@ -208,6 +207,19 @@ def to_csr_array(matrix: Tensor) -> csr_array:
 
 
 @lru_cache(maxsize=64)  # the axes of a network are few
-def _line(line: Geometry) -> csr_array:
+def _line(
+    transposed: bool, kernel: int, size: int, stride: int, padding: tuple[int, int], dilation: int, output_padding: int
+) -> csr_array:
     """Where the matrix along one axis has entries."""
-    return places(_csr(torch.ones(1, 1, *line.kernel_size), line))
+    line = Geometry(
+        1,
+        1,
+        (kernel,),
+        input_size=(size,),
+        stride=(stride,),
+        padding=(padding,),
+        dilation=(dilation,),
+        output_padding=(output_padding,),
+        transposed=transposed,
+    )
+    return places(_csr(torch.ones(1, 1, kernel), line))

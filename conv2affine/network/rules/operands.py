@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
-from math import prod
+from math import isfinite, prod
 from typing import Any
 
 import numpy as np
@@ -123,7 +123,9 @@ def weight(context: Context, argument: Any) -> tuple[Tensor, bool]:
 def through(argument: Any, matrix: Matrix, bias: Array | None = None) -> Map:
     """The map matrix @ value + bias."""
     source = value(argument)
-    return AffineMap.identity(source, source.size).then(matrix, bias)
+    if matrix.shape[1] != source.size:
+        raise ValueError(f"matrix must have as many columns as the value has elements, got {matrix.shape} and {source}")
+    return AffineMap({source: matrix}, np.zeros(matrix.shape[0]) if bias is None else bias)
 
 
 def broadcast(argument: Any, shape: Sequence[int]) -> Map:
@@ -166,7 +168,7 @@ def as_shape(context: Context, argument: Any) -> Value:
 def step(context: Context, kind: str, *inputs: Value, call: Any = None, **parameters: Any) -> Value:
     """Add a step with one result to the graph."""
     for name, array in parameters.items():
-        if not (np.isfinite(array) | (array == UNBOUNDED.get(name))).all():
+        if not (np.isfinite(array) | (array == UNBOUNDED.get(name, 0.0))).all():
             raise NoRuleError("its constants are not finite")
     return context.graph.add_step(kind, inputs, context.shape, parameters, call, context.origin)
 
@@ -194,10 +196,10 @@ def values(context: Context, rule: Rule, *arguments: Any) -> list[Value]:
 def check_finite(map: Map) -> None:
     """Refuse infinities, which would turn into NaN in products and differences."""
     numbers = (part for matrix in map.terms.values() for part in matrix.numbers)
-    if not np.isfinite(map.bias).all() or not all(_is_finite(part) for part in numbers):
+    if not all(_is_finite(part) for part in (map.bias, *numbers)):
         raise NoRuleError("its constants are not finite")
 
 
 def _is_finite(numbers: Any) -> bool:
     """Whether all numbers of an array or a tensor are finite, without another array of them."""
-    return not prod(numbers.shape) or bool(abs(numbers.min()) < np.inf and abs(numbers.max()) < np.inf)
+    return not prod(numbers.shape) or all(isfinite(end) for end in (numbers.min(), numbers.max()))

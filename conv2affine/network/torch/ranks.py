@@ -66,15 +66,15 @@ class InStep(nn.Module):
 def together(device_mesh: DeviceMesh) -> Iterator[Callable[..., None]]:
     """What fails on one rank fails on all of them, rather than that they wait for it. It ends with a collective.
 
-    It gives a function to call with the model, the inputs and text, which must be the same on all ranks.
+    It gives a function to call with the model, the inputs and the plan, which must be the same on all ranks.
 
     Raises:
         RuntimeError: If another rank fails.
-        ValueError: If another rank has another model, or other inputs or text.
+        ValueError: If another rank has another model, or other inputs or options.
     """
     own, failure = {"digest": "", "error": ""}, None
     try:
-        yield lambda model, inputs, text: own.update(digest=_digest(model, inputs, text))
+        yield lambda model, inputs, plan: own.update(digest=_digest(model, inputs, str(plan)))
     except OtherRankError:
         raise
     except Exception as error:
