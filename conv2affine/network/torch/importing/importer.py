@@ -77,8 +77,8 @@ def import_torch(model: nn.Module, inputs: Sequence[Tensor], *, floats: bool = F
         NotImplementedError: If `torch.export` fails, or the exported graph has nodes that are not operators.
     """
     sample = tuple(x[:1].clone() for x in inputs)  # in memory of its own
-    with unchanged(model):
-        replaced, outputs = warm_up(model, sample)
+    with unchanged(model) as before:
+        replaced, outputs = warm_up(model, sample, before)
         check_runs(model, inputs, outputs[0])
         make_traceable(model)
         names = model.names if isinstance(model, Held) else []
@@ -193,7 +193,8 @@ class _Importer:
         used: Any = tuple(sorted({user.args[1] for user in node.users if user.users})) if several else (0,)
         if not used:
             return ()
-        call = dataclasses.replace(call, results=used if several else None)
+        if several:
+            call = dataclasses.replace(call, results=used)
         shapes = tuple(tuple(fakes[number].shape) for number in used)
         context = Context(self.graph, call, inputs, shapes, self.parameters, origin(node))
         # What is computed in another dtype is rounded there, or is not a number.

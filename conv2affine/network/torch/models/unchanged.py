@@ -22,26 +22,27 @@ DICTS = [name for name, value in PYTORCHS.items() if isinstance(value, dict)]
 
 
 @contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
-    """Restore what runs of a model change: its attributes, their tensors, and the random state."""
-    state = _State(model)
+def unchanged(model: nn.Module) -> Iterator[State]:
+    """Restore what runs of a model change: its attributes, their tensors, and the random state; gives its state."""
+    state = State(model)
     cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(cuda):
-            yield
+            yield state
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
         state.put_back()
 
 
-def warm_up(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[frozenset[str], list[Any]]:
+def warm_up(model: nn.Module, inputs: Sequence[Tensor], before: State) -> tuple[frozenset[str], list[Any]]:
     """Run a model twice, so that what it computes once and caches has values before it is traced.
 
     Args:
         model: Within `unchanged`.
         inputs: Batch first.
+        before: The state of the model, from `unchanged`.
 
     Returns:
         Names of the buffers that each run replaces, which torch.export does not report; and the outputs of both runs,
@@ -50,13 +51,13 @@ def warm_up(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[frozenset[str],
     Raises:
         ValueError: If it keeps a tensor from one run to the next.
     """
-    states, outputs = [_State(model, registered=False)], list[Any]()
+    states, outputs = [before], list[Any]()
     for _ in range(2):
         outputs.append(try_run(model, inputs))
         if isinstance(outputs[-1], Exception):
             return frozenset(), outputs
-        states.append(_State(model, registered=False))
-    before, once, twice = states
+        states.append(State(model, to_restore=False))
+    _, once, twice = states
     nothing = (None, None, None)
     for name in sorted(before.attributes.keys() | once.attributes.keys() | twice.attributes.keys()):
         old, first, second = (state.attributes.get(name, nothing)[2] for state in states)
@@ -97,16 +98,22 @@ def _equal(first: Tensor | None, second: Tensor | None) -> bool:
     )
 
 
+def _constants(module: nn.Module) -> Sequence[str]:
+    """The attributes of one of PyTorch's own modules that its runs do not change."""
+    is_pytorchs = type(module).__module__.startswith("torch.nn.")
+    return getattr(module, "__constants__", ()) if is_pytorchs else ()
+
+
 def _is_same(container: dict[Any, Any], content: dict[Any, Any]) -> bool:
     """Whether a dict holds the very objects of another, keys and values, in the same order."""
     pairs = (container, content), (container.values(), content.values())
     return len(container) == len(content) and all(all(map(operator.is_, *pair)) for pair in pairs)
 
 
-class _State:
+class State:
     """What a model holds: its modules' attributes, containers and helper objects in them, and copies of all tensors.
 
-    Unless `registered`, parameters and buffers are not copied, and `put_back` leaves these as they are.
+    Unless it is there `to_restore` all that with `put_back`, parameters and buffers are not copied.
 
     Attributes:
         attributes: By name: the owner of a tensor, or of None; the key; and a copy. Without parameters and buffers.
@@ -116,8 +123,8 @@ class _State:
         tensors: Each tensor, an alias of its present memory, and a copy.
     """
 
-    def __init__(self, model: nn.Module, registered: bool = True) -> None:
-        self.registered = registered
+    def __init__(self, model: nn.Module, to_restore: bool = True) -> None:
+        self.to_restore = to_restore
         self.attributes: dict[str, tuple[Any, Any, Tensor | None]] = {}
         self.tensors: list[tuple[Tensor, Tensor, Tensor]] = []
         self.containers: list[tuple[Any, Any]] = []
@@ -139,16 +146,22 @@ class _State:
             self.script(name, module)
             return
         attributes = vars(module)
+        if self.to_restore:
+            self.registered(attributes)
+        known = _constants(module)
+        for key, value in list(attributes.items()):
+            if key not in PYTORCHS and (key not in known or isinstance(value, Tensor)):
+                self.value(f"{name}.{key}".lstrip("."), value, attributes, key, True)
+
+    def registered(self, attributes: dict[str, Any]) -> None:
+        """Record the dicts of a module, and its parameters and buffers."""
         self.containers.append((attributes, dict(attributes)))
         for key in DICTS:
             value = attributes.get(key, {})
             self.containers.append((value, dict(value) if value else {}))  # most are empty
-            for tensor in value.values() if value and self.registered else ():
+            for tensor in value.values() if value else ():
                 if isinstance(tensor, Tensor):
                     self.tensor(tensor)
-        for key, value in list(attributes.items()):
-            if key not in PYTORCHS:
-                self.value(f"{name}.{key}".lstrip("."), value, attributes, key, True)
 
     def script(self, name: str, module: torch.jit.ScriptModule) -> None:
         """Record what a TorchScript module itself holds, outside of Python."""
@@ -160,7 +173,7 @@ class _State:
                 self.scripted.append((module, key, value))
                 if key not in registered:
                     self.value(f"{name}.{key}".lstrip("."), value, module, key, True)
-                elif self.registered:
+                elif self.to_restore:
                     self.tensor(value)
 
     def value(self, name: str, value: Any, owner: Any, key: Any, inside: bool) -> None:
