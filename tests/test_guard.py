@@ -209,10 +209,15 @@ def test_ranks_of_a_host_share_its_memory(variable, monkeypatch):
             {"memory/x/memory.limit_in_bytes": "80", "memory/x/memory.usage_in_bytes": "30"},
             [50],
         ),
+        (
+            "4:memory:/x\n",
+            {"memory/x/memory.limit_in_bytes": f"{2**63 - 4096}", "memory/x/memory.usage_in_bytes": "30"},
+            [],
+        ),
         ("3:cpu:/x\n", {}, []),
         ("", {}, []),
     ],
-    ids=["v2", "v2-parent-with-cache", "v2-container-over-limit", "v1", "none", "no-proc"],
+    ids=["v2", "v2-parent-with-cache", "v2-container-over-limit", "v1", "v1-without-limit", "none", "no-proc"],
 )
 def test_control_groups(membership, files, left, tmp_path):
     (tmp_path / "cgroup").write_text(membership)

@@ -21,6 +21,8 @@ from conv2affine.operators import ops
 UNCHECKED_BYTES = 2**24
 # Where torchrun, Open MPI and MPICH say how many ranks a host has.
 LOCAL_RANKS = ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")
+# Version 1 of control groups writes nearly 2^63 where there is no limit.
+NO_LIMIT = 2**60
 BIAS_ADVICE = "take the layer's own bias, which has one entry per channel"
 
 
@@ -145,8 +147,10 @@ def _cgroups_left(membership: Path, root: Path) -> Iterator[int]:
         group = top / path.lstrip("/")
         # Inside a container, the path may be the host's, of which only the root exists.
         for folder in (group, *group.parents):
-            allowed, used = _read(folder / limit).strip(), _read(folder / usage).strip()
-            if allowed.isdecimal() and used.isdecimal():
+            allowed = _read(folder / limit).strip()
+            is_limited = allowed.isdecimal() and int(allowed) < NO_LIMIT
+            used = _read(folder / usage).strip() if is_limited else ""
+            if used.isdecimal():
                 stat = _read(folder / "memory.stat").splitlines()
                 reclaimable = sum(int(entry.split()[1]) for entry in stat if entry.startswith(cache))
                 yield max(0, int(allowed) - int(used) + reclaimable)
