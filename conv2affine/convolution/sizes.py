@@ -87,12 +87,14 @@ def index_dtypes(layout: torch.layout, rows: int, cols: int, nnz: int) -> list[t
 
 def layout_sizes(rows: int, cols: int, nnz: int, dtype: torch.dtype) -> list[Size]:
     """The `Size` per layout and index dtype that can count the entries, the preferred index dtype first."""
-    return [
-        Size(layout, rows, cols, nnz, dtype, index_dtype)
-        for layout in INDICES
-        # A dense matrix has no indices, and none are counted.
-        for index_dtype in index_dtypes(layout, rows, cols, nnz) or [torch.int64]
-    ]
+    return [size for layout in INDICES for size in sizes_of(layout, rows, cols, nnz, dtype)]
+
+
+def sizes_of(layout: torch.layout, rows: int, cols: int, nnz: int, dtype: torch.dtype) -> list[Size]:
+    """The `Size` per index dtype that can count the entries, the preferred one first."""
+    # A dense matrix has no indices, and none are counted.
+    counting = index_dtypes(layout, rows, cols, nnz) or [torch.int64]
+    return [Size(layout, rows, cols, nnz, dtype, index_dtype) for index_dtype in counting]
 
 
 def readable_bytes(size: float) -> str:

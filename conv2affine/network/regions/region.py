@@ -15,7 +15,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from conv2affine.convolution.guard import check_left
-from conv2affine.convolution.sizes import layout_sizes
+from conv2affine.convolution.sizes import sizes_of
 from conv2affine.network.regions.local import LocalMap
 from conv2affine.network.regions.nearest import nearest
 from conv2affine.network.torch.models.program import tensors
@@ -140,5 +140,4 @@ def to_csr(matrix: csr_array, like: Tensor) -> Tensor:
 
 def csr_bytes(rows: int, cols: int, nnz: int) -> int:
     """Bytes of a CSR matrix of float64."""
-    sizes = layout_sizes(rows, cols, nnz, torch.float64)
-    return next(size.bytes for size in sizes if size.layout is torch.sparse_csr)
+    return sizes_of(torch.sparse_csr, rows, cols, nnz, torch.float64)[0].bytes

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from conv2affine.convolution.build import make_linear
 from conv2affine.convolution.layouts import NAMES
-from conv2affine.convolution.sizes import INT32_MAX, layout_sizes
+from conv2affine.convolution.sizes import INT32_MAX, sizes_of
 from conv2affine.matrix import to_matrix
 from conv2affine.network.matrices.layers import Convolution, Repeated
 from conv2affine.network.matrices.matrix import Array, Matrix
@@ -29,8 +29,7 @@ SHARED_BYTES = 2**24
 
 def layout_bytes(matrix: Matrix | Layer, dtype: torch.dtype) -> dict[str, int]:
     """Bytes of each layout."""
-    sizes = layout_sizes(*matrix.shape, matrix.nnz, dtype)
-    return {name: next(size.bytes for size in sizes if size.layout is layout) for name, layout in NAMES.items()}
+    return {name: sizes_of(layout, *matrix.shape, matrix.nnz, dtype)[0].bytes for name, layout in NAMES.items()}
 
 
 def choose_layout(matrix: Matrix | Layer, dtype: torch.dtype, layout: NetworkLayout, ranks: int = 1) -> str:
