@@ -221,7 +221,13 @@ SHAPED = {
     "kept": lambda x: torch.atan2(x, torch.full_like(x, 0.1)),
     "kept-power": lambda x: torch.pow(torch.full_like(x, 0.1), x),
     "written-to": lambda x: torch.full_like(x, 0.1).index_copy(1, torch.tensor([2]), x[:, 4:]).mul_(3),
+    "vmap": lambda x: torch.vmap(lambda row: torch.cat([row, torch.full_like(row, 0.1) * 0.3]))(x),
+    "permuted": lambda x: x.repeat(1, 2) + shaped_as_it_lies(torch.stack([x, x], 2).permute(0, 2, 1)),
 }
+
+
+def shaped_as_it_lies(y):
+    return torch.full_like(y, 0.1).permute(0, 2, 1).view(len(y), -1)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
@@ -230,6 +236,62 @@ def test_constants_of_the_shape_of_an_input_have_its_dtype(function, dtype):
     model, x = Function(function), torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
     net = conv2affine.to_linear_network(model, x)  # it compares the pieces in float64
     torch.testing.assert_close(net(x), model(x))
+
+
+def written_and_read(x, z):
+    y, view = x * z, z[:, :2]
+    before = x[:, :2] * view
+    z.mul_(3)
+    middle = x[:, :2] * view + z[:, :2]
+    view.add_(x[:, :2])
+    return torch.cat([y, before, middle, view, z], 1)
+
+
+def written_by_out(x, z):
+    y = z * 3
+    torch.mul(x, 2.5, out=z)
+    return y + z
+
+
+def written_in_parts(x, z):
+    first, second = z.chunk(2, 1)
+    first.mul_(3)
+    second.copy_(x[:, :2])
+    return z.flip(1), first
+
+
+def written_conjugate(x, z):
+    y = torch.complex(z, 2 * z)
+    y.conj().imag.copy_(x)
+    return torch.view_as_real(y * (1 + 2j)).flatten(1)
+
+
+WRITTEN = {
+    "read-before": written_and_read,
+    "out": written_by_out,
+    "parts": written_in_parts,
+    "conjugate": written_conjugate,
+    "flat": lambda x, z: (z.add_(1), z.add_(x), z.view(-1).view_as(x))[2] + z,
+    "columns": lambda x, z: [z[:, n + 1].add_(z[:, n] * 0.3 + x[:, n]) for n in range(3)] and z * 3,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+@pytest.mark.parametrize("kind", ["module", "script", "program"])
+@pytest.mark.parametrize("function", WRITTEN.values(), ids=WRITTEN)
+def test_constants_may_be_written_to_by_what_inputs_reach(function, kind, dtype):
+    if function is written_conjugate and dtype is torch.bfloat16:
+        pytest.skip("PyTorch has no complex numbers of this dtype")
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    model = runs = Function(lambda x: function(x, torch.full_like(x, 0.1)))
+    if kind == "script":
+        model = torch.jit.trace(model, x)
+    elif kind == "program":
+        model = torch.export.export(model, (x,), dynamic_shapes=[({0: torch.export.Dim.DYNAMIC},)])
+    net = conv2affine.to_linear_network(model, x)
+    few = 8 * torch.finfo(dtype).eps
+    torch.testing.assert_close(net(x), runs(x), rtol=few, atol=few)
 
 
 MASKED = {

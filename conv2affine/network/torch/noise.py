@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from conv2affine.convolution.product import in_chunks
-from conv2affine.network.torch.importing.constants import reads_shape_only
+from conv2affine.network.torch.importing.constants import SHAPE_ONLY
 
 WIDE = (torch.float64, torch.complex128)
 WIDER = {torch.complex32: torch.complex128, torch.complex64: torch.complex128}
@@ -25,6 +25,7 @@ WIDER |= dict.fromkeys((torch.float16, torch.bfloat16, torch.float32), torch.flo
 FACTORS = 2**16
 # An element is near a wall where it is nearer than this many times its noise, as a few runs show it.
 NEAR = 4
+SHAPE_ONLY_OPERATORS = {getattr(torch.ops.aten, name) for name in SHAPE_ONLY}
 # Elements of a weight that are widened at a time.
 PART_ELEMENTS = 2**24
 # Operators that move or choose elements, and round none. A clip is none of them: sums of its bounds are rounded.
@@ -121,6 +122,8 @@ class InDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.values = WeakTensorKeyDictionary(
             {x: noise.moved(wider(x), None) if noise else wider(x.clone()) for x in inputs}
         )
+        # Constants that are written to, by their address: all elements, as they are and in float64.
+        self.constants: dict[int, tuple[Tensor, Tensor]] = {}
         self.functions = _Functions(self)
 
     def __enter__(self) -> InDouble:
@@ -134,21 +137,41 @@ class InDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def reaches(self, leaves: Iterable[Any]) -> bool:
         """Whether inputs reach any of these."""
-        return any(isinstance(x, Tensor) and x in self.values for x in leaves)
+        return any(isinstance(x, Tensor) and self.value(x) is not None for x in leaves)
+
+    def value(self, x: Tensor) -> Tensor | None:
+        """What inputs reach, in float64."""
+        value: Tensor | None = self.values.get(x)  # type: ignore[no-untyped-call]
+        if value is None and self.constants and x.layout is torch.strided:
+            found = self.constants.get(x.untyped_storage().data_ptr())
+            if found and found[0].dtype in (x.dtype, x.dtype.to_real()):
+                elements = found[1].view(WIDER.get(x.dtype, x.dtype))
+                value = elements.as_strided(x.shape, x.stride(), x.storage_offset())
+                value = value.conj() if x.is_conj() else value
+                self.values[x] = value = value._neg_view() if x.is_neg() else value
+        return value
 
     def exact(self, item: Any) -> Any:
         """A tensor in float64; dtypes are widened, all else stays."""
-        value = self.values.get(item) if isinstance(item, Tensor) else None  # type: ignore[no-untyped-call]
+        value = self.value(item) if isinstance(item, Tensor) else None
         return wider(item) if value is None else value
+
+    def widen(self, x: Tensor) -> None:
+        """Compute a constant in float64 from now on, with all that shares its memory."""
+        own = torch.empty(0, dtype=x.dtype.to_real(), device=x.device).set_(x.untyped_storage())
+        self.constants.setdefault(own.data_ptr(), (own, own.to(torch.float64, copy=True)))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not self.reaches(_leaves((args, kwargs))) and not (self.functions.is_reached and _rounds(func)):
+        is_reached = not _reads_shape_only(func) and self.reaches(_leaves((args, kwargs)))
+        if not is_reached and not (self.functions.is_reached and _rounds(func)):
             return func(*args, **kwargs)
-        for place in _written(func):
-            x = args[place] if place < len(args) else None
-            if isinstance(x, Tensor) and x not in self.values and x.dtype in WIDER:
-                raise TypeError(f"{func} would write to {x.dtype} what is computed in float64")
+        for place, name in _written(func):
+            for x in _leaves(args[place] if place < len(args) else kwargs.get(name)):
+                if isinstance(x, Tensor) and x.dtype in (*WIDER, *WIDE) and self.value(x) is None:
+                    self.widen(x)
+                    if self.value(x) is None:
+                        raise TypeError(f"{func} would write to {x.dtype} what is computed in float64")
         exact = self.result(func, args, kwargs)
         if self.noise:
             exact = self.noise.disturbed(func, exact)
@@ -181,9 +204,10 @@ def _leaves(arguments: Any) -> list[Any]:
 
 
 @cache  # a schema makes its arguments anew each time
-def _written(func: Any) -> tuple[int, ...]:
-    """Places of the arguments that an operator writes to."""
-    return tuple(place for place, argument in enumerate(func._schema.arguments) if argument.is_write)
+def _written(func: Any) -> tuple[tuple[int, str], ...]:
+    """Places and names of the arguments that an operator writes to."""
+    arguments = enumerate(func._schema.arguments)
+    return tuple((place, argument.name) for place, argument in arguments if argument.is_write)
 
 
 @cache
@@ -192,9 +216,18 @@ def _rounds(func: Any) -> bool:
     return func.overloadpacket.__name__ != "_to_copy" and not any(each.alias_info for each in func._schema.returns)
 
 
-def _is_in_vmap(x: Any) -> bool:
-    """Whether something is a tensor as `torch.vmap` passes it on: it may stand for one that inputs reach."""
-    return isinstance(x, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(x)
+def _reads_shape_only(func: Any) -> bool:
+    """Whether a function or an operator of PyTorch reads no element of its first argument."""
+    if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        return getattr(func, "overloadpacket", func) in SHAPE_ONLY_OPERATORS
+    return getattr(func, "__name__", "") in SHAPE_ONLY
+
+
+def _without_vmap(x: Any) -> Any:
+    """A tensor that `torch.vmap` passes on for each sample, for all of them."""
+    while isinstance(x, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x
 
 
 class _Functions(TorchFunctionMode):
@@ -206,8 +239,7 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         before, leaves = self.is_reached, _leaves((args, kwargs))
-        reads = not reads_shape_only(getattr(func, "__name__", ""))
-        self.is_reached = before or (reads and (self.double.reaches(leaves) or any(map(_is_in_vmap, leaves))))
+        self.is_reached = before or (not _reads_shape_only(func) and self.double.reaches(map(_without_vmap, leaves)))
         try:
             if not self.is_reached:  # within a mode, linalg.eigvalsh computes otherwise
                 with _disable_current_modes():

@@ -15,6 +15,14 @@ from torch.utils import _pytree as pytree
 
 from conv2affine.network.torch.importing.call import operator_name
 
+# Operators that read no element of their first argument, and draw no random numbers.
+SHAPE_ONLY = frozenset(
+    (
+        *("empty_like", "full_like", "ones_like", "zeros_like"),
+        *("new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros"),
+    )
+)
+
 
 def fold_constants(program: ExportedProgram, state: frozenset[str]) -> None:
     """Replace operators that do not depend on inputs by constants, such as the weights of normalised convolutions.
@@ -39,7 +47,7 @@ def fold_constants(program: ExportedProgram, state: frozenset[str]) -> None:
                 continue
             if key not in made:
                 with graph.inserting_before(first):
-                    made[key] = graph.placeholder(f"c_{used.name}")
+                    made[key] = graph.placeholder(f"c{len(made)}_{used.name}")
                 made[key].meta["val"] = used.meta["val"]
                 argument = TensorArgument(made[key].name)
                 spec = InputSpec(InputKind.CONSTANT_TENSOR, argument, made[key].name)
@@ -63,7 +71,7 @@ class _Constants:
     """
 
     def __init__(self, program: ExportedProgram, state: frozenset[str], copied: frozenset[str] = frozenset()) -> None:
-        signature = program.graph_signature
+        signature = self.signature = program.graph_signature
         self.targets = {spec.arg.name: spec.target for spec in signature.input_specs}
         held = {**program.constants, **program.state_dict}
         self.values: dict[fx.Node, Any] = {}
@@ -101,20 +109,23 @@ class _Constants:
                 with torch.no_grad():
                     self.values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
         if node not in self.values and written:
-            self.forget(written)
+            self.release(node, written)
         if not memory(self.values.get(node)):
-            self.reads += [(node, used) for used in given if used in self.values]
+            self.reads += [(node, used) for used in node.all_input_nodes if used in self.values]
 
     def is_constant(self, node: fx.Node) -> bool:
         """Whether a node is an operator, and what it reads of its arguments is constant."""
         if not isinstance(node.target, torch._ops.OpOverload):
             return node.target is operator.getitem and node.args[0] in self.values
-        shape_only = reads_shape_only(operator_name(node.target)) and _has_shape(node.args[0])
+        shape_only = operator_name(node.target) in SHAPE_ONLY and _has_shape(node.args[0])
         return all(used in self.values or (shape_only and used is node.args[0]) for used in node.all_input_nodes)
 
     def value(self, node: fx.Node) -> Any:
-        """A constant; for a tensor of which only the shape is read, zeros."""
-        return self.values[node] if node in self.values else blank(node, node.meta["val"].shape)
+        """A constant; for a tensor of which only the shape is read, zeros that lie in memory as it does."""
+        if node in self.values:
+            return self.values[node]
+        fake = node.meta["val"]
+        return torch.empty_strided(fake.shape, fake.stride(), dtype=fake.dtype, device=fake.device).zero_()
 
     def save(self, written: set[int]) -> None:
         """Copy what was read of memory that is written to next."""
@@ -123,18 +134,31 @@ class _Constants:
             if read not in self.before and written & memory(value):
                 self.before[read] = value.clone()  # type: ignore[union-attr]
 
-    def forget(self, written: set[int]) -> None:
-        """Drop everything that shares memory with what is written to."""
-        dropped = [node for node, value in self.values.items() if written & memory(value)]
-        for node in dropped:
-            del self.values[node]
-        names = frozenset(self.targets[node.name] for node in dropped if node.op == "placeholder")
-        self.written += [names] if names else []
+    def release(self, node: fx.Node, written: set[int]) -> None:
+        """Drop what an operator that is not constant writes to, or let it write to copies of that."""
+        dropped = [old for old, value in self.values.items() if written & memory(value)]
+        names = frozenset(self.targets[old.name] for old in dropped if old.op == "placeholder")
+        if not names:
+            self.copy(node, dropped)
+            return
+        self.written.append(names)
+        for old in dropped:
+            del self.values[old]
 
-
-def reads_shape_only(name: str) -> bool:
-    """Whether an operator reads no element of its first argument."""
-    return name.endswith("_like") or name.startswith("new_")
+    def copy(self, node: fx.Node, constants: Sequence[fx.Node]) -> None:
+        """From this node on, read copies of constants: of a tensor, and of all its views."""
+        graph, copies = node.graph, dict[fx.Node, fx.Node]()
+        for old in constants:
+            with graph.inserting_before(node):
+                if copies.keys().isdisjoint(old.all_input_nodes):
+                    copies[old] = graph.call_function(torch.ops.aten.clone.default, (old,))
+                    copies[old].meta = dict(old.meta)
+                elif _written(old):  # its result is what it writes to
+                    copies[old] = copies[_written(old)[0]]
+                else:
+                    copies[old] = graph.node_copy(old, lambda used: copies.get(used, used))
+            old.replace_all_uses_with(copies[old], lambda user: not user < node)
+            self.signature.replace_all_uses(old.name, copies[old].name)
 
 
 def _has_shape(argument: Any) -> bool:
@@ -143,20 +167,14 @@ def _has_shape(argument: Any) -> bool:
     return isinstance(fake, Tensor) and not any(isinstance(size, torch.SymInt) for size in fake.shape)
 
 
-def blank(node: fx.Node, shape: Sequence[int]) -> Tensor:
-    """Zeros in place of the result of a node."""
-    fake = node.meta["val"]
-    return torch.zeros(shape, dtype=fake.dtype, device=fake.device)
-
-
 def _written(node: fx.Node) -> list[fx.Node]:
     """The arguments that an operator writes to."""
     if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
         return []
     written: list[fx.Node] = []
-    for argument, given in zip(node.target._schema.arguments, node.args, strict=False):
+    for place, argument in enumerate(node.target._schema.arguments):
         if argument.is_write:
-            map_arg(given, written.append)
+            map_arg(node.args[place] if place < len(node.args) else node.kwargs.get(argument.name), written.append)
     return written
 
 
