@@ -5,8 +5,9 @@ import contextlib
 import copy
 import io
 import pickle
-from collections import OrderedDict
+from collections import OrderedDict, deque
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -169,6 +170,37 @@ def test_buffers_that_a_run_changes_are_as_before(is_read):
     with contextlib.suppress(ValueError):
         torch.testing.assert_close(to_linear_network(model, X)(X), 2 * X)
     assert model.count == 3
+
+
+CONTAINERS = {
+    "list": (lambda: [0], lambda held: held.append(1), list),
+    "deque": (lambda: deque([0], maxlen=1), lambda held: held.append(held[0] + 1), list),
+    "dict": (lambda: {0: 0}, lambda held: held.update({len(held): 0}), dict),
+    "set": (lambda: {0}, lambda held: held.add(len(held)), set),
+    "array": (lambda: np.zeros(2), lambda held: held.fill(held[0] + 1), list),
+    "tensors": (lambda: deque([torch.zeros(2)]), lambda held: held[0].add_(1), lambda held: held[0].tolist()),
+}
+
+
+@pytest.mark.parametrize("name", ["held", "negative_slope"])
+@pytest.mark.parametrize(("make", "change", "content"), CONTAINERS.values(), ids=CONTAINERS)
+def test_containers_that_a_run_changes_are_as_before(make, change, content, name):
+    class Holds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.LeakyReLU()
+            setattr(self.layer, name, make())
+
+        def forward(self, x):
+            change(getattr(self.layer, name))
+            return 2 * x
+
+    model = Holds()
+    held = getattr(model.layer, name)
+    with contextlib.suppress(ValueError):
+        torch.testing.assert_close(to_linear_network(model, X)(X), 2 * X)
+    assert getattr(model.layer, name) is held
+    assert content(held) == content(make())
 
 
 def test_example_inputs_are_as_before():

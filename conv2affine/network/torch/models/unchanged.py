@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import random
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
@@ -77,9 +78,9 @@ def warm_up(model: nn.Module, inputs: Sequence[Tensor], before: State) -> tuple[
 
 def _is_read(model: nn.Module, inputs: Sequence[Tensor], owner: Any, key: Any) -> bool:
     """Whether a model reads one of its tensors: it then fails with something else in its place."""
-    if not isinstance(owner, dict | list):
+    if not isinstance(owner, dict | list | deque):
         return True
-    kept = owner[key] if isinstance(owner, list) or key in owner else None
+    kept = owner[key] if not isinstance(owner, dict) or key in owner else None
     owner[key] = object()
     try:
         return isinstance(try_run(model, inputs), Exception)
@@ -104,10 +105,16 @@ def _constants(module: nn.Module) -> Sequence[str]:
     return getattr(module, "__constants__", ()) if is_pytorchs else ()
 
 
-def _is_same(container: dict[Any, Any], content: dict[Any, Any]) -> bool:
-    """Whether a dict holds the very objects of another, keys and values, in the same order."""
-    pairs = (container, content), (container.values(), content.values())
-    return len(container) == len(content) and all(all(map(operator.is_, *pair)) for pair in pairs)
+def _is_plain(value: Any) -> bool:
+    """Whether a value cannot change, and holds no tensor: a number, text, or a tuple of these."""
+    parts = value if isinstance(value, tuple) else (value,)
+    return all(isinstance(part, int | float | str) for part in parts)
+
+
+def _is_same(container: Any, content: Any) -> bool:
+    """Whether a container holds the very objects of another, of a dict keys and values, in the same order."""
+    same = len(container) == len(content) and all(map(operator.is_, container, content))
+    return same and (not isinstance(container, dict) or all(map(operator.is_, container.values(), content.values())))
 
 
 class State:
@@ -150,7 +157,7 @@ class State:
             self.registered(attributes)
         known = _constants(module)
         for key, value in list(attributes.items()):
-            if key not in PYTORCHS and (key not in known or isinstance(value, Tensor)):
+            if key not in PYTORCHS and not (key in known and _is_plain(value)):
                 self.value(f"{name}.{key}".lstrip("."), value, attributes, key, True)
 
     def registered(self, attributes: dict[str, Any]) -> None:
@@ -195,21 +202,20 @@ class State:
     def inner(self, name: str, value: Any, inside: bool) -> None:
         """Record what a container or a helper object holds."""
         items: list[tuple[Any, Any]]
+        attributes = getattr(value, "__dict__", None)
         if isinstance(value, dict):
             items = list(value.items())
             self.containers.append((value, dict(value)))
-        elif isinstance(value, list | tuple):
+        elif isinstance(value, list | deque | tuple):
             items = list(enumerate(value))
-            if isinstance(value, list):
+            if not isinstance(value, tuple):
                 self.containers.append((value, list(value)))
-        elif (
-            inside
-            and isinstance(getattr(value, "__dict__", None), dict)
-            and not callable(value)
-            and not isinstance(value, ModuleType)
-        ):
+        elif isinstance(value, set) or (isinstance(value, np.ndarray) and value.flags.writeable):
+            items = []
+            self.containers.append((value, value.copy()))
+        elif inside and isinstance(attributes, dict) and not callable(value) and not isinstance(value, ModuleType):
             self.seen[id(value)] = value
-            self.inner(name, vars(value), False)
+            self.inner(name, attributes, False)
             return
         else:
             return
@@ -228,11 +234,11 @@ class State:
     def put_back(self) -> None:
         """Restore everything."""
         for container, content in reversed(self.containers):
-            if isinstance(container, list):
-                container[:] = content
-            elif (container or content) and not _is_same(container, content):
+            if isinstance(container, np.ndarray):
+                container[...] = content
+            elif not _is_same(container, content):
                 container.clear()
-                container.update(content)
+                (container.extend if isinstance(container, list | deque) else container.update)(content)
         for module, key, value in self.scripted:
             if getattr(module, key) is not value:
                 setattr(module, key, value)
