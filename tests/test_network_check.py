@@ -238,6 +238,22 @@ def test_constants_of_the_shape_of_an_input_have_its_dtype(function, dtype):
     torch.testing.assert_close(net(x), model(x))
 
 
+@torch.library.custom_op("conv2affine_tests::half_like", mutates_args=())
+def half_like(x: torch.Tensor) -> torch.Tensor:
+    return x * 0.5 + 1
+
+
+half_like.register_fake(torch.empty_like)
+
+
+def test_operators_of_others_with_such_names_read_elements():
+    x = torch.randn(3, 4)
+    with pytest.raises(NotImplementedError, match="half_like"):
+        conv2affine.to_mlp(Function(half_like), x)
+    net = conv2affine.to_linear_network(Function(lambda x: half_like(x) + x), x)
+    torch.testing.assert_close(net(x + 1), half_like(x + 1) + x + 1)
+
+
 def written_and_read(x, z):
     y, view = x * z, z[:, :2]
     before = x[:, :2] * view
