@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from network_models import Function
 from torch import nn
 
 import conv2affine
@@ -220,6 +221,19 @@ def test_inside_a_transform_is_refused(transform, convert):
         transform(lambda x: convert(model, x[None]))(torch.rand(4, 4))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script. is deprecated")  # of PyTorch itself, in torch.func.jvp
+def test_a_trace_that_fails_inside_a_transform_leaves_it():
+    x = torch.linspace(-1, 1, 6).view(2, 3)
+
+    def fails(x):
+        return torch.func.jvp(lambda y: y * torch.full_like(y, 0.1) + y.relu(), (x,), (torch.ones_like(x),))[0]
+
+    with pytest.raises(NotImplementedError, match="makes a constant tensor; make it outside of that function"):
+        conv2affine.to_linear_network(Function(fails), x)
+    torch.testing.assert_close(torch.func.jvp(torch.sin, (x,), (x,))[1], x * x.cos())
+    torch.testing.assert_close(conv2affine.to_linear_network(nn.ReLU(), x)(x), x.relu())
+
+
 def test_a_model_made_in_inference_mode():
     with torch.inference_mode():
         model = nn.Linear(4, 2)
@@ -233,6 +247,7 @@ def test_a_model_made_in_inference_mode():
 def test_no_warning_in_a_new_process():
     code = """
 import torch, conv2affine
+from network_models import Function
 from torch import nn
 model, x = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()).eval(), torch.rand(2, 1, 6, 6)
 for convert in (conv2affine.to_linear_network, conv2affine.to_mlp):

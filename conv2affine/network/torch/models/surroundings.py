@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch._guards import detect_fake_mode
+from torch.autograd import forward_ad
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -35,6 +36,7 @@ def alone(function: Callable[P, R]) -> Callable[P, R]:
                     f"{function.__name__} must not be called inside {where}, where tensors have no values of their "
                     "own; convert outside of it, and call the result inside"
                 )
+            stack.callback(_leave_transforms)
             for device in ("cpu", "cuda"):
                 if torch.is_autocast_enabled(device):
                     stack.enter_context(torch.autocast(device, enabled=False))
@@ -75,6 +77,16 @@ def try_run(model: nn.Module, inputs: Sequence[Tensor]) -> Any:
             return model(*(x.clone() for x in inputs))
     except Exception as error:
         return error
+
+
+def _leave_transforms() -> None:
+    """Leave the transforms of torch.func that a trace was in when it failed: PyTorch stays in them."""
+    is_inside = torch._C._functorch.maybe_current_level() is not None
+    while torch._C._functorch.maybe_current_level() is not None:
+        torch._C._functorch.pop_dynamic_layer_stack()
+    if is_inside and forward_ad._current_level < 0:  # none that the user is in
+        with suppress(RuntimeError):  # there is none
+            torch._C._exit_dual_level(level=0)
 
 
 def _tracing() -> str:
