@@ -504,25 +504,37 @@ def test_the_box_is_shown_and_stays():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "other", "is_refused"),
+    ("dtype", "others", "is_refused"),
     [
-        (torch.float32, torch.float64, False),
-        (torch.float32, torch.float16, True),
-        (torch.float16, torch.bfloat16, True),
-        (torch.bfloat16, torch.float16, True),
-        (torch.bfloat16, torch.float32, False),
+        (torch.float32, [torch.float64], False),
+        (torch.float32, [torch.float64, torch.float32], False),
+        (torch.float32, [torch.float16], True),
+        (torch.float32, [torch.float16, torch.float32], True),
+        (torch.float16, [torch.bfloat16], True),
+        (torch.bfloat16, [torch.float16], True),
+        (torch.bfloat16, [torch.float32], False),
     ],
     ids=str,
 )
-def test_bounds_are_of_a_chain_that_keeps_its_numbers(dtype, other, is_refused):
+def test_bounds_are_of_a_chain_that_keeps_its_numbers(dtype, others, is_refused):
     mlp = to_mlp(net(nn.Linear(2, 2), nn.ReLU()).to(dtype), torch.rand(1, 2, dtype=dtype), box=(0, 1))
     bounds = mlp.bounds
-    mlp.to(other)
+    for other in others:
+        nn.ModuleList([mlp]).to(other)
+    mlp = pickle.loads(pickle.dumps(copy.deepcopy(mlp)))
+    assert hasattr(mlp, "bounds") is not is_refused
     if not is_refused:
-        assert mlp.bounds is bounds
+        assert torch.equal(mlp.bounds[0][0], bounds[0][0])
         return
-    with pytest.raises(ValueError, match=f"bounds hold for a chain in {dtype}, and this one was converted to {other}"):
+    expected = f"bounds hold for a chain in {dtype}, and this one was converted to {others[0]}"
+    with pytest.raises(AttributeError, match=expected):
         _ = mlp.bounds
+
+
+def test_bounds_are_of_the_weights_that_are_loaded():
+    mlp = to_mlp(net(nn.Linear(2, 2), nn.ReLU()), torch.rand(1, 2), box=(0, 1))
+    mlp.load_state_dict({name: weight.half() for name, weight in mlp.state_dict().items()}, assign=True)
+    assert not hasattr(mlp, "bounds")
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
