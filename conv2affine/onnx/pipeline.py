@@ -31,7 +31,7 @@ from conv2affine.onnx.ends import apart, begin_at_casts, box_of, check_floats, j
 from conv2affine.onnx.exporting.exporter import Exporter, gathers
 from conv2affine.onnx.exporting.storage import data_of, publish, save
 from conv2affine.onnx.importing.upgrade import MIN_OPSET
-from conv2affine.onnx.model import DTYPES, FLOATS, OnnxNetwork, TensorInfo
+from conv2affine.onnx.model import BOX_KEY, DTYPES, FLOATS, OnnxNetwork, TensorInfo
 from conv2affine.onnx.running.noise import with_noise
 from conv2affine.onnx.running.runner import Run, compare, runner, sample
 from conv2affine.onnx.running.trials import first_mixing, layer_runner
@@ -179,7 +179,7 @@ def _write(
         exporter = Exporter(result, prepared.dtype, opset, is_batched, flat, each, data)
         model = exporter.graph() if layers is None else exporter.mlp(layers)
     if prepared.box is not None:
-        model.metadata_props.add(key="conv2affine.box", value=prepared.box.json())
+        model.metadata_props.add(key=BOX_KEY, value=prepared.box.json())
     save(model, file)
     wanted, other = f"the result in {prepared.dtype} and opset {opset}", "choose another dtype or opset"
     try:
