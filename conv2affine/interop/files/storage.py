@@ -84,7 +84,7 @@ def save(
         check: Is called with the file when it is complete, before it gets its name.
     """
     check_absent(path)
-    part = path.with_name(path.name + ".part")
+    part = _part_of(path)
     if not part.exists():
         _create(part, contents)
     offsets, written = _resume(part, contents)
@@ -112,6 +112,11 @@ def save(
     part.rename(path)
 
 
+def _part_of(path: Path) -> Path:
+    """Where a file is until all of it is written."""
+    return Path(f"{path}.part")
+
+
 def check_absent(path: Path) -> None:
     """Refuse to write over a file."""
     if os.path.lexists(path):  # a link to nothing is a file too
@@ -125,7 +130,11 @@ def h5py_module() -> ModuleType:
 
 def open_hdf5(path: str | os.PathLike[str]) -> Any:
     """A file that others wrote, for reading."""
-    h5py = h5py_module()
+    h5py, part = h5py_module(), _part_of(Path(path))
+    if part.exists() and not os.path.lexists(path):
+        raise FileNotFoundError(
+            errno.ENOENT, f"this file is not finished, and {part} is a part of it; save it again to continue", str(path)
+        )
     with open(path, "rb"):  # Python's error is clearer where there is none, or a folder
         pass
     try:
