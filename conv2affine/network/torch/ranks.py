@@ -57,8 +57,8 @@ class InStep(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Any:
         """The outputs of the network."""
-        if rank := _first_other(self.device_mesh, {"digest": RUN, "error": ""}):
-            raise OtherRankError(f"the check ended on rank {rank - 1} of device_mesh and goes on here")
+        if (rank := _first_other(self.device_mesh, {"digest": RUN, "error": ""})) is not None:
+            raise OtherRankError(f"the check ended on rank {rank} of device_mesh and goes on here")
         return self.network(*inputs)
 
 
@@ -82,25 +82,27 @@ def together(device_mesh: DeviceMesh) -> Iterator[Callable[..., None]]:
     rank = _first_other(device_mesh, own)
     if failure is not None:
         raise failure
-    if rank:
+    if rank is not None:
         raise ValueError(
-            f"model, example_inputs and options must be the same on all ranks, and rank {rank - 1} has others; load "
-            "the model from one file, or call torch.manual_seed with the same number before it is made"
+            f"model, example_inputs and options must be the same on all ranks, and rank {rank} has others; load the "
+            "model from one file, or call torch.manual_seed with the same number before it is made"
         )
 
 
-def _first_other(device_mesh: DeviceMesh, own: dict[str, str]) -> int:
-    """The number, from 1 on, of the first rank with another digest; 0 if there is none. All ranks must call it.
+def _first_other(device_mesh: DeviceMesh, own: dict[str, str]) -> int | None:
+    """The first rank with another digest; None if there is none, or this one has an error. All ranks must call it.
 
     Raises:
         RuntimeError: If another rank has an error, and this one has none.
     """
     found: list[dict[str, str]] = [{}] * device_mesh.size()
     dist.all_gather_object(found, own, group=device_mesh.get_group())
+    if own["error"]:
+        return None
     for rank, other in enumerate(found):
-        if other["error"] and not own["error"]:
+        if other["error"]:
             raise OtherRankError(f"no rank converts the model, as rank {rank} of device_mesh cannot: {other['error']}")
-    return next((rank for rank, other in enumerate(found, 1) if other["digest"] != own["digest"]), 0)
+    return next((rank for rank, other in enumerate(found) if other["digest"] != own["digest"]), None)
 
 
 def _digest(model: nn.Module, inputs: Sequence[Tensor], text: str) -> str:
