@@ -19,9 +19,9 @@ from onnx.shape_inference import InferenceError
 from conv2affine.interop.vnnlib import Specification
 from conv2affine.network.graph import Kept, Step
 from conv2affine.network.passes.chain import Layer
-from conv2affine.network.passes.merge import MERGE, Merge
+from conv2affine.network.passes.merge import Merge
 from conv2affine.network.passes.simplify import simplify
-from conv2affine.network.prepare import one_of, to_layers, to_pieces
+from conv2affine.network.prepare import check_choices, to_layers, to_pieces
 from conv2affine.network.progress import progress
 from conv2affine.network.proof.box import Box, BoxBounds
 from conv2affine.network.proof.forward import Interval
@@ -58,9 +58,7 @@ class Options:
     box: BoxBounds | Specification | None = None
 
     def __post_init__(self) -> None:
-        one_of("form", self.form, ("graph", "mlp"))
-        one_of("merge", self.merge, MERGE)
-        one_of("max_pool", self.max_pool, ("max", "relu"))
+        check_choices(self.form, self.merge, self.max_pool)
         if self.dtype not in (None, torch.float32, torch.float64):
             raise ValueError(
                 f"dtype ({self.dtype!r}) must be torch.float32 or torch.float64, in which a result can be compared "
