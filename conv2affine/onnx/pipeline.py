@@ -187,9 +187,13 @@ def _write(
         if "unsupported type" in reason:
             raise NotImplementedError(f"{wanted} must be valid ONNX, and is not: {reason}; {other}") from error
         raise RuntimeError(f"{wanted} must be valid ONNX, and is not: {reason}; please report this") from error
-    got = runner(file) if data is None else layer_runner(file)
-    if data is None:
-        got.noisy = lambda size, run: runner(with_noise(model, size, run, walls=True))
+    got = runner(file) if data is None else layer_runner(model, file)
+
+    def noisy(size: float, run: int) -> Run:
+        other = with_noise(model, size, run, walls=True)
+        return runner(other) if data is None else layer_runner(other, file)
+
+    got.noisy = noisy
     separate = got if result is network else apart(got, network)
     eps = max(network.eps, torch.finfo(prepared.dtype).eps)
     floats = {tensor.name: exporter.writer.dtype for tensor in network.inputs if tensor.is_floating}
