@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 COUNTER = "rows_written"
+PART = ".part"  # ends the name of a file until all of it is written
 # Bytes that are written again after a kill, at most.
 SYNC_BYTES = 2**26
 PAGE_BYTES = 4096
@@ -84,7 +85,7 @@ def save(
         check: Is called with the file when it is complete, before it gets its name.
     """
     check_absent(path)
-    part = _part_of(path)
+    part = Path(f"{path}{PART}")
     if not part.exists():
         _create(part, contents)
     offsets, written = _resume(part, contents)
@@ -112,11 +113,6 @@ def save(
     part.rename(path)
 
 
-def _part_of(path: Path) -> Path:
-    """Where a file is until all of it is written."""
-    return Path(f"{path}.part")
-
-
 def check_absent(path: Path) -> None:
     """Refuse to write over a file."""
     if os.path.lexists(path):  # a link to nothing is a file too
@@ -130,7 +126,7 @@ def h5py_module() -> ModuleType:
 
 def open_hdf5(path: str | os.PathLike[str]) -> Any:
     """A file that others wrote, for reading."""
-    h5py, part = h5py_module(), _part_of(Path(path))
+    h5py, part = h5py_module(), Path(f"{path}{PART}")
     if part.exists() and not os.path.lexists(path):
         raise FileNotFoundError(
             errno.ENOENT, f"this file is not finished, and {part} is a part of it; save it again to continue", str(path)
