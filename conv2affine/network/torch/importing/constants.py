@@ -15,10 +15,10 @@ from torch.utils import _pytree as pytree
 
 from conv2affine.network.torch.importing.call import operator_name
 
-# Operators that read no element of their first argument, and draw no random numbers.
+# Operators that read no element of their first argument.
 SHAPE_ONLY = frozenset(
     (
-        *("empty_like", "full_like", "ones_like", "zeros_like"),
+        *("empty_like", "full_like", "ones_like", "rand_like", "randint_like", "randn_like", "zeros_like"),
         *("new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros"),
     )
 )
