@@ -28,6 +28,7 @@ from conv2affine.network.torch.verifying.pieces import piece_outputs
 from conv2affine.network.torch.verifying.runs import (
     Apart,
     exact_outputs,
+    first_infinite,
     first_mixing,
     model_scales,
     result_outputs,
@@ -153,11 +154,16 @@ def _refuse(
     again = run(model, inputs, flat)
     check_repeats(expected, again, tolerance)
     _explain(model, inputs, again, number, tolerance, flat)
-    if problem == INFINITIES:
+    name = first_infinite(model, inputs)
+    if problem == INFINITIES or name:
+        what, advice = f"does not have the {INFINITIES} of the model's", "make all constants finite, and"
+        if name:
+            what = f"must not depend on {INFINITIES}, which {name} gives for inputs like the example"
+            advice = "give it only what it is finite for, as torch.log(x.clamp(min=1e-6)) does, with constants"
         raise ValueError(
-            f"output {number} does not have the {INFINITIES} of the model's: linear layers spread them, as 0 * inf is "
-            "NaN; make all constants finite, and no larger than the dtype can hold; or if what the result computes is "
-            "larger than that, as 65504 in float16, pass dtype=torch.float32"
+            f"output {number} {what}: linear layers spread them, as 0 * inf is NaN; {advice} no larger than the dtype "
+            "can hold; or if what the result computes is larger than that, as 65504 in float16, pass "
+            "dtype=torch.float32"
         )
     raise RuntimeError(f"the result does not equal the model, {problem} in output {number}; please report this")
 
