@@ -13,7 +13,7 @@ from onnx import AttributeProto, NodeProto, TensorProto, TypeProto, helper, nump
 
 from conv2affine.network.graph import Graph, Kept, Value
 from conv2affine.network.matrices.affine import AffineMap
-from conv2affine.network.rules.operands import Context, NoRuleError, values
+from conv2affine.network.rules.operands import Context, NoRuleError, may_overflow, values
 from conv2affine.onnx.call import OnnxCall
 from conv2affine.onnx.importing.inference import Budget, check_size, check_work, infer, inferred_shape
 from conv2affine.onnx.importing.rules import FOR_NUMBERS, NEVER_TRUE, find_rule
@@ -46,6 +46,7 @@ class _Importer:
         self.types: dict[str, TypeProto] = {}
         self.unsure: set[Value] = set()  # what may be infinite or no number for finite inputs
         self.parameters: set[int] = set()  # addresses of the numbers of the file
+        self.largest = torch.finfo(torch.float16 if model.rounding == EPS[TensorProto.FLOAT16] else torch.float32).max
         self.budget = Budget(model.size)
         self.used = {*model.outputs, *(name for node in model.proto.graph.node for name in node.input if name)}
 
@@ -119,6 +120,8 @@ class _Importer:
             if node.op_type == "Constant":
                 self.parameters.update(self.results[name].ctypes.data for name in names)
             return
+        if node.op_type in (*NEVER_TRUE, *FOR_NUMBERS) and may_overflow(self.graph, inputs, self.largest):
+            self.unsure.update(inputs)
         is_sure = self.unsure.isdisjoint(inputs)
         if is_sure and node.op_type in NEVER_TRUE and names[0] not in self.model.outputs:
             self.constant(names[0], np.zeros(shapes[0], bool))
