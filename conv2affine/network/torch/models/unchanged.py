@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import random
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
@@ -18,7 +19,7 @@ from conv2affine.network.torch.models.surroundings import try_run
 
 # Attributes of every module; its tensors are in the dicts among them.
 PYTORCHS = vars(nn.Module())
-DICTS = [name for name, value in PYTORCHS.items() if isinstance(value, dict)]
+OWN_CONTAINERS = [name for name, value in PYTORCHS.items() if isinstance(value, dict | set)]
 
 
 @contextmanager
@@ -77,9 +78,9 @@ def warm_up(model: nn.Module, inputs: Sequence[Tensor], before: State) -> tuple[
 
 def _is_read(model: nn.Module, inputs: Sequence[Tensor], owner: Any, key: Any) -> bool:
     """Whether a model reads one of its tensors: it then fails with something else in its place."""
-    if not isinstance(owner, dict | list):
+    if not isinstance(owner, dict | list | deque):
         return True
-    kept = owner[key] if isinstance(owner, list) or key in owner else None
+    kept = owner[key] if not isinstance(owner, dict) or key in owner else None
     owner[key] = object()
     try:
         return isinstance(try_run(model, inputs), Exception)
@@ -104,9 +105,19 @@ def _constants(module: nn.Module) -> Sequence[str]:
     return getattr(module, "__constants__", ()) if is_pytorchs else ()
 
 
-def _is_same(container: dict[Any, Any], content: dict[Any, Any]) -> bool:
-    """Whether a dict holds the very objects of another, keys and values, in the same order."""
-    pairs = (container, content), (container.values(), content.values())
+def _content(container: Any) -> Any:
+    """A plain copy of a container."""
+    kind: Any = dict if isinstance(container, dict) else set if isinstance(container, set) else list
+    return kind(container)
+
+
+def _is_same(container: Any, content: Any) -> bool:
+    """Whether a container holds the very objects of another, keys and values, in the same order."""
+    if isinstance(content, set):
+        return bool(container == content)
+    pairs = [(container, content)]
+    if isinstance(content, dict):
+        pairs.append((container.values(), content.values()))
     return len(container) == len(content) and all(all(map(operator.is_, *pair)) for pair in pairs)
 
 
@@ -156,10 +167,10 @@ class State:
     def registered(self, attributes: dict[str, Any]) -> None:
         """Record the dicts of a module, and its parameters and buffers."""
         self.containers.append((attributes, dict(attributes)))
-        for key in DICTS:
+        for key in OWN_CONTAINERS:
             value = attributes.get(key, {})
-            self.containers.append((value, dict(value) if value else {}))  # most are empty
-            for tensor in value.values() if value else ():
+            self.containers.append((value, _content(value) if value else type(PYTORCHS[key])()))  # most are empty
+            for tensor in value.values() if value and isinstance(value, dict) else ():
                 if isinstance(tensor, Tensor):
                     self.tensor(tensor)
 
@@ -195,13 +206,10 @@ class State:
     def inner(self, name: str, value: Any, inside: bool) -> None:
         """Record what a container or a helper object holds."""
         items: list[tuple[Any, Any]]
-        if isinstance(value, dict):
-            items = list(value.items())
-            self.containers.append((value, dict(value)))
-        elif isinstance(value, list | tuple):
-            items = list(enumerate(value))
-            if isinstance(value, list):
-                self.containers.append((value, list(value)))
+        if isinstance(value, dict | list | set | tuple | deque):
+            items = list(value.items() if isinstance(value, dict) else enumerate(value))
+            if not isinstance(value, tuple):
+                self.containers.append((value, _content(value)))
         elif (
             inside
             and isinstance(getattr(value, "__dict__", None), dict)
@@ -228,11 +236,9 @@ class State:
     def put_back(self) -> None:
         """Restore everything."""
         for container, content in reversed(self.containers):
-            if isinstance(container, list):
-                container[:] = content
-            elif (container or content) and not _is_same(container, content):
+            if (container or content) and not _is_same(container, content):
                 container.clear()
-                container.update(content)
+                (container.extend if isinstance(content, list) else container.update)(content)
         for module, key, value in self.scripted:
             if getattr(module, key) is not value:
                 setattr(module, key, value)
