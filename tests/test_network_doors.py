@@ -573,6 +573,15 @@ def test_what_torch_export_does_not_take(function, advice):
         to_mlp(Function(function), X5)
 
 
+@pytest.mark.filterwarnings("ignore")  # of what is deprecated
+def test_a_quantized_model_is_refused():
+    if torch.backends.quantized.engine == "none":
+        pytest.skip("PyTorch has no engine for quantized layers")
+    made = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(5, 4)), {nn.Linear})
+    with pytest.raises(NotImplementedError, match=r"packed weights, .*; pass the float model that it was made from"):
+        to_linear_network(made, X5)
+
+
 def test_numpy_sizes_are_sizes():
     conv = nn.Conv2d(1, 2, 3)
     assert to_linear(conv, np.int64(6)).in_features == to_linear(conv, tuple(np.array([6, 6]))).in_features == 36

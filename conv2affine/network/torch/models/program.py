@@ -33,6 +33,10 @@ CAUSES = {
         "conversion",
     ),
     "Cannot access storage of Sparse": ("a sparse tensor is no attribute of a module", "call register_buffer for it"),
+    "__obj_flatten__": (
+        "it holds packed weights, as what torch.ao.quantization makes does",
+        "pass the float model that it was made from",
+    ),
     "linalg_lstsq": ("it does not know linalg.lstsq", "call torch.linalg.pinv(matrix) @ x"),
     "Size-like symbols: u": (
         "elements are selected by values of the inputs, as h[h < 0] *= 0.1 does",
