@@ -219,6 +219,16 @@ def test_rows_of_samples_inside_are_no_reason():
     assert difference(original, result.model, inputs(result.model, 4)) < 1e-6
 
 
+@pytest.mark.parametrize("last", ["y = Identity(d)", "y = Sin(d)"], ids=["affine", "kept"])
+def test_what_rounding_leaves_of_a_sum_is_no_reason(last):
+    """It is another number for each batch, and as large as the largest element."""
+    constants = {"v": random(64, 64), "w": random(64, 64), "vw": random(64, 64) @ random(64, 64)}
+    original = model(
+        f"a = MatMul(x, v)\nb = MatMul(a, w)\nc = MatMul(x, vw)\nd = Sub(b, c)\n{last}", {"x": ("N", 64)}, constants
+    )
+    assert not convert(original).static
+
+
 def test_a_wrong_batch_is_no_reason_to_take_one_sample(monkeypatch):
     """What is wrong for several samples only is an error, not one that is written for one sample."""
     monkeypatch.setattr("conv2affine.onnx.exporting.values.Values.sizes", lambda self, shape: list(shape))
