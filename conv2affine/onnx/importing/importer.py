@@ -120,7 +120,7 @@ class _Importer:
             if node.op_type == "Constant":
                 self.parameters.update(self.results[name].ctypes.data for name in names)
             return
-        if node.op_type in (*NEVER_TRUE, *FOR_NUMBERS) and may_overflow(self.graph, inputs, self.largest):
+        if node.op_type in FOR_NUMBERS and may_overflow(self.graph, inputs, self.largest):
             self.unsure.update(inputs)
         is_sure = self.unsure.isdisjoint(inputs)
         if is_sure and node.op_type in NEVER_TRUE and names[0] not in self.model.outputs:

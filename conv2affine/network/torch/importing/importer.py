@@ -107,6 +107,7 @@ class _Importer:
         self.nodes = {node.name: node for node in program.graph.nodes}
         self.inputs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
         self.dtypes = floating_dtypes(program)
+        self.largest = min(torch.finfo(dtype).max for dtype in self.dtypes)
 
     def run(self) -> TorchNetwork:
         """Import all nodes."""
@@ -180,8 +181,7 @@ class _Importer:
         if fakes is None:  # it is an assertion
             return None
         is_unsure = not self.unsure.isdisjoint(inputs)
-        if name in (*NEVER_TRUE, *FOR_NUMBERS):
-            is_unsure |= may_overflow(self.graph, inputs, min(torch.finfo(dtype).max for dtype in self.dtypes))
+        is_unsure |= name in FOR_NUMBERS and may_overflow(self.graph, inputs, self.largest)
         if name in NEVER_TRUE and not is_unsure:
             return torch.zeros(inputs[0].shape, dtype=torch.bool)
         reached = [arg for arg in node.all_input_nodes if isinstance(self.results[arg], Value)]
