@@ -31,7 +31,10 @@ from conv2affine.onnx.reference import evaluator
 from conv2affine.onnx.running.noise import with_noise
 
 # Operators that onnx.reference computes in loops, and how many elements it does in seconds.
-LOOPS = ("AveragePool", "GridSample", "LpPool", "MaxPool", "MaxRoiPool", "MaxUnpool", "Resize", "RoiAlign", "Upsample")
+LOOPS = (
+    *("AveragePool", "DeformConv", "GridSample", "LpPool", "MaxPool", "MaxRoiPool", "MaxUnpool", "Resize", "RoiAlign"),
+    "Upsample",
+)
 MAX_LOOPED = 2**16
 HALF_DTYPES = [helper.tensor_dtype_to_np_dtype(elem_type) for elem_type in HALVES]
 
