@@ -191,6 +191,10 @@ ONE_SAMPLE = {
     "mixed-by-the-last": ("y = Softmax<axis = 0>(x)", "y depends for each sample on the others"),
     "mixed-inside": ("m = ReduceMean<axes = [0]>(x)\na = Sub(x, m)\ny = Add(a, x)", "y depends for each sample"),
     "mixed-in-a-kept-node": ("m = Softmax<axis = 0>(x)\na = Relu(m)\ny = Softmax(a)", "m depends for each sample"),
+    "constant-of-the-shape-of-a-batch": (
+        "n = Shape(x)\nz = ConstantOfShape(n)\nv, i = TopK(x, k)\ny = ScatterElements<axis = 1>(z, i, v)",
+        r"y \(ScatterElements\) has constants of the shape of one sample",
+    ),
     "elsewhere": (
         "a = Transpose<perm = [1, 0]>(x)\nb = Softmax<axis = 0>(a)\ny = Transpose<perm = [1, 0]>(b)",
         r"a has shape \(6, 3\) for 3 samples, and \(6, 1\) for one",
@@ -201,7 +205,7 @@ ONE_SAMPLE = {
 @pytest.mark.parametrize(("nodes", "reason"), ONE_SAMPLE.values(), ids=ONE_SAMPLE)
 def test_why_a_result_takes_one_sample(nodes, reason):
     constants = {"s": np.array([-1, 3]), "t": np.array([1, 6]), "w": random(3, 4), "c": random(3, 6)}
-    original = model(nodes, {"x": ("N", 6)}, constants)
+    original = model(nodes, {"x": ("N", 6)}, {**constants, "k": np.array([2])})
     result = convert(original)
     assert not result.is_batched
     assert re.match(reason, result.static)

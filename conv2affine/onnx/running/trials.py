@@ -19,11 +19,11 @@ import torch
 from onnx import ModelProto, NodeProto, TypeProto, ValueInfoProto, external_data_helper, helper, numpy_helper
 
 from conv2affine.network.comparison import COARSE, EPS, difference, is_close, scale, tolerance_of
-from conv2affine.network.graph import Kept, Piece, Step, Value
+from conv2affine.network.graph import Kept, Piece, Slot, Step, Value
 from conv2affine.network.kinds import KINDS
-from conv2affine.onnx.call import make_info, one_node, runs_on_vectors
+from conv2affine.onnx.call import OnnxCall, make_info, one_node, runs_on_vectors
 from conv2affine.onnx.model import OnnxNetwork
-from conv2affine.onnx.running.runner import Run, RunError, as_tensor, disturbed, runner, sample
+from conv2affine.onnx.running.runner import HALF_DTYPES, Run, RunError, as_tensor, disturbed, runner, sample
 
 SAMPLES = 3
 # Pooling with ceil_mode, auto_pad or dilations; resizing by fractions, and sampling; slices that start before an
@@ -124,7 +124,28 @@ def first_mixing(network: OnnxNetwork, steps: Sequence[Step | Kept], original: C
         size = scale(a, map(as_tensor, noisy()[number]), COARSE * eps)
         if difference(a, b, tolerance_of(eps) * size):
             return f"{name} depends for each sample on the others"
+    values = batch | {name: whole for _, (name, whole, *_) in results}
+    for step in on_tensors:
+        if step.call.inputs and not _runs(step.call, values):
+            return f"{', '.join(step.origin)} ({step.kind}) has constants of the shape of one sample"
     return ""
+
+
+def _runs(call: OnnxCall, values: Mapping[str, Any]) -> bool:
+    """Whether a node gives results of the same shape for these values with its constants as they are for one sample."""
+    if not any(isinstance(arg, np.ndarray) and arg.size > 1 for arg in call.args):
+        return True
+    feeds = {}
+    for number, (name, arg) in enumerate(zip(call.inputs, call.args, strict=True)):
+        array = values[name] if isinstance(arg, Slot) else arg
+        if array is not None:
+            feeds[f"x{number}"] = array.astype(np.float32) if array.dtype in HALF_DTYPES else array
+    try:
+        results = runner(call.model(feeds))(feeds)
+    except RunError:
+        return False
+    wanted = [values[call.outputs[number]].shape for number in call.results]
+    return [result.shape for result in results] == wanted
 
 
 def run_alone(node: NodeProto, opset: int, results: Mapping[str, Any], types: Mapping[str, TypeProto]) -> Trial | None:
