@@ -93,9 +93,10 @@ def verify(
         capped = [own_part(x, size) if isinstance(size, Tensor) else 0 for x, size in zip(inside, scales, strict=True)]
         found = _first_problem(limits, outputs, scales, capped)
         if found:
-            is_rough = not _first_problem(limits, outputs, scales, inside)
-            in_double = [(a, a.to(b.dtype) if isinstance(a, Tensor) else b, *wide) for a, b, *wide in outputs]
-            is_rough &= dtype is not torch.float64 and not _first_problem(limits, in_double, scales, capped)
+            is_rough = dtype is not torch.float64 and not _first_problem(limits, outputs, scales, inside)
+            if is_rough:  # and right in float64, if the result is taken for right here
+                in_double = [(a, a.to(b.dtype) if isinstance(a, Tensor) else b, *wide) for a, b, *wide in outputs]
+                is_rough = not _first_problem(limits, in_double, scales, capped)
             _refuse(model, inputs, expected, *found, tolerance_of(eps), flat, dtype if is_rough else None)
 
 
