@@ -93,6 +93,13 @@ def test_refused_nodes(nodes, error, message):
         convert(model(nodes, {"x": (1, 3)}, constants))
 
 
+@pytest.mark.parametrize("name", ["random", "subgraph"])
+def test_a_chain_is_not_said_to_have_an_alternative(name):
+    nodes, error, message = NODES_REFUSED[name]
+    with pytest.raises(error, match=message):
+        convert(model(nodes, {"x": (1, 3)}, {"t": np.array(True)}), form="mlp")
+
+
 MLP_REFUSED = {
     "not-piecewise-linear": ("y = Tanh(x)", {"x": (1, 3)}, ["y"], NotImplementedError, "y: Tanh must be affine or"),
     "attribute": (
@@ -151,6 +158,13 @@ def test_truncated_file(tmp_path):
     path = tmp_path / "x.onnx"
     path.write_bytes(cnn().SerializeToString()[:-20])
     with pytest.raises(ValueError, match="must be an ONNX file, and is not, or is truncated"):
+        convert(path)
+
+
+def test_a_pointer_in_place_of_a_file(tmp_path):
+    path = tmp_path / "x.onnx"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(ValueError, match=r"must be an ONNX file, .*; it is a pointer to one: run git lfs pull"):
         convert(path)
 
 
