@@ -107,6 +107,11 @@ def test_a_layer_has_no_form():
         plan(MODEL[0], IMAGES, form="mlp", dtype=torch.float64)
 
 
+def test_a_network_has_other_options():
+    with pytest.raises(TypeError, match="box must be left out: plan takes form, layout, merge, max_pool, dtype for a"):
+        plan(MODEL[:2], IMAGES, form="mlp", box=(0, 1))
+
+
 @pytest.mark.parametrize("form", ["graph", "mlp"])
 def test_a_network_that_would_be_refused(form, monkeypatch):
     assert not plan(MODEL[:2], IMAGES, form=form).refusal
