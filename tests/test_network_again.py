@@ -116,17 +116,18 @@ def test_a_sparse_network_becomes_a_file(net, x):
     assert check(net, proto, x.float()).verdict == "equal"
 
 
-def test_operators_of_others_with_the_same_name_have_no_rule():
+@pytest.mark.parametrize("name", ["relu", "ones_like", "sines_like"])
+def test_operators_of_others_with_such_a_name_have_no_rule(name):
     with torch.library._scoped_library("someone_else", "DEF") as library:
-        library.define("relu(Tensor x) -> Tensor")
-        library.impl("relu", lambda x: x.sin(), "CompositeExplicitAutograd")
-        torch.library.register_fake("someone_else::relu", lambda x: torch.empty_like(x), lib=library)
+        library.define(f"{name}(Tensor x) -> Tensor")
+        library.impl(name, lambda x: x.sin(), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"someone_else::{name}", lambda x: torch.empty_like(x), lib=library)
 
         class Net(nn.Module):
             def forward(self, x):
-                return torch.ops.someone_else.relu(x)
+                return getattr(torch.ops.someone_else, name)(x)
 
         x = samples(2, 3)
         net = to_linear_network(Net(), x)
-        assert [row.kind for row in net.plan.rows] == ["kept: someone_else::relu"]
+        assert [row.kind for row in net.plan.rows] == [f"kept: someone_else::{name}"]
         torch.testing.assert_close(net(x), x.sin())

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from conv2affine.convolution.product import in_chunks
-from conv2affine.network.torch.importing.constants import reads_shape_only
+from conv2affine.network.torch.importing.constants import SHAPE_ONLY
 
 WIDE = (torch.float64, torch.complex128)
 WIDER = {torch.complex32: torch.complex128, torch.complex64: torch.complex128}
@@ -206,7 +206,7 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         before, leaves = self.is_reached, _leaves((args, kwargs))
-        reads = not reads_shape_only(getattr(func, "__name__", ""))
+        reads = getattr(func, "__name__", "") not in SHAPE_ONLY
         self.is_reached = before or (reads and (self.double.reaches(leaves) or any(map(_is_in_vmap, leaves))))
         try:
             if not self.is_reached:  # within a mode, linalg.eigvalsh computes otherwise

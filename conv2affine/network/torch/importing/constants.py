@@ -15,6 +15,14 @@ from torch.utils import _pytree as pytree
 
 from conv2affine.network.torch.importing.call import operator_name
 
+# Operators that read no element of their first argument.
+SHAPE_ONLY = frozenset(
+    (
+        *("empty_like", "full_like", "ones_like", "rand_like", "randint_like", "randn_like", "zeros_like"),
+        *("new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros"),
+    )
+)
+
 
 def fold_constants(program: ExportedProgram, state: frozenset[str]) -> None:
     """Replace operators that do not depend on inputs by constants, such as the weights of normalised convolutions.
@@ -109,7 +117,7 @@ class _Constants:
         """Whether a node is an operator, and what it reads of its arguments is constant."""
         if not isinstance(node.target, torch._ops.OpOverload):
             return node.target is operator.getitem and node.args[0] in self.values
-        shape_only = reads_shape_only(operator_name(node.target)) and _has_shape(node.args[0])
+        shape_only = operator_name(node.target) in SHAPE_ONLY and _has_shape(node.args[0])
         return all(used in self.values or (shape_only and used is node.args[0]) for used in node.all_input_nodes)
 
     def value(self, node: fx.Node) -> Any:
@@ -130,11 +138,6 @@ class _Constants:
             del self.values[node]
         names = frozenset(self.targets[node.name] for node in dropped if node.op == "placeholder")
         self.written += [names] if names else []
-
-
-def reads_shape_only(name: str) -> bool:
-    """Whether an operator reads no element of its first argument."""
-    return name.endswith("_like") or name.startswith("new_")
 
 
 def _has_shape(argument: Any) -> bool:

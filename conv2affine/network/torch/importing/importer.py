@@ -23,7 +23,7 @@ from conv2affine.network.rules.operands import Context, NoRuleError, values
 from conv2affine.network.torch.importing.arguments import FOR_NUMBERS, find_rule, masks
 from conv2affine.network.torch.importing.call import AtenCall, operator_name, origin
 from conv2affine.network.torch.importing.casts import begin_at_casts
-from conv2affine.network.torch.importing.constants import blank, memory, reads_shape_only
+from conv2affine.network.torch.importing.constants import SHAPE_ONLY, blank, memory
 from conv2affine.network.torch.importing.refusals import check_chance, check_result, check_state
 from conv2affine.network.torch.models.advice import check_runs
 from conv2affine.network.torch.models.held import Held, make_traceable
@@ -172,7 +172,7 @@ class _Importer:
             return target(*args, **kwargs)
         name = operator_name(target)
         check_chance(node, args, kwargs)
-        shape_only = reads_shape_only(name)
+        shape_only = name in SHAPE_ONLY
         call, inputs = AtenCall.of(target, *map_arg(given, self.blank if shape_only else self.own))
         if not inputs:
             return _constant(target, *((call.args, call.kwargs) if shape_only else (args, kwargs)))
