@@ -52,7 +52,8 @@ def convert(
         source: A model, or its file.
         path: Where to write the result; None for nowhere.
         form: "graph" has Gemm, Add, ReLU and other steps on vectors, and keeps what is not affine as it is; "mlp" has
-            Gemm and ReLU in turn, for networks of affine and piecewise-linear steps. Default: "graph".
+            Gemm and ReLU in turn, for networks of affine and piecewise-linear steps. It is larger, mostly where there
+            is max pooling or a residual connection: `plan` shows the size first. Default: "graph".
         merge: In form "graph", as in `to_linear_network`. Default: "auto".
         max_pool: In form "graph", as in `to_linear_network`. Default: "max".
         opset: Of the result. Default: 13, which most readers take; the source's if it keeps operators that changed.
