@@ -8,7 +8,7 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx_models import cnn, model, random
 
-from conv2affine.onnx import convert
+from conv2affine.onnx import convert, export
 
 
 def broken(change) -> ModelProto:
@@ -138,6 +138,15 @@ def test_refused_options(options, message):
 def test_a_source_of_another_type_is_refused(source):
     with pytest.raises(TypeError, match=r"source must be an onnx\.ModelProto or the path of a file, got"):
         convert(source)
+
+
+def test_a_module_is_exported():
+    with pytest.raises(
+        TypeError, match=r"got Linear; for a module, call conv2affine\.onnx\.export, conv2affine\.plan or"
+    ):
+        convert(torch.nn.Linear(2, 3), "x.onnx")
+    with pytest.raises(TypeError, match="path must be the path of a file, got Tensor; it is the last argument"):
+        export(torch.nn.Linear(2, 3), "x.onnx", torch.rand(1, 2))
 
 
 @pytest.mark.parametrize("shapes", [[1, 1, 6, 6], {"x": 6}, {"x": "1166"}, {"x": (1.0, 1, 6, 6)}], ids=str)

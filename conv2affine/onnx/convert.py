@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -102,7 +103,7 @@ def convert(
         ['Constant', 'Reshape', 'Gemm', 'Relu', 'Gemm', 'Constant', 'Reshape']
     """
     options = Options(form, merge, max_pool, opset, dtype, max_bytes, flat, given_box(box, spec))
-    target = None if path is None else Path(path)
+    target = _target(path)
     if target is not None:
         check_target(target, overwrite, source)
     model = read(source, shapes)
@@ -162,7 +163,7 @@ def export(
         ['Constant', 'Reshape', 'Gemm', 'Tanh', 'Constant', 'Reshape']
     """
     options = Options(form, merge, max_pool, opset, dtype, max_bytes, flat, given_box(box, spec))
-    target = None if path is None else Path(path)
+    target = _target(path)
     if target is not None:
         check_target(target, overwrite)
     model, inputs = hold(model, example_inputs)
@@ -218,3 +219,10 @@ def plan(
     options = Options(form, merge, max_pool, None, dtype, max_bytes)
     plan = prepare(import_onnx(read(source, shapes)), options).plan
     return dataclasses.replace(plan, refusal=size_refusal(plan, max_bytes))
+
+
+def _target(path: str | Path | None) -> Path | None:
+    """The file to write."""
+    if path is None or isinstance(path, str | os.PathLike):
+        return None if path is None else Path(path)
+    raise TypeError(f"path must be the path of a file, got {type(path).__name__}; it is the last argument by position")

@@ -42,7 +42,10 @@ def read(source: ModelProto | str | Path, shapes: Mapping[str, Sequence[int]] | 
         proto.CopyFrom(source)
         size = proto.ByteSize()
     elif not isinstance(source, str | os.PathLike):
-        raise TypeError(f"source must be an onnx.ModelProto or the path of a file, got {type(source).__name__}")
+        raise TypeError(
+            f"source must be an onnx.ModelProto or the path of a file, got {type(source).__name__}; for a module, call "
+            "conv2affine.onnx.export, conv2affine.plan or conv2affine.check"
+        )
     else:
         proto, size = _parse(Path(source))
     if not proto.graph.output:
