@@ -118,7 +118,8 @@ def plan(conv: Any, input_size: Any, **options: Any) -> Plan | NetworkPlan:
         input_size: (I_1, ..., I_D), as in `x.shape[-D:]`, or one int for all axes, or an example input; with a weight,
             a `Geometry`; for a module, its example inputs.
         options: For a module: `form`, "graph" for what `to_linear_network` makes, which is the default, or "mlp" for
-            what `to_mlp` makes; and `layout`, `merge`, `max_pool` and `dtype`, as in `to_linear_network`.
+            what `to_mlp` makes; and `layout`, `merge`, `max_pool` and `dtype`, as in `to_linear_network`. Form "mlp"
+            takes no `merge`, and has no max pooling.
 
     Returns:
         A `Plan`: rows, cols, nnz, density, and the bytes of each layout. For a module a `NetworkPlan`, a table of its

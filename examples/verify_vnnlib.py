@@ -11,6 +11,7 @@ networks, as alpha-beta-CROWN or Marabou, decide far more.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -74,7 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> Answer:
     parser.add_argument("--seconds", type=float, default=300, help="time limit")
     parser.add_argument("--whole", action="store_true", help="a chain for all inputs, with interval bounds, to compare")
     options = parser.parse_args(arguments)
-    answer = decide(options.network, options.specification, options.seconds, options.whole)
+    try:
+        answer = decide(options.network, options.specification, options.seconds, options.whole)
+    except Exception as error:  # onnxruntime's have no other class in common
+        sys.exit("error: " + str(error).partition("\n")[0])
     print(answer.verdict)
     if answer.witness is not None:
         print(" ".join(f"X_{i}={value:.9g}" for i, value in enumerate(answer.witness[:8])), "...")

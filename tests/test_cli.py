@@ -150,6 +150,14 @@ def test_debug_has_the_traceback(tmp_path):
     assert isinstance(result.exception, FileNotFoundError)
 
 
+@pytest.mark.parametrize("command", ["plan", "convert"])
+def test_a_chain_takes_no_merge(command, file, tmp_path):
+    arguments = [command, file, *([tmp_path / "out.onnx"] if command == "convert" else [])]
+    result = run(*arguments, "--form", "mlp", "--merge", "never")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: merge ('never') must be left out in form 'mlp': a chain is merged where")
+
+
 def test_usage_errors(file):
     assert run("plan", file, "--form", "cnn").exit_code == 2
     assert run("convert", file).exit_code == 2

@@ -77,6 +77,32 @@ def test_verify_vnnlib(tmp_path, rule, verdict, options):
         assert read_spec(spec).is_unsafe(answer.witness, abs(answer.witness).max())
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("rule.vnnlib", None, "No such file"),
+        ("rule.vnnlib", "(assert", "rule.vnnlib cannot be read: 1 opening parentheses have no closing one"),
+        ("maximum.onnx", None, "maximum.onnx failed. File doesn't exist"),
+        ("maximum.onnx", "hello", "maximum.onnx failed:Protobuf parsing failed"),
+    ],
+    ids=["no specification", "a broken specification", "no network", "a broken network"],
+)
+def test_verify_vnnlib_says_what_it_cannot_read(tmp_path, name, text, message):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from examples import verify_vnnlib
+
+    network, spec = tmp_path / "maximum.onnx", tmp_path / "rule.vnnlib"
+    onnx.save_model(onnx.parser.parse_model(MAXIMUM), network)
+    spec.write_text(BOX)
+    (tmp_path / name).unlink()
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(SystemExit, match=f"^error: .*{message}") as error:
+        verify_vnnlib.main([str(network), str(spec)])
+    assert "\n" not in str(error.value)
+
+
 def test_open_relus_are_all_that_a_box_leaves_open(tmp_path):
     """Of a random network: what is left is the network, tighter bounds hold, and the answer turns at the maximum."""
     onnx = pytest.importorskip("conv2affine.onnx")

@@ -1,6 +1,7 @@
 """CSR in files: equal to the matrix, sound after a kill, small in memory, as fast as the disk."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from torch import nn
 
 from conv2affine import Geometry, to_matrix, to_scipy
 from conv2affine.convolution import blocks
-from conv2affine.files import open_csr, save_csr
+from conv2affine.files import open_csr, open_network, save_csr
 from conv2affine.interop.files import csr
 
 
@@ -145,6 +146,16 @@ def unfinished(tmp_path_factory):
 def test_unfinished_files_are_not_opened(unfinished):
     with pytest.raises(ValueError, match=r"has \d+ of 1152 rows; call save_csr again"):
         open_csr(unfinished)
+
+
+def test_a_file_that_is_only_there_in_part_is_not_finished(unfinished):
+    path = unfinished.with_suffix("")
+    expected = f"this file is not finished, and {unfinished} is a part of it; save it again to continue: '{path}'"
+    for read in (open_csr, open_network):
+        with pytest.raises(FileNotFoundError, match=re.escape(expected)):
+            read(path)
+    with pytest.raises(FileNotFoundError, match="No such file"):
+        open_csr(path.with_name("other.h5"))
 
 
 @pytest.mark.parametrize("change", ["weight", "input_size", "dtype", "index_dtype"])

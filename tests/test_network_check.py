@@ -9,6 +9,7 @@ from torch import nn
 import conv2affine
 from conv2affine.network import convert, vectors
 from conv2affine.network.torch.importing import rules
+from conv2affine.network.torch.modules import Affine
 from conv2affine.network.torch.noise import InDouble, Noise
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -49,6 +50,20 @@ def test_a_piece_with_a_wrong_row_is_refused(off, dtype, monkeypatch):
     monkeypatch.setitem(rules.RULES, "linear", broken)
     with pytest.raises(RuntimeError, match=r"off by .* at \[\d+, 1\], where rounding explains .* in output 0"):
         conv2affine.to_linear_network(model, x)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, NotImplementedError])
+def test_a_result_that_fails_in_float64_is_refused(error, monkeypatch):
+    def fails(*arguments):
+        raise error("no float64")
+
+    model, x = uneven(torch.float32), torch.rand(2, 3, 8, 8)
+    monkeypatch.setattr(Affine, "forward", fails)
+    expected = "the result must run in float64, as the model does, and fails: no float64; please report this"
+    with pytest.raises(RuntimeError, match=expected):
+        conv2affine.to_linear_network(model, x)
+    result = conv2affine.to_linear_network(Function(lambda x: model(x).view(torch.int16)), x)  # which cannot either
+    assert result(x).dtype is torch.int16
 
 
 ENDS = torch.linspace(-1, 1, 6)

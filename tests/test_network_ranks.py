@@ -22,6 +22,7 @@ from conv2affine.interop.sharded import SHARDED, GatheredSparseLinear
 from conv2affine.network import convert
 from conv2affine.network.torch import layers, ranks
 from conv2affine.network.torch.noise import Noise
+from conv2affine.network.torch.ranks import together
 from conv2affine.network.torch.verifying import verify
 
 NAMES = ("resnet", "densenet", "unet", "mobilenet")  # sums, concatenations, interpolation, clips
@@ -48,6 +49,21 @@ def fake_mesh():
         patch.setattr(ranks, "together", lambda mesh: nullcontext(lambda *items: None))
         yield init_device_mesh("cpu", (2,))
     dist.destroy_process_group()
+
+
+def test_a_rank_that_fails_in_a_run_starts_no_collective(fake_mesh, monkeypatch):
+    """The other rank waits in one of a layer, and two that differ end a process."""
+    sent = []
+
+    def gather(found, own, group):
+        sent.append(own["digest"])
+        found[:] = [own] * len(found)
+
+    monkeypatch.setattr(dist, "all_gather_object", gather)
+    expected = r"rank 0 cannot run the network, in which other ranks may wait for it .*: RuntimeError: mat1 and mat2"
+    with pytest.raises(RuntimeError, match=expected), together(fake_mesh):
+        ranks.InStep(torch.nn.Linear(2, 2), fake_mesh)(torch.ones(1, 3))
+    assert sent == [ranks.RUN]
 
 
 def test_plan_counts_the_part_of_a_rank(fake_mesh, monkeypatch):
@@ -220,6 +236,16 @@ def check_what_fails_in_the_check_of_one_rank_fails_on_all(mesh, folder):
             assert not is_other or "no rank converts the model, as rank 1 of device_mesh cannot" in str(caught.value)
     model, x, net = network("vgg-bn", device_mesh=mesh)  # and goes on
     assert_close(net(x), model(x))
+
+
+def check_ranks_whose_roundings_decide_are_told(mesh, folder):
+    """One asks for the run of the network that measures its own scale, and another does not."""
+    with pytest.MonkeyPatch.context() as patch:
+        if mesh.get_rank() == 1:
+            patch.setattr(verify, "_first_problem", lambda *arguments: (0, "off"))
+        with pytest.raises(RuntimeError, match="for rank 1 it does, for others not: what they compute differs"):
+            network("vgg-bn", device_mesh=mesh)
+    network("vgg-bn", device_mesh=mesh)  # and goes on
 
 
 CHECKS = [function for name, function in globals().items() if name.startswith("check_")]

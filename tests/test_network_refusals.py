@@ -5,7 +5,7 @@ import torch
 from network_models import Counts, Function, samples
 from torch import nn
 
-from conv2affine import to_linear, to_linear_network, to_mlp
+from conv2affine import plan, to_linear, to_linear_network, to_mlp
 
 
 class Mixes(nn.Module):
@@ -265,6 +265,12 @@ def test_refused(case):
 def test_options(option, model, x):
     with pytest.raises(ValueError, match=rf"{option} \('csr'\) must be one of \("):
         to_linear_network(model, x, **{option: "csr"})
+
+
+@pytest.mark.parametrize("merge", ["always", "never"])
+def test_a_chain_is_merged_in_one_way(merge, model, x):
+    with pytest.raises(ValueError, match=rf"merge \('{merge}'\) must be left out in form 'mlp'"):
+        plan(model, x, form="mlp", merge=merge)
 
 
 @pytest.mark.parametrize("convert", [to_linear_network, to_mlp])

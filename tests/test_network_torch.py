@@ -25,11 +25,9 @@ from network_models import (
     samples,
 )
 from torch import nn
-from torch.nn.utils import prune
-from torch.utils import _pytree as pytree
 
 import conv2affine
-from conv2affine import SparseLinear, to_linear, to_linear_network, to_mlp
+from conv2affine import to_linear, to_linear_network, to_mlp
 from conv2affine.network.passes import chain
 from conv2affine.network.report import NetworkPlan
 
@@ -221,87 +219,6 @@ def test_wrapped(wrap, model, x):
     torch.testing.assert_close(to_linear_network(wrap(model).eval(), x)(x), model(x))
 
 
-# Modules that are affine as a whole
-
-
-class Same(nn.Conv2d):
-    """TensorFlow's "same" padding, with a stride."""
-
-    def forward(self, x):
-        pads = [
-            max((-(-n // s) - 1) * s + k - n, 0)
-            for n, s, k in zip(x.shape[:1:-1], self.stride[::-1], self.kernel_size[::-1], strict=True)
-        ]
-        sides = [side for pad in pads for side in (pad // 2, pad - pad // 2)]
-        return F.conv2d(F.pad(x, sides), self.weight, self.bias, self.stride)
-
-
-class Standardised(nn.Conv2d):
-    """A convolution with standardised weights."""
-
-    def forward(self, x):
-        variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True)
-        return F.conv2d(x, (self.weight - mean) / (variance + 1e-5).sqrt(), self.bias)
-
-
-class LowRank(nn.Module):
-    """A convolution and a product of two small ones, as adapters add them."""
-
-    def __init__(self):
-        super().__init__()
-        self.base_layer = nn.Conv2d(3, 4, 3)
-        self.down, self.up = nn.Conv2d(3, 2, 3, bias=False), nn.Conv2d(2, 4, 1, bias=False)
-
-    def forward(self, x):
-        return self.base_layer(x) + 0.5 * self.up(self.down(x))
-
-
-class OutputSize(nn.ConvTranspose2d):
-    """A transposed convolution that is asked for a size."""
-
-    def forward(self, x):
-        return super().forward(x, output_size=(18, 17))
-
-
-WHOLE = {
-    "padding-and-convolution": lambda: nn.Sequential(nn.ZeroPad2d((1, 2, 0, 3)), nn.Conv2d(3, 4, 3)),
-    "reflection-and-convolution": lambda: nn.Sequential(nn.ReflectionPad2d(2), nn.Conv2d(3, 4, 3, 2)),
-    "convolution-and-norm": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)),
-    "same": lambda: Same(3, 4, 3, 2),
-    "standardised": lambda: Standardised(3, 4, 3),
-    "low-rank": LowRank,
-    "channels-last": lambda: Function(
-        lambda x: F.conv2d(x.permute(0, 2, 1, 3), torch.ones(2, 8, 3, 3, dtype=x.dtype)).permute(0, 2, 3, 1)
-    ),
-    "output-size": lambda: OutputSize(3, 4, 3, 2),
-    "weight-norm": lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)),
-    "pruned": lambda: prune.l1_unstructured(nn.Conv2d(3, 4, 3), "weight", 0.5),
-    "convolution-and-linear": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 5)),
-    "compiled": lambda: torch.compile(nn.Sequential(nn.Conv2d(3, 4, 3)), backend="eager"),
-    "nothing": nn.Identity,
-    "constant": lambda: Function(lambda x: 0 * x + 1),
-}
-
-
-@pytest.mark.parametrize("make", WHOLE.values(), ids=WHOLE)
-@pytest.mark.parametrize("layout", [torch.strided, torch.sparse_csr])
-def test_affine_as_a_whole(make, layout):
-    module, x = nn.Sequential(make()).double().eval(), samples(3, 3, 8, 8)
-    fc = to_linear(module, x, layout=layout)
-    assert type(fc) is (nn.Linear if layout is torch.strided else SparseLinear)
-    torch.testing.assert_close(fc(x.flatten(1)), module(x).flatten(1))
-
-
-@pytest.mark.parametrize(
-    "make", [lambda: Same(3, 4, 3, 2), lambda: Standardised(3, 4, 3)], ids=["same", "standardised"]
-)
-def test_layers_that_compute_otherwise_are_networks(make):
-    module, x = make().double(), samples(3, 3, 8, 8)
-    torch.testing.assert_close(to_linear(module, x)(x.flatten(1)), module(x).flatten(1))
-    with pytest.raises(TypeError, match="overrides forward"):
-        to_linear(module, 8)
-
-
 # Plans and memory
 
 
@@ -395,84 +312,6 @@ def test_saved_and_loaded(model, x):
     torch.save(net, file)
     file.seek(0)
     assert torch.equal(torch.load(file, weights_only=False)(x), net(x))
-
-
-LINEAR = nn.Linear(6, 6)
-CASTS = {
-    "inside": lambda x: LINEAR(LINEAR(x).half().sigmoid().float()),
-    "inside-layer": lambda x: LINEAR(F.linear(LINEAR(x).relu().double(), LINEAR.weight.double()).float()),
-    "at-the-end": lambda x: LINEAR(LINEAR(x).relu()).double(),
-    "at-the-start": lambda x: LINEAR(x.double().sigmoid().float()),
-    "half-on-both-sides": lambda x: LINEAR(x.half().float()).half(),
-    "some-outputs": lambda x: (LINEAR(x).half(), LINEAR(x), x.argmax(1)),
-    "constants": lambda x: (2 * x, *(torch.ones(1, 2, dtype=d).expand(len(x), -1) for d in (torch.half, torch.int64))),
-}
-
-
-@pytest.mark.parametrize("function", CASTS.values(), ids=CASTS)
-def test_casts_are_kept(function):
-    model, x = Function(function), samples(3, 6, dtype=torch.float32)
-    net = to_linear_network(model, x)
-    torch.testing.assert_close(net(x), model(x))
-    assert all("linear" not in row.kind for row in net.plan.kept) or function is CASTS["inside-layer"]
-    result = to_linear_network(model, x, dtype=torch.float64)(x.double())
-    for a, b in zip(pytree.tree_leaves(result), pytree.tree_leaves(model(x)), strict=True):
-        assert a.dtype is (torch.float64 if b.dtype is torch.float32 else b.dtype)
-
-
-LAYER = nn.Linear(24, 24)
-
-
-def layered(x):
-    return LAYER(x.flatten(1)).unflatten(1, (2, 3, 4))
-
-
-MEMORY = {
-    "as-strided": lambda x: layered(x).as_strided((len(x), 4), (24, 6)),
-    "as-strided-input": lambda x: x.flatten(1).as_strided((len(x), 4), (24, 6)),
-    "as-strided-after-a-step": lambda x: layered(x).sigmoid().as_strided((len(x), 4), (24, 6), 1),
-    "as-strided-copy": lambda x: (
-        layered(x).mT.clone(memory_format=torch.contiguous_format).as_strided((len(x), 4), (24, 6))
-    ),
-    "shorter-dtype": lambda x: layered(x).view(torch.int16),
-    "complex": lambda x: torch.view_as_real(torch.view_as_complex(layered(x).view(len(x), 12, 2))),
-    "channels-last": lambda x: layered(x).to(memory_format=torch.channels_last).sigmoid(),
-    "no-elements": lambda x: layered(x)[:, :, :0].reshape(2 * len(x), 0),
-    "no-elements-in-a-vector": lambda x: layered(x)[:, 0, 0, :0].sigmoid().flatten(),
-}
-
-
-@pytest.mark.parametrize("layout", ["dense", "sparse"])
-@pytest.mark.parametrize("function", MEMORY.values(), ids=MEMORY)
-def test_what_depends_on_memory_is_as_in_the_model(function, layout):
-    model, x = Function(function), samples(3, 2, 3, 4, dtype=torch.float32)
-    net = to_linear_network(model, x, layout=layout)
-    for batch in (x, samples(5, 2, 3, 4, dtype=torch.float32)):
-        torch.testing.assert_close(net(batch), model(batch), equal_nan=True)
-
-
-OTHERS_MEMORY = {
-    "transposed": lambda x: layered(x).mT.as_strided((len(x), 4), (24, 6)),
-    "part": lambda x: layered(x)[:, :1].as_strided((len(x), 24), (24, 1)),
-    "end": lambda x: x[:, 1:].as_strided((len(x), 12), (24, 1)),
-}
-
-
-@pytest.mark.parametrize("function", OTHERS_MEMORY.values(), ids=OTHERS_MEMORY)
-def test_views_of_another_tensors_memory_are_refused(function):
-    with pytest.raises(
-        NotImplementedError, match=r"\(as_strided\) must take a tensor that is contiguous and fills its"
-    ):
-        to_linear_network(Function(function), samples(3, 2, 3, 4, dtype=torch.float32))
-
-
-def test_dtype_is_that_of_the_inputs_where_no_output_has_one():
-    conv = nn.Conv1d(1, 3, 2, dtype=torch.float64)
-    model = nn.Sequential(conv, Function(lambda x: x.flatten(1).argmax(1)))
-    x = samples(4, 1, 5)
-    net = conv2affine.to_linear_network(model, x)
-    assert net(x).equal(model(x))
-    assert {p.dtype for p in net.parameters()} == {torch.float64}
 
 
 class Recurrence(nn.Module):

@@ -9,7 +9,9 @@ import torch
 from onnx_models import model, random
 from typer.testing import CliRunner
 
+from conv2affine import check, to_mlp
 from conv2affine.cli import app
+from conv2affine.network.proof.box import box_in_words
 from conv2affine.onnx import convert, export, read_spec
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -82,6 +84,34 @@ def test_the_file_says_the_box():
     first, second = (metadata(convert(large, form="mlp", box=(0, high))) for high in (1, 2))
     assert first["box"] == "100 inputs from 0 to 1, each within 1"
     assert first["sha256"] != second["sha256"]
+
+
+@pytest.mark.parametrize("other", [None, (0, 1), (-3, 3)], ids=str)
+@pytest.mark.parametrize("size", [36, 400])
+def test_a_check_elsewhere_names_the_box(size, other, tmp_path):
+    network, chain = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    onnx.save_model(model("a = Relu(x)\ny = Sub(x, a)", {"x": ("N", size)}), network)
+    convert(network, chain, form="mlp", box=(0, 1))
+    box = () if other is None else ("--box", *map(str, other))
+    printed = CliRunner().invoke(app, ["check", str(network), str(chain), *box]).output
+    note = f"b is for {size} inputs from 0 to 1, each within 1, and another network elsewhere; pass that box"
+    assert (note in printed) == ("different" in printed) == (other != (0, 1))
+    assert "different" not in CliRunner().invoke(app, ["check", str(chain), str(chain), *box]).output
+
+
+def test_a_check_of_a_module_elsewhere_names_the_box():
+    first, x = torch.nn.Sequential(torch.nn.ReLU()), torch.rand(1, 3)
+    chain = to_mlp(first, x, box=(-1, -0.5))
+    note = "a is for 3 inputs from -1 to -0.5, each within 0.5, and"
+    assert check(chain, first, x).note.startswith(note)
+    assert check(chain, first, x).summary()["note"].startswith(note)
+    assert not check(chain, first, x, box=chain.box).note
+    assert not check(chain[1:], first, x).note
+
+
+@pytest.mark.parametrize("text", ["", "no", "[]", '{"low": 1}', '{"low": "a", "high": []}', "[" * 100000])
+def test_a_box_in_other_words_is_shown_as_it_is(text):
+    assert box_in_words(text) == text[:100]
 
 
 def test_a_module_for_a_box():

@@ -6,7 +6,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from conv2affine import onnx
-from conv2affine.onnx.exporting import exporter
+from conv2affine.onnx.exporting import exporter, storage
 from conv2affine.onnx.running.runner import runner
 
 SCALES = np.array([1e5, 1e-6, 1, 1e5, 1e-3, 1e2])
@@ -39,6 +39,11 @@ def test_a_wrong_row_is_refused(row, form, dtype, break_row):
         onnx.convert(model, form=form)
 
 
+def test_a_wrong_row_of_a_result_with_a_file_of_data_is_refused(break_row, monkeypatch):
+    monkeypatch.setattr(storage, "LARGE", 0)
+    test_a_wrong_row_is_refused(4, "mlp", np.float64, break_row)
+
+
 def at_walls(dtype):
     """0.7 less a maximum of clips, without what is negative, and what is left of negative numbers."""
     type = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
@@ -68,6 +73,12 @@ def at_walls(dtype):
 @pytest.mark.parametrize("box", [None, (-3, 3)], ids=["all", "box"])
 def test_rounding_at_a_wall_is_no_error(box, dtype):
     assert onnx.convert(at_walls(dtype), form="mlp", box=box).difference < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rounding_at_a_wall_is_no_error_in_a_result_with_a_file_of_data(dtype, monkeypatch):
+    monkeypatch.setattr(storage, "LARGE", 0)
+    test_rounding_at_a_wall_is_no_error((-3, 3), dtype)
 
 
 def test_noise_moves_each_element_by_its_own_scale():

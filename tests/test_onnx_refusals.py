@@ -124,6 +124,7 @@ def test_refused_as_mlp(nodes, shapes, outputs, error, message):
         ({"form": "cnn"}, r"form \('cnn'\) must be one of"),
         ({"merge": "all"}, r"merge \('all'\)"),
         ({"max_pool": "no"}, r"max_pool \('no'\)"),
+        ({"form": "mlp", "merge": "always"}, r"merge \('always'\) must be left out in form 'mlp'"),
         ({"opset": "13"}, r"opset \('13'\) must be 8 to"),
         ({"max_bytes": -1}, r"max_bytes \(-1\) must be >= 0"),
         ({"dtype": torch.float16}, r"dtype \(torch.float16\) must be torch.float32 or torch.float64"),

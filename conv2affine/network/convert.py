@@ -12,7 +12,7 @@ from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 
 from conv2affine.network.matrices.matrix import Array, Matrix
 from conv2affine.network.passes.merge import Merge
-from conv2affine.network.prepare import check_memory, in_mode_of, memory_refusal, one_of, prepare
+from conv2affine.network.prepare import check_choices, check_memory, in_mode_of, memory_refusal, prepare
 from conv2affine.network.progress import progress
 from conv2affine.network.report import NetworkPlan, describe, describe_layers
 from conv2affine.network.torch.exporter import export_torch
@@ -134,7 +134,7 @@ def plan_network(
         >>> plan_network(nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU()), torch.rand(1, 64, 224, 224)).bytes
         14722400260
     """
-    one_of("form", form, ("graph", "mlp"))
+    check_choices(form, merge, max_pool)
     model, inputs = hold(model, example_inputs)
     if form == "mlp":
         _, _, layers, dtype, _ = prepare_chain(model, inputs, layout, dtype)

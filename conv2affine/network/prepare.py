@@ -38,8 +38,7 @@ def prepare(
 ) -> tuple[TorchNetwork, torch.dtype]:
     """The network after all passes, and the dtype of its layers."""
     one_of("layout", layout, LAYOUTS)
-    one_of("merge", mode, MERGE)
-    one_of("max_pool", max_pool, ("max", "relu"))
+    check_choices("graph", mode, max_pool)
     one_of("dtype", dtype, DTYPES)
     network = import_torch(model, inputs)
     dtype = dtype or network.dtype
@@ -94,6 +93,18 @@ def in_mode_of(model: nn.Module, result: Module) -> Module:
     """The result in the training mode of the model; it requires gradients if the model does."""
     requires_grad = any(parameter.requires_grad for parameter in model.parameters())
     return result.train(model.training).requires_grad_(requires_grad)
+
+
+def check_choices(form: str, mode: Merge, max_pool: str) -> None:
+    """Refuse what is no choice, or none in this form: a chain has one way to be merged."""
+    one_of("form", form, ("graph", "mlp"))
+    one_of("merge", mode, MERGE)
+    one_of("max_pool", max_pool, ("max", "relu"))
+    if form == "mlp" and mode != "auto":
+        raise ValueError(
+            f"merge ({mode!r}) must be left out in form 'mlp': a chain is merged where that saves entries; form "
+            "'graph' takes it"
+        )
 
 
 def one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:

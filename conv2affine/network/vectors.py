@@ -73,8 +73,8 @@ def to_mlp(
         With a box, `box` is the pair of float64 tensors (elements of all inputs,), and `bounds` has for each linear
         layer the pair (low, high) of float64 tensors (rows,): what the layer computes is never outside of them, for any
         input in the box. Roundings in `dtype` are included, in any order of summation, but not other algorithms than
-        sums of products, such as TF32. In a narrower dtype, as after `mlp.half()`, `bounds` is an error; other changes
-        of the weights are not seen.
+        sums of products, such as TF32. A chain that was in a narrower dtype, as after `mlp.half()`, has no `bounds`;
+        other changes of the weights are not seen.
 
     Raises:
         NotImplementedError: If a step is neither affine nor piecewise linear; the message names it and its module.

@@ -20,7 +20,7 @@ from conv2affine.onnx.call import runs_on_vectors
 from conv2affine.onnx.ends import box_of, given_box
 from conv2affine.onnx.importing.importer import import_onnx
 from conv2affine.onnx.importing.reader import read
-from conv2affine.onnx.model import DTYPES
+from conv2affine.onnx.model import BOX_KEY, DTYPES
 from conv2affine.onnx.running.runner import runner
 
 
@@ -99,5 +99,6 @@ def file_side(
 
     graph = dataclasses.replace(network.graph, inputs=values)
     dtypes = [DTYPES[tensor.elem_type] for tensor, _ in pairs]
-    side = Side(graph, network.dtype, network.eps, dtypes, runs_on_vectors, own)
+    box = next((entry.value for entry in model.proto.metadata_props if entry.key == BOX_KEY), "")
+    side = Side(graph, network.dtype, network.eps, dtypes, runs_on_vectors, own, box)
     return side, {tensor.name: value.shape for tensor, value in pairs}

@@ -55,8 +55,8 @@ def convert(
         form: "graph" has Gemm, Add, ReLU and other steps on vectors, and keeps what is not affine as it is; "mlp" has
             Gemm and ReLU in turn, for networks of affine and piecewise-linear steps. It is larger, mostly where there
             is max pooling or a residual connection: `plan` shows the size first. Default: "graph".
-        merge: In form "graph", as in `to_linear_network`. Default: "auto".
-        max_pool: In form "graph", as in `to_linear_network`. Default: "max".
+        merge: In form "graph", as in `to_linear_network`; form "mlp" takes "auto" only. Default: "auto".
+        max_pool: In form "graph", as in `to_linear_network`; form "mlp" has no max pooling. Default: "max".
         opset: Of the result. Default: 13, which most readers take; the source's if it keeps operators that changed.
         dtype: Of the layers, and of inputs and outputs that are float32 or float64; the layers are computed in float64.
             Default: float64 if an input or output of the model is, otherwise float32.

@@ -12,6 +12,7 @@ from conv2affine.network.graph import Graph
 
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, *HALVES)
+BOX_KEY = "conv2affine.box"  # in the metadata of a chain for a box
 # Of layers.
 DTYPES: Mapping[int, torch.dtype] = {
     TensorProto.BFLOAT16: torch.bfloat16,

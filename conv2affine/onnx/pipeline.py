@@ -19,9 +19,9 @@ from onnx.shape_inference import InferenceError
 from conv2affine.interop.vnnlib import Specification
 from conv2affine.network.graph import Kept, Step
 from conv2affine.network.passes.chain import Layer
-from conv2affine.network.passes.merge import MERGE, Merge
+from conv2affine.network.passes.merge import Merge
 from conv2affine.network.passes.simplify import simplify
-from conv2affine.network.prepare import one_of, to_layers, to_pieces
+from conv2affine.network.prepare import check_choices, to_layers, to_pieces
 from conv2affine.network.progress import progress
 from conv2affine.network.proof.box import Box, BoxBounds
 from conv2affine.network.proof.forward import Interval
@@ -31,7 +31,7 @@ from conv2affine.onnx.ends import apart, begin_at_casts, box_of, check_floats, j
 from conv2affine.onnx.exporting.exporter import Exporter, gathers
 from conv2affine.onnx.exporting.storage import data_of, publish, save
 from conv2affine.onnx.importing.upgrade import MIN_OPSET
-from conv2affine.onnx.model import DTYPES, FLOATS, OnnxNetwork, TensorInfo
+from conv2affine.onnx.model import BOX_KEY, DTYPES, FLOATS, OnnxNetwork, TensorInfo
 from conv2affine.onnx.running.noise import with_noise
 from conv2affine.onnx.running.runner import Run, compare, runner, sample
 from conv2affine.onnx.running.trials import first_mixing, layer_runner
@@ -58,9 +58,7 @@ class Options:
     box: BoxBounds | Specification | None = None
 
     def __post_init__(self) -> None:
-        one_of("form", self.form, ("graph", "mlp"))
-        one_of("merge", self.merge, MERGE)
-        one_of("max_pool", self.max_pool, ("max", "relu"))
+        check_choices(self.form, self.merge, self.max_pool)
         if self.dtype not in (None, torch.float32, torch.float64):
             raise ValueError(
                 f"dtype ({self.dtype!r}) must be torch.float32 or torch.float64, in which a result can be compared "
@@ -179,7 +177,7 @@ def _write(
         exporter = Exporter(result, prepared.dtype, opset, is_batched, flat, each, data)
         model = exporter.graph() if layers is None else exporter.mlp(layers)
     if prepared.box is not None:
-        model.metadata_props.add(key="conv2affine.box", value=prepared.box.json())
+        model.metadata_props.add(key=BOX_KEY, value=prepared.box.json())
     save(model, file)
     wanted, other = f"the result in {prepared.dtype} and opset {opset}", "choose another dtype or opset"
     try:
@@ -189,9 +187,13 @@ def _write(
         if "unsupported type" in reason:
             raise NotImplementedError(f"{wanted} must be valid ONNX, and is not: {reason}; {other}") from error
         raise RuntimeError(f"{wanted} must be valid ONNX, and is not: {reason}; please report this") from error
-    got = runner(file) if data is None else layer_runner(file)
-    if data is None:
-        got.noisy = lambda size, run: runner(with_noise(model, size, run, walls=True))
+    got = runner(file) if data is None else layer_runner(model, file)
+
+    def noisy(size: float, run: int) -> Run:
+        other = with_noise(model, size, run, walls=True)
+        return runner(other) if data is None else layer_runner(other, file)
+
+    got.noisy = noisy
     separate = got if result is network else apart(got, network)
     eps = max(network.eps, torch.finfo(prepared.dtype).eps)
     floats = {tensor.name: exporter.writer.dtype for tensor in network.inputs if tensor.is_floating}

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 COUNTER = "rows_written"
+PART = ".part"  # ends the name of a file until all of it is written
 # Bytes that are written again after a kill, at most.
 SYNC_BYTES = 2**26
 PAGE_BYTES = 4096
@@ -84,7 +85,7 @@ def save(
         check: Is called with the file when it is complete, before it gets its name.
     """
     check_absent(path)
-    part = path.with_name(path.name + ".part")
+    part = Path(f"{path}{PART}")
     if not part.exists():
         _create(part, contents)
     offsets, written = _resume(part, contents)
@@ -125,7 +126,11 @@ def h5py_module() -> ModuleType:
 
 def open_hdf5(path: str | os.PathLike[str]) -> Any:
     """A file that others wrote, for reading."""
-    h5py = h5py_module()
+    h5py, part = h5py_module(), Path(f"{path}{PART}")
+    if part.exists() and not os.path.lexists(path):
+        raise FileNotFoundError(
+            errno.ENOENT, f"this file is not finished, and {part} is a part of it; save it again to continue", str(path)
+        )
     with open(path, "rb"):  # Python's error is clearer where there is none, or a folder
         pass
     try:

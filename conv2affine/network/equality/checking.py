@@ -16,12 +16,13 @@ from conv2affine.network.equality.side import Side
 from conv2affine.network.graph import Kept
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.passes.ends import slices
-from conv2affine.network.proof.box import BoxBounds, read_box
+from conv2affine.network.proof.box import Box, BoxBounds, read_box
 from conv2affine.network.torch.importing.importer import import_torch
 from conv2affine.network.torch.models.intake import ExampleInputs, Model, hold
 from conv2affine.network.torch.models.program import tensors
 from conv2affine.network.torch.models.surroundings import alone
 from conv2affine.network.torch.models.unchanged import unchanged
+from conv2affine.network.torch.modules import BoxChain
 from conv2affine.network.torch.verifying.runs import SAMPLES, run
 from conv2affine.network.vectors import check_floats, join_inputs, with_vectors
 
@@ -129,7 +130,11 @@ def _side(model: Model, x: Any) -> tuple[Side, dict[str, tuple[int, ...]]]:
 
     eps = max(torch.finfo(dtype).eps for dtype in network.dtypes)
     graph = with_vectors(network, "a comparison").graph
-    side = Side(graph, network.dtype, eps, network.input_dtypes, _on_vectors, own)
+    box = ""
+    if isinstance(module, BoxChain) and module.where:
+        low, high = module.box
+        box = Box(low.numpy(), high.numpy(), ()).json()
+    side = Side(graph, network.dtype, eps, network.input_dtypes, _on_vectors, own, box)
     return side, {value.name: value.shape for value in values}
 
 

@@ -15,7 +15,7 @@ from conv2affine.network.equality.search import Found, as_given, search
 from conv2affine.network.equality.side import NotExactError, Side
 from conv2affine.network.equality.units import Units
 from conv2affine.network.matrices.matrix import Array
-from conv2affine.network.proof.box import Box
+from conv2affine.network.proof.box import Box, box_in_words
 from conv2affine.network.proof.forward import Interval
 
 ASSUMPTION = "for sums of products in any order; not for Winograd, FFT or TF32 kernels"
@@ -40,6 +40,7 @@ class Comparison:
             in the box; infinite without one, or if they have steps that are not piecewise linear. It holds for sums of
             products in any order, with each matrix, bias and offset rounded to the dtype; not for Winograd, FFT or TF32
             kernels.
+        note: Where they are not known to be equal, which of them is a chain for another box than the one here; or "".
     """
 
     verdict: Verdict
@@ -47,6 +48,7 @@ class Comparison:
     witness: tuple[Array, ...]
     origin: tuple[Names, Names]
     bound: float
+    note: str = ""
 
     def is_within(self, tolerance: float | None = None) -> bool | None:
         """Whether they are equal, or no output element differs by more than `tolerance`; None if not decided.
@@ -85,6 +87,7 @@ class Comparison:
             "tolerance": tolerance,
             "assumption": ASSUMPTION if np.isfinite(self.bound) else None,
             "origin": [list(names) for names in self.origin],
+            "note": self.note or None,
             "witness": [array.tolist() for array in self.witness],
         }
 
@@ -99,6 +102,7 @@ class Comparison:
             lines.append("they part at " + " and ".join(", ".join(names) or "nothing" for names in self.origin))
         if np.isfinite(self.bound):
             lines.append(f"in the box they differ by {self.bound:.3g} at most, {ASSUMPTION}")
+        lines.append(self.note)
         return "\n".join(filter(None, lines))
 
     def __str__(self) -> str:
@@ -153,7 +157,16 @@ def compare(first: Side, second: Side, box: Box | None, shapes: Sequence[Sequenc
     verdict = "different" if found.is_more else verdict
     parts = np.split(found.point, np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1])
     witness = tuple(part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
-    return Comparison(verdict, found.difference, witness, names, bound)
+    return Comparison(verdict, found.difference, witness, names, bound, _note(sides, box, verdict))
+
+
+def _note(sides: Sequence[Side], box: Box | None, verdict: Verdict) -> str:
+    """Which sides are for another box than this one, if that may be why they are not equal."""
+    own = "" if box is None else box.json()
+    found = [f"{name} is for {box_in_words(side.box)}" for name, side in zip("ab", sides, strict=True) if side.box]
+    if verdict in ("equal", "within") or all(side.box in ("", own) for side in sides):
+        return ""
+    return f"{', '.join(found)}, and another network elsewhere; pass that box, as box or spec (--box or --spec)"
 
 
 def _bound(probes: Array, units: Units) -> float:

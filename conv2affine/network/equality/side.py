@@ -41,6 +41,7 @@ class Side:
         dtypes: Of its inputs.
         on_vectors: Whether an operator that is kept computes the same on flat vectors.
         own: Takes a point, (inputs,), and returns the outputs that the network computes in its own dtype.
+        box: That for which it is a chain, as `Box.json` writes it; "" if it is not for a box.
     """
 
     network: Graph
@@ -49,6 +50,7 @@ class Side:
     dtypes: Sequence[torch.dtype]
     on_vectors: Callable[[Kept], bool]
     own: Callable[[Array], Array]
+    box: str = ""
 
     @cached_property
     def whole(self) -> Graph:

@@ -81,6 +81,15 @@ class Box:
         return json.dumps({"box": str(self), "sha256": hashlib.sha256(ends.tobytes()).hexdigest()})
 
 
+def box_in_words(text: str) -> str:
+    """What `Box.json` wrote, for people; or the text itself, of which the first words, if something else wrote it."""
+    try:
+        found = json.loads(text)
+        return str(found.get("box") or Box(np.array(found["low"], float), np.array(found["high"], float), ()))
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
+        return " ".join(text[:100].split())
+
+
 def read_box(box: Any, shapes: Mapping[str, Sequence[int]]) -> Box:
     """The box that a user gives.
 

@@ -66,6 +66,8 @@ class BoxChain(nn.Sequential):
     """A chain that is equal to a model in a box of inputs, and not outside of it."""
 
     where = ""  # the box, for people to read
+    box: tuple[Tensor, ...]
+    bounds: tuple[tuple[Tensor, ...], ...]  # for each linear layer the pair (low, high) of float64 tensors (rows,)
 
     def describe(
         self,
@@ -75,23 +77,27 @@ class BoxChain(nn.Sequential):
         dtype: torch.dtype,
     ) -> None:
         """Set the box in words and in numbers, and the bounds of the layers in a dtype."""
-        self.where, self.box, self._bounds, self._dtype = where, box, bounds, dtype
+        self.where, self.box, self._bounds, self._dtypes = where, box, bounds, [dtype]
 
-    @property
-    def bounds(self) -> tuple[tuple[Tensor, ...], ...]:
-        """For each linear layer the pair (low, high) of float64 tensors (rows,).
+    def _apply(self, *args: Any, **options: Any) -> BoxChain:
+        """Remember the dtypes that the weights come through: a wider one does not bring back what was rounded."""
+        super()._apply(*args, **options)  # type: ignore[no-untyped-call]
+        if self.where:
+            self._dtypes = [*self._dtypes, *{parameter.dtype for parameter in self.parameters()}]
+        return self
 
-        Raises:
-            ValueError: If the chain was converted to a dtype that does not have its numbers.
-        """
-        bounds = self._bounds
-        for dtype in {parameter.dtype for parameter in self.parameters()}:
-            if torch.promote_types(dtype, self._dtype) is not dtype:
-                raise ValueError(
-                    f"bounds hold for a chain in {self._dtype}, and this one was converted to {dtype}; call to_mlp "
-                    f"with dtype={dtype}"
+    def __getattr__(self, name: str) -> Any:
+        """The bounds, unless the weights were rounded. Not a property: `nn.Module` hides the message of its error."""
+        if name != "bounds" or not self.where:
+            return super().__getattr__(name)
+        own, *others = self._dtypes
+        for dtype in (*others, *(parameter.dtype for parameter in self.parameters())):
+            if torch.promote_types(dtype, own) is not dtype:
+                raise AttributeError(
+                    f"bounds hold for a chain in {own}, and this one was converted to {dtype}; call to_mlp with "
+                    f"dtype={dtype}"
                 )
-        return bounds
+        return self._bounds
 
     def extra_repr(self) -> str:
         """The box; of a slice of the chain, nothing."""

@@ -43,8 +43,12 @@ class OtherRankError(RuntimeError):
     """Another rank has failed, and all ranks know."""
 
 
+class MidRunError(RuntimeError):
+    """This rank has failed between the collectives of a network, where it can tell no other rank."""
+
+
 class InStep(nn.Module):
-    """A network whose ranks meet before each run, for use in `together`: if one fails instead, all do.
+    """A network whose ranks meet before each run, for use in `together`: if one fails before it, all do.
 
     Args:
         network: With layers whose outputs the ranks gather.
@@ -57,14 +61,21 @@ class InStep(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Any:
         """The outputs of the network."""
-        if rank := _first_other(self.device_mesh, {"digest": RUN, "error": ""}):
-            raise OtherRankError(f"the check ended on rank {rank - 1} of device_mesh and goes on here")
-        return self.network(*inputs)
+        _first_other(self.device_mesh, {"digest": RUN, "error": ""})
+        try:
+            return self.network(*inputs)
+        except Exception as error:
+            raise MidRunError(
+                f"rank {self.device_mesh.get_rank()} cannot run the network, in which other ranks may wait for it "
+                f"until its process ends: {type(error).__name__}: {error}"
+            ) from error
 
 
 @contextmanager
 def together(device_mesh: DeviceMesh) -> Iterator[Callable[..., None]]:
     """What fails on one rank fails on all of them, rather than that they wait for it. It ends with a collective.
+
+    In the run of a network, other ranks are in collectives of its layers, and none may be started.
 
     It gives a function to call with the model, the inputs and the plan, which must be the same on all ranks.
 
@@ -75,32 +86,41 @@ def together(device_mesh: DeviceMesh) -> Iterator[Callable[..., None]]:
     own, failure = {"digest": "", "error": ""}, None
     try:
         yield lambda model, inputs, plan: own.update(digest=_digest(model, inputs, str(plan)))
-    except OtherRankError:
+    except (OtherRankError, MidRunError):
         raise
     except Exception as error:
         failure, own["error"] = error, f"{type(error).__name__}: {error}"
     rank = _first_other(device_mesh, own)
     if failure is not None:
         raise failure
-    if rank:
+    if rank is not None:
         raise ValueError(
-            f"model, example_inputs and options must be the same on all ranks, and rank {rank - 1} has others; load "
-            "the model from one file, or call torch.manual_seed with the same number before it is made"
+            f"model, example_inputs and options must be the same on all ranks, and rank {rank} has others; load the "
+            "model from one file, or call torch.manual_seed with the same number before it is made"
         )
 
 
-def _first_other(device_mesh: DeviceMesh, own: dict[str, str]) -> int:
-    """The number, from 1 on, of the first rank with another digest; 0 if there is none. All ranks must call it.
+def _first_other(device_mesh: DeviceMesh, own: dict[str, str]) -> int | None:
+    """The first rank with another digest; None if there is none, or this one has an error. All ranks must call it.
 
     Raises:
-        RuntimeError: If another rank has an error, and this one has none.
+        RuntimeError: If another rank has an error, and this one has none; or if some ranks run the network, not all.
     """
     found: list[dict[str, str]] = [{}] * device_mesh.size()
     dist.all_gather_object(found, own, group=device_mesh.get_group())
+    if own["error"]:
+        return None
     for rank, other in enumerate(found):
-        if other["error"] and not own["error"]:
+        if other["error"]:
             raise OtherRankError(f"no rank converts the model, as rank {rank} of device_mesh cannot: {other['error']}")
-    return next((rank for rank, other in enumerate(found, 1) if other["digest"] != own["digest"]), 0)
+    digests = [other["digest"] for other in found]
+    if RUN in digests and {*digests} != {RUN}:
+        raise OtherRankError(
+            f"ranks of device_mesh must agree whether the check needs another run of the network, and for rank "
+            f"{digests.index(RUN)} it does, for others not: what they compute differs, as roundings do from one "
+            "processor to another; start all on processors of one kind, with the same number of threads"
+        )
+    return next((rank for rank, digest in enumerate(digests) if digest != own["digest"]), None)
 
 
 def _digest(model: nn.Module, inputs: Sequence[Tensor], text: str) -> str:

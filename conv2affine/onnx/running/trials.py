@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from onnx import ModelProto, NodeProto, TypeProto, ValueInfoProto, external_data_helper, helper, numpy_helper
 
@@ -33,9 +32,8 @@ TOLERANCE = 1e-4  # of the largest element: scales and coordinates are float32
 Trial = tuple[Any, list[Any]]
 
 
-def layer_runner(path: Path) -> Run:
-    """Runs a model with external data, with at most one of its large layers in memory at a time."""
-    proto = onnx.load_model(path, load_external_data=False)
+def layer_runner(proto: ModelProto, path: Path) -> Run:
+    """Runs a model with its data in a file next to `path`, with at most one of its large layers in memory at a time."""
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
     outside = {name for name, tensor in tensors.items() if external_data_helper.uses_external_data(tensor)}
     groups: list[list[NodeProto]] = [[]]

@@ -14,8 +14,13 @@ from conv2affine.network.torch.noise import wider
 from conv2affine.network.torch.verifying.runs import Apart, listed
 
 
-def piece_outputs(network: TorchNetwork, inputs: Sequence[Tensor], expected: list[Any], flat: bool) -> list[Any]:
-    """The outputs of the affine pieces and steps in float64; None if a step, such as one that reads bytes, cannot."""
+def piece_outputs(
+    network: TorchNetwork, inputs: Sequence[Tensor], expected: list[Any], is_double: bool, flat: bool
+) -> list[Any]:
+    """The outputs of the affine pieces and steps in float64.
+
+    Where the model cannot run in float64, as one that reads bytes, a step need not either: they are None then.
+    """
 
     def run(*inputs: Tensor) -> Any:
         at_once = _AtOnce(inputs)
@@ -24,7 +29,11 @@ def piece_outputs(network: TorchNetwork, inputs: Sequence[Tensor], expected: lis
 
     try:
         return listed((Apart(run, expected) if flat else run)(*map(wider, inputs)), flat)
-    except RuntimeError:
+    except RuntimeError as error:
+        if is_double:
+            raise RuntimeError(
+                f"the result must run in float64, as the model does, and fails: {error}; please report this"
+            ) from error
         return [None] * len(expected)
 
 

@@ -81,7 +81,8 @@ def verify(
         got = result_outputs(result, own, flat)
         exact, is_double = exact_outputs(model, inputs, expected, flat)
         limits = _Limits(eps, smallest(dtype, *network.dtypes), is_double, dtypes)
-        outputs = list(zip(expected, got, exact, piece_outputs(network, taken, expected, flat), strict=True))
+        pieces = piece_outputs(network, taken, expected, is_double, flat)
+        outputs = list(zip(expected, got, exact, pieces, strict=True))
         # What passes by a small scale passes by a larger one too: noise costs most of the time, and is rarely needed.
         for scales in model_scales(model, inputs, exact, is_double, eps, flat):
             if not _first_problem(limits, outputs, scales, [0] * len(scales)):
