@@ -93,11 +93,16 @@ def test_refused_nodes(nodes, error, message):
         convert(model(nodes, {"x": (1, 3)}, constants))
 
 
-@pytest.mark.parametrize("name", ["random", "subgraph"])
-def test_a_chain_is_not_said_to_have_an_alternative(name):
-    nodes, error, message = NODES_REFUSED[name]
+@pytest.mark.parametrize("form", ["graph", "mlp"])
+def test_what_no_form_keeps_is_not_said_to_be_kept(form):
+    nodes, error, message = NODES_REFUSED["random"]
     with pytest.raises(error, match=message):
-        convert(model(nodes, {"x": (1, 3)}, {"t": np.array(True)}), form="mlp")
+        convert(model(nodes, {"x": (1, 3)}), form=form)
+    original = cnn()
+    original.opset_import.add(domain="com.mine", version=1)
+    original.graph.node[1].op_type, original.graph.node[1].domain = "Mine", "com.mine"
+    with pytest.raises(NotImplementedError, match=r"operators of domain com\.mine are not supported"):
+        convert(original, form=form)
 
 
 MLP_REFUSED = {

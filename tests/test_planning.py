@@ -102,6 +102,11 @@ def test_a_network_in_form_mlp():
         plan(MODEL, IMAGES, form="cnn")
 
 
+def test_a_layer_that_only_carries_values_has_a_name():
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU())
+    assert [row.name for row in plan(model, torch.rand(1, 3, 6, 6), form="mlp").layers] == ["0, 1", "carried"]
+
+
 def test_a_layer_has_no_form():
     with pytest.raises(TypeError, match="form, dtype must be left out for a convolution layer"):
         plan(MODEL[0], IMAGES, form="mlp", dtype=torch.float64)
