@@ -184,10 +184,3 @@ def scaled(x):
 def test_what_torch_export_does_not_take(function, advice):
     with pytest.raises(NotImplementedError, match=advice):
         to_mlp(Function(function), X5)
-
-
-@pytest.mark.filterwarnings("ignore")  # deprecated
-def test_quantized_layers_are_named():
-    model = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(5, 4)), {nn.Linear})
-    with pytest.raises(NotImplementedError, match="it has quantized layers; convert the float model that it was made"):
-        to_mlp(model, X5)

@@ -33,7 +33,6 @@ CAUSES = {
         "conversion",
     ),
     "Cannot access storage of Sparse": ("a sparse tensor is no attribute of a module", "call register_buffer for it"),
-    "quantized": ("it has quantized layers", "convert the float model that it was made from"),
     "linalg_lstsq": ("it does not know linalg.lstsq", "call torch.linalg.pinv(matrix) @ x"),
     "Size-like symbols: u": (
         "elements are selected by values of the inputs, as h[h < 0] *= 0.1 does",
