@@ -214,6 +214,12 @@ def test_why_a_result_takes_one_sample(nodes, reason):
     assert difference(original, result.model, inputs(result.model)) < 1e-6
 
 
+@pytest.mark.parametrize(("size", "advice"), [(1, ""), (2, " (at 2: if that is a batch, export for 1, which makes")])
+def test_a_fixed_batch_is_one_sample(size, advice):
+    result = convert(model("y = Relu(x)", {"x": (size, 6)}))
+    assert result.static.partition(" smaller")[0] == f"the first sizes of its inputs are fixed{advice}"
+
+
 def test_rows_of_samples_inside_are_no_reason():
     nodes = "r = Reshape(x, s)\nm = Softmax(r)\nk = MatMul(m, w)\ny = Reshape(k, t)"
     constants = {"s": np.array([-1, 3]), "w": random(3, 4), "t": np.array([-1, 8])}

@@ -88,7 +88,9 @@ def first_mixing(network: OnnxNetwork, steps: Sequence[Step | Kept], original: C
     along its first axis. `original` makes a run of the model with these values of the file as further outputs.
     """
     if not network.is_batched:
-        return "the first sizes of its inputs are fixed"
+        first = max(tensor.shape[0] if tensor.shape else 1 for tensor in network.inputs)
+        note = f" (at {first}: if that is a batch, export for 1, which makes smaller layers)" if first > 1 else ""
+        return f"the first sizes of its inputs are fixed{note}"
     on_tensors = [step for step in steps if not runs_on_vectors(step)]
     for step in on_tensors:
         # Where the values of a step cannot be looked at, their shapes have to do.

@@ -184,6 +184,8 @@ def _what(model: Any) -> str:
         values = model.values()
         name = f"a state_dict ({name} of tensors)" if all(isinstance(x, Tensor) for x in values) else name
         return f"{name}; build the module, call module.load_state_dict(...), and pass the module"
+    if isinstance(model, tuple | list) and model and all(isinstance(layer, nn.Module) for layer in model):
+        return f"{name} of modules; pass nn.Sequential(*layers)"
     if isinstance(model, Tensor | tuple | list):
         return f"{name}; the model comes first, and its example inputs after it"
     if hasattr(model, "graph") or hasattr(model, "get_inputs"):

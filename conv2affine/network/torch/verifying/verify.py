@@ -23,6 +23,7 @@ from conv2affine.network.comparison import (
     tolerance_of,
 )
 from conv2affine.network.torch.importing.importer import TorchNetwork
+from conv2affine.network.torch.models.advice import no_batch
 from conv2affine.network.torch.models.unchanged import unchanged
 from conv2affine.network.torch.verifying.pieces import piece_outputs
 from conv2affine.network.torch.verifying.runs import (
@@ -74,9 +75,7 @@ def verify(
         try:
             expected = run(model, inputs, flat)
         except Exception as error:
-            raise ValueError(
-                f"the model must take a batch of any size, and fails on one of {len(inputs[0])} samples: {error}"
-            ) from error
+            raise no_batch(len(inputs[0]), error) from error
         taken = [x.to(each) for x, each in zip(inputs, network.input_dtypes, strict=True)]
         own = [x.to(dtypes.get(x.dtype, x.dtype)) for x in taken]
         result = Apart(result, expected) if flat else result
