@@ -209,7 +209,7 @@ def may_overflow(graph: Graph, made: Iterable[Value], largest: float) -> bool:
         for source in node.inputs:
             matrix = node.map.terms[source] if isinstance(node, Piece) else None
             parts = () if matrix is None else matrix.numbers
-            step = max((float(abs(part).max()) for part in parts if prod(part.shape)), default=1.0)
+            step = max((float(max(-part.min(), part.max())) for part in parts if prod(part.shape)), default=1.0)
             factor = max(factor, factors[source] * max(step, 1.0))
         factors.update(dict.fromkeys(node.outputs, factor))
     return max(factors[value] for value in made) > sqrt(largest)
