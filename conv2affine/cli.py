@@ -101,6 +101,11 @@ def convert(
     """
     with _errors(debug):
         _refuse_torch_file(source)
+        if target.suffix in TORCH_SUFFIXES:
+            raise ValueError(
+                f"{target} must not have the name of a PyTorch file: it is written in ONNX; name it "
+                f"{target.with_suffix('.onnx')}"
+            )
         from conv2affine import onnx
         from conv2affine.onnx.exporting.storage import check_target, save_bounds
 

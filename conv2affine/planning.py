@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Plan", "plan"]
 
+OPTIONS = ("form", "layout", "merge", "max_pool", "dtype")  # for a module
+
 
 @dataclass(frozen=True, repr=False)
 class Plan:
@@ -144,6 +146,8 @@ def plan(conv: Any, input_size: Any, **options: Any) -> Plan | NetworkPlan:
         sparse_coo, int64     2.32 GB
     """
     if is_network(conv, input_size):
+        if unknown := options.keys() - OPTIONS:
+            raise TypeError(f"{', '.join(unknown)} must be left out: plan takes {', '.join(OPTIONS)} for a module")
         from conv2affine.network.convert import plan_network
 
         return plan_network(conv, input_size, **options)

@@ -186,7 +186,7 @@ def check_matrix(name: str, matrix: object, geometry: object) -> None:
             "Geometry.from_layer(conv, input_size)"
         )
     if not isinstance(matrix, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(matrix).__name__}")
+        raise TypeError(f"{name} must be a tensor, got {type(matrix).__name__}; pass torch.as_tensor({name})")
     if matrix.layout not in BUILDERS:
         raise TypeError(
             f"{name} must have a layout of {', '.join(map(str, BUILDERS))}, got {matrix.layout}; convert it with "

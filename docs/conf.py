@@ -1,5 +1,6 @@
 """The documentation site; `make docs` builds it into build/docs."""
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -107,9 +108,17 @@ def fill_in_operators(app, docname, source):
             source[0] = source[0].replace(f"<!-- {name} -->", text)
 
 
+def link_to_repository(app, docname, source):
+    """Only a workflow on GitHub knows where the repository is."""
+    if docname == "index" and (name := os.environ.get("GITHUB_REPOSITORY")):
+        url = f"{os.environ.get('GITHUB_SERVER_URL', 'https://github.com')}/{name}"
+        source[0] = source[0].replace("<!-- repository -->", f"[Repository]({url}).")
+
+
 def setup(app):
     """Docstrings come before napoleon, which has the default priority of 500, turns sections into fields."""
     app.connect("autodoc-process-docstring", to_restructured_text, priority=400)
     app.connect("autodoc-process-signature", without_signature)
     app.connect("source-read", link_to_gallery)
     app.connect("source-read", fill_in_operators)
+    app.connect("source-read", link_to_repository)

@@ -194,3 +194,13 @@ def test_without_typer_one_line_says_what_to_install(monkeypatch):
     monkeypatch.delitem(sys.modules, "conv2affine.cli")
     with pytest.raises(SystemExit, match=r"^error: the command line needs typer; install it with: pip install"):
         main()
+
+
+def test_a_result_is_no_pytorch_file(file, tmp_path):
+    result = run("convert", file, tmp_path / "out.pt", *SHAPE)
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"error: {tmp_path}/out.pt must not have the name of a PyTorch file: it is written in ONNX; "
+        f"name it {tmp_path}/out.onnx\n"
+    )
+    assert list(tmp_path.iterdir()) == [file]

@@ -114,6 +114,11 @@ def test_other_tensors_are_refused_without_their_elements(size, error, message):
         Geometry(4, 6, (3, 3), input_size=5, stride=size)
 
 
+def test_an_array_is_no_example_input():
+    with pytest.raises(ValueError, match=r"an example input must be a tensor: pass torch.from_numpy\(x\)"):
+        to_matrix(nn.Conv2d(4, 6, 3), np.zeros((1, 4, 5, 6)))
+
+
 @pytest.mark.parametrize("size", [(4, 5, 6), (2, 4, 5, 6), torch.Size([2, 4, 5, 6]), [4, 5, 6]], ids=repr)
 def test_shape_with_batch_or_channels_says_to_leave_them_out(size):
     with pytest.raises(ValueError, match="that is 2, or be an int; leave out batch and channels"):
@@ -246,6 +251,7 @@ def patched():
         ),
         (torch.ones(1, 1, 3, 3), TypeError, "got torch.Tensor; pass a layer; with a weight, pass a Geometry"),
         ("conv", TypeError, "got builtins.str; pass a layer"),
+        (nn.Conv2d, TypeError, "got the class Conv2d; pass a layer, not its class"),
         (Squared(1, 1, 3), TypeError, "Squared. overrides forward.*pass a plain Conv2d"),
         (Standardised(1, 1, 3), TypeError, "Standardised. overrides _conv_forward"),
         (patched(), TypeError, "overrides forward"),
@@ -255,7 +261,7 @@ def patched():
             "lazy and has no weights yet; run a batch through it first",
         ),
     ],
-    ids=["linear", "sequential", "tensor", "str", "forward", "_conv_forward", "patched", "lazy"],
+    ids=["linear", "sequential", "tensor", "str", "class", "forward", "_conv_forward", "patched", "lazy"],
 )
 def test_other_layers_are_refused(function, layer, error, message):
     with pytest.raises(error, match=message):

@@ -180,7 +180,7 @@ FILES = {
     ),
 }
 NUMBERS = {"w": random(3, 4), "z": np.float32(0), "t": np.float32(0.3), "n": np.float32(0.1), "six": np.float32(6)}
-NUMBERS |= {"two": np.array([2]), "v": random(2, 3)}
+NUMBERS |= {"large": np.float32(3e38), "two": np.array([2]), "v": random(2, 3)}
 
 
 def file(nodes, opset=13):
@@ -200,6 +200,7 @@ def test_file(nodes, opset):
 UNSURE = {
     "not-a-number": ("l = Log(h)\nm = IsNaN(l)\ny = Where(m, z, l)", "y"),
     "infinities": ("r = Relu(h)\nl = Log(r)\ns = Mul(l, t)\nm = IsInf(s)\ny = Where(m, z, s)", "y"),
+    "overflow": ("s = Mul(h, large)\nm = IsInf(s)\ny = Where(m, z, h)", "y"),
     "result": ("y = IsNaN(h)", "y"),
     "order-of-infinities": ("r = Relu(h)\nl = Log(r)\na, i = TopK(l, two)\ny = MatMul(a, v)", "a"),
 }

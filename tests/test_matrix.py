@@ -183,6 +183,7 @@ def test_one_pair_of_paddings_per_axis():
     ("weight", "error", "message"),
     [
         ([[[1.0]]], TypeError, r"weight must be a tensor, got list; pass torch.as_tensor\(weight\)"),
+        (nn.Conv2d(1, 1, 3), TypeError, r"weight must be a tensor, got Conv2d; call to_matrix\(layer, input_size\)"),
         (torch.ones(1, 1, 3).to_sparse(), TypeError, "weight must be a strided tensor, got layout torch.sparse_coo"),
         (complex_half(), TypeError, r"got torch.complex32; pass weight.to\(torch.complex64\)"),
         (torch.ones(1, 1, 3).to(torch.float8_e8m0fnu), TypeError, r"got torch.float8_e8m0fnu; pass weight.float\(\)"),

@@ -354,6 +354,22 @@ def test_digits_that_a_result_loses_inside_are_no_rounding(monkeypatch):
         conv2affine.to_mlp(model, x)
 
 
+def test_digits_that_float64_has_are_said_to_be_missing():
+    """A spline is 0 far away, where the ReLUs of it cancel up to their roundings, and here these are multiplied."""
+
+    def spline(x):
+        return torch.where(x < 0.4, (x - 0.1) / 0.3 * (x >= 0.1), (0.9 - x) / 0.5 * (x < 0.9)) * x * x
+
+    model, x = Function(spline), 10 * torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    message = (
+        r"the result does not equal the model, off by .* torch.float32 has too few digits: pass dtype=torch.float64"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        conv2affine.to_linear_network(model, x)
+    net = conv2affine.to_linear_network(model, x, dtype=torch.float64)
+    torch.testing.assert_close(net(x.double()), model(x.double()), atol=1e-9, rtol=0)
+
+
 class Autocast(nn.Module):
     def __init__(self):
         super().__init__()

@@ -85,3 +85,14 @@ def test_after_a_layer():
     model = nn.Sequential(nn.Linear(9, 9), clamp(-1e4, 1e4), nn.Linear(9, 3))
     x = torch.randn(50, 9, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(to_mlp(model, x)(x), model(x), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_bounds_near_the_largest_number_are_none_in_a_box(dtype):
+    """As in language models for half precision: `hidden.clamp(-64504, 64504)`."""
+    largest = torch.finfo(dtype).max * (1 - 1 / 64)
+    model = nn.Sequential(nn.Linear(9, 9), clamp(-largest, largest), nn.Linear(9, 3)).to(dtype)
+    x = torch.rand(50, 9, generator=torch.Generator().manual_seed(0)).to(dtype)
+    mlp = to_mlp(model, x, box=(0.0, 1.0))
+    assert not any(isinstance(module, nn.ReLU) for module in mlp)
+    torch.testing.assert_close(mlp(x), model(x), atol=0.01, rtol=0)

@@ -294,6 +294,13 @@ MISTAKES = {
     "dtype": (THREE, X3.double(), ValueError, r"of torch.float64, .*pass x.to\(torch.float32\)"),
     "one-for-two": (Two(), NAMED["a"], ValueError, r"pass a tuple of 2 tensors: \(a, b\)"),
     "names": (Two(), {"a": NAMED["a"], "c": NAMED["b"]}, ValueError, "name the tensors as forward does: a, b, scale"),
+    "layers": ([*THREE], X3, TypeError, r"got list of modules; pass nn.Sequential\(\*layers\)"),
+    "batch-norm": (
+        nn.Sequential(THREE, nn.BatchNorm1d(4)),
+        X3,
+        ValueError,
+        r"; call model.eval\(\), and give batch norm",
+    ),
     "array": (THREE, X3.numpy(), TypeError, r"got ndarray; pass torch.from_numpy\(x\)"),
     "arrays": (THREE, (X3.numpy(),), TypeError, r"example_inputs\[0\] must be a tensor, got ndarray; pass torch.from"),
 }
@@ -306,6 +313,15 @@ def test_the_message_names_what_was_passed_and_what_to_do(function, model, x, er
         function(model, x)
     assert "report" not in str(caught.value)
     assert "values of tensors" not in str(caught.value)
+
+
+@pytest.mark.parametrize("function", [to_linear, to_linear_network, to_mlp, onnx.export])
+def test_a_model_of_one_sample_at_a_time(function):
+    model = nn.Sequential(THREE[0], Function(lambda x: x.view(1, -1)), THREE[2])
+    with pytest.raises(
+        ValueError, match=r"fails on one of \d samples: mat1 .*; write x.flatten\(1\), not x.view\(1, -1"
+    ):
+        function(model, X3[:1])
 
 
 def test_a_file_that_is_no_model(tmp_path):

@@ -184,3 +184,12 @@ def scaled(x):
 def test_what_torch_export_does_not_take(function, advice):
     with pytest.raises(NotImplementedError, match=advice):
         to_mlp(Function(function), X5)
+
+
+@pytest.mark.filterwarnings("ignore")  # of what is deprecated
+def test_a_quantized_model_is_refused():
+    if torch.backends.quantized.engine == "none":
+        pytest.skip("PyTorch has no engine for quantized layers")
+    made = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(5, 4)), {nn.Linear})
+    with pytest.raises(NotImplementedError, match=r"packed weights, .*; pass the float model that it was made from"):
+        to_linear_network(made, X5)

@@ -168,6 +168,16 @@ REFUSED = {
         ValueError,
         "output 0 does not have the infinities or NaN of the model's: .* make all constants finite",
     ),
+    **{
+        f"{name}-compared": (
+            to_linear_network,
+            nn.Sequential(nn.Linear(8, 8).double(), Function(lambda x, f=f: (f(x) >= 0).to(x.dtype))),
+            X,
+            ValueError,
+            rf"output 0 must not depend on infinities or NaN, which 1 \({name}\) gives .*; give it only what",
+        )
+        for name, f in {"log": lambda x: torch.log(x) * 0, "exp": lambda x: torch.exp(9e3 * x) * 0}.items()
+    },
     "number": (to_linear_network, nn.ReLU(), 3, TypeError, "example_inputs must be a tensor, or a tuple .*, got int"),
     "nothing": (to_linear_network, nn.ReLU(), (), TypeError, "must be a tensor, or a tuple .*, got an empty tuple"),
     "names": (

@@ -495,6 +495,8 @@ KEPT = {
     "topk-in-any-order": ("topk", lambda x: x.topk(2, 3, sorted=False).values.sum(3), X),
     "cumulative-product": ("cumprod", lambda x: x.cumprod(1), X),
     "not-a-number": ("isnan", lambda x: torch.where(torch.isnan(x.log()), x, 2 * x), X),
+    "overflow": ("isinf", lambda x: torch.where(torch.isinf(1e308 * x), -x, x), X),
+    "overflow-replaced": ("nan_to_num", lambda x: 1e-308 * torch.nan_to_num(1e308 * x), X),
     "multilabel-margin": (
         "multilabel_margin_loss_forward",
         lambda x: F.multilabel_margin_loss(x[:, 0, 0], LABELS.expand(len(x), -1), reduction="none"),

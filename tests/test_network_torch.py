@@ -7,7 +7,6 @@ import io
 import pickle
 from collections import OrderedDict, deque
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -90,6 +89,44 @@ def test_values_under_other_keys_are_put_back():
         convert(model, torch.rand(2, 3))
         assert list(model.kept) == ["a", "b"]
         assert all(model.kept[key] is value for key, value in before.items())
+
+
+class Counting(nn.Module):
+    """Grows a list, a set, a deque and PyTorch's own set of buffers in each run."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.seen, self.last, self.all = nn.Linear(3, 3), {0}, deque([1, 2], maxlen=2), [3]
+
+    def contents(self):
+        return [list(each) for each in (self.seen, self.last, self.all, self._non_persistent_buffers_set)]
+
+    def forward(self, x):
+        self.seen.add(len(self.seen))
+        self.last.append(len(self.seen))
+        self.all.append(len(self.seen))
+        self.register_buffer(f"buffer{len(self.seen)}", torch.zeros(1), persistent=False)
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("convert", [to_linear_network, to_mlp])
+def test_containers_are_put_back(convert):
+    model = Counting()
+    before, kept = model.contents(), (model.seen, model.last, model.all)
+    convert(model, torch.rand(2, 3))
+    assert model.contents() == before
+    assert all(a is b for a, b in zip(kept, (model.seen, model.last, model.all), strict=True))
+    assert model.last.maxlen == 2
+
+
+def test_what_is_read_of_a_deque_is_refused():
+    class Remembering(Counting):
+        def forward(self, x):
+            self.last.append(x.sum())
+            return self.linear(x) + sum(self.last)
+
+    with pytest.raises(ValueError, match=r"last.1 is a tensor that it keeps from one run to the next"):
+        to_linear_network(Remembering(), torch.rand(2, 3))
 
 
 def test_state_dict(model, x):
@@ -175,7 +212,6 @@ CONTAINERS = {
     "deque": (lambda: deque([0], maxlen=1), lambda held: held.append(held[0] + 1), list),
     "dict": (lambda: {0: 0}, lambda held: held.update({len(held): 0}), dict),
     "set": (lambda: {0}, lambda held: held.add(len(held)), set),
-    "array": (lambda: np.zeros(2), lambda held: held.fill(held[0] + 1), list),
     "tensors": (lambda: deque([torch.zeros(2)]), lambda held: held[0].add_(1), lambda held: held[0].tolist()),
 }
 

@@ -95,7 +95,7 @@ def test_what_does_not_take_a_batch_is_one_sample(nodes):
 
 def test_shapes_of_symbolic_sizes():
     original = model("y = Conv(x, w)", {"x": ("N", 1, "H", "W")}, {"w": random(2, 1, 3, 3)})
-    with pytest.raises(ValueError, match=r"input x \(N, 1, H, W\) must have fixed sizes after its first axis"):
+    with pytest.raises(ValueError, match=r"input x \(N, 1, H, W\) must have fixed.* --shape x=1,1,32,32, with its"):
         convert(original)
     assert convert(original, shapes={"x": (1, 1, 5, 6)}).plan.layers[0].cols == 30
     with pytest.raises(ValueError, match=r"shape given for input x \(\(1, 2, 5, 6\)\) must fit .* \(N, 1, H, W\)"):
@@ -276,7 +276,7 @@ def test_nothing_is_written_over_or_left_behind(tmp_path, monkeypatch):
     path.write_text("mine")
     with pytest.raises(FileExistsError, match="is there already"):
         convert(cnn(), path)
-    monkeypatch.setattr(exporter.Exporter, "finite", lambda *args: random(72, 36))
+    monkeypatch.setattr(exporter, "finite", lambda *args: random(72, 36))
     with pytest.raises(RuntimeError, match=r"the result in .* must be valid ONNX.* please report"):
         convert(cnn(), path, overwrite=True)
     assert path.read_text() == "mine"
@@ -289,8 +289,8 @@ def test_nothing_is_written_over_or_left_behind(tmp_path, monkeypatch):
 
 
 def test_a_wrong_result_is_noticed(monkeypatch):
-    finite = exporter.Exporter.finite
-    monkeypatch.setattr(exporter.Exporter, "finite", lambda *args: 1.001 * finite(*args))
+    finite = exporter.finite
+    monkeypatch.setattr(exporter, "finite", lambda *args: 1.001 * finite(*args))
     with pytest.raises(RuntimeError, match="does not equal the original"):
         convert(cnn())
 

@@ -8,7 +8,7 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx_models import cnn, model, random
 
-from conv2affine.onnx import convert
+from conv2affine.onnx import convert, export
 
 
 def broken(change) -> ModelProto:
@@ -93,6 +93,18 @@ def test_refused_nodes(nodes, error, message):
         convert(model(nodes, {"x": (1, 3)}, constants))
 
 
+@pytest.mark.parametrize("form", ["graph", "mlp"])
+def test_what_no_form_keeps_is_not_said_to_be_kept(form):
+    nodes, error, message = NODES_REFUSED["random"]
+    with pytest.raises(error, match=message):
+        convert(model(nodes, {"x": (1, 3)}), form=form)
+    original = cnn()
+    original.opset_import.add(domain="com.mine", version=1)
+    original.graph.node[1].op_type, original.graph.node[1].domain = "Mine", "com.mine"
+    with pytest.raises(NotImplementedError, match=r"operators of domain com\.mine are not supported"):
+        convert(original, form=form)
+
+
 MLP_REFUSED = {
     "not-piecewise-linear": ("y = Tanh(x)", {"x": (1, 3)}, ["y"], NotImplementedError, "y: Tanh must be affine or"),
     "attribute": (
@@ -134,6 +146,15 @@ def test_a_source_of_another_type_is_refused(source):
         convert(source)
 
 
+def test_a_module_is_exported():
+    with pytest.raises(
+        TypeError, match=r"got Linear; for a module, call conv2affine\.onnx\.export, conv2affine\.plan or"
+    ):
+        convert(torch.nn.Linear(2, 3), "x.onnx")
+    with pytest.raises(TypeError, match="path must be the path of a file, got Tensor; it is the last argument"):
+        export(torch.nn.Linear(2, 3), "x.onnx", torch.rand(1, 2))
+
+
 @pytest.mark.parametrize("shapes", [[1, 1, 6, 6], {"x": 6}, {"x": "1166"}, {"x": (1.0, 1, 6, 6)}], ids=str)
 def test_shapes_that_are_no_integers_are_refused(shapes):
     with pytest.raises(TypeError, match=r"shapes \(.*\) must be sizes by name, as in {'x': \(1, 3, 32, 32\)}"):
@@ -152,6 +173,13 @@ def test_truncated_file(tmp_path):
     path = tmp_path / "x.onnx"
     path.write_bytes(cnn().SerializeToString()[:-20])
     with pytest.raises(ValueError, match="must be an ONNX file, and is not, or is truncated"):
+        convert(path)
+
+
+def test_a_pointer_in_place_of_a_file(tmp_path):
+    path = tmp_path / "x.onnx"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(ValueError, match=r"must be an ONNX file, .*; it is a pointer to one: run git lfs pull"):
         convert(path)
 
 

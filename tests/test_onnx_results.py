@@ -191,6 +191,10 @@ ONE_SAMPLE = {
     "mixed-by-the-last": ("y = Softmax<axis = 0>(x)", "y depends for each sample on the others"),
     "mixed-inside": ("m = ReduceMean<axes = [0]>(x)\na = Sub(x, m)\ny = Add(a, x)", "y depends for each sample"),
     "mixed-in-a-kept-node": ("m = Softmax<axis = 0>(x)\na = Relu(m)\ny = Softmax(a)", "m depends for each sample"),
+    "constant-of-the-shape-of-a-batch": (
+        "n = Shape(x)\nz = ConstantOfShape(n)\nv, i = TopK(x, k)\ny = ScatterElements<axis = 1>(z, i, v)",
+        r"y \(ScatterElements\) has constants of the shape of one sample",
+    ),
     "elsewhere": (
         "a = Transpose<perm = [1, 0]>(x)\nb = Softmax<axis = 0>(a)\ny = Transpose<perm = [1, 0]>(b)",
         r"a has shape \(6, 3\) for 3 samples, and \(6, 1\) for one",
@@ -201,13 +205,19 @@ ONE_SAMPLE = {
 @pytest.mark.parametrize(("nodes", "reason"), ONE_SAMPLE.values(), ids=ONE_SAMPLE)
 def test_why_a_result_takes_one_sample(nodes, reason):
     constants = {"s": np.array([-1, 3]), "t": np.array([1, 6]), "w": random(3, 4), "c": random(3, 6)}
-    original = model(nodes, {"x": ("N", 6)}, constants)
+    original = model(nodes, {"x": ("N", 6)}, {**constants, "k": np.array([2])})
     result = convert(original)
     assert not result.is_batched
     assert re.match(reason, result.static)
     sizes = result.model.graph.input[0].type.tensor_type.shape.dim[0]
     assert sizes.dim_value == 1
     assert difference(original, result.model, inputs(result.model)) < 1e-6
+
+
+@pytest.mark.parametrize(("size", "advice"), [(1, ""), (2, " (at 2: if that is a batch, export for 1, which makes")])
+def test_a_fixed_batch_is_one_sample(size, advice):
+    result = convert(model("y = Relu(x)", {"x": (size, 6)}))
+    assert result.static.partition(" smaller")[0] == f"the first sizes of its inputs are fixed{advice}"
 
 
 def test_rows_of_samples_inside_are_no_reason():
@@ -217,6 +227,16 @@ def test_rows_of_samples_inside_are_no_reason():
     result = convert(original)
     assert result.is_batched
     assert difference(original, result.model, inputs(result.model, 4)) < 1e-6
+
+
+@pytest.mark.parametrize("last", ["y = Identity(d)", "y = Sin(d)"], ids=["affine", "kept"])
+def test_what_rounding_leaves_of_a_sum_is_no_reason(last):
+    """It is another number for each batch, and as large as the largest element."""
+    constants = {"v": random(64, 64), "w": random(64, 64), "vw": random(64, 64) @ random(64, 64)}
+    original = model(
+        f"a = MatMul(x, v)\nb = MatMul(a, w)\nc = MatMul(x, vw)\nd = Sub(b, c)\n{last}", {"x": ("N", 64)}, constants
+    )
+    assert not convert(original).static
 
 
 def test_a_wrong_batch_is_no_reason_to_take_one_sample(monkeypatch):

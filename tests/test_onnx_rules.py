@@ -149,6 +149,39 @@ AFFINE = [
         for padding in ("zeros", "border", "reflection")
         for corners in (0, 1)
     ),
+    *(
+        Case(
+            f"roi-align-opset-{opset}",
+            "y = RoiAlign<output_height = 2, output_width = 3, spatial_scale = 0.9>(x, r, n)",
+            (1, 2, 8, 7),
+            {"r": np.float32([[0, 0, 6, 5], [1, 2, 7.5, 7]]), "n": ints(0, 0)},
+            opset,
+        )
+        for opset in (10, 16, 22)
+    ),
+    Case("affine-grid", "y = AffineGrid(x, s)", ("N", 2, 3), {"s": ints(1, 3, 4, 5)}, 20),
+    Case("affine-grid-3d", "y = AffineGrid<align_corners = 1>(x, s)", ("N", 3, 4), {"s": ints(1, 3, 2, 3, 2)}, 20),
+    Case(
+        "deformable-convolution",
+        "y = DeformConv<group = 2, offset_group = 2>(x, w, o, b, m)",
+        (1, 4, 5, 6),
+        {"w": random(4, 2, 3, 3), "o": random(1, 36, 3, 4), "b": random(4), "m": random(1, 18, 3, 4)},
+        19,
+    ),
+    Case(
+        "rotary-embedding",
+        "y = RotaryEmbedding(x, c, s, p)",
+        ("N", 2, 5, 8),
+        {"c": random(9, 4), "s": random(9, 4, seed=1), "p": np.arange(5)[None]},
+        23,
+    ),
+    Case(
+        "rotary-embedding-interleaved",
+        "y = RotaryEmbedding<num_heads = 2, rotary_embedding_dim = 6, interleaved = 1>(x, c, s)",
+        ("N", 5, 16),
+        {"c": random(1, 5, 3), "s": random(1, 5, 3, seed=1)},
+        23,
+    ),
     Case("grid-sample-3d", 'y = GridSample<mode = "linear">(x, g)', (1, 2, 3, 4, 5), {"g": random(1, 2, 3, 2, 3)}, 20),
     Case("cumsum", "y = CumSum<exclusive = 1, reverse = 1>(x, a)", (2, 3), {"a": np.int64(-1)}),
     Case("dft", "y = DFT(x)", ("N", 6, 1), opset=17),
@@ -348,6 +381,13 @@ KEPT = [
         {"s": np.float32(0.1), "z": np.uint8(128)},
     ),
     Case("max-pool-indices", "a, i = MaxPool<kernel_shape = [2]>(x)\nj = Cast<to = 1>(i)\ny = Add(a, j)", (1, 2, 4)),
+    Case(
+        "roi-align-maximum",
+        'y = RoiAlign<mode = "max">(x, r, n)',
+        (1, 1, 4, 4),
+        {"r": np.float32([[0, 0, 3, 3]]), "n": ints(0)},
+        16,
+    ),
     Case("infinite-constant", "y = Mul(x, c)", (1, 2), {"c": np.float32([-np.inf, 1])}),
     Case(
         "masked",

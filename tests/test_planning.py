@@ -102,9 +102,19 @@ def test_a_network_in_form_mlp():
         plan(MODEL, IMAGES, form="cnn")
 
 
+def test_a_layer_that_only_carries_values_has_a_name():
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU())
+    assert [row.name for row in plan(model, torch.rand(1, 3, 6, 6), form="mlp").layers] == ["0, 1", "carried"]
+
+
 def test_a_layer_has_no_form():
     with pytest.raises(TypeError, match="form, dtype must be left out for a convolution layer"):
         plan(MODEL[0], IMAGES, form="mlp", dtype=torch.float64)
+
+
+def test_a_network_has_other_options():
+    with pytest.raises(TypeError, match="box must be left out: plan takes form, layout, merge, max_pool, dtype for a"):
+        plan(MODEL[:2], IMAGES, form="mlp", box=(0, 1))
 
 
 @pytest.mark.parametrize("form", ["graph", "mlp"])

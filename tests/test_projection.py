@@ -257,7 +257,7 @@ def test_random_matrices_keep_a_residual_orthogonal_to_convolutions(drawn):
         (torch.zeros(6, 8).to_sparse(1), ValueError, r"must have 2 sparse axes, got 1 and dense rows"),
         (torch.zeros(6, 8, dtype=torch.int64), TypeError, r"dtype of torch.float16.*got torch.int64; convert it"),
         (torch.zeros(6, 8, dtype=torch.bool), TypeError, "got torch.bool"),
-        ([[0.0] * 8] * 6, TypeError, "matrix must be a tensor, got list"),
+        ([[0.0] * 8] * 6, TypeError, r"matrix must be a tensor, got list; pass torch.as_tensor\(matrix\)"),
     ],
 )
 def test_bad_matrices_are_refused(matrix, error, message):

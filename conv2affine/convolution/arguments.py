@@ -50,7 +50,8 @@ def check_layer(conv: object) -> None:
     base = next((layer for layer in LAYERS if isinstance(conv, layer)), None)
     if base is None:
         names = ", ".join(layer.__name__ for layer in LAYERS)
-        raise TypeError(f"conv must be one of torch.nn's {names}, got {name}; {_advice(conv, name)}")
+        given = f"the class {conv.__name__}" if isinstance(conv, type) else name
+        raise TypeError(f"conv must be one of torch.nn's {names}, got {given}; {_advice(conv, name)}")
     for method in ARITHMETIC:
         changed = getattr(type(conv), method, None) is not getattr(base, method, None)
         if changed or method in vars(conv):
@@ -68,6 +69,8 @@ def _advice(conv: object, name: str) -> str:
     """What to do with an object that is not a convolution layer."""
     if isinstance(conv, Tensor):
         return "pass a layer; with a weight, pass a Geometry in place of input_size, or call conv_matrix"
+    if isinstance(conv, type):
+        return "pass a layer, not its class"
     if not isinstance(conv, nn.Module):
         return "pass a layer"
     for part, advice in WRAPPERS.items():
@@ -101,7 +104,9 @@ def _is_example(x: object) -> bool:
 def check_weight(weight: object) -> None:
     """Refuse a weight without elements that can be copied."""
     if not isinstance(weight, Tensor):
-        raise TypeError(f"weight must be a tensor, got {type(weight).__name__}; pass torch.as_tensor(weight)")
+        is_layer = isinstance(weight, nn.Module)
+        advice = "call to_matrix(layer, input_size)" if is_layer else "pass torch.as_tensor(weight)"
+        raise TypeError(f"weight must be a tensor, got {type(weight).__name__}; {advice}")
     if weight.layout is not torch.strided:
         raise TypeError(f"weight must be a strided tensor, got layout {weight.layout}; pass weight.to_dense()")
     if weight.dtype in DTYPES:
@@ -136,6 +141,8 @@ def integers(name: str, value: object, dims: int, *, at_least: int) -> tuple[int
         values = (value,) * dims
     if len(values) != dims:
         advice = "; leave out batch and channels" if name == "input_size" and dims < len(values) <= dims + 2 else ""
+        if name == "input_size" and len(getattr(value, "shape", ())) > 1:
+            advice = "; an example input must be a tensor: pass torch.from_numpy(x), or x.shape[2:]"
         if name == "padding" and len(values) == 2 * dims:
             advice = "; for two sides, pass a (left, right) pair per axis"
         raise ValueError(f"{name} ({shown(value)}) must have one entry per axis, that is {dims}, or be an int{advice}")

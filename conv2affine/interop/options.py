@@ -13,7 +13,10 @@ Merge = Literal["auto", "always", "never"]
 MaxPool = Literal["max", "relu"]
 FormOption = Annotated[
     Form,
-    typer.Option(help="graph: Gemm, Add, Relu and the steps that are not affine; mlp: one chain of Gemm and Relu."),
+    typer.Option(
+        help="graph: Gemm, Add, Relu and the steps that are not affine; mlp: one chain of Gemm and Relu, which is "
+        "larger: plan shows its size."
+    ),
 ]
 MergeOption = Annotated[
     Merge,

@@ -151,7 +151,7 @@ def describe_layers(layers: Sequence[Layer], dtype: torch.dtype, layout: Network
     rows = []
     for layer in layers:
         sizes, chosen = tuple(layout_bytes(layer, dtype).items()), choose_layout(layer, dtype, layout)
-        rows.append(Row(_names(layer.origin), "computed", *layer.shape, layer.nnz, sizes, chosen))
+        rows.append(Row(_names(layer.origin) or "carried", "computed", *layer.shape, layer.nnz, sizes, chosen))
     return NetworkPlan(tuple(rows), dtype)
 
 

@@ -51,6 +51,9 @@ def to_mlp(
 
         mlp(cat([a.flatten(1), b.flatten(1)], 1)) == cat([c.flatten(1), d.flatten(1)], 1)
 
+    A chain is larger than what `to_linear_network` makes, mostly where there is max pooling or a residual connection:
+    `plan(model, x, form="mlp")` shows its size first.
+
     Args:
         model: A module whose steps are affine or piecewise linear, in evaluation mode.
         example_inputs: A tensor or a tuple of tensors, batch first, as `model` takes them. If the model casts them

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -52,7 +53,8 @@ def convert(
         source: A model, or its file.
         path: Where to write the result; None for nowhere.
         form: "graph" has Gemm, Add, ReLU and other steps on vectors, and keeps what is not affine as it is; "mlp" has
-            Gemm and ReLU in turn, for networks of affine and piecewise-linear steps. Default: "graph".
+            Gemm and ReLU in turn, for networks of affine and piecewise-linear steps. It is larger, mostly where there
+            is max pooling or a residual connection: `plan` shows the size first. Default: "graph".
         merge: In form "graph", as in `to_linear_network`; form "mlp" takes "auto" only. Default: "auto".
         max_pool: In form "graph", as in `to_linear_network`; form "mlp" has no max pooling. Default: "max".
         opset: Of the result. Default: 13, which most readers take; the source's if it keeps operators that changed.
@@ -101,7 +103,7 @@ def convert(
         ['Constant', 'Reshape', 'Gemm', 'Relu', 'Gemm', 'Constant', 'Reshape']
     """
     options = Options(form, merge, max_pool, opset, dtype, max_bytes, flat, given_box(box, spec))
-    target = None if path is None else Path(path)
+    target = _target(path)
     if target is not None:
         check_target(target, overwrite, source)
     model = read(source, shapes)
@@ -161,7 +163,7 @@ def export(
         ['Constant', 'Reshape', 'Gemm', 'Tanh', 'Constant', 'Reshape']
     """
     options = Options(form, merge, max_pool, opset, dtype, max_bytes, flat, given_box(box, spec))
-    target = None if path is None else Path(path)
+    target = _target(path)
     if target is not None:
         check_target(target, overwrite)
     model, inputs = hold(model, example_inputs)
@@ -217,3 +219,10 @@ def plan(
     options = Options(form, merge, max_pool, None, dtype, max_bytes)
     plan = prepare(import_onnx(read(source, shapes)), options).plan
     return dataclasses.replace(plan, refusal=size_refusal(plan, max_bytes))
+
+
+def _target(path: str | Path | None) -> Path | None:
+    """The file to write."""
+    if path is None or isinstance(path, str | os.PathLike):
+        return None if path is None else Path(path)
+    raise TypeError(f"path must be the path of a file, got {type(path).__name__}; it is the last argument by position")

@@ -110,7 +110,7 @@ def input_info(name: str, type: TypeProto, given: Sequence[int] | None) -> Tenso
     tensor = type.tensor_type
     if not tensor.HasField("shape"):
         if given is None:
-            raise ValueError(f"input {name} must have a shape, and the file has none; {_advice(name)}")
+            raise ValueError(f"input {name} must have a shape, and the file has none; {_advice(name, ['N', 3])}")
         return TensorInfo(name, tensor.elem_type, tuple(given), tuple(given))
     dims = tuple(
         dim.dim_value if dim.HasField("dim_value") else dim.dim_param or f"{name}_{axis}"
@@ -126,12 +126,17 @@ def input_info(name: str, type: TypeProto, given: Sequence[int] | None) -> Tenso
     for axis, dim in enumerate(dims):
         size = given[axis] if given is not None else 1 if isinstance(dim, str) and axis == 0 else dim
         if isinstance(size, str):
-            raise ValueError(f"input {name} ({shown}) must have fixed sizes after its first axis; {_advice(name)}")
+            raise ValueError(
+                f"input {name} ({shown}) must have fixed sizes after its first axis; {_advice(name, dims)}"
+            )
         if size < 1:
             raise ValueError(f"sizes of input {name} must be at least 1, got {size} in ({shown})")
         shape.append(size)
     return TensorInfo(name, tensor.elem_type, dims, tuple(shape))
 
 
-def _advice(name: str) -> str:
-    return f"pass shapes={{{name!r}: (1, 3, 32, 32)}}, or --shape {name}=1,3,32,32, with its sizes"
+def _advice(name: str, dims: Sequence[int | str]) -> str:
+    """How to give a shape; the sizes that are open are examples."""
+    sizes = [(32 if axis else 1) if isinstance(dim, str) else dim for axis, dim in enumerate(dims)]
+    shown = ",".join(map(str, sizes))
+    return f"pass shapes={{{name!r}: ({shown.replace(',', ', ')})}}, or --shape {name}={shown}, with its sizes"

@@ -4,9 +4,11 @@ From a specification to an answer
 
 Can a CNN take a three for an eight if each pixel changes by at most eps? A file in
 VNN-LIB asks this. `onnx.convert` makes the chain of linear layers and ReLUs for these
-images only, with the bounds of each layer. For the MILP solver HiGHS, each ReLU whose
-bounds have both signs is open, and needs a binary variable: the fewer there are, the
-sooner it finds such an image, or proves that there is none. The code for that is in
+images only, with the bounds of each layer, and a solver answers.
+
+For the MILP solver HiGHS, each ReLU whose bounds have both signs is open, and needs a
+binary variable: the fewer there are, the sooner it finds such an image, or proves that
+there is none. The code for that is in
 ``examples/verify_vnnlib.py``. Run this page in a clone, after
 ``pip install '.[verify]'``, by ``python -m examples.gallery.plot_specification``.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -76,7 +76,7 @@ class Comparison:
             return "within", f"the bound, {self.bound:.6g}, is not above the tolerance, {tolerance:g}"
         return "different", f"a difference, {self.difference:.6g}, is above the tolerance, {tolerance:g}"
 
-    def summary(self, tolerance: float | None = None) -> dict[str, Any]:
+    def summary(self, tolerance: float | None = None) -> dict[str, object]:
         """What `str` says, and the witness, for JSON: lists for arrays, None for what is infinite."""
         verdict, reason = self.verdict_for(tolerance)
         numbers = {name: getattr(self, name) for name in ("difference", "bound")}

@@ -145,7 +145,7 @@ class _Bounds:
         """Refuse what may overflow, and sums of more terms than the dtype can tell."""
         if not np.isfinite(found.rounding).all():
             reason = f"have fewer terms than {self.dtype} has digits for"
-        elif (2 * found.magnitudes > torch.finfo(self.dtype).max).any():
+        elif (found.magnitudes + 2 * found.rounding > torch.finfo(self.dtype).max).any():
             reason = f"stay finite in {self.dtype} for all inputs of the box, and cannot be shown to"
         else:
             return

@@ -8,16 +8,16 @@ does not cover the operator with these arguments, it raises `NoRuleError`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
-from math import isfinite, prod
+from math import isfinite, prod, sqrt
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from conv2affine.network.graph import Graph, Value
+from conv2affine.network.graph import Graph, Piece, Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.matrix import Array, Matrix
 from conv2affine.network.rules.formulas import diagonal
@@ -37,6 +37,7 @@ __all__ = [
     "elementwise",
     "magnitudes",
     "masked",
+    "may_overflow",
     "scaled",
     "step",
     "through",
@@ -198,6 +199,20 @@ def check_finite(map: Map) -> None:
     numbers = (part for matrix in map.terms.values() for part in matrix.numbers)
     if not all(_is_finite(part) for part in (map.bias, *numbers)):
         raise NoRuleError("its constants are not finite")
+
+
+def may_overflow(graph: Graph, made: Iterable[Value], largest: float) -> bool:
+    """Whether pieces before these values multiply by more than the root of the largest number of a dtype."""
+    factors = dict.fromkeys(graph.inputs, 1.0)
+    for node in graph.nodes:
+        factor = 1.0
+        for source in node.inputs:
+            matrix = node.map.terms[source] if isinstance(node, Piece) else None
+            parts = () if matrix is None else matrix.numbers
+            step = max((float(max(-part.min(), part.max())) for part in parts if prod(part.shape)), default=1.0)
+            factor = max(factor, factors[source] * max(step, 1.0))
+        factors.update(dict.fromkeys(node.outputs, factor))
+    return max(factors[value] for value in made) > sqrt(largest)
 
 
 def _is_finite(numbers: Any) -> bool:

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from conv2affine.network.graph import Value
 from conv2affine.network.matrices.layers import Separable, repeated
+from conv2affine.network.matrices.matrix import Array, Sparse
 from conv2affine.network.rules import formulas, windows
 from conv2affine.network.rules.moves import selection
 from conv2affine.network.rules.operands import (
@@ -36,6 +38,7 @@ __all__ = [
     "adaptive_average_pool",
     "adaptive_max_pool",
     "average_pool",
+    "by_units",
     "convolution",
     "fourier",
     "lp_pool",
@@ -142,6 +145,16 @@ def sample(context: Context, x: Any, function: Callable[[Tensor], Tensor]) -> Ma
     if samples != 1:
         raise NoRuleError("each sample has positions of its own")
     return through(x, Separable(channels, (formulas.windowed(function, sizes),)))
+
+
+def by_units(context: Context, x: Any, function: Callable[[Array], Array]) -> Map:
+    """An affine function of one sample, from its results for a batch of all unit vectors and 0."""
+    (samples, *shape), size = value(x).shape, value(x).size
+    if samples != 1:
+        raise NoRuleError(f"its input has {samples} samples")
+    check_numbers(size * max(size, prod(context.shape)))
+    rows = function(np.eye(size + 1, size).reshape(size + 1, *shape)).reshape(size + 1, -1)
+    return through(x, Sparse(csr_array((rows[:-1] - rows[-1]).T)), rows[-1])
 
 
 def fourier(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
@@ -58,7 +59,8 @@ class Affine(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """(batch, cols) -> (batch, rows), on the device of the input."""
-        y = self.matrix.apply(input.double().cpu().numpy())
+        with np.errstate(all="ignore"):  # what operators give may be infinite
+            y = self.matrix.apply(input.double().cpu().numpy())
         return torch.from_numpy(y if self.bias is None else y + self.bias).to(input.device)
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 import torch
 from onnx import ModelProto, helper
-from torch import Tensor
 
 from conv2affine.network.graph import Graph, Kept, Piece, Step
 from conv2affine.network.matrices.matrix import Matrix, Selection
@@ -19,7 +18,7 @@ from conv2affine.network.torch.layers import layer, row_chunks
 from conv2affine.onnx.call import runs_on_vectors
 from conv2affine.onnx.exporting.storage import external_tensor
 from conv2affine.onnx.exporting.values import Values
-from conv2affine.onnx.exporting.writer import Writer, as_array, write_kept, write_kind, write_selection
+from conv2affine.onnx.exporting.writer import Writer, as_array, finite, write_kept, write_kind, write_selection
 from conv2affine.onnx.model import DTYPES, OnnxNetwork, TensorInfo
 
 CHUNK_BYTES = 2**24
@@ -112,21 +111,13 @@ class Exporter:
         writer, (rows, cols) = self.writer, matrix.shape
         if writer.data is None or rows * cols * self.dtype.itemsize <= CHUNK_BYTES:
             fc = layer(matrix, bias, self.dtype, "dense")
-            weight = writer.constant(f"{origin}.weight", self.finite(fc.weight, origin))
+            weight = writer.constant(f"{origin}.weight", finite(as_array(fc.weight), origin))
             return weight, writer.constant(f"{origin}.bias", as_array(fc.bias))
         name = writer.name(f"{origin}.weight")
         step = max(1, CHUNK_BYTES // (cols * self.dtype.itemsize))
-        chunks = (self.finite(chunk, origin) for chunk in row_chunks(matrix, self.dtype, step))
+        chunks = (finite(as_array(chunk), origin) for chunk in row_chunks(matrix, self.dtype, step))
         writer.initializers.append(external_tensor(writer.data, name, (rows, cols), writer.dtype, chunks))
         return name, writer.constant(f"{origin}.bias", bias)
-
-    def finite(self, weight: Tensor, origin: str) -> Any:
-        """The array of a weight, all of whose numbers must be finite."""
-        array = as_array(weight)
-        if array.size and not np.isfinite([array.min(), array.max()]).all():
-            advice = "dtype=float64 may hold them"
-            raise ValueError(f"{origin}: numbers of its layer must be finite in {self.dtype}; {advice}")
-        return array
 
     def piece(self, piece: Piece) -> None:
         """The sum of a layer for each source; a source that is only added needs none."""

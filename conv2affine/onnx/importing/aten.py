@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from conv2affine.network.graph import Graph, Kept, Node, Piece, Slot, Step
 from conv2affine.network.torch.importing.importer import import_torch
+from conv2affine.network.torch.models.advice import no_batch
 from conv2affine.network.torch.models.surroundings import users_device
 from conv2affine.network.torch.models.unchanged import unchanged
 from conv2affine.network.torch.noise import Noise
@@ -93,7 +94,10 @@ def module_runner(model: nn.Module, network: OnnxNetwork) -> Run:
     def run(mode: Any, inputs: Mapping[str, Any]) -> list[Any]:
         batch = [torch.tensor(inputs[tensor.name], device=device) for tensor in network.inputs]
         with unchanged(model), torch.no_grad(), users_device(batch), mode:
-            result = model(*batch)
+            try:
+                result = model(*batch)
+            except Exception as error:
+                raise no_batch(len(batch[0]), error) from error
         return [leaf.numpy(force=True) for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
 
     return Run(functools.partial(run, nullcontext()), noisy=lambda *given: Run(functools.partial(run, Noise(*given))))

@@ -13,9 +13,17 @@ from onnx import AttributeProto, NodeProto, TensorProto, TypeProto, helper, nump
 
 from conv2affine.network.graph import Graph, Kept, Value
 from conv2affine.network.matrices.affine import AffineMap
-from conv2affine.network.rules.operands import Context, NoRuleError, values
+from conv2affine.network.rules.operands import Context, NoRuleError, may_overflow, values
 from conv2affine.onnx.call import OnnxCall
-from conv2affine.onnx.importing.inference import Budget, check_size, check_work, infer, inferred_shape
+from conv2affine.onnx.importing.inference import (
+    CHANCE,
+    Budget,
+    check_node,
+    check_size,
+    check_work,
+    infer,
+    inferred_shape,
+)
 from conv2affine.onnx.importing.rules import FOR_NUMBERS, NEVER_TRUE, find_rule
 from conv2affine.onnx.model import DTYPES, EPS, FLOATS, HALVES, CheckedModel, OnnxNetwork, TensorInfo, location
 from conv2affine.onnx.running.runner import runner
@@ -24,7 +32,6 @@ from conv2affine.onnx.running.trials import DISPUTED, agrees, run_alone
 # Types of inputs and outputs, which are generated and compared: those that NumPy has.
 TYPES = frozenset(map(helper.np_dtype_to_tensor_dtype, map(np.dtype, "?bBhHiIqQefd")))
 LARGE = 2**16  # elements of constants
-RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
 
 
 @np.errstate(all="ignore")  # constants may hold anything; what matters is checked
@@ -46,6 +53,7 @@ class _Importer:
         self.types: dict[str, TypeProto] = {}
         self.unsure: set[Value] = set()  # what may be infinite or no number for finite inputs
         self.parameters: set[int] = set()  # addresses of the numbers of the file
+        self.largest = torch.finfo(torch.float16 if model.rounding == EPS[TensorProto.FLOAT16] else torch.float32).max
         self.budget = Budget(model.size)
         self.used = {*model.outputs, *(name for node in model.proto.graph.node for name in node.input if name)}
 
@@ -98,14 +106,10 @@ class _Importer:
         if not names:
             return
         attributes = {attribute.name: attribute for attribute in node.attribute}
-        if node.domain not in ("", "ai.onnx"):
-            raise NotImplementedError(f"{where}: operators of domain {node.domain} are not supported")
-        for attribute in node.attribute:
-            if attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
-                raise NotImplementedError(f"{where}: subgraphs, as in attribute {attribute.name}, are not supported")
+        check_node(node)
         args = [self.results[name] for name in node.input]
-        if node.op_type in RANDOM or _is_training(node, attributes, args):
-            raise ValueError(f"{where} depends on chance or on its batch; export the model for inference")
+        if _is_training(node, attributes, args):
+            raise ValueError(f"{where} {CHANCE}")
         shapes = self.infer(node, where)
         call, inputs = OnnxCall.of(node, self.model.opset, args, self.used)
         if node.op_type == "Constant" or not inputs or node.op_type in ("Shape", "Size"):
@@ -119,6 +123,8 @@ class _Importer:
             if node.op_type == "Constant":
                 self.parameters.update(self.results[name].ctypes.data for name in names)
             return
+        if node.op_type in FOR_NUMBERS and may_overflow(self.graph, inputs, self.largest):
+            self.unsure.update(inputs)
         is_sure = self.unsure.isdisjoint(inputs)
         if is_sure and node.op_type in NEVER_TRUE and names[0] not in self.model.outputs:
             self.constant(names[0], np.zeros(shapes[0], bool))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TypeProto, helper, numpy_helper, shape_inference
+from onnx import AttributeProto, NodeProto, TypeProto, helper, numpy_helper, shape_inference
 from onnx.shape_inference import InferenceError
 
 from conv2affine.convolution.sizes import readable_bytes
@@ -27,6 +27,8 @@ BYTES_PER_BYTE = 32
 # A model is run several times, and MAX_WORK operations take seconds: a pool takes one for each element that it reads, a
 # cubic Resize in onnxruntime CUBIC for each element of its result.
 MAX_WORK, CUBIC = 2**30, 2**10
+RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
+CHANCE = "depends on chance or on its batch; export the model for inference"
 POOLS = ("AveragePool", "LpPool", "MaxPool")
 # Below these opsets, onnx infers no shape of their results.
 INFERRED_FROM = {"GreaterOrEqual": 16, "LessOrEqual": 16}
@@ -72,8 +74,20 @@ def check_work(node: NodeProto, shape: Sequence[int], where: str) -> None:
         )
 
 
+def check_node(node: NodeProto) -> None:
+    """Refuse an operator that no form keeps: of another domain, with a subgraph, or of random numbers."""
+    where = f"{node.op_type} node {location(node)}"
+    if node.domain not in ("", "ai.onnx"):
+        raise NotImplementedError(f"{where}: operators of domain {node.domain} are not supported")
+    for attribute in node.attribute:
+        if attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
+            raise NotImplementedError(f"{where}: subgraphs, as in attribute {attribute.name}, are not supported")
+    if node.op_type in RANDOM:
+        raise ValueError(f"{where} {CHANCE}")
+
+
 def check_rules(model: CheckedModel) -> None:
-    """Raise NotImplementedError if an operator between inputs and outputs has no rule; this is cheap to find out."""
+    """Refuse an operator between inputs and outputs that has no rule; this is cheap to find out."""
     live = set(model.outputs)
     for node in reversed(model.wide.graph.node):
         if not live.isdisjoint(node.output):
@@ -84,6 +98,7 @@ def check_rules(model: CheckedModel) -> None:
             continue
         # The operator that takes the mask decides.
         if find_rule(node.op_type) is None and node.op_type not in (*MASKS, *NEVER_TRUE):
+            check_node(node)
             raise NotImplementedError(
                 f"{location(node)}: {node.op_type} must be affine or piecewise linear to become linear layers and "
                 "ReLUs, and is not: no rule covers the operator; form graph keeps it as it is"

@@ -18,6 +18,7 @@ from conv2affine.onnx.importing.upgrade import all_nodes, inlined, open_sizes, u
 from conv2affine.onnx.model import CheckedModel, input_info, location
 
 PROTOBUF_BYTES = 2**31 - 1  # of one protobuf message, of external data, and of all constants and values
+LFS_POINTER = b"version https://git-lfs"
 GZIP = b"\x1f\x8b"
 # Limits for an unpacked gzip file: weights do not compress better.
 SMALL_FILE, MAX_RATIO = 2**27, 20
@@ -41,7 +42,10 @@ def read(source: ModelProto | str | Path, shapes: Mapping[str, Sequence[int]] | 
         proto.CopyFrom(source)
         size = proto.ByteSize()
     elif not isinstance(source, str | os.PathLike):
-        raise TypeError(f"source must be an onnx.ModelProto or the path of a file, got {type(source).__name__}")
+        raise TypeError(
+            f"source must be an onnx.ModelProto or the path of a file, got {type(source).__name__}; for a module, call "
+            "conv2affine.onnx.export, conv2affine.plan or conv2affine.check"
+        )
     else:
         proto, size = _parse(Path(source))
     if not proto.graph.output:
@@ -81,7 +85,8 @@ def _parse(path: Path) -> tuple[ModelProto, int]:
     try:
         proto: ModelProto = ModelProto.FromString(data)
     except DecodeError as error:
-        raise ValueError(f"{path} must be an ONNX file, and is not, or is truncated") from error
+        advice = "; it is a pointer to one: run git lfs pull" if data.startswith(LFS_POINTER) else ""
+        raise ValueError(f"{path} must be an ONNX file, and is not, or is truncated{advice}") from error
     folder, files = path.resolve().parent, dict[Path, int]()
     tensors = [*filter(external_data_helper.uses_external_data, external_data_helper._get_all_tensors(proto))]
     for tensor in tensors:

@@ -17,6 +17,7 @@ import numpy as np
 from conv2affine.network.rules import activations, arithmetic, shapes
 from conv2affine.network.rules.operands import Context, NoRuleError, Rule, constant, value
 from conv2affine.onnx.importing import windows
+from conv2affine.onnx.importing.units import OTHERS, by_units
 
 
 def concat(context: Context, *parts: Any, axis: int) -> Any:
@@ -123,7 +124,7 @@ MOVING = (
     *("Scatter", "CenterCropPad", "Compress", "MaxUnpool"),
 )
 NEVER_TRUE = ("IsNaN", "IsInf")  # of values that are surely finite
-FOR_NUMBERS = ("TopK",)  # its comparators would spread infinities
+FOR_NUMBERS = (*NEVER_TRUE, "TopK")  # its comparators would spread infinities
 WINDOW = {name: name for name in ("auto_pad", "dilations", "kernel_shape", "pads", "strides")}
 # The rule of each operator; with the names of the attributes where the rule has others, None for those whose value does
 # not matter.
@@ -176,6 +177,7 @@ RULES: dict[str, Rule | tuple[Rule, dict[str, str | None]]] = {
     **dict.fromkeys(("Resize", "Upsample"), windows.resize),
     "Col2Im": (windows.col2im, {name: name for name in ("dilations", "pads", "strides")}),
     "GridSample": windows.grid_sample,
+    **dict.fromkeys(OTHERS, by_units),
     # Steps
     **{kind.capitalize(): activations.plain(kind) for kind in ("relu", "abs")},
     **{kind[:3].capitalize(): activations.extremum(kind) for kind in ("maximum", "minimum")},

@@ -31,7 +31,10 @@ from conv2affine.onnx.reference import evaluator
 from conv2affine.onnx.running.noise import with_noise
 
 # Operators that onnx.reference computes in loops, and how many elements it does in seconds.
-LOOPS = ("AveragePool", "GridSample", "LpPool", "MaxPool", "MaxRoiPool", "MaxUnpool", "Resize", "RoiAlign", "Upsample")
+LOOPS = (
+    *("AveragePool", "DeformConv", "GridSample", "LpPool", "MaxPool", "MaxRoiPool", "MaxUnpool", "Resize", "RoiAlign"),
+    "Upsample",
+)
 MAX_LOOPED = 2**16
 HALF_DTYPES = [helper.tensor_dtype_to_np_dtype(elem_type) for elem_type in HALVES]
 
@@ -188,20 +191,20 @@ def compare(
     given = {name: np.asarray(x) for name, x in given.items()}
     largest, moved, own = 0.0, list[Any](), list[Any]()
     for number, (a, b) in enumerate(zip(wanted, got(given), strict=True)):
-        a, b = _tensor(_reshaped(np.asarray(a), flat)), _tensor(b)
+        a, b = as_tensor(_reshaped(np.asarray(a), flat)), as_tensor(b)
         if a.shape != b.shape:
             shapes = f"shape {tuple(b.shape)}, and that of the original is {tuple(a.shape)}"
             raise RuntimeError(f"output {number} has {shapes}")
         floor = smallest(a.dtype, b.dtype)
         problem = difference(a, b, tolerance_of(eps) * scale(a, [], COARSE * eps) + floor)
         if problem:  # what passes without noise passes with it, and noise takes most of the time
-            moved = moved or list(zip(*_moved(expected, inputs, COARSE * eps), strict=True))
-            size = scale(a, (_tensor(x).reshape(a.shape) for x in moved[number]), COARSE * eps)
+            moved = moved or list(zip(*disturbed(expected, inputs, COARSE * eps), strict=True))
+            size = scale(a, (as_tensor(x).reshape(a.shape) for x in moved[number]), COARSE * eps)
             allowed = tolerance_of(eps) * size + floor
             problem = difference(a, b, allowed)
         if problem:
-            own = own or list(zip(*_moved(got, given, COARSE * eps), strict=True))
-            own_size = scale(b, map(_tensor, own[number]), COARSE * eps)
+            own = own or list(zip(*disturbed(got, given, COARSE * eps), strict=True))
+            own_size = scale(b, map(as_tensor, own[number]), COARSE * eps)
             problem = difference(a, b, allowed + OWN_ROUNDINGS * eps * own_part(own_size, size))
         if problem:
             raise RuntimeError(
@@ -213,7 +216,7 @@ def compare(
     return largest
 
 
-def _moved(run: Run, inputs: Mapping[str, Any], eps: float) -> list[list[Any]]:
+def disturbed(run: Run, inputs: Mapping[str, Any], eps: float) -> list[list[Any]]:
     """The outputs of several runs with noise in the inputs; and inside, where a model runs so.
 
     They are pairs of opposite noise, as those of PyTorch.
@@ -231,7 +234,7 @@ def _near(x: Any, noise: Any) -> Any:
     return np.asarray(x * (1 + noise), x.dtype) if x.dtype.kind == "f" else x
 
 
-def _tensor(array: Any) -> torch.Tensor:
+def as_tensor(array: Any) -> torch.Tensor:
     """A copy as a tensor; integers as int64, as PyTorch lacks some of NumPy's types."""
     return torch.from_numpy(np.array(array, np.int64 if array.dtype.kind in "iu" else None))
 

@@ -7,6 +7,7 @@ inferred shape does, it is refused, as no result could be declared.
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,12 +17,12 @@ import numpy as np
 import torch
 from onnx import ModelProto, NodeProto, TypeProto, ValueInfoProto, external_data_helper, helper, numpy_helper
 
-from conv2affine.network.comparison import is_close, tolerance_of
-from conv2affine.network.graph import Kept, Piece, Step, Value
+from conv2affine.network.comparison import COARSE, EPS, difference, is_close, scale, tolerance_of
+from conv2affine.network.graph import Kept, Piece, Slot, Step, Value
 from conv2affine.network.kinds import KINDS
-from conv2affine.onnx.call import make_info, one_node, runs_on_vectors
+from conv2affine.onnx.call import OnnxCall, make_info, one_node, runs_on_vectors
 from conv2affine.onnx.model import OnnxNetwork
-from conv2affine.onnx.running.runner import Run, RunError, runner, sample
+from conv2affine.onnx.running.runner import HALF_DTYPES, Run, RunError, as_tensor, disturbed, runner, sample
 
 SAMPLES = 3
 # Pooling with ceil_mode, auto_pad or dilations; resizing by fractions, and sampling; slices that start before an
@@ -87,7 +88,9 @@ def first_mixing(network: OnnxNetwork, steps: Sequence[Step | Kept], original: C
     along its first axis. `original` makes a run of the model with these values of the file as further outputs.
     """
     if not network.is_batched:
-        return "the first sizes of its inputs are fixed"
+        first = max(tensor.shape[0] if tensor.shape else 1 for tensor in network.inputs)
+        note = f" (at {first}: if that is a batch, export for 1, which makes smaller layers)" if first > 1 else ""
+        return f"the first sizes of its inputs are fixed{note}"
     on_tensors = [step for step in steps if not runs_on_vectors(step)]
     for step in on_tensors:
         # Where the values of a step cannot be looked at, their shapes have to do.
@@ -105,21 +108,44 @@ def first_mixing(network: OnnxNetwork, steps: Sequence[Step | Kept], original: C
         alone = [run({name: x[n : n + 1] for name, x in batch.items()}) for n in range(SAMPLES)]
     except RunError as error:
         return f"it does not run on {SAMPLES} samples: {error}"
-    results = list(zip((*outputs, *names), together, *alone, strict=True))
-    for name, whole, *parts in (*results[len(outputs) :], *results[: len(outputs)]):  # in the order of computation
+    eps = max(EPS, network.eps)
+    noisy = functools.cache(lambda: list(zip(*disturbed(run, batch, COARSE * eps), strict=True)))
+    results = list(enumerate(zip((*outputs, *names), together, *alone, strict=True)))
+    for number, (name, whole, *parts) in (*results[len(outputs) :], *results[: len(outputs)]):  # as they are computed
         shape = parts[0].shape
         if whole.shape != (SAMPLES * (shape or (1,))[0], *shape[1:]):
             return f"{name} has shape {whole.shape} for {SAMPLES} samples, and {shape} for one"
         if name in outputs and shape[0] != 1:
             return f"output {name} has {shape[0]} rows for each sample"
-        joined = np.concatenate(parts)
-        if whole.dtype.kind != "f":
-            is_same = np.array_equal(whole, joined)
-        else:
-            is_same = is_close(torch.tensor(whole), torch.tensor(joined), tolerance_of(network.eps))
-        if not is_same:
+        a, b = as_tensor(whole), as_tensor(np.concatenate(parts))
+        if torch.equal(a, b) or (a.is_floating_point() and is_close(a, b, tolerance_of(eps))):
+            continue
+        # What is left where sums cancel is small beside what noise makes of it.
+        size = scale(a, map(as_tensor, noisy()[number]), COARSE * eps)
+        if difference(a, b, tolerance_of(eps) * size):
             return f"{name} depends for each sample on the others"
+    values = batch | {name: whole for _, (name, whole, *_) in results}
+    for step in on_tensors:
+        if step.call.inputs and not _runs(step.call, values):
+            return f"{', '.join(step.origin)} ({step.kind}) has constants of the shape of one sample"
     return ""
+
+
+def _runs(call: OnnxCall, values: Mapping[str, Any]) -> bool:
+    """Whether a node gives results of the same shape for these values with its constants as they are for one sample."""
+    if not any(isinstance(arg, np.ndarray) and arg.size > 1 for arg in call.args):
+        return True
+    feeds = {}
+    for number, (name, arg) in enumerate(zip(call.inputs, call.args, strict=True)):
+        array = values[name] if isinstance(arg, Slot) else arg
+        if array is not None:
+            feeds[f"x{number}"] = array.astype(np.float32) if array.dtype in HALF_DTYPES else array
+    try:
+        results = runner(call.model(feeds))(feeds)
+    except RunError:
+        return False
+    wanted = [values[call.outputs[number]].shape for number in call.results]
+    return [result.shape for result in results] == wanted
 
 
 def run_alone(node: NodeProto, opset: int, results: Mapping[str, Any], types: Mapping[str, TypeProto]) -> Trial | None:

@@ -12,8 +12,9 @@ from torch import fx
 from conv2affine.network.rules.operands import Context, NoRuleError, Rule
 from conv2affine.network.torch.importing.rules import REASONS, RULES
 
+NEVER_TRUE = ("isnan", "isinf")  # of values that are surely finite
 # Operators whose rules do not hold for infinities and NaN: comparators would spread them, and the others replace NaN.
-FOR_NUMBERS = ("nan_to_num", "fmax", "fmin", "sort", "topk", "kthvalue", "median", "nanmedian")
+FOR_NUMBERS = (*NEVER_TRUE, "nan_to_num", "fmax", "fmin", "sort", "topk", "kthvalue", "median", "nanmedian")
 # Arguments of schemas that have other names in the rules; None for those whose value does not matter.
 NAMES: dict[str, str | None] = {
     **{"self": "x", "input": "x", "mat2": "other", "dim": "axis", "negative_slope": "slope", "ord": "order"},

@@ -19,8 +19,8 @@ from conv2affine.network.comparison import check_repeats, tolerance_of
 from conv2affine.network.graph import Graph, Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.passes.simplify import remove_unused
-from conv2affine.network.rules.operands import Context, NoRuleError, values
-from conv2affine.network.torch.importing.arguments import FOR_NUMBERS, find_rule, masks
+from conv2affine.network.rules.operands import Context, NoRuleError, may_overflow, values
+from conv2affine.network.torch.importing.arguments import FOR_NUMBERS, NEVER_TRUE, find_rule, masks
 from conv2affine.network.torch.importing.call import AtenCall, operator_name, origin
 from conv2affine.network.torch.importing.casts import begin_at_casts
 from conv2affine.network.torch.importing.constants import SHAPE_ONLY, memory
@@ -107,6 +107,7 @@ class _Importer:
         self.nodes = {node.name: node for node in program.graph.nodes}
         self.inputs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
         self.dtypes = floating_dtypes(program)
+        self.largest = min(torch.finfo(dtype).max for dtype in self.dtypes)
 
     def run(self) -> TorchNetwork:
         """Import all nodes."""
@@ -180,7 +181,8 @@ class _Importer:
         if fakes is None:  # it is an assertion
             return None
         is_unsure = not self.unsure.isdisjoint(inputs)
-        if name in ("isnan", "isinf") and not is_unsure:
+        is_unsure |= name in FOR_NUMBERS and may_overflow(self.graph, inputs, self.largest)
+        if name in NEVER_TRUE and not is_unsure:
             return torch.zeros(inputs[0].shape, dtype=torch.bool)
         reached = [arg for arg in node.all_input_nodes if isinstance(self.results[arg], Value)]
         check_result(node, reached)

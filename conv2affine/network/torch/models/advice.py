@@ -20,8 +20,16 @@ def check_runs(model: nn.Module, inputs: Sequence[Tensor], result: Any) -> None:
         shapes = ", ".join(f"{tuple(x.shape)} of {x.dtype}" for x in inputs)
         raise ValueError(
             f"the model must take example_inputs, of shape {shapes}, and fails on their first sample: "
-            f"{type(result).__name__}: {reason(result)}; {_advice(model, inputs)}"
+            f"{type(result).__name__}: {reason(result)}; {_advice(model, inputs, result)}"
         ) from result
+
+
+def no_batch(count: int, error: Exception) -> ValueError:
+    """The error of a model that takes one sample, and fails on a batch of `count`."""
+    return ValueError(
+        f"the model must take a batch of any size, and fails on one of {count} samples: {reason(error)}; write "
+        "x.flatten(1), not x.view(1, -1)"
+    )
 
 
 def reason(error: Exception) -> str:
@@ -30,8 +38,10 @@ def reason(error: Exception) -> str:
     return lines[-1 if "TorchScript" in lines[0] else 0].removeprefix("RuntimeError: ").rstrip(".")
 
 
-def _advice(model: nn.Module, inputs: Sequence[Tensor]) -> str:
+def _advice(model: nn.Module, inputs: Sequence[Tensor], error: Exception) -> str:
     """The first change that makes the model run."""
+    if "when training" in str(error):  # a batch norm, of a batch of one
+        return "call model.eval(), and give batch norm its running statistics"
     if isinstance(model, Named) and model.in_one_dict:
         return f"name the tensors as forward does: {', '.join(inspect.signature(model.model.forward).parameters)}"
     parameters = _required(model)

@@ -37,6 +37,10 @@ CAUSES = {
         "a function that torch.func transforms makes a constant tensor",
         "make it outside of that function, before it",
     ),
+    "__obj_flatten__": (
+        "it holds packed weights, as what torch.ao.quantization makes does",
+        "pass the float model that it was made from",
+    ),
     "linalg_lstsq": ("it does not know linalg.lstsq", "call torch.linalg.pinv(matrix) @ x"),
     "Size-like symbols: u": (
         "elements are selected by values of the inputs, as h[h < 0] *= 0.1 does",
@@ -184,6 +188,8 @@ def _what(model: Any) -> str:
         values = model.values()
         name = f"a state_dict ({name} of tensors)" if all(isinstance(x, Tensor) for x in values) else name
         return f"{name}; build the module, call module.load_state_dict(...), and pass the module"
+    if isinstance(model, tuple | list) and model and all(isinstance(layer, nn.Module) for layer in model):
+        return f"{name} of modules; pass nn.Sequential(*layers)"
     if isinstance(model, Tensor | tuple | list):
         return f"{name}; the model comes first, and its example inputs after it"
     if hasattr(model, "graph") or hasattr(model, "get_inputs"):

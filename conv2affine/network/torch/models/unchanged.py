@@ -19,7 +19,7 @@ from conv2affine.network.torch.models.surroundings import try_run
 
 # Attributes of every module; its tensors are in the dicts among them.
 PYTORCHS = vars(nn.Module())
-DICTS = [name for name, value in PYTORCHS.items() if isinstance(value, dict)]
+OWN_CONTAINERS = [name for name, value in PYTORCHS.items() if isinstance(value, dict | set)]
 
 
 @contextmanager
@@ -105,16 +105,20 @@ def _constants(module: nn.Module) -> Sequence[str]:
     return getattr(module, "__constants__", ()) if is_pytorchs else ()
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether a value cannot change, and holds no tensor: a number, text, or a tuple of these."""
-    parts = value if isinstance(value, tuple) else (value,)
-    return all(isinstance(part, int | float | str) for part in parts)
+def _content(container: Any) -> Any:
+    """A plain copy of a container."""
+    kind: Any = dict if isinstance(container, dict) else set if isinstance(container, set) else list
+    return kind(container)
 
 
 def _is_same(container: Any, content: Any) -> bool:
-    """Whether a container holds the very objects of another, of a dict keys and values, in the same order."""
-    same = len(container) == len(content) and all(map(operator.is_, container, content))
-    return same and (not isinstance(container, dict) or all(map(operator.is_, container.values(), content.values())))
+    """Whether a container holds the very objects of another, keys and values, in the same order."""
+    if isinstance(content, set):
+        return bool(container == content)
+    pairs = [(container, content)]
+    if isinstance(content, dict):
+        pairs.append((container.values(), content.values()))
+    return len(container) == len(content) and all(all(map(operator.is_, *pair)) for pair in pairs)
 
 
 class State:
@@ -157,16 +161,16 @@ class State:
             self.registered(attributes)
         known = _constants(module)
         for key, value in list(attributes.items()):
-            if key not in PYTORCHS and not (key in known and _is_plain(value)):
+            if key not in PYTORCHS and not (key in known and isinstance(value, int | float | str | tuple)):
                 self.value(f"{name}.{key}".lstrip("."), value, attributes, key, True)
 
     def registered(self, attributes: dict[str, Any]) -> None:
         """Record the dicts of a module, and its parameters and buffers."""
         self.containers.append((attributes, dict(attributes)))
-        for key in DICTS:
+        for key in OWN_CONTAINERS:
             value = attributes.get(key, {})
-            self.containers.append((value, dict(value) if value else {}))  # most are empty
-            for tensor in value.values() if value else ():
+            self.containers.append((value, _content(value) if value else type(PYTORCHS[key])()))  # most are empty
+            for tensor in value.values() if value and isinstance(value, dict) else ():
                 if isinstance(tensor, Tensor):
                     self.tensor(tensor)
 
@@ -202,20 +206,18 @@ class State:
     def inner(self, name: str, value: Any, inside: bool) -> None:
         """Record what a container or a helper object holds."""
         items: list[tuple[Any, Any]]
-        attributes = getattr(value, "__dict__", None)
-        if isinstance(value, dict):
-            items = list(value.items())
-            self.containers.append((value, dict(value)))
-        elif isinstance(value, list | deque | tuple):
-            items = list(enumerate(value))
+        if isinstance(value, dict | list | set | tuple | deque):
+            items = list(value.items() if isinstance(value, dict) else enumerate(value))
             if not isinstance(value, tuple):
-                self.containers.append((value, list(value)))
-        elif isinstance(value, set) or (isinstance(value, np.ndarray) and value.flags.writeable):
-            items = []
-            self.containers.append((value, value.copy()))
-        elif inside and isinstance(attributes, dict) and not callable(value) and not isinstance(value, ModuleType):
+                self.containers.append((value, _content(value)))
+        elif (
+            inside
+            and isinstance(getattr(value, "__dict__", None), dict)
+            and not callable(value)
+            and not isinstance(value, ModuleType)
+        ):
             self.seen[id(value)] = value
-            self.inner(name, attributes, False)
+            self.inner(name, vars(value), False)
             return
         else:
             return
@@ -234,11 +236,9 @@ class State:
     def put_back(self) -> None:
         """Restore everything."""
         for container, content in reversed(self.containers):
-            if isinstance(container, np.ndarray):
-                container[...] = content
-            elif not _is_same(container, content):
+            if (container or content) and not _is_same(container, content):
                 container.clear()
-                (container.extend if isinstance(container, list | deque) else container.update)(content)
+                (container.extend if isinstance(content, list) else container.update)(content)
         for module, key, value in self.scripted:
             if getattr(module, key) is not value:
                 setattr(module, key, value)

@@ -148,6 +148,24 @@ def first_mixing(model: nn.Module, inputs: Sequence[Tensor], tolerance: float) -
     return ""
 
 
+def first_infinite(model: nn.Module, inputs: Sequence[Tensor]) -> str:
+    """The first operator that makes infinities or NaN of finite numbers, as in `first_mixing`."""
+    sample = tuple(x[:1] for x in inputs)
+    try:
+        program = export(model, sample).module()
+        runs = [_Recorder(program).record([x[n : n + 1] for x in inputs]) for n in range(len(inputs[0]))]
+    except Exception:  # of any kind: this only explains another error
+        return ""
+    for name, (node, _) in runs[0].items():
+        for results in runs:
+            given = [results[each.name][1] for each in node.all_input_nodes if each.name in results]
+            numbers = [arg for arg in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(arg, float)]
+            finite = all(math.isfinite(number) for number in numbers) and all(x.isfinite().all() for x in given)
+            if finite and not results[name][1].isfinite().all():
+                return f"{origin(node)} ({operator_name(node.target)})"
+    return ""
+
+
 class _Recorder(fx.Interpreter):
     def record(self, inputs: Sequence[Tensor]) -> dict[str, tuple[fx.Node, Tensor]]:
         """The operators and their results, by name."""

@@ -23,11 +23,13 @@ from conv2affine.network.comparison import (
     tolerance_of,
 )
 from conv2affine.network.torch.importing.importer import TorchNetwork
+from conv2affine.network.torch.models.advice import no_batch
 from conv2affine.network.torch.models.unchanged import unchanged
 from conv2affine.network.torch.verifying.pieces import piece_outputs
 from conv2affine.network.torch.verifying.runs import (
     Apart,
     exact_outputs,
+    first_infinite,
     first_mixing,
     model_scales,
     result_outputs,
@@ -73,9 +75,7 @@ def verify(
         try:
             expected = run(model, inputs, flat)
         except Exception as error:
-            raise ValueError(
-                f"the model must take a batch of any size, and fails on one of {len(inputs[0])} samples: {error}"
-            ) from error
+            raise no_batch(len(inputs[0]), error) from error
         taken = [x.to(each) for x, each in zip(inputs, network.input_dtypes, strict=True)]
         own = [x.to(dtypes.get(x.dtype, x.dtype)) for x in taken]
         result = Apart(result, expected) if flat else result
@@ -88,9 +88,15 @@ def verify(
         for scales in model_scales(model, inputs, exact, is_double, eps, flat):
             if not _first_problem(limits, outputs, scales, [0] * len(scales)):
                 return
-        found = _first_problem(limits, outputs, scales, result_scales(result, own, got, eps, flat))
+        inside = result_scales(result, own, got, eps, flat)
+        capped = [own_part(x, size) if isinstance(size, Tensor) else 0 for x, size in zip(inside, scales, strict=True)]
+        found = _first_problem(limits, outputs, scales, capped)
         if found:
-            _refuse(model, inputs, expected, *found, tolerance_of(eps), flat)
+            is_rough = dtype is not torch.float64 and not _first_problem(limits, outputs, scales, inside)
+            if is_rough:  # and right in float64, if the result is taken for right here
+                in_double = [(a, a.to(b.dtype) if isinstance(a, Tensor) else b, *wide) for a, b, *wide in outputs]
+                is_rough = not _first_problem(limits, in_double, scales, capped)
+            _refuse(model, inputs, expected, *found, tolerance_of(eps), flat, dtype if is_rough else None)
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,7 @@ def _problem(limits: _Limits, a: Any, b: Any, c: Any, d: Any, size: Any, own_siz
     if not isinstance(a, Tensor) or a.shape != b.shape:
         return difference(a, b, 0)
     tolerance = tolerance_of(limits.eps)
-    drift, own_size = distance(a, c), own_part(own_size, size)
+    drift = distance(a, c)
     problem = difference(a, b, tolerance * size + OWN_ROUNDINGS * limits.eps * own_size + drift + limits.floor)
     wanted = limits.dtypes.get(a.dtype, a.dtype)
     if not problem and wanted is not b.dtype:
@@ -149,18 +155,27 @@ def _refuse(
     problem: str,
     tolerance: float,
     flat: bool,
+    rough: torch.dtype | None,
 ) -> NoReturn:
-    """Raise the error that explains a difference in an output."""
+    """Raise the error that explains a difference in an output; `rough` is the dtype whose roundings do."""
     again = run(model, inputs, flat)
     check_repeats(expected, again, tolerance)
     _explain(model, inputs, again, number, tolerance, flat)
-    if problem == INFINITIES:
+    name = first_infinite(model, inputs)
+    if problem == INFINITIES or name:
+        what, advice = f"does not have the {INFINITIES} of the model's", "make all constants finite, and"
+        if name:
+            what = f"must not depend on {INFINITIES}, which {name} gives for inputs like the example"
+            advice = "give it only what it is finite for, as torch.log(x.clamp(min=1e-6)) does, with constants"
         raise ValueError(
-            f"output {number} does not have the {INFINITIES} of the model's: linear layers spread them, as 0 * inf is "
-            "NaN; make all constants finite, and no larger than the dtype can hold; or if what the result computes is "
-            "larger than that, as 65504 in float16, pass dtype=torch.float32"
+            f"output {number} {what}: linear layers spread them, as 0 * inf is NaN; {advice} no larger than the dtype "
+            "can hold; or if what the result computes is larger than that, as 65504 in float16, pass "
+            "dtype=torch.float32"
         )
-    raise RuntimeError(f"the result does not equal the model, {problem} in output {number}; please report this")
+    advice = "please report this"
+    if rough:
+        advice = f"larger numbers cancel in it, and {rough} has too few digits: pass dtype=torch.float64"
+    raise RuntimeError(f"the result does not equal the model, {problem} in output {number}; {advice}")
 
 
 def _explain(
