@@ -247,7 +247,6 @@ def test_a_model_made_in_inference_mode():
 def test_no_warning_in_a_new_process():
     code = """
 import torch, conv2affine
-from network_models import Function
 from torch import nn
 model, x = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()).eval(), torch.rand(2, 1, 6, 6)
 for convert in (conv2affine.to_linear_network, conv2affine.to_mlp):

@@ -22,7 +22,7 @@ DISPUTED = (
     "test_resize_downsample_scales_linear_align_corners",
 )
 # Of these the standard has no case that a rule takes.
-NONE = ("CastLike", "GlobalLpPool", "LpPool", "Pow", "STFT", "ThresholdedRelu", "TopK")
+NONE = ("AffineGrid", "CastLike", "GlobalLpPool", "LpPool", "Pow", "RotaryEmbedding", "STFT", "ThresholdedRelu", "TopK")
 MAX_ELEMENTS = 2**11
 # What is converted with nothing kept: operator, case and form, one a line, sorted. A rule without lines fails below.
 CONVERTED = [line.split() for line in (Path(__file__).parent / "onnx_backend_cases.txt").read_text().splitlines()]
