@@ -274,6 +274,8 @@ def test_many_readers():
 def test_overflow_is_refused():
     with pytest.raises(ValueError, match=r"stay finite in torch.float16"):
         found(layers(3, 3, scale=1e5), box(np.ones(3), 1.0), torch.float16)
+    with pytest.raises(ValueError, match=r"finite factors in torch.float16, and one of 70000 is not"):
+        found([(np.array([[-7e4]]), np.array([70.5]))], Interval(np.array([1e-3]), np.array([1e-2])), torch.float16)
     with pytest.raises(ValueError, match=r"fewer terms than torch.bfloat16 has digits for"):
         found(layers(1000, 2), box(np.zeros(1000), 1.0), torch.bfloat16)
 

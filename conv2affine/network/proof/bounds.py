@@ -108,7 +108,7 @@ class _Bounds:
         y, map = node.output, node.map
         matrices = {source: matrix.nonzero() for source, matrix in map.terms.items()}
         found = self.maxima.forward(node, matrices)
-        self.check(node, found)
+        self.check(node, matrices, found)
         tallest = max((int(np.bincount(part.indices).max(initial=0)) for part in matrices.values()), default=0)
         own = gamma(tallest + 2, DOUBLE) * found.magnitudes
         # Elements that are zero for all inputs are left out.
@@ -141,12 +141,15 @@ class _Bounds:
             low[chunk], high[chunk] = np.maximum(low[chunk], least), np.minimum(high[chunk], -greatest)
         return Interval(low, high)
 
-    def check(self, node: Piece, found: Forward) -> None:
+    def check(self, node: Piece, matrices: Mapping[Value, csr_array], found: Forward) -> None:
         """Refuse what may overflow, and sums of more terms than the dtype can tell."""
+        largest = max((float(np.abs(part.data).max(initial=0)) for part in matrices.values()), default=0.0)
         if not np.isfinite(found.rounding).all():
             reason = f"have fewer terms than {self.dtype} has digits for"
         elif (found.magnitudes + 2 * found.rounding > torch.finfo(self.dtype).max).any():
             reason = f"stay finite in {self.dtype} for all inputs of the box, and cannot be shown to"
+        elif largest > torch.finfo(self.dtype).max:  # an entry, of however small an input
+            reason = f"have finite factors in {self.dtype}, and one of {largest:.6g} is not"
         else:
             return
         raise ValueError(f"{', '.join(node.origin)}: sums must {reason}; choose a smaller box, or another dtype")
