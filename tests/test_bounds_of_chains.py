@@ -263,6 +263,12 @@ def test_bounds_are_of_a_chain_that_keeps_its_numbers(dtype, others, is_refused)
         _ = mlp.bounds
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script. is deprecated")
+def test_torchscript_runs_a_chain():
+    mlp, x = to_mlp(net(nn.Linear(2, 2), nn.ReLU()), torch.rand(1, 2), box=(0, 1)), torch.rand(3, 2)
+    assert torch.equal(torch.jit.script(mlp)(x), mlp(x))
+
+
 def test_bounds_are_of_the_weights_that_are_loaded():
     mlp = to_mlp(net(nn.Linear(2, 2), nn.ReLU()), torch.rand(1, 2), box=(0, 1))
     mlp.load_state_dict({name: weight.half() for name, weight in mlp.state_dict().items()}, assign=True)

@@ -67,6 +67,7 @@ class Affine(nn.Module):
 class BoxChain(nn.Sequential):
     """A chain that is equal to a model in a box of inputs, and not outside of it."""
 
+    __jit_ignored_attributes__ = ("box", "bounds", "_bounds", "_dtypes")  # TorchScript has no such types
     where = ""  # the box, for people to read
     box: tuple[Tensor, ...]
     bounds: tuple[tuple[Tensor, ...], ...]  # for each linear layer the pair (low, high) of float64 tensors (rows,)
