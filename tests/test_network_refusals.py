@@ -264,6 +264,19 @@ REFUSED = {
 }
 
 
+class Hidden(nn.Module):
+    """A factor that float16 does not hold, with a ReLU after it."""
+
+    def forward(self, x):
+        return torch.relu(x.abs() * -7e4 + 0.5)
+
+
+@pytest.mark.parametrize("convert", [to_linear_network, to_mlp], ids=lambda convert: convert.__name__)
+def test_numbers_that_overflow_in_the_dtype_are_refused(convert):
+    with pytest.raises(ValueError, match=r"^mul: weight of its layer must be finite in torch.float16, and some"):
+        convert(Hidden(), torch.rand(1, 3), dtype=torch.float16)
+
+
 @pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
 def test_refused(case):
     convert, model, x, error, message = case

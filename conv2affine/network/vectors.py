@@ -23,7 +23,7 @@ from conv2affine.network.progress import progress
 from conv2affine.network.proof.box import Box, BoxBounds, read_box
 from conv2affine.network.report import describe, describe_layers
 from conv2affine.network.torch.importing.importer import TorchNetwork, import_torch
-from conv2affine.network.torch.layers import LAYOUTS, NetworkLayout, layer
+from conv2affine.network.torch.layers import LAYOUTS, NetworkLayout, finite, layer
 from conv2affine.network.torch.models.held import class_name
 from conv2affine.network.torch.models.intake import ExampleInputs, Model, hold
 from conv2affine.network.torch.models.surroundings import alone
@@ -105,8 +105,9 @@ def to_mlp(
     modules: list[nn.Module] = []
     with progress(len(layers)) as each:
         for item in layers:
-            each(item.origin[0] if item.origin else "carried")
-            modules += [layer(item.matrix(), item.bias, dtype, layout), nn.ReLU()]
+            name = item.origin[0] if item.origin else "carried"
+            each(name)
+            modules += [finite(name, layer(item.matrix(), item.bias, dtype, layout)), nn.ReLU()]
     kind = nn.Sequential if within is None else BoxChain
     mlp = kind(nn.Flatten(), *modules[:-1]).to(network.device)
     mlp.plan = plan  # type: ignore[assignment]

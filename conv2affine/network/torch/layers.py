@@ -52,6 +52,20 @@ def layer(matrix: Matrix, bias: Array | None, dtype: torch.dtype, layout: Networ
     return SparseLinear(weight, rounded) if weight.layout is torch.sparse_csr else dense_layer(weight, rounded)
 
 
+def finite(name: str, fc: nn.Linear) -> nn.Linear:
+    """The layer itself, whose weight must be finite in its dtype: a ReLU may hide infinities from a comparison.
+
+    A bias may be infinite, as that of a mask is: it gives what a number too large for the dtype does.
+    """
+    weight = fc.values if isinstance(fc, SparseLinear) else fc.weight
+    if weight.numel() and not all(end.isfinite() for end in weight.aminmax()):
+        raise ValueError(
+            f"{name}: weight of its layer must be finite in {weight.dtype}, and some numbers are larger; pass a wider "
+            "dtype, such as dtype=torch.float64"
+        )
+    return fc
+
+
 def dense_layer(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """The layer of a dense weight, in the memory of its arguments."""
     rows = None if bias is None else nn.Parameter(bias, requires_grad=False)
