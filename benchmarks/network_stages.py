@@ -36,7 +36,7 @@ MEASURED = (
     (importer, "export"),
     (prepare, "import_torch"),
     (convert, "prepare"),
-    (convert, "layer"),
+    (convert, "finite_layer"),
     (convert, "export_torch"),
     (convert, "verify"),
 )
@@ -53,8 +53,8 @@ def stages(model: nn.Module, x: Tensor) -> dict[str, float]:
         "export": seconds["export"],
         "import": seconds["import_torch"] - seconds["export"],
         "passes": seconds["prepare"] - seconds["import_torch"],
-        "matrices": seconds["layer"],
-        "module": seconds["export_torch"] - seconds["layer"],
+        "matrices": seconds["finite_layer"],
+        "module": seconds["export_torch"] - seconds["finite_layer"],
         "check": seconds["verify"],
     }
     return {name: 1000 * each for name, each in result.items()}

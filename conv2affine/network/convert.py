@@ -16,7 +16,7 @@ from conv2affine.network.prepare import check_choices, check_memory, in_mode_of,
 from conv2affine.network.progress import progress
 from conv2affine.network.report import NetworkPlan, describe, describe_layers
 from conv2affine.network.torch.exporter import export_torch
-from conv2affine.network.torch.layers import NetworkLayout, choose_layout, finite, layer
+from conv2affine.network.torch.layers import NetworkLayout, choose_layout, finite_layer
 from conv2affine.network.torch.models.intake import ExampleInputs, Model, hold
 from conv2affine.network.torch.models.surroundings import alone
 from conv2affine.network.torch.verifying.verify import verify
@@ -103,7 +103,7 @@ def to_linear_network(
             step(name)
             if device_mesh is not None and choose_layout(matrix, dtype, layout, ranks) == "sharded":
                 return shared_layer(matrix, bias, dtype, device_mesh)
-            return finite(name, layer(matrix, bias, dtype, layout))
+            return finite_layer(name, matrix, bias, dtype, layout)
 
         with progress(len(plan.layers)) as step:
             net = export_torch(network, lambda each: dtype if each is network.dtype else each, make)

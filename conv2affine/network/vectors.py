@@ -23,7 +23,7 @@ from conv2affine.network.progress import progress
 from conv2affine.network.proof.box import Box, BoxBounds, read_box
 from conv2affine.network.report import describe, describe_layers
 from conv2affine.network.torch.importing.importer import TorchNetwork, import_torch
-from conv2affine.network.torch.layers import LAYOUTS, NetworkLayout, finite, layer
+from conv2affine.network.torch.layers import LAYOUTS, NetworkLayout, finite_layer
 from conv2affine.network.torch.models.held import class_name
 from conv2affine.network.torch.models.intake import ExampleInputs, Model, hold
 from conv2affine.network.torch.models.surroundings import alone
@@ -107,7 +107,7 @@ def to_mlp(
         for item in layers:
             name = item.origin[0] if item.origin else "carried"
             each(name)
-            modules += [finite(name, layer(item.matrix(), item.bias, dtype, layout)), nn.ReLU()]
+            modules += [finite_layer(name, item.matrix(), item.bias, dtype, layout), nn.ReLU()]
     kind = nn.Sequential if within is None else BoxChain
     mlp = kind(nn.Flatten(), *modules[:-1]).to(network.device)
     mlp.plan = plan  # type: ignore[assignment]
@@ -173,7 +173,8 @@ def module_to_linear(module: Model, example_input: Any, *, layout: NetworkLayout
     check_memory(describe(graph, network.dtype, layout))
     [source] = graph.inputs
     matrix = map.terms.get(source, Selection(np.full(map.size, -1), source.size))
-    fc = layer(matrix, map.bias if map.bias.any() else None, network.dtype, layout).to(network.device)
+    bias = map.bias if map.bias.any() else None
+    fc = finite_layer(class_name(module), matrix, bias, network.dtype, layout).to(network.device)
     network = dataclasses.replace(network, graph=graph)
     verify(module, nn.Sequential(nn.Flatten(), fc), inputs, network, network.dtype, flat=True)
     return in_mode_of(module, _with_slices(fc, original.graph))

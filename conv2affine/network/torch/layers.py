@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from conv2affine.convolution.layouts import NAMES
 from conv2affine.convolution.sizes import INT32_MAX, sizes_of
 from conv2affine.matrix import to_matrix
 from conv2affine.network.matrices.layers import Convolution, Repeated
-from conv2affine.network.matrices.matrix import Array, Matrix
+from conv2affine.network.matrices.matrix import Array, Matrix, Selection
 from conv2affine.network.matrices.rows import by_rows, row_blocks, take_rows
 from conv2affine.network.passes.chain import Layer
 from conv2affine.sparse_linear import SparseLinear
@@ -52,15 +52,20 @@ def layer(matrix: Matrix, bias: Array | None, dtype: torch.dtype, layout: Networ
     return SparseLinear(weight, rounded) if weight.layout is torch.sparse_csr else dense_layer(weight, rounded)
 
 
-def finite(name: str, fc: nn.Linear) -> nn.Linear:
-    """The layer itself, whose weight must be finite in its dtype: a ReLU may hide infinities from a comparison.
+def finite_layer(
+    name: str, matrix: Matrix, bias: Array | None, dtype: torch.dtype, layout: NetworkLayout = "auto"
+) -> nn.Linear:
+    """The same, whose weight must be finite in its dtype: a ReLU may hide infinities from a comparison.
 
     A bias may be infinite, as that of a mask is: it gives what a number too large for the dtype does.
     """
-    weight = fc.values if isinstance(fc, SparseLinear) else fc.weight
-    if weight.numel() and not all(end.isfinite() for end in weight.aminmax()):
+    fc = layer(matrix, bias, dtype, layout)
+    parts: Sequence[Any] = (fc.values if isinstance(fc, SparseLinear) else fc.weight,)
+    if isinstance(matrix, Convolution | Repeated | Selection):  # its entries are these, and fewer
+        parts = [torch.as_tensor(part).to(dtype) for part in matrix.numbers]
+    if not all(end.isfinite() for part in parts if part.numel() for end in part.aminmax()):
         raise ValueError(
-            f"{name}: weight of its layer must be finite in {weight.dtype}, and some numbers are larger; pass a wider "
+            f"{name}: weight of its layer must be finite in {dtype}, and some numbers are larger; pass a wider "
             "dtype, such as dtype=torch.float64"
         )
     return fc
