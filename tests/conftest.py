@@ -65,7 +65,8 @@ def break_row(monkeypatch):
 
     def break_row(row, *modules):
         for module in modules:
-            monkeypatch.setattr(module, "layer", functools.partial(_broken, module.layer, row))
+            name = "finite_layer" if hasattr(module, "finite_layer") else "layer"
+            monkeypatch.setattr(module, name, functools.partial(_broken, getattr(module, name), row))
 
     return break_row
 
