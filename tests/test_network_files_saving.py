@@ -1,4 +1,4 @@
-"""Networks are written to files as a whole or not at all: after a break, beside other writers, on a full disk."""
+"""A file of a network is complete, or does not exist: after an interruption, with two writers, on a full disk."""
 
 import errno
 import os

@@ -55,7 +55,7 @@ def layer(matrix: Matrix, bias: Array | None, dtype: torch.dtype, layout: Networ
 def finite_layer(
     name: str, matrix: Matrix, bias: Array | None, dtype: torch.dtype, layout: NetworkLayout = "auto"
 ) -> nn.Linear:
-    """The same, whose weight must be finite in its dtype: a ReLU may hide infinities from a comparison.
+    """The layer as `layer` makes it, whose weight must be finite: a ReLU may hide infinities from a comparison.
 
     A bias may be infinite, as that of a mask is: it gives what a number too large for the dtype does.
     """
