@@ -91,11 +91,11 @@ sanitize: $(VENV)/tools
 	$(BIN)/cmake --install build/sanitize/cmake --prefix build/sanitize
 	export LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" && \
 	export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:quarantine_size_mb=16 && \
-	$(BIN)/pytest -o pythonpath="build/sanitize . tests" $(SANITIZED_TESTS) && \
+	$(BIN)/pytest -o pythonpath="build/sanitize ." $(SANITIZED_TESTS) && \
 	cd build/sanitize && PYTHONPATH=$(CURDIR) $(CURDIR)/$(BIN)/python -m tests.fuzzing nonsense --size 4000
 # Without those that have no memory: sanitizers end the process where `new` would throw.
-SANITIZED_TESTS := $(addprefix tests/,test_layouts.py test_matrix.py test_ops.py test_projection.py test_taps.py)
-SANITIZED_TESTS += -k "not beyond_all_memory"
+SANITIZED_TESTS := $(addprefix tests/,convolution/test_layouts.py convolution/test_taps.py operators/test_ops.py)
+SANITIZED_TESTS += tests/test_matrix.py tests/test_projection.py -k "not beyond_all_memory"
 
 # The same, watched for races, with std::thread for OpenMP and threads for the smallest matrices.
 sanitize-threads: $(VENV)/tools
@@ -108,7 +108,7 @@ sanitize-threads: $(VENV)/tools
 	$(BIN)/cmake --install build/sanitize-threads/cmake --prefix build/sanitize-threads
 	export LD_PRELOAD="$$(g++ -print-file-name=libtsan.so)" OMP_NUM_THREADS=4 && \
 	export TSAN_OPTIONS="halt_on_error=1 ignore_noninstrumented_modules=1" && \
-	setarch -R $(BIN)/pytest -o pythonpath="build/sanitize-threads . tests" $(SANITIZED_TESTS) && \
+	setarch -R $(BIN)/pytest -o pythonpath="build/sanitize-threads ." $(SANITIZED_TESTS) && \
 	cd build/sanitize-threads && \
 	PYTHONPATH=$(CURDIR) setarch -R $(CURDIR)/$(BIN)/python -m tests.fuzzing threads --size 400
 
@@ -146,7 +146,7 @@ cuda-compile:
 cuda-sanitize: $(VENV)/installed
 	CONV2AFFINE_EMULATION_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all" \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-	  $(BIN)/pytest tests/test_emulation.py
+	  $(BIN)/pytest tests/operators/test_emulation.py
 
 # The wheel for a torch with CUDA, and all tests with it, on a copy of the tree without the package's source. The new
 # environment takes 6 GB, and is removed again.
@@ -174,7 +174,7 @@ petsc-check:
 	pip wheel --quiet --no-build-isolation --no-deps . && rm -r conv2affine && \
 	pip install --quiet --no-deps conv2affine-*.whl && \
 	for ranks in 1 2 3; do \
-	  mpiexec --oversubscribe -n $$ranks python -m pytest --quiet --color=no tests/test_petsc.py || exit 1; \
+	  mpiexec --oversubscribe -n $$ranks python -m pytest --quiet --color=no tests/interop/test_petsc.py || exit 1; \
 	done
 
 clean:

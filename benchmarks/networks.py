@@ -3,8 +3,9 @@
 The floor is what must be done anyway: the CSR matrix of each convolution, and a copy of the result. All is float32. A
 conversion is timed without `torch.export`, and without the check of its result, which have their own columns. The floor
 follows an export of its own, as free memory costs more after a pause, and Python collects no garbage while the clock
-runs, as in `timeit`: an export leaves much. The best of several rounds counts. A forward pass is one of the model and one of the result, with the samples of the check.
-Peak memory is that of a fresh process, beyond what it held after `torch.export`.
+runs, as in `timeit`: an export leaves much. The best of several rounds counts. A forward pass is one of the model and
+one of the result, with the samples of the check. Peak memory is that of a fresh process, beyond what it held after
+`torch.export`.
 """
 
 from __future__ import annotations

@@ -16,10 +16,7 @@ from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
-import onnx_models
-import test_network_rules
 import torch
-from network_models import Function
 from torch import nn
 
 from conv2affine.network.graph import Graph, Node, Step
@@ -31,6 +28,9 @@ from conv2affine.network.torch.importing import importer as torch_importer
 from conv2affine.network.torch.importing.rules import RULES as ATEN
 from conv2affine.onnx.importing import importer as onnx_importer
 from conv2affine.onnx.importing.reader import read
+from tests.network.models import Function
+from tests.network.rules import test_rules as test_network_rules
+from tests.onnx import models as onnx_models
 
 __all__ = ["Example", "Imported", "Use", "import_onnx_examples", "import_torch_examples", "relus", "torch_examples"]
 

@@ -6,11 +6,9 @@ without an example is an error.
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -18,12 +16,10 @@ from conv2affine.network.graph import Kept
 from conv2affine.network.rules import activations, arithmetic, positions, shapes
 from conv2affine.network.torch.importing.rules import RULES as ATEN
 from conv2affine.onnx.importing.rules import RULES as ONNX
-
-sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("docs", "tests"))
-import test_masks
-import test_network_rules
-import test_onnx_rules
-from operator_examples import Imported, Use, import_onnx_examples, import_torch_examples, relus, torch_examples
+from docs.operator_examples import Imported, Use, import_onnx_examples, import_torch_examples, relus, torch_examples
+from tests.network.rules import test_masks
+from tests.network.rules import test_rules as test_network_rules
+from tests.onnx.importing import test_rules as test_onnx_rules
 
 __all__ = ["tables"]
 
@@ -44,8 +40,8 @@ def best_uses(rules: Mapping[str, Any], examples: Iterable[Imported]) -> dict[st
             uses[use.operator].append(use)
     if missing := sorted(rules.keys() - uses.keys()):
         raise LookupError(
-            f"these operators have a rule and no example: {', '.join(missing)}; add a case to test_network_rules.py or "
-            "test_onnx_rules.py"
+            f"these operators have a rule and no example: {', '.join(missing)}; add a case to "
+            "tests/network/rules/test_rules.py or tests/onnx/importing/test_rules.py"
         )
     return {name: min(uses[name], key=lambda use: use.rank) for name in rules}
 

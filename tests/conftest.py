@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from network_models import MODEL, SHAPE, build, samples
+
+from tests.network.models import MODEL, SHAPE, build, samples
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marks

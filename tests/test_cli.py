@@ -12,12 +12,12 @@ import numpy as np
 import onnx
 import pytest
 import typer
-from onnx_models import model, operators, random
 from typer.testing import CliRunner
 
 import conv2affine
 from conv2affine.__main__ import main
 from conv2affine.cli import app
+from tests.onnx.models import model, operators, random
 
 
 @pytest.fixture

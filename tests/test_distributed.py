@@ -10,8 +10,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from cases import CASES, layers, made
-from conftest import long_but, status
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -24,6 +22,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from conv2affine import Geometry, to_bias, to_linear, to_matrix
 from conv2affine.distributed import to_dtensor
+from tests.cases import CASES, layers, made
+from tests.conftest import long_but, status
 
 SHARDED = (Shard(0),)
 WORLDS = (2, 3)

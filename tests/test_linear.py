@@ -5,13 +5,13 @@ import io
 
 import pytest
 import torch
-from cases import CASES
-from conftest import peak_bytes
 from torch import nn
 from torch.nn.utils import parametrizations
 
 import conv2affine
 from conv2affine import reference, to_linear, torch_conv_layer_to_affine
+from tests.cases import CASES
+from tests.conftest import peak_bytes
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)

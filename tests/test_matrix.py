@@ -5,13 +5,13 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import CASES
-from conftest import assert_same_bits
 from torch import nn
 
 from conv2affine import conv_matrix, conv_transpose_matrix, reference, to_bias, to_linear, to_matrix
 from conv2affine.convolution.arguments import COPIED_DTYPES
 from conv2affine.convolution.layouts import BUILDERS
+from tests.cases import CASES
+from tests.conftest import assert_same_bits
 
 FLOATING = [
     torch.float16,

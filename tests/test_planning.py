@@ -4,11 +4,11 @@ import re
 
 import pytest
 import torch
-from cases import CASES
 from torch import nn
 
 from conv2affine import Geometry, plan, to_linear_network, to_matrix, to_mlp
 from conv2affine.convolution.sizes import readable_bytes
+from tests.cases import CASES
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)

@@ -4,11 +4,11 @@ from itertools import product
 
 import pytest
 import torch
-from cases import CASES, layers, made
 from hypothesis import given, settings
 from torch import nn
 
 from conv2affine import Geometry, from_matrix, projection, to_conv, to_linear, to_matrix
+from tests.cases import CASES, layers, made
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128]
 LAYOUTS = [torch.sparse_csr, torch.sparse_csc, torch.sparse_coo]

@@ -6,11 +6,11 @@ import pickle
 
 import pytest
 import torch
-from cases import CASES
-from conftest import random
 from torch import nn
 
 from conv2affine import SparseLinear, to_linear
+from tests.cases import CASES
+from tests.conftest import random
 
 # PyTorch's own, when it first loads inductor
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script")

@@ -4,9 +4,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
-SCRIPT = Path(__file__).parents[1] / "onnx_mutations.py"
 BATCH = 250
 
 
@@ -17,7 +15,10 @@ def fuzz(seed: int, size: int) -> str:
         count = min(BATCH, seed + size - first)
         # It gives up a mutant by itself, unless that hangs outside of Python.
         done = subprocess.run(
-            [sys.executable, SCRIPT, str(count), str(first)], capture_output=True, text=True, timeout=20 * count
+            [sys.executable, "-m", "tests.onnx.mutations", str(count), str(first)],
+            capture_output=True,
+            text=True,
+            timeout=20 * count,
         )
         last = done.stdout.rstrip().rpartition("\n")[2]
         assert done.returncode == 0, f"status {done.returncode}, mutant of seed {last}:\n{done.stderr[-2000:]}"

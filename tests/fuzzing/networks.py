@@ -10,7 +10,7 @@ from hypothesis import seed as hypothesis_seed
 from hypothesis import strategies as st
 
 from conv2affine import to_linear_network, to_mlp
-from tests.random_networks import KEPT, PIECEWISE, Network, Step, example_input, networks
+from tests.network.random_networks import KEPT, PIECEWISE, Network, Step, example_input, networks
 
 # Of the largest output; what is rounded may be larger, and cancel.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-12}

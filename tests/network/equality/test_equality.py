@@ -1,0 +1,306 @@
+"""Whether two networks are equal: bounds hold, files, and the command line; the campaign has faults and equal pairs."""
+
+import copy
+import json
+from fractions import Fraction
+
+import numpy as np
+import onnx as standard
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+import conv2affine
+from conv2affine import check, onnx
+from conv2affine.cli import app
+from conv2affine.network.equality.difference import Joint
+from tests.network.equality import faults as equality_faults
+from tests.network.equality.files import fused_norm
+from tests.network.models import PIECEWISE, build
+from tests.onnx.models import model as model_of
+from tests.onnx.models import random
+
+
+def dense(seed, change, sizes=(3, 5, 4, 2)):
+    """Two small chains that differ by random changes of this size."""
+    torch.manual_seed(seed)
+    layers = [layer for m, n in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(m, n), nn.ReLU())][:-1]
+    first = nn.Sequential(*layers).double().eval()
+    second = copy.deepcopy(first)
+    for parameter in second.parameters():
+        parameter.data += change * torch.randn_like(parameter)
+    return first, second
+
+
+def exact(model, x):
+    """The outputs as fractions."""
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            rows = zip(layer.weight.tolist(), layer.bias.tolist(), strict=True)
+            x = [sum((Fraction(w) * v for w, v in zip(row, x, strict=True)), Fraction(b)) for row, b in rows]
+        else:
+            x = [max(v, Fraction(0)) for v in x]
+    return x
+
+
+@pytest.mark.diagonal
+@pytest.mark.parametrize("change", [1e-6, 1e-3, 0.1])
+@pytest.mark.parametrize("seed", range(3))
+def test_bounds_hold_in_rational_arithmetic(seed, change):
+    first, second = dense(seed, change)
+    low, high = torch.full((3,), -0.5), torch.tensor([0.5, 1.0, 0.25])
+    result = check(first, second, torch.zeros(1, 3).double(), box=(low, high))
+    generator = np.random.default_rng(seed)
+    corners = [[float(b[n >> i & 1]) for i, b in enumerate(zip(low, high, strict=True))] for n in range(8)]
+    points = [*corners, *generator.uniform(low, high, (100, 3)).tolist(), result.witness[0][0].tolist()]
+    largest = 0
+    for point in points:
+        x = [Fraction(v) for v in point]
+        largest = max(largest, *(abs(a - b) for a, b in zip(exact(first, x), exact(second, x), strict=True)))
+    assert result.verdict == "different"
+    assert Fraction(result.difference) <= largest * Fraction(1 + 1e-6)
+    assert largest <= Fraction(result.bound) <= 10 * largest
+
+
+def test_what_units_add_together():
+    """Of all signs, the most; for a matrix of one sign nothing is gained, for others much."""
+    generator = np.random.default_rng(0)
+    part, weights = generator.normal(size=(40, 10)), generator.normal(size=(10, 3))
+    parts = [part, np.abs(part[:5]), np.zeros((3, 10))]
+    found = Joint(np.arange(10), np.zeros(10), parts).largest(weights)
+    signs = np.array(list(np.ndindex(*[2] * 10))) * 2.0 - 1
+    for row, weight in enumerate(weights.T):
+        largest = sum(np.abs(signs * weight @ each.T).sum(axis=1).max() for each in parts) / 2
+        assert largest <= found[row] <= sum(np.abs(each * weight).sum() for each in parts) / 2
+        assert found[row] <= 1.6 * largest
+    one_sign = Joint(np.arange(10), np.zeros(10), [np.abs(part)]).largest(np.abs(weights))
+    np.testing.assert_allclose(one_sign, (np.abs(part) @ np.abs(weights)).sum(axis=0) / 2, rtol=1e-6)
+
+
+def test_the_bound_of_an_affine_map_is_reached():
+    first, second = dense(0, 0.1, (4, 3))
+    result = check(first, second, torch.zeros(1, 4).double(), box=(-1, 1))
+    assert result.bound == pytest.approx(result.difference, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_bounds_hold_for_what_is_rounded(dtype):
+    model = dense(0, 0, (6, 40, 40, 3))[0].to(dtype)
+    order = torch.randperm(40)
+    other = copy.deepcopy(model)  # sums of the same terms in another order
+    other[0].weight.data, other[0].bias.data = model[0].weight[order].data, model[0].bias[order].data
+    other[2].weight.data = model[2].weight[:, order].data
+    result = check(model, other, torch.zeros(1, 6, dtype=dtype), box=(-1, 1))
+    assert result.verdict == "equal"
+    x = torch.rand(10_000, 6, dtype=dtype) * 2 - 1
+    with torch.no_grad():
+        largest = float((model(x) - other(x)).abs().max())
+        exact_gap = float((model(x).double() - copy.deepcopy(model).double()(x.double())).abs().max())
+    assert 0 < largest <= result.bound
+    assert 0 <= exact_gap <= result.bound
+    assert result.bound <= 1e4 * torch.finfo(dtype).eps
+
+
+def test_outputs_of_other_sizes_are_different():
+    first, second = nn.Linear(3, 2), nn.Linear(3, 4)
+    result = check(first, second, torch.rand(1, 3))
+    assert (result.verdict, result.difference) == ("different", np.inf)
+    assert result.text().startswith("different: their outputs have other sizes, or other infinities")
+
+
+NODES = "y = Gemm(x, w)"
+
+
+def file(nodes, rows=3, types=None, opset=13, shape=None, **constants):
+    return model_of(nodes, {"x": shape or ("N", rows)}, {"w": random(rows, 2), **constants}, types=types, opset=opset)
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="a and b must take the same inputs, and have 3 and 4 elements"):
+        onnx.check(file(NODES, rows=3), file(NODES, rows=4))
+    with pytest.raises(ValueError, match=r"a comparison takes floating-point numbers, .* torch\.int64; pass x\.float"):
+        check(nn.Embedding(3, 2), nn.Embedding(3, 2), torch.zeros(1, 1, dtype=torch.long))
+    with pytest.raises(
+        ValueError, match=r"x must have the inputs of a, which are x of \(1, 3\) for one sample, got \(1"
+    ):
+        check(file(NODES), file(NODES), torch.rand(1, 4))
+    with pytest.raises(TypeError, match=r"x must be a tensor, or a tuple of tensors .*, got str"):
+        check(file(NODES), file(NODES), "x")
+
+
+@pytest.mark.parametrize("tolerance", [-1, float("nan")], ids=str)
+def test_tolerances_are_checked(tolerance):
+    result = check(nn.Linear(2, 2), nn.Linear(2, 2), torch.rand(1, 2))
+    for ask in (result.is_within, result.verdict_for, result.text, result.summary):
+        with pytest.raises(ValueError, match=f"tolerance must be at least 0, got {tolerance}"):
+            ask(tolerance)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")], ids=str)
+@pytest.mark.parametrize("place", ["weight", "bias"])
+@pytest.mark.filterwarnings("error")
+def test_a_network_with_nan_or_infinities_is_different(place, number):
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 1)).eval()
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        getattr(other[2], place).fill_(number)
+    for first, second in ((model, other), (other, model)):
+        result = check(first, second, torch.rand(1, 3))
+        assert (result.verdict, result.difference, result.origin) == ("different", np.inf, (("2",), ("2",)))
+    assert check(other, copy.deepcopy(other), torch.rand(1, 3)).verdict != "different"
+
+
+def test_steps_that_part_where_no_input_shows_it():
+    """A weight differs that reads a unit which is 0 in the box."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 1)).eval()
+    other = copy.deepcopy(model)
+    other[0].bias.data[0] = model[0].bias.data[0] = -1e3  # never active in the box
+    other[2].weight.data[0, 0] += 1
+    result = check(model, other, torch.zeros(1, 3), box=(0, 1))
+    assert result.verdict == "within"
+    assert result.bound < 1e-4
+    assert result.origin == (("2",), ("2",))
+    assert result.is_within(1e-4)
+    assert result.is_within() is None
+
+
+def renamed(proto):
+    """The same with other names, and nodes in another order."""
+    other = standard.ModelProto.FromString(proto.SerializeToString())
+    for node in other.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [name if name in ("x", "y") else f"{name}_" for name in names]
+    for tensor in other.graph.initializer:
+        tensor.name += "_"
+    return other
+
+
+FILES = {
+    "copy": lambda: (fused_norm(None), fused_norm(None)),
+    "fused": lambda: (fused_norm(None), fused_norm()),
+    "opset": lambda: (fused_norm(opset=13), fused_norm(opset=17)),
+    "renamed": lambda: (fused_norm(None), renamed(fused_norm(None))),
+    "converted": lambda: (fused_norm(), onnx.convert(fused_norm()).model),
+    "float64": lambda: (fused_norm(), onnx.convert(fused_norm(), dtype=torch.float64).model),
+}
+
+
+@pytest.mark.parametrize("pair", FILES.values(), ids=FILES)
+def test_files_that_are_equal(pair):
+    for first, second in (pair(), pair()[::-1]):
+        result = onnx.check(first, second)
+        assert (result.verdict, result.origin) == ("equal", ((), ())), result
+
+
+def test_a_module_and_its_file(tmp_path):
+    model, faulty, x, name = equality_faults.faulty("resized", "weight")
+    standard.save(onnx.export(model, x).model, tmp_path / "model.onnx")
+    assert check(model, tmp_path / "model.onnx", x).verdict == "equal"
+    result = check(tmp_path / "model.onnx", faulty, x)
+    assert result.verdict == "different"
+    assert name in result.origin[1]
+
+
+def test_inputs_by_name_may_come_in_any_order():
+    class Difference(nn.Module):
+        def forward(self, x, y):
+            return x - y
+
+    class Opposite(nn.Module):
+        def forward(self, x, y):
+            return y - x
+
+    x, y = torch.rand(2, 1, 3)
+    held = onnx.export(Difference(), (x, y)).model, torch.export.export(Difference(), (x, y)), Difference()
+    for first in held:
+        for inputs in ({"x": x, "y": y}, {"y": y, "x": x}):
+            assert check(first, Difference(), inputs).verdict == "equal"
+            assert check(Opposite(), first, inputs).verdict == "different"
+    turned = copy.deepcopy(held[0])
+    turned.graph.input.reverse()
+    with pytest.raises(ValueError, match="in one order, and take x, y and y, x; pass x as a tuple"):
+        check(held[0], turned, {"x": x, "y": y})
+
+
+def test_command_line(tmp_path):
+    weights = random(3, 3), random(3, 3)
+    weights[1][0, 0] += 0.01
+    paths = [str(tmp_path / name) for name in ("a.onnx", "b.onnx")]
+    for path, w in zip(paths, weights, strict=True):
+        standard.save(model_of("h = Gemm(x, w)\ny = Relu(h)", {"x": ("N", 3)}, {"w": w}), path)
+    spec = tmp_path / "box.vnnlib"
+    names = [*(f"X_{n}" for n in range(3)), *(f"Y_{n}" for n in range(3))]
+    ends = [f"(assert (>= X_{n} 0))\n(assert (<= X_{n} 1))" for n in range(3)]
+    spec.write_text("\n".join([*(f"(declare-const {name} Real)" for name in names), *ends, "(assert (>= Y_0 9))"]))
+    box = ["--box", "0", "1"]
+    for arguments, code, says in (
+        ([paths[0], paths[0]], 0, "equal: "),
+        (paths, 1, "different: "),
+        ([*paths, *box, "--tolerance", "0.011"], 0, "within: "),
+        ([*paths, "--spec", str(spec), "--tolerance", "0.011"], 0, "within: "),
+        ([*paths, *box, "--tolerance", "0.009"], 1, "is above the tolerance, 0.009"),
+        ([*paths, *box, "--tolerance", "0.0100005"], 2, "undecided: "),
+        ([*paths, *box, "--tolerance", "0.0100005"], 2, "is above the tolerance, 0.0100005, and no difference"),
+        ([*paths, "--tolerance", "1"], 2, "there is no bound to meet the tolerance, 1"),
+        ([*paths, "--spec", str(spec), "--box", "0", "1"], 2, "error: "),
+        ([paths[0], str(tmp_path / "none.onnx")], 2, "error: "),
+    ):
+        result = CliRunner().invoke(app, ["check", *arguments])
+        assert (result.exit_code, says in result.output) == (code, True), (arguments, result.output)
+        if "error" not in says:
+            shown = json.loads(CliRunner().invoke(app, ["check", *arguments, "--json"]).stdout)
+            assert shown["verdict"] == result.output.partition(":")[0]
+            assert (shown["reason"] or "") in result.output
+    result = CliRunner().invoke(app, ["check", *paths, "--json", *box])
+    shown = json.loads(result.stdout)
+    assert (shown["verdict"], shown["origin"]) == ("different", [["h"], ["h"]])
+    assert shown["difference"] == pytest.approx(0.01, rel=1e-3)
+    assert 0.01 <= shown["bound"] <= 0.0101
+
+
+def test_a_conversion_with_a_certificate(tmp_path):
+    paths = [str(tmp_path / name) for name in ("a.onnx", "b.onnx")]
+    nodes = "h = Gemm(x, w)\np = Relu(h)\ny = Gemm(p, v)"
+    standard.save(model_of(nodes, {"x": ("N", 8)}, {"w": random(8, 12), "v": random(12, 2, seed=1)}), paths[0])
+    options = ["--form", "mlp", "--box", "0", "0.5", "--certify", "--shape", "x=1,8", "--flat", "--force"]
+    result = CliRunner().invoke(app, ["convert", *paths, *options])
+    assert result.exit_code == 0, result.output
+    shown = json.loads(CliRunner().invoke(app, ["convert", *paths, *options, "--json"]).stdout)["certificate"]
+    assert shown["difference"] <= shown["bound"] <= 1e-4
+    assert shown["assumption"] in result.stderr
+
+
+def test_a_chain_for_a_box_is_within_a_small_bound_there():
+    """It has neither the ReLUs that do not bend in the box, nor the branches of max pooling that lose there."""
+    model, x = build(PIECEWISE["vgg-bn"][0], torch.float32), torch.rand(1, 3, 8, 8)
+    box = x - 0.01, x + 0.01
+    chain = conv2affine.to_mlp(model, x, box=box)
+    result = check(model, chain, x, box=box)
+    assert result.verdict == "within"
+    assert result.difference <= result.bound <= 2 * check(model, copy.deepcopy(model), x, box=box).bound
+
+
+@pytest.mark.parametrize("swapped", [False, True], ids=["a-b", "b-a"])
+def test_the_bound_through_max_pooling(swapped):
+    """What both round does not add up over a window."""
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(4), nn.Flatten(), nn.Linear(12, 2)).eval()
+    x = torch.rand(1, 1, 10, 10)
+    plain = nn.Sequential(model[0], model[1], nn.AvgPool2d(4, divisor_override=1), *model[3:])
+    pair = (copy.deepcopy(model), model) if swapped else (model, copy.deepcopy(model))
+    bound = check(*pair, x, box=(0, 1)).bound
+    assert bound <= check(plain, copy.deepcopy(plain), x, box=(0, 1)).bound / 4  # sums of 16
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_relu_that_bends_passes_the_whole_difference(n):
+    """relu(x + 0.01) - relu(x) is 0 or 0.01, at the ends of the box; of n inputs together, n times that."""
+    first = nn.Sequential(nn.Linear(n, n), nn.ReLU(), nn.Linear(n, 1)).double().eval()
+    with torch.no_grad():
+        for parameter, value in zip(first.parameters(), (torch.eye(n), 0, 1, 0), strict=True):
+            parameter.copy_(torch.as_tensor(value).expand_as(parameter))
+    second = copy.deepcopy(first)
+    second[0].bias.data += 0.01
+    result = check(first, second, torch.zeros(1, n).double(), box=(-1, 1))
+    assert result.difference == pytest.approx(0.01 * n)
+    assert 0.01 * n <= result.bound <= 0.01 * n + 1e-6
