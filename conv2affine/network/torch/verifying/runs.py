@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from conv2affine.network.comparison import COARSE, RUNS, is_close, scale
 from conv2affine.network.torch.importing.call import operator_name, origin
@@ -95,6 +96,14 @@ def model_scales(
         yield [scale(a, others, eps) if isinstance(a, Tensor) else 0 for a, *others in zip(exact, *moved, strict=True)]
 
 
+def computes_nan(result: nn.Module, inputs: Sequence[Tensor]) -> bool:
+    """Whether an operator of the result gives NaN."""
+    nans = _NaNs()
+    with nans:
+        result(*inputs)
+    return nans.found
+
+
 def result_scales(
     result: nn.Module, inputs: Sequence[Tensor], got: list[Any], eps: float, flat: bool
 ) -> list[Tensor | float]:
@@ -164,6 +173,18 @@ def first_infinite(model: nn.Module, inputs: Sequence[Tensor]) -> str:
             if finite and not results[name][1].isfinite().all():
                 return f"{origin(node)} ({operator_name(node.target)})"
     return ""
+
+
+class _NaNs(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        tensors = (x for x in pytree.tree_leaves(results) if isinstance(x, Tensor) and x.layout is torch.strided)
+        self.found = self.found or any(bool(x.isnan().any()) for x in tensors)
+        return results
 
 
 class _Recorder(fx.Interpreter):

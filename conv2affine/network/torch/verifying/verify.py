@@ -28,6 +28,7 @@ from conv2affine.network.torch.models.unchanged import unchanged
 from conv2affine.network.torch.verifying.pieces import piece_outputs
 from conv2affine.network.torch.verifying.runs import (
     Apart,
+    computes_nan,
     exact_outputs,
     first_infinite,
     first_mixing,
@@ -85,8 +86,14 @@ def verify(
         pieces = piece_outputs(network, taken, expected, is_double, flat)
         outputs = list(zip(expected, got, exact, pieces, strict=True))
         # What passes by a small scale passes by a larger one too: noise costs most of the time, and is rarely needed.
-        for scales in model_scales(model, inputs, exact, is_double, eps, flat):
-            if not _first_problem(limits, outputs, scales, [0] * len(scales)):
+        each_scales, none = model_scales(model, inputs, exact, is_double, eps, flat), [0] * len(outputs)
+        found = _first_problem(limits, outputs, next(each_scales), none)
+        if not found:
+            return
+        if computes_nan(result, own):  # layers spread it, or drop it, and a comparison hides that: noise says nothing
+            _refuse(model, inputs, expected, *found, tolerance_of(eps), flat, None)
+        for scales in each_scales:
+            if not _first_problem(limits, outputs, scales, none):
                 return
         inside = result_scales(result, own, got, eps, flat)
         capped = [own_part(x, size) if isinstance(size, Tensor) else 0 for x, size in zip(inside, scales, strict=True)]
