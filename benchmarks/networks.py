@@ -14,7 +14,7 @@ import argparse
 import gc
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -146,7 +146,9 @@ def build(case: str) -> tuple[nn.Module, Tensor]:
 
 
 @contextmanager
-def timed(module: Any, name: str, seconds: dict[str, float], now: Callable[[], float] = time.perf_counter) -> Any:
+def timed(
+    module: Any, name: str, seconds: dict[str, float], now: Callable[[], float] = time.perf_counter
+) -> Iterator[None]:
     """Add up the time that a function of a module takes."""
     function = getattr(module, name)
 
@@ -164,7 +166,7 @@ def timed(module: Any, name: str, seconds: dict[str, float], now: Callable[[], f
 
 
 @contextmanager
-def no_collection() -> Any:
+def no_collection() -> Iterator[None]:
     """Collect garbage first, and none meanwhile."""
     gc.collect()
     gc.disable()

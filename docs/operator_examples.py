@@ -29,7 +29,7 @@ from conv2affine.network.torch.importing.rules import RULES as ATEN
 from conv2affine.onnx.importing import importer as onnx_importer
 from conv2affine.onnx.importing.reader import read
 from tests.network.models import Function
-from tests.network.rules import test_rules as test_network_rules
+from tests.network.rules.operands import constant
 from tests.onnx import models as onnx_models
 
 __all__ = ["Example", "Imported", "Use", "import_onnx_examples", "import_torch_examples", "relus", "torch_examples"]
@@ -170,7 +170,7 @@ def import_torch_examples(examples: Sequence[Example]) -> Iterator[Imported]:
     for shape, group in by_shape.items():
         functions = [example.function for example in group]
         modules = [each if isinstance(each, nn.Module) else Function(each) for each in functions]
-        inputs = tuple(test_network_rules.constant(2, *shape, seed=seed) for seed in range(len(group)))
+        inputs = tuple(constant(2, *shape, seed=seed) for seed in range(len(group)))
         with watched(torch_importer, aten_name) as uses, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of PyTorch, about how it computes an example
             network = torch_importer.import_torch(Examples(modules).double().eval(), inputs)
@@ -186,7 +186,7 @@ def import_torch_examples(examples: Sequence[Example]) -> Iterator[Imported]:
 
 
 def import_onnx_examples(cases: Sequence[Any]) -> Iterator[Imported]:
-    """Import cases of test_onnx_rules."""
+    """Import examples of ONNX."""
     for case in cases:
         code = case.nodes.replace("\n", "; ")
         proto = onnx_models.model(case.nodes, {"x": case.shape}, case.constants, opset=case.opset)

@@ -17,9 +17,8 @@ from conv2affine.network.rules import activations, arithmetic, positions, shapes
 from conv2affine.network.torch.importing.rules import RULES as ATEN
 from conv2affine.onnx.importing.rules import RULES as ONNX
 from docs.operator_examples import Imported, Use, import_onnx_examples, import_torch_examples, relus, torch_examples
-from tests.network.rules import test_masks
-from tests.network.rules import test_rules as test_network_rules
-from tests.onnx.importing import test_rules as test_onnx_rules
+from tests.network.rules import test_affine, test_kept, test_masks, test_positions, test_steps
+from tests.onnx.importing import test_rules as onnx_rules
 
 __all__ = ["tables"]
 
@@ -41,7 +40,7 @@ def best_uses(rules: Mapping[str, Any], examples: Iterable[Imported]) -> dict[st
     if missing := sorted(rules.keys() - uses.keys()):
         raise LookupError(
             f"these operators have a rule and no example: {', '.join(missing)}; add a case to "
-            "tests/network/rules/test_rules.py or tests/onnx/importing/test_rules.py"
+            "tests/network/rules/ or tests/onnx/importing/test_rules.py"
         )
     return {name: min(uses[name], key=lambda use: use.rank) for name in rules}
 
@@ -102,8 +101,8 @@ def kept(rules: Mapping[str, Any], examples: Iterable[Imported]) -> tuple[list[l
 
 def tables() -> dict[str, str]:
     """The tables of the page, by name."""
-    rules, onnx_rules = test_network_rules, test_onnx_rules
-    affine, steps = torch_examples(rules, "AFFINE"), torch_examples(rules, "STEPS", 1)
+    affine = [*torch_examples(test_affine, "AFFINE"), *torch_examples(test_positions, "AFFINE")]
+    steps = torch_examples(test_steps, "STEPS", 1)
     masked = torch_examples(test_masks, "CONTINUOUS", shape=MASKED)
     imported = list(import_torch_examples([*affine, *steps, *masked]))
     files = list(import_onnx_examples([*onnx_rules.AFFINE, *onnx_rules.PIECEWISE]))
@@ -111,7 +110,7 @@ def tables() -> dict[str, str]:
     both = best_uses(ATEN, imported), best_uses(ONNX, files)
     written_out = [x for x in imported if x.code in by_comparison]
     by_hand = [[cell(example.code), f"{relus(example.nodes) / prod(MASKED):g}"] for example in written_out]
-    limits, others = kept(ATEN, import_torch_examples(torch_examples(rules, "KEPT", 1)))
+    limits, others = kept(ATEN, import_torch_examples(torch_examples(test_kept, "KEPT", 1)))
     onnx_limits, onnx_others = kept(ONNX, import_onnx_examples(onnx_rules.KEPT))
     return {
         "rules": "\n".join(section(title, module, both) for title, module in SECTIONS.items()),

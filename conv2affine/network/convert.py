@@ -102,7 +102,7 @@ def to_linear_network(
         def make(name: str, matrix: Matrix, bias: Array | None) -> nn.Module:
             step(name)
             if device_mesh is not None and choose_layout(matrix, dtype, layout, ranks) == "sharded":
-                return shared_layer(matrix, bias, dtype, device_mesh)
+                return shared_layer(name, matrix, bias, dtype, device_mesh)
             return finite_layer(name, matrix, bias, dtype, layout)
 
         with progress(len(plan.layers)) as step:

@@ -103,9 +103,7 @@ def convert(
         ['Constant', 'Reshape', 'Gemm', 'Relu', 'Gemm', 'Constant', 'Reshape']
     """
     options = Options(form, merge, max_pool, opset, dtype, max_bytes, flat, given_box(box, spec))
-    target = _target(path)
-    if target is not None:
-        check_target(target, overwrite, source)
+    target = _target(path, overwrite, source)
     model = read(source, shapes)
     if form == "mlp":
         check_rules(model)
@@ -163,9 +161,7 @@ def export(
         ['Constant', 'Reshape', 'Gemm', 'Tanh', 'Constant', 'Reshape']
     """
     options = Options(form, merge, max_pool, opset, dtype, max_bytes, flat, given_box(box, spec))
-    target = _target(path)
-    if target is not None:
-        check_target(target, overwrite)
+    target = _target(path, overwrite)
     model, inputs = hold(model, example_inputs)
     network = import_module(model, inputs, opset)
     return run(network, lambda names: module_runner(model, network), options, target, overwrite)
@@ -221,8 +217,12 @@ def plan(
     return dataclasses.replace(plan, refusal=size_refusal(plan, max_bytes))
 
 
-def _target(path: str | Path | None) -> Path | None:
-    """The file to write."""
-    if path is None or isinstance(path, str | os.PathLike):
-        return None if path is None else Path(path)
-    raise TypeError(f"path must be the path of a file, got {type(path).__name__}; it is the last argument by position")
+def _target(path: str | Path | None, overwrite: bool, source: object = None) -> Path | None:
+    """The file to write, checked."""
+    if path is None:
+        return None
+    if not isinstance(path, str | os.PathLike):
+        name = type(path).__name__
+        raise TypeError(f"path must be the path of a file, got {name}; it is the last argument by position")
+    check_target(Path(path), overwrite, source)
+    return Path(path)

@@ -246,3 +246,15 @@ def test_what_is_written_out_as_a_whole_must_fit(path, monkeypatch):
     with pytest.raises(MemoryError, match=r"parts of its layer need .* choose a smaller input, or merge='never'"):
         save_network(path, nn.Upsample(scale_factor=2, mode="bilinear"), x)
     assert not os.listdir(path.parent)
+
+
+@pytest.mark.parametrize("layout", ["dense", "sparse"])
+@pytest.mark.parametrize("layer", [nn.Linear(3, 4), nn.Conv1d(1, 2, 3)], ids=["linear", "conv"])
+def test_numbers_that_overflow_in_the_dtype_are_refused(layer, layout, path):
+    """A ReLU hides them from a comparison."""
+    nn.init.constant_(layer.weight, -7e4)
+    model = Function(lambda x: torch.relu(layer(x.abs() + 1)))
+    model.layer = layer
+    with pytest.raises(ValueError, match=r"weight of its layer must be finite in torch.float16, and some"):
+        save_network(path, model, torch.rand(2, 1, 3), dtype=torch.float16, layout=layout)
+    assert not path.exists()

@@ -276,7 +276,7 @@ def test_nothing_is_written_over_or_left_behind(tmp_path, monkeypatch):
     path.write_text("mine")
     with pytest.raises(FileExistsError, match="is there already"):
         convert(cnn(), path)
-    monkeypatch.setattr(exporter, "finite", lambda *args: random(72, 36))
+    monkeypatch.setattr(exporter, "as_array", lambda *args: random(72, 36))
     with pytest.raises(RuntimeError, match=r"the result in .* must be valid ONNX.* please report"):
         convert(cnn(), path, overwrite=True)
     assert path.read_text() == "mine"
@@ -289,8 +289,8 @@ def test_nothing_is_written_over_or_left_behind(tmp_path, monkeypatch):
 
 
 def test_a_wrong_result_is_noticed(monkeypatch):
-    finite = exporter.finite
-    monkeypatch.setattr(exporter, "finite", lambda *args: 1.001 * finite(*args))
+    as_array = exporter.as_array
+    monkeypatch.setattr(exporter, "as_array", lambda *args: 1.001 * as_array(*args))
     with pytest.raises(RuntimeError, match="does not equal the original"):
         convert(cnn())
 

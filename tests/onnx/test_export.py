@@ -10,6 +10,7 @@ from torch import nn
 from conv2affine.onnx import export
 from conv2affine.onnx.importing.aten import ONNX_NAMES
 from conv2affine.onnx.running import runner
+from tests.network.models import Function
 from tests.onnx.models import operators
 
 
@@ -83,3 +84,10 @@ def test_export_refuses():
         export(nn.Sequential(nn.GELU()), torch.randn(1, 3))
     with pytest.raises(TypeError, match="must be tensors of float32 or float64"):
         export(nn.Sequential(nn.ReLU()).half(), torch.randn(1, 3).half())
+
+
+@pytest.mark.parametrize("function", [torch.relu, torch.tanh], ids=["layer", "selection"])
+def test_numbers_that_overflow_in_the_dtype_are_refused(function):
+    model = Function(lambda x: function(-1e39 * x.abs() + 0.5))
+    with pytest.raises(ValueError, match=r"^mul: weight of its layer must be finite in torch.float32, and some"):
+        export(model, torch.rand(1, 3, dtype=torch.float64), dtype=torch.float32)

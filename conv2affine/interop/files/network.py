@@ -25,7 +25,7 @@ from conv2affine.network.passes.merge import Merge
 from conv2affine.network.prepare import check_kept, prepare
 from conv2affine.network.report import describe
 from conv2affine.network.torch.exporter import export_torch
-from conv2affine.network.torch.layers import NetworkLayout, dense_layer, layer
+from conv2affine.network.torch.layers import NetworkLayout, dense_layer, finite, layer
 from conv2affine.network.torch.models.intake import ExampleInputs, Model, hold
 from conv2affine.network.torch.models.surroundings import alone
 from conv2affine.network.torch.verifying.verify import verify
@@ -117,6 +117,8 @@ def save_network(
         before = 0
         for each in layers:
             for pieces, count in each.blocks(max(0, written - before)):
+                for values in (values for _, _, values in pieces if values.is_floating_point()):
+                    finite(each.layer.name, values)
                 yield pieces, before + count
             before += each.rows
 

@@ -55,11 +55,11 @@ class AffineMap(Generic[Source]):
                 return source
         return None
 
-    def then(self, matrix: Matrix, bias: Array | None = None) -> AffineMap[Source]:
-        """The map matrix @ y + bias."""
-        bias = np.zeros(matrix.shape[0]) if bias is None else bias
+    def then(self, matrix: Matrix) -> AffineMap[Source]:
+        """The map matrix @ y."""
+        bias = np.zeros(matrix.shape[0])
         if self.bias.any():  # a product with zeros is left out: constants may hold infinities that no output reads
-            bias = bias + matrix.apply(self.bias[None])[0]
+            bias += matrix.apply(self.bias[None])[0]
         return AffineMap({source: compose(matrix, inner) for source, inner in self.terms.items()}, bias)
 
     def plus(self, terms: Mapping[Source, Matrix]) -> AffineMap[Source]:

@@ -128,29 +128,25 @@ def _maximum(first: Piecewise, second: Piecewise) -> Piecewise:
     return first + _relu(second - first)
 
 
-def _named(function: Function, *names: str) -> dict[str, Function]:
-    return dict.fromkeys(names, function)
-
-
 # By the names of ATen and ONNX operators: what is 0 or 1 by the sign of a difference.
 COMPARISONS: dict[str, Function] = {
-    **_named(_compare(lambda sign: sign > 0), "gt", "Greater"),
-    **_named(_compare(lambda sign: sign >= 0), "ge", "GreaterOrEqual"),
-    **_named(_compare(lambda sign: sign < 0), "lt", "Less"),
-    **_named(_compare(lambda sign: sign <= 0), "le", "LessOrEqual"),
-    **_named(_compare(lambda sign: sign == 0), "eq", "Equal"),
-    **_named(_compare(lambda sign: sign != 0), "ne"),
+    **dict.fromkeys(("gt", "Greater"), _compare(lambda sign: sign > 0)),
+    **dict.fromkeys(("ge", "GreaterOrEqual"), _compare(lambda sign: sign >= 0)),
+    **dict.fromkeys(("lt", "Less"), _compare(lambda sign: sign < 0)),
+    **dict.fromkeys(("le", "LessOrEqual"), _compare(lambda sign: sign <= 0)),
+    **dict.fromkeys(("eq", "Equal"), _compare(lambda sign: sign == 0)),
+    "ne": _compare(lambda sign: sign != 0),
 }
 # All operators that jump, or that take what does.
 MASKS: dict[str, Function] = {
     **COMPARISONS,
-    **_named(lambda x: x.signs(), "sign", "sgn", "Sign"),
-    **_named(_compare(lambda sign: sign < 0), "signbit"),
-    **_named(_not, "logical_not", "bitwise_not", "Not"),
-    **_named(_and, "logical_and", "bitwise_and", "And"),
-    **_named(_or, "logical_or", "bitwise_or", "Or"),
-    **_named(_xor, "logical_xor", "bitwise_xor", "Xor"),
-    **_named(_mask, "_to_copy", "Cast"),
+    **dict.fromkeys(("sign", "sgn", "Sign"), lambda x: x.signs()),
+    "signbit": _compare(lambda sign: sign < 0),
+    **dict.fromkeys(("logical_not", "bitwise_not", "Not"), _not),
+    **dict.fromkeys(("logical_and", "bitwise_and", "And"), _and),
+    **dict.fromkeys(("logical_or", "bitwise_or", "Or"), _or),
+    **dict.fromkeys(("logical_xor", "bitwise_xor", "Xor"), _xor),
+    **dict.fromkeys(("_to_copy", "Cast"), _mask),
 }
 # And the kinds of steps.
 FUNCTIONS: dict[str, Function] = {

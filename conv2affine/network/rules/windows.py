@@ -75,14 +75,13 @@ def average_pool(
 
 
 def adaptive_average_pool(channels: int, input_size: Sequence[int], output_size: Sequence[int]) -> Separable:
-    """The mean over inputs floor(o * I / O) to ceil((o + 1) * I / O) for each output o."""
+    """The mean of each window of an adaptive pooling."""
     axes = []
     for size, outputs in zip(input_size, output_size, strict=True):
-        starts, stops = _adaptive(size, outputs)
-        taps = np.arange(size)[None]
-        inside = (taps >= starts[:, None]) & (taps < stops[:, None])
-        lengths = stops - starts
-        axes.append(_axis(1 / np.repeat(lengths, lengths), np.nonzero(inside)[1], lengths, size))
+        inputs = _adaptive(size, outputs)
+        inside = inputs >= 0
+        lengths = inside.sum(1)
+        axes.append(_axis(1 / np.repeat(lengths, lengths), inputs[inside], lengths, size))
     return Separable(channels, tuple(axes))
 
 
@@ -107,13 +106,8 @@ def join_taps(shape: Sequence[int], taps: Sequence[Any]) -> Any:
 
 
 def adaptive_windows(shape: Sequence[int], output_size: Sequence[int]) -> Any:
-    """The windows of an adaptive pooling over the last axes: inputs floor(o * I / O) to ceil((o + 1) * I / O)."""
-    taps = []
-    for size, outputs in zip(shape[-len(output_size) :], output_size, strict=True):
-        starts, stops = _adaptive(size, outputs)
-        inputs = starts[:, None] + np.arange((stops - starts).max())
-        taps.append(np.where(inputs < stops[:, None], inputs, -1))
-    return join_taps(shape, taps)
+    """The windows of an adaptive pooling over the last axes."""
+    return join_taps(shape, list(map(_adaptive, shape[-len(output_size) :], output_size)))
 
 
 def reduce_windows(shape: Sequence[int], axes: Iterable[int]) -> Any:
@@ -124,6 +118,9 @@ def reduce_windows(shape: Sequence[int], axes: Iterable[int]) -> Any:
     return numbers.reshape(-1, prod(shape[axis] for axis in reduced))
 
 
-def _adaptive(size: int, outputs: int) -> tuple[Any, Any]:
+def _adaptive(size: int, outputs: int) -> Any:
+    """The inputs (outputs, taps) of each output o, floor(o * I / O) to ceil((o + 1) * I / O), -1 for none."""
     o = np.arange(outputs)
-    return o * size // outputs, -(-(o + 1) * size // outputs)
+    starts, stops = o * size // outputs, -(-(o + 1) * size // outputs)
+    inputs = starts[:, None] + np.arange((stops - starts).max())
+    return np.where(inputs < stops[:, None], inputs, -1)

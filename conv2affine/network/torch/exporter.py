@@ -146,19 +146,17 @@ class Exporter:
             return self.graph.call_function(SIMPLE[step.kind], tuple(inputs))
         if "windows" in step.parameters:
             return self.window(step, inputs[0])
-        numbers = {name: self.number(self.root, self.graph, array) for name, array in step.parameters.items()}
         if step.kind == "leaky_relu":
-            slope = numbers["slope"]
-            function = F.leaky_relu if isinstance(slope, float) else F.prelu
-            return self.graph.call_function(function, (inputs[0], slope))
+            slope = np.asarray(step.parameters["slope"])
+            if slope.ndim:
+                return self.graph.call_function(F.prelu, (inputs[0], self.parameter(slope)))
+            return self.graph.call_function(F.leaky_relu, (inputs[0], slope.item()))
         if step.kind == "clip":
             ends = [np.asarray(step.parameters[name]) for name in ("low", "high")]
-            low, high = (
-                None if end.ndim == 0 and np.isinf(end) else numbers[n]
-                for n, end in zip(("low", "high"), ends, strict=True)
-            )
             if any(end.ndim for end in ends):  # torch.clamp takes two numbers, or two tensors
-                low, high = (self.number(self.root, self.graph, end, True) for end in ends)
+                low, high = map(self.parameter, ends)
+            else:
+                low, high = (None if np.isinf(end) else end.item() for end in ends)
             return inputs[0] if low is high is None else self.graph.call_function(torch.clamp, (inputs[0], low, high))
         raise NotImplementedError(f"a step of kind {step.kind} from {step.origin} has no operator to run it")
 
@@ -174,12 +172,10 @@ class Exporter:
         elements = self.graph.call_function(operator.getitem, (node, (slice(None), index)))
         return self.graph.call_function(reduce, (elements, 2))
 
-    def number(self, root: nn.Module, graph: fx.Graph, array: Any, as_tensor: bool = False) -> Any:
-        """A parameter of a step: a number, or a buffer."""
-        array = np.asarray(array)
-        if array.ndim == 0 and not as_tensor:
-            return array.item()
-        return self.buffer(root, graph, torch.from_numpy(np.array(array)).to(self.cast(self.network.dtype)))
+    def parameter(self, array: Any) -> Node:
+        """A parameter of a step, as a tensor."""
+        tensor = torch.from_numpy(np.array(array)).to(self.cast(self.network.dtype))
+        return self.buffer(self.root, self.graph, tensor)
 
     def constant(self, tensor: Tensor) -> Node:
         """A constant of one sample, repeated for each sample."""

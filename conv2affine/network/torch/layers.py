@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator
+from typing import Literal
 
 import numpy as np
 import torch
@@ -52,23 +52,28 @@ def layer(matrix: Matrix, bias: Array | None, dtype: torch.dtype, layout: Networ
     return SparseLinear(weight, rounded) if weight.layout is torch.sparse_csr else dense_layer(weight, rounded)
 
 
-def finite_layer(
-    name: str, matrix: Matrix, bias: Array | None, dtype: torch.dtype, layout: NetworkLayout = "auto"
-) -> nn.Linear:
-    """The layer as `layer` makes it, whose weight must be finite: a ReLU may hide infinities from a comparison.
+def finite_layer(name: str, matrix: Matrix, bias: Array | None, dtype: torch.dtype, layout: NetworkLayout) -> nn.Linear:
+    """The layer as `layer` makes it, whose weight must be finite, as in `finite`."""
+    fc = layer(matrix, bias, dtype, layout)
+    parts: Iterable[Tensor] = (fc.values if isinstance(fc, SparseLinear) else fc.weight,)
+    if isinstance(matrix, Convolution | Repeated | Selection):  # its entries are these, and fewer
+        parts = (torch.as_tensor(part).to(dtype) for part in matrix.numbers)
+    for part in parts:
+        finite(name, part)
+    return fc
+
+
+def finite(name: str, weight: Tensor) -> Tensor:
+    """The weight of a layer, or a part of it, which must be finite: a ReLU may hide infinities from a comparison.
 
     A bias may be infinite, as that of a mask is: it gives what a number too large for the dtype does.
     """
-    fc = layer(matrix, bias, dtype, layout)
-    parts: Sequence[Any] = (fc.values if isinstance(fc, SparseLinear) else fc.weight,)
-    if isinstance(matrix, Convolution | Repeated | Selection):  # its entries are these, and fewer
-        parts = [torch.as_tensor(part).to(dtype) for part in matrix.numbers]
-    if not all(end.isfinite() for part in parts if part.numel() for end in part.aminmax()):
+    if weight.numel() and not all(end.isfinite() for end in weight.aminmax()):
         raise ValueError(
-            f"{name}: weight of its layer must be finite in {dtype}, and some numbers are larger; pass a wider "
+            f"{name}: weight of its layer must be finite in {weight.dtype}, and some numbers are larger; pass a wider "
             "dtype, such as dtype=torch.float64"
         )
-    return fc
+    return weight
 
 
 def dense_layer(weight: Tensor, bias: Tensor | None) -> nn.Linear:

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from conv2affine.convolution.product import in_chunks
+from conv2affine.network.torch.importing.call import written_arguments
 from conv2affine.network.torch.importing.constants import SHAPE_ONLY
 
 WIDE = (torch.float64, torch.complex128)
@@ -166,12 +167,11 @@ class InDouble(TorchDispatchMode):  # type: ignore[no-untyped-call]
         is_reached = not _reads_shape_only(func) and self.reaches(_leaves((args, kwargs)))
         if not is_reached and not (self.functions.is_reached and _rounds(func)):
             return func(*args, **kwargs)
-        for place, name in _written(func):
-            for x in _leaves(args[place] if place < len(args) else kwargs.get(name)):
-                if isinstance(x, Tensor) and x.dtype in (*WIDER, *WIDE) and self.value(x) is None:
-                    self.widen(x)
-                    if self.value(x) is None:
-                        raise TypeError(f"{func} would write to {x.dtype} what is computed in float64")
+        for x in _leaves(written_arguments(func, args, kwargs)):
+            if isinstance(x, Tensor) and x.dtype in (*WIDER, *WIDE) and self.value(x) is None:
+                self.widen(x)
+                if self.value(x) is None:
+                    raise TypeError(f"{func} would write to {x.dtype} what is computed in float64")
         exact = self.result(func, args, kwargs)
         if self.noise:
             exact = self.noise.disturbed(func, exact)
@@ -201,13 +201,6 @@ def _leaves(arguments: Any) -> list[Any]:
     leaves: list[Any] = []
     map_aggregate(arguments, leaves.append)
     return leaves
-
-
-@cache  # a schema makes its arguments anew each time
-def _written(func: Any) -> tuple[tuple[int, str], ...]:
-    """Places and names of the arguments that an operator writes to."""
-    arguments = enumerate(func._schema.arguments)
-    return tuple((place, argument.name) for place, argument in arguments if argument.is_write)
 
 
 @cache

@@ -16,7 +16,7 @@ from conv2affine.interop.dtensor import local_rows
 from conv2affine.interop.sharded import SHARDED, GatheredSparseLinear, check_line
 from conv2affine.network.matrices.matrix import Array, Matrix
 from conv2affine.network.matrices.rows import take_rows
-from conv2affine.network.torch.layers import layer
+from conv2affine.network.torch.layers import finite_layer
 from conv2affine.sparse_linear import SparseLinear
 
 RUN = "run"  # what ranks tell each other before a run
@@ -30,11 +30,13 @@ def number_of_ranks(device_mesh: DeviceMesh) -> int:
     return device_mesh.size()
 
 
-def shared_layer(matrix: Matrix, bias: Array | None, dtype: torch.dtype, device_mesh: DeviceMesh) -> nn.Module:
+def shared_layer(
+    name: str, matrix: Matrix, bias: Array | None, dtype: torch.dtype, device_mesh: DeviceMesh
+) -> nn.Module:
     """The layer x -> x @ matrix.T + bias, of which this rank builds its rows and nothing else."""
     rows = local_rows(matrix.shape[0], device_mesh, SHARDED)
     part = None if bias is None else bias[rows.start : rows.stop]
-    local = layer(take_rows(matrix, rows), part, dtype, "sparse")
+    local = finite_layer(name, take_rows(matrix, rows), part, dtype, "sparse")
     assert isinstance(local, SparseLinear)  # for the type checker
     return GatheredSparseLinear(local, rows, matrix.shape[0], device_mesh)
 

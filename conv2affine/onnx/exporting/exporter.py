@@ -14,11 +14,11 @@ from conv2affine.network.graph import Graph, Kept, Piece, Step
 from conv2affine.network.matrices.matrix import Matrix, Selection
 from conv2affine.network.passes.chain import Layer
 from conv2affine.network.proof.forward import Interval
-from conv2affine.network.torch.layers import layer, row_chunks
+from conv2affine.network.torch.layers import finite, finite_layer, row_chunks
 from conv2affine.onnx.call import runs_on_vectors
 from conv2affine.onnx.exporting.storage import external_tensor
 from conv2affine.onnx.exporting.values import Values
-from conv2affine.onnx.exporting.writer import Writer, as_array, finite, write_kept, write_kind, write_selection
+from conv2affine.onnx.exporting.writer import Writer, as_array, write_kept, write_kind, write_selection
 from conv2affine.onnx.model import DTYPES, OnnxNetwork, TensorInfo
 
 CHUNK_BYTES = 2**24
@@ -110,12 +110,12 @@ class Exporter:
         self.each(origin)
         writer, (rows, cols) = self.writer, matrix.shape
         if writer.data is None or rows * cols * self.dtype.itemsize <= CHUNK_BYTES:
-            fc = layer(matrix, bias, self.dtype, "dense")
-            weight = writer.constant(f"{origin}.weight", finite(as_array(fc.weight), origin))
+            fc = finite_layer(origin, matrix, bias, self.dtype, "dense")
+            weight = writer.constant(f"{origin}.weight", as_array(fc.weight))
             return weight, writer.constant(f"{origin}.bias", as_array(fc.bias))
         name = writer.name(f"{origin}.weight")
         step = max(1, CHUNK_BYTES // (cols * self.dtype.itemsize))
-        chunks = (finite(as_array(chunk), origin) for chunk in row_chunks(matrix, self.dtype, step))
+        chunks = (as_array(finite(origin, chunk)) for chunk in row_chunks(matrix, self.dtype, step))
         writer.initializers.append(external_tensor(writer.data, name, (rows, cols), writer.dtype, chunks))
         return name, writer.constant(f"{origin}.bias", bias)
 
@@ -137,6 +137,8 @@ class Exporter:
         for source, matrix in terms.items():
             x, origin = self.values.vector(source), (piece.origins.get(source) or piece.origin)[0]
             if source in selected:
+                for scale in matrix.numbers:
+                    finite(origin, torch.from_numpy(scale).to(self.dtype))
                 x = write_selection(self.writer, x, selected[source], origin)
             else:
                 names = self.layer(matrix, bias, origin)

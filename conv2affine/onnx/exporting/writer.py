@@ -165,21 +165,11 @@ def write_selection(writer: Writer, x: str, selection: Selection, origin: str) -
     if index is not None:
         x = call("Gather", [x, constant(f"{origin}.index", index.clip(0))], origin, axis=1)
     if selection.scale is not None:
-        with np.errstate(over="ignore"):
-            scale = finite(np.asarray(selection.scale, writer.dtype), origin)
-        x = call("Mul", [x, constant(f"{origin}.scale", scale)], origin)
+        x = call("Mul", [x, constant(f"{origin}.scale", selection.scale)], origin)
     if read is not None:
         zero = constant(f"{origin}.zero", np.float64(0))
         x = call("Where", [constant(f"{origin}.read", read), x, zero], origin)
     return x
-
-
-def finite(array: Any, origin: str) -> Any:
-    """The numbers of a layer, all of which must be finite."""
-    if array.size and not np.isfinite([array.min(), array.max()]).all():
-        advice = "dtype=float64 may hold them"
-        raise ValueError(f"{origin}: numbers of its layer must be finite in {array.dtype}; {advice}")
-    return array
 
 
 def as_array(tensor: Tensor) -> Any:

@@ -160,6 +160,7 @@ class _Importer:
         """The results of a node that depends on inputs: by its rule, or from the kept operator."""
         moved = [name for name in node.input if isinstance(self.results[name], Value)]
         moved += [name for name in node.output if name in self.used]
+        where = f"{node.op_type} node {context.origin}"
         is_sure = self.unsure.isdisjoint(context.inputs)
         rule = find_rule(node.op_type) if is_sure or node.op_type not in FOR_NUMBERS else None
         trial = None
@@ -168,8 +169,8 @@ class _Importer:
             made = [] if trial is None else [result.shape for result in trial[1]]
             if made and made[0] != context.shapes[0]:
                 raise NotImplementedError(
-                    f"{node.op_type} node {context.origin}: its result must have the shape that onnx infers, "
-                    f"{context.shapes[0]}, and the runtime gives {made[0]}; change its attributes"
+                    f"{where}: its result must have the shape that onnx infers, {context.shapes[0]}, and the runtime "
+                    f"gives {made[0]}; change its attributes"
                 )
         if node.op_type == "Where" and isinstance(args[0], Value) and node.input[0] not in node.input[1:]:
             moved.remove(node.input[0])  # a mask
@@ -191,13 +192,10 @@ class _Importer:
             except NoRuleError as error:
                 reason = str(error) or "no rule covers it with these inputs"
             except ValueError as error:  # of NumPy, for shapes that do not fit
-                where = f"{node.op_type} node {context.origin}"
                 raise ValueError(f"{where} must follow the rules of its operator: {error}") from error
         if any(size == 0 for shape in context.shapes for size in shape):
             shapes = ", ".join(map(str, context.shapes))
-            raise NotImplementedError(
-                f"{node.op_type} node {context.origin}: its result must have elements, got shape {shapes}"
-            )
+            raise NotImplementedError(f"{where}: its result must have elements, got shape {shapes}")
         call = dataclasses.replace(context.call, reason=reason)
         return list(self.graph.add_kept(node.op_type, context.inputs, context.shapes, call, context.origin))
 

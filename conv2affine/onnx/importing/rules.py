@@ -24,7 +24,8 @@ def concat(context: Context, *parts: Any, axis: int) -> Any:
     return shapes.concat(context, parts, axis)
 
 
-def dropout(context: Context, x: Any, *other: Any) -> Any:
+def copy(context: Context, x: Any, *other: Any) -> Any:
+    """The first input, whatever the others are."""
     return shapes.copy(context, x)
 
 
@@ -131,9 +132,9 @@ WINDOW = {name: name for name in ("auto_pad", "dilations", "kernel_shape", "pads
 RULES: dict[str, Rule | tuple[Rule, dict[str, str | None]]] = {
     **dict.fromkeys(MOVING, shapes.move),
     "Identity": shapes.copy,
-    "Dropout": (dropout, {"ratio": None, "seed": None}),
+    "Dropout": (copy, {"ratio": None, "seed": None}),
     "Cast": (shapes.copy, {"to": None, "saturate": None, "round_mode": None}),  # from float to float: others are kept
-    "CastLike": (dropout, {"saturate": None, "round_mode": None}),
+    "CastLike": (copy, {"saturate": None, "round_mode": None}),
     "Concat": concat,
     "ScatterElements": scatter_elements,
     "ScatterND": scatter_nd,

@@ -23,7 +23,7 @@ from conv2affine.network.torch import layers, ranks
 from conv2affine.network.torch.noise import Noise
 from conv2affine.network.torch.ranks import together
 from conv2affine.network.torch.verifying import verify
-from tests.network.models import PIECEWISE, build, samples
+from tests.network.models import PIECEWISE, Function, build, samples
 
 NAMES = ("resnet", "densenet", "unet", "mobilenet")  # sums, concatenations, interpolation, clips
 
@@ -107,6 +107,14 @@ def test_what_one_process_refuses_two_build(fake_mesh, monkeypatch):
     with pytest.raises(MemoryError, match="the layers need"):
         network("resnet")
     network("resnet", device_mesh=fake_mesh)
+
+
+def test_numbers_that_overflow_in_the_dtype_are_refused(fake_mesh, monkeypatch):
+    monkeypatch.setattr(layers, "SHARED_BYTES", 0)
+    monkeypatch.setattr(convert, "verify", lambda *arguments: None)
+    model = Function(lambda x: torch.relu(-7e4 * x.abs() + 0.5))
+    with pytest.raises(ValueError, match=r"^mul: weight of its layer must be finite in torch.float16, and some"):
+        to_linear_network(model, torch.rand(1, 3), dtype=torch.float16, device_mesh=fake_mesh)
 
 
 def test_meshes_are_refused(fake_mesh):

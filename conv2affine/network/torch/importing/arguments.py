@@ -7,9 +7,11 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import fx
 
 from conv2affine.network.rules.operands import Context, NoRuleError, Rule
+from conv2affine.network.torch.importing.call import operator_name
 from conv2affine.network.torch.importing.rules import REASONS, RULES
 
 NEVER_TRUE = ("isnan", "isinf")  # of values that are surely finite
@@ -28,11 +30,12 @@ NAMES: dict[str, str | None] = {
 }
 
 
-def masks(name: str, args: Sequence[Any]) -> Sequence[Any]:
-    """Which arguments of an operator may be of type bool although its result is numeric."""
-    if name == "mul":
-        return args if all(isinstance(arg, fx.Node) for arg in args) else ()
-    return args[:1] if name == "where" else ()
+def dtypes_of(node: fx.Node, reached: Sequence[fx.Node]) -> set[torch.dtype]:
+    """The dtypes of the arguments that depend on inputs, `reached`; without those of masks beside numbers."""
+    masks = {"mul": node.args, "where": node.args[:1]}.get(operator_name(node.target), ()) if len(reached) > 1 else ()
+    dtypes = {arg.meta["val"].dtype for arg in reached}
+    whole = {dtype for dtype in dtypes if not (dtype.is_floating_point or dtype.is_complex)}
+    return dtypes - whole if all(arg in masks for arg in reached if arg.meta["val"].dtype in whole) else dtypes
 
 
 def find_rule(target: Any) -> Rule | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,6 +119,17 @@ class AtenCall:
         args, kwargs = map_aggregate((args, kwargs), widened)
         result = self.target(*args, **kwargs)
         return [(result if self.results is None else result[number]).numpy() for number in self.results or (0,)]
+
+
+def written_arguments(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """The arguments that an operator writes to: tensors, or lists of them."""
+    return [args[place] if place < len(args) else kwargs.get(name) for place, name in _written(target)]
+
+
+@functools.cache  # a schema makes its arguments anew each time
+def _written(target: Any) -> tuple[tuple[int, str], ...]:
+    arguments = enumerate(target._schema.arguments)
+    return tuple((place, argument.name) for place, argument in arguments if argument.is_write)
 
 
 def origin(node: fx.Node) -> str:

@@ -13,7 +13,7 @@ from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
-from conv2affine.network.torch.importing.call import operator_name
+from conv2affine.network.torch.importing.call import operator_name, written_arguments
 
 # Operators that read no element of their first argument.
 SHAPE_ONLY = frozenset(
@@ -169,13 +169,10 @@ def _has_shape(argument: Any) -> bool:
 
 def _written(node: fx.Node) -> list[fx.Node]:
     """The arguments that an operator writes to."""
-    if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
-        return []
-    written: list[fx.Node] = []
-    for place, argument in enumerate(node.target._schema.arguments):
-        if argument.is_write:
-            map_arg(node.args[place] if place < len(node.args) else node.kwargs.get(argument.name), written.append)
-    return written
+    nodes: list[fx.Node] = []
+    if isinstance(node.target, torch._ops.OpOverload):
+        map_arg(written_arguments(node.target, node.args, node.kwargs), nodes.append)
+    return nodes
 
 
 def memory(value: Any) -> set[int]:

@@ -20,7 +20,7 @@ from conv2affine.network.graph import Graph, Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.passes.simplify import remove_unused
 from conv2affine.network.rules.operands import Context, NoRuleError, may_overflow, values
-from conv2affine.network.torch.importing.arguments import FOR_NUMBERS, NEVER_TRUE, find_rule, masks
+from conv2affine.network.torch.importing.arguments import FOR_NUMBERS, NEVER_TRUE, dtypes_of, find_rule
 from conv2affine.network.torch.importing.call import AtenCall, operator_name, origin
 from conv2affine.network.torch.importing.casts import begin_at_casts
 from conv2affine.network.torch.importing.constants import SHAPE_ONLY, memory
@@ -200,12 +200,8 @@ class _Importer:
         shapes = tuple(tuple(fakes[number].shape) for number in used)
         context = Context(self.graph, call, inputs, shapes, self.parameters, origin(node))
         # What is computed in another dtype is rounded there, or is not a number.
-        may_be_masks = masks(name, node.args) if len(reached) > 1 else ()
-        dtypes = {arg.meta["val"].dtype for arg in reached}
-        whole = {dtype for dtype in dtypes if not (dtype.is_floating_point or dtype.is_complex)}
-        if all(arg in may_be_masks for arg in reached if arg.meta["val"].dtype in whole):
-            dtypes -= whole
-        others = sorted(map(str, dtypes.union(fakes[number].dtype for number in used) - {self.dtypes[0]}))
+        dtypes = dtypes_of(node, reached).union(fakes[number].dtype for number in used)
+        others = sorted(map(str, dtypes - {self.dtypes[0]}))
         rule = None if is_unsure and name in FOR_NUMBERS else find_rule(target)
         reason = f"it is computed in {', '.join(others)}, and most in {self.dtypes[0]}" if rule else ""
         results: Any = None

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from conv2affine.network.torch.importing.call import written_arguments
 from conv2affine.network.torch.models.surroundings import users_device
 
 # Functions that give Python numbers for the elements of tensors, or compare all of them.
@@ -87,10 +88,11 @@ class _Reached(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return any(isinstance(x, Tensor) and _memory(x) in self.kept for x in pytree.tree_leaves(arguments))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
         if self.has((args, kwargs)):
-            written = [x for x, argument in zip(args, func._schema.arguments, strict=False) if argument.is_write]
-            changed = [x for x in pytree.tree_leaves((result, written)) if isinstance(x, Tensor)]
+            leaves = pytree.tree_leaves((result, written_arguments(func, args, kwargs)))
+            changed = [x for x in leaves if isinstance(x, Tensor)]
             self.kept.update((_memory(x), x) for x in changed)
             if self.is_singular(func, args, kwargs):
                 self.singular.update(map(_memory, changed))

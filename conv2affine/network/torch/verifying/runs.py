@@ -58,11 +58,6 @@ class Apart(nn.Module):
         return list(torch.split(vector, self.sizes, 1))
 
 
-def result_outputs(result: nn.Module, inputs: Sequence[Tensor], flat: bool) -> list[Any]:
-    """The outputs of the result."""
-    return listed(result(*inputs), flat)
-
-
 def exact_outputs(
     model: nn.Module, inputs: Sequence[Tensor], expected: list[Any], flat: bool
 ) -> tuple[list[Any], bool]:

@@ -32,8 +32,8 @@ from conv2affine.network.torch.verifying.runs import (
     exact_outputs,
     first_infinite,
     first_mixing,
+    listed,
     model_scales,
-    result_outputs,
     result_scales,
     run,
     samples,
@@ -80,7 +80,7 @@ def verify(
         taken = [x.to(each) for x, each in zip(inputs, network.input_dtypes, strict=True)]
         own = [x.to(dtypes.get(x.dtype, x.dtype)) for x in taken]
         result = Apart(result, expected) if flat else result
-        got = result_outputs(result, own, flat)
+        got = listed(result(*own), flat)
         exact, is_double = exact_outputs(model, inputs, expected, flat)
         limits = _Limits(eps, smallest(dtype, *network.dtypes), is_double, dtypes)
         pieces = piece_outputs(network, taken, expected, is_double, flat)
