@@ -162,8 +162,7 @@ def _window_max(writer: _Writer, x: Map, windows: Any) -> Map:
     bias = writer.size(x)
     windows = -np.sort(-windows, axis=1)
     windows = np.where(np.diff(windows, axis=1, prepend=-2) == 0, -1, windows)  # each once
-    while windows.shape[1] > 1:
-        windows = -np.sort(-windows, axis=1)  # -1 comes last
+    while (windows := _packed(windows)).shape[1] > 1:
         if windows.shape[1] % 2:
             windows = np.pad(windows, ((0, 0), (0, 1)), constant_values=-1)
         pairs, inverse = np.unique(windows.reshape(-1, 2), axis=0, return_inverse=True)
@@ -177,6 +176,12 @@ def _window_max(writer: _Writer, x: Map, windows: Any) -> Map:
         x = _identity(writer.value(_at(x, first) + _at(larger, places)))
         windows = np.where(windows[:, ::2] < 0, -1, inverse.reshape(windows.shape[0], -1))
     return _at(x, windows[:, 0])
+
+
+def _packed(windows: Any) -> Any:
+    """The windows with -1 last, and no more of them than the largest window needs."""
+    windows = -np.sort(-windows, axis=1)
+    return windows[:, : max(1, (windows >= 0).sum(1).max(initial=0))]
 
 
 def _window_min(writer: _Writer, x: Map, windows: Any) -> Map:

@@ -36,7 +36,10 @@ def chain_for_box(graph: Graph, box: Interval, dtype: torch.dtype) -> list[Layer
         ends: list[Interval] = []
         for unit in layer.units.values():
             low, high = next(intervals)
-            ends += [Interval(low, high), Interval(-high, -low)] if unit.is_pair else [Interval(low, high)]
+            pair = [(low, high), (-high, -low)] if unit.is_pair else [(low, high)]
+            if layer.is_carried(unit):  # these rows read relu(v) and relu(-v), and not v
+                pair = [(np.maximum(low, 0), np.maximum(high, 0)) for low, high in pair]
+            ends += [Interval(*row) for row in pair]
         lows, highs = zip(*ends, strict=True)
         result.append(dataclasses.replace(layer, bounds=Interval(np.concatenate(lows), np.concatenate(highs))))
     return result

@@ -241,4 +241,5 @@ def _ratio(map: Map, base: Map) -> Any:
     squares = b.multiply(b).sum(1)
     ratio = np.divide(a.multiply(b).sum(1), squares, out=np.zeros(len(squares)), where=squares > 0)
     off = a - b.multiply(ratio[:, None]).tocsr()
-    return ratio if abs(off).max() <= EPS * abs(a).max() else None
+    largest, rest = (abs(part).max(axis=1).toarray().ravel() for part in (a, off))
+    return ratio if (rest <= EPS * largest).all() else None

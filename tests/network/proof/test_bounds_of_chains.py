@@ -151,6 +151,19 @@ def test_what_is_carried_has_one_unit_where_its_sign_is_known():
         assert violations(mlp, points(*(end.numpy() for end in mlp.box), 100).float()) == 0
 
 
+def test_bounds_of_a_pair_that_is_carried_on_are_those_of_its_relus():
+    class Skip(nn.Module):
+        def forward(self, x):
+            return torch.relu(torch.relu(x.flip(1) - 0.5) - 0.1) + x
+
+    x = torch.tensor([[0.6, -0.4]])
+    mlp = to_mlp(Skip(), x, box=around(x, 0.7))
+    (low, high), (carried_low, carried_high) = mlp.bounds[0], mlp.bounds[1]
+    assert (low[:4] < 0).all()  # x and -x, the rows of the pair
+    assert carried_low[1:].tolist() == [0] * 4
+    assert torch.equal(carried_high[1:], high[:4])
+
+
 def test_several_inputs_are_in_a_box():
     class Two(nn.Module):
         def forward(self, a, b):

@@ -148,6 +148,14 @@ JUMPS = {
 }
 
 
+@pytest.mark.parametrize("scale", [1, 1e15])
+def test_a_mask_of_another_element_is_none_next_to_a_large_one(scale):
+    numbers = torch.tensor([scale, 1.0, 1.0], dtype=torch.float64)
+    net = Function(lambda h: (lambda h: h[..., [0, 2, 1]] * (h > 0))(h * numbers))
+    with pytest.raises(NotImplementedError, match=r"mul must be .* it multiplies values"):
+        to_mlp(net, samples(5, 3))
+
+
 @pytest.mark.parametrize(("function", "message"), JUMPS.values(), ids=JUMPS)
 def test_jumps(function, message):
     made, x = Function(function), samples(5, 3, 4)

@@ -66,6 +66,15 @@ def test_small_pools_of_files(op_type, size):
         np.testing.assert_allclose(result, expected, atol=1e-6, err_msg=node)
 
 
+@pytest.mark.parametrize(("size", "kernel"), [(1, 2), (1, 3), (2, 3), (3, 5)])
+def test_max_pools_that_are_mostly_padding(size, kernel):
+    model = torch.nn.Sequential(torch.nn.Conv1d(1, 2, 1), torch.nn.MaxPool1d(kernel, 1, kernel // 2)).double()
+    x = torch.tensor(np.random.default_rng(0).normal(size=(5, 1, size)))
+    mlp = conv2affine.to_mlp(model, x)
+    torch.testing.assert_close(mlp(x), model(x).flatten(1), atol=1e-12, rtol=0)
+    assert len(mlp) == 2 + 2 * (size - 1).bit_length()  # no more rounds than the elements of a window need
+
+
 REDUCTIONS = {
     "mean": lambda x: x[:, :0].mean(1),
     "mean-of-all": lambda x: x[:, :, :0].mean((1, 2)),
