@@ -48,6 +48,12 @@ def test_known_issues_name_tests_that_exist():
         assert f"\ndef {test}(" in (ROOT / "tests" / file).read_text()
 
 
+def test_pages_name_tests_that_are_there():
+    for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "Makefile"):
+        for path in re.findall(r"\btests/[\w/]+\.(?:py|txt)\b", page.read_text()):
+            assert (ROOT / path).exists() or "NAME" in path, f"{page.name} names {path}"
+
+
 def test_api_reference_has_every_public_name():
     pages = "".join(path.read_text() for path in (ROOT / "docs/api").glob("*.md"))
     documented = set(re.findall(r"^\.\. auto\w+:: (?:conv2affine\.)?(\S+)", pages, re.MULTILINE))

@@ -72,6 +72,14 @@ class Form:
         result: Mask = (_largest(self.matrix - other.matrix) <= ROUNDINGS * unit * largest) & offset
         return result
 
+    def is_sum(self, positive: Mask, sign: int = 1) -> Mask:
+        """Which elements, times a sign, are >= 0: without an entry < 0, of units that are, by this mask."""
+        data = sign * self.matrix.data
+        wrong = (data < 0) | ((data != 0) & ~positive[self.matrix.indices])
+        count = np.concatenate([[0], np.cumsum(wrong)])
+        result: Mask = (count[self.matrix.indptr[1:]] == count[self.matrix.indptr[:-1]]) & (sign * self.bias >= 0)
+        return result
+
     def gap(self, other: Form, largest: Array) -> Array:
         """How far the elements of two maps of the same units may be apart, rounded up."""
         apart = abs(self.matrix - other.matrix) @ largest + np.abs(self.bias - other.bias)

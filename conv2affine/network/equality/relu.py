@@ -38,17 +38,13 @@ class Relu:
         self.probes, self.interval = probes * np.where(self.flipped, -1, 1)[:, None], interval
         self.unit, self.factor = np.full(len(probes), -1), np.ones(len(probes))
         self.leads = np.zeros(len(probes), bool)  # the elements that are the first of their unit on this side
-        self.moved = np.zeros(len(probes))  # what is left out of relu(v)
         matrix, bias = self.form.matrix, self.form.bias
         keys = matrix @ units.random[:-1] + bias[:, None] * units.random[-1]
         self.norm = np.linalg.norm(keys, axis=1) if units.scaled else np.ones(len(keys))
         self.keys = keys / np.where(self.norm > 0, self.norm, 1)[:, None]
-        wrong = (matrix.data < 0) | ((matrix.data != 0) & ~units.bends[matrix.indices])
-        count = np.concatenate([[0], np.cumsum(wrong)])
-        has_wrong = count[matrix.indptr[1:]] > count[matrix.indptr[:-1]]
-        self.steady: Mask = ~has_wrong & ((bias >= 0) | (np.diff(matrix.indptr) == 0))
-        self.steady |= positive
-        self.zero: Mask = self.steady & (np.diff(matrix.indptr) == 0) & (bias < 0)
+        self.zero = self.form.is_sum(units.bends, -1)
+        self.steady: Mask = self.zero | self.form.is_sum(units.bends) | positive
+        self.moved = np.where(self.zero, self.form.error, 0)  # what is left out of relu(v)
 
     def flattened(self, form: Form) -> tuple[Form, Mask]:
         """A form w with relu(w) = relu(v) or, where it is flipped, relu(w) = relu(-v) = relu(v) - v.

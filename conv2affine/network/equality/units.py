@@ -5,6 +5,7 @@ numbers, or else by their values for a few random inputs, and are then compared 
 its own, and is the same however a network computes it:
 
     relu(v) = v                 where v has no entry < 0, and reads only units that are >= 0; or v >= 0 in a box
+    relu(v) = 0                 where that holds of -v
     relu(relu(v) - c) = relu(v - c), c > 0, relu(max(v, low) - high) = relu(v - high), and so on
     relu(s v) = s relu(v), s > 0
     relu(v) = relu(-v) + v      where relu(-v) is a unit, as of a value that a chain carries, |x|, max(a, b), max(b, a)

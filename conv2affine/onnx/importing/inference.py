@@ -107,9 +107,17 @@ def check_rules(model: CheckedModel) -> None:
 
 
 def infer(
-    node: NodeProto, opset: int, ir_version: int, results: Mapping[str, Any], types: Mapping[str, TypeProto], where: str
+    node: NodeProto,
+    opset: int,
+    ir_version: int,
+    results: Mapping[str, Any],
+    types: Mapping[str, TypeProto],
+    where: str,
+    advice: str,
 ) -> Mapping[str, TypeProto]:
-    """The types of a node's results, by name, as far as they follow from those of its inputs; `where` is for messages.
+    """The types of a node's results, by name, as far as they follow from those of its inputs.
+
+    `where` and `advice` are for messages.
 
     Raises:
         ValueError: If it breaks the rules of its operator.
@@ -131,7 +139,8 @@ def infer(
             ir_version=ir_version,
         )
     except (InferenceError, onnx.checker.ValidationError, onnx.defs.SchemaError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{where} must follow the rules of its operator: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{where} must follow the rules of its operator: {reason}{advice}") from error
     if node.op_type == "GroupNormalization":  # of which onnx infers no shape
         return {node.output[0]: types[node.input[0]]}
     return inferred

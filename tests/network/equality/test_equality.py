@@ -165,6 +165,22 @@ def test_steps_that_part_where_no_input_shows_it():
     assert result.is_within() is None
 
 
+@pytest.mark.parametrize("box", [None, (-1, 1)])
+def test_a_relu_of_what_is_never_positive_is_zero(box):
+    """As in the pair relu(v) - relu(-v) that a chain carries."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+    for parameter in (model[2].weight, model[2].bias):
+        parameter.data[0] = -parameter.data[0].abs()
+    without = nn.Sequential(*model[:2], nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 2)).eval()
+    without[2].weight.data, without[2].bias.data = model[2].weight.data[1:], model[2].bias.data[1:]
+    without[4].weight.data, without[4].bias.data = model[4].weight.data[:, 1:], model[4].bias.data
+    for pair in ((model, without), (without, model)):
+        result = check(*pair, torch.rand(1, 3), box=box)
+        assert result.verdict == "equal"
+        assert box is None or result.difference <= result.bound < 1e-5
+
+
 def renamed(proto):
     """The same with other names, and nodes in another order."""
     other = standard.ModelProto.FromString(proto.SerializeToString())

@@ -93,6 +93,15 @@ def test_refused_nodes(nodes, error, message):
         convert(model(nodes, {"x": (1, 3)}, constants))
 
 
+def test_a_batch_that_is_symbolic_and_takes_one_number_only():
+    """As exporters write what `len(x)` gives."""
+    nodes, constants = "y = Concat<axis = 1>(c, x)", {"c": random(2, 1)}
+    advice = r"read for one sample: if it was exported for N only, pass shapes={'x': \(N, 3\)} \(--shape\)"
+    with pytest.raises(ValueError, match=rf"Concat node y must follow .*; it was {advice}"):
+        convert(model(nodes, {"x": ("N", 3)}, constants))
+    assert not convert(model(nodes, {"x": ("N", 3)}, constants), shapes={"x": (2, 3)}).is_batched
+
+
 @pytest.mark.parametrize("form", ["graph", "mlp"])
 def test_what_no_form_keeps_is_not_said_to_be_kept(form):
     nodes, error, message = NODES_REFUSED["random"]
