@@ -88,17 +88,17 @@ def verify(
         outputs = list(zip(expected, got, exact, pieces, strict=True))
         # What passes by a small scale passes by a larger one too: noise costs most of the time, and is rarely needed.
         each_scales, none = model_scales(model, inputs, exact, is_double, eps, flat), [0] * len(outputs)
-        found = _first_problem(limits, outputs, next(each_scales), none)
-        if not found:
+        least = next(each_scales)
+        if not _first_problem(limits, outputs, least, none):
             return
-        # Layers spread NaN, which only what is kept gives, or drop it; where a comparison hides it, noise says nothing.
-        if any(isinstance(node, Kept) for node in network.graph.nodes) and computes_nan(result, own):
-            _refuse(model, inputs, expected, *found, tolerance_of(eps), flat, None)
-        for scales in each_scales:
+        # Layers spread NaN, which only what is kept gives, or drop it. If a comparison hides that, noise must not.
+        has_nan = any(isinstance(node, Kept) for node in network.graph.nodes) and computes_nan(result, own)
+        for measured in each_scales:
+            scales = _capped(measured, least) if has_nan else measured
             if not _first_problem(limits, outputs, scales, none):
                 return
         inside = result_scales(result, own, got, eps, flat)
-        capped = [own_part(x, size) if isinstance(size, Tensor) else 0 for x, size in zip(inside, scales, strict=True)]
+        capped = _capped(inside, scales)
         found = _first_problem(limits, outputs, scales, capped)
         if found:
             is_rough = dtype is not torch.float64 and not _first_problem(limits, outputs, scales, inside)
@@ -106,6 +106,11 @@ def verify(
                 in_double = [(a, a.to(b.dtype) if isinstance(a, Tensor) else b, *wide) for a, b, *wide in outputs]
                 is_rough = not _first_problem(limits, in_double, scales, capped)
             _refuse(model, inputs, expected, *found, tolerance_of(eps), flat, dtype if is_rough else None)
+
+
+def _capped(own: Sequence[Any], scales: Sequence[Any]) -> list[Any]:
+    """Scales of outputs, each capped relative to the scale of that output."""
+    return [own_part(x, size) if isinstance(size, Tensor) else 0 for x, size in zip(own, scales, strict=True)]
 
 
 @dataclass(frozen=True)
