@@ -18,6 +18,7 @@ from conv2affine.onnx.call import OnnxCall
 from conv2affine.onnx.importing.inference import (
     CHANCE,
     Budget,
+    batch_advice,
     check_node,
     check_size,
     check_work,
@@ -49,7 +50,7 @@ class _Importer:
     def __init__(self, model: CheckedModel) -> None:
         self.model = model
         self.graph = Graph()
-        self.advice = _batch_advice(model)
+        self.advice = batch_advice(model)
         self.results: dict[str, Any] = {"": None}  # by name: values, or arrays where they depend on no input
         self.types: dict[str, TypeProto] = {}
         self.unsure: set[Value] = set()  # what may be infinite or no number for finite inputs
@@ -201,15 +202,6 @@ class _Importer:
             raise NotImplementedError(f"{where}: its result must have elements, got shape {shapes}")
         call = dataclasses.replace(context.call, reason=reason)
         return list(self.graph.add_kept(node.op_type, context.inputs, context.shapes, call, context.origin))
-
-
-def _batch_advice(model: CheckedModel) -> str:
-    """What to do if a model with a symbolic batch size takes another one only, as exporters fix what `len` gives."""
-    shapes = {tensor.name: ("N", *tensor.shape[1:]) for tensor in model.inputs if tensor.is_batched}
-    if not shapes:
-        return ""
-    shown = ", ".join(f"{name!r}: ({', '.join(map(str, shape))})" for name, shape in shapes.items())
-    return f"; it was read for one sample: if it was exported for N only, pass shapes={{{shown}}} (--shape)"
 
 
 def _fold(call: OnnxCall, blanks: Sequence[Any], size: int) -> list[Any]:

@@ -106,6 +106,15 @@ def check_rules(model: CheckedModel) -> None:
         reached.update(filter(None, node.output))
 
 
+def batch_advice(model: CheckedModel) -> str:
+    """What to do if a model with a symbolic batch size takes another one only, as exporters fix what `len` gives."""
+    shapes = {tensor.name: ("N", *tensor.shape[1:]) for tensor in model.inputs if tensor.is_batched}
+    if not shapes:
+        return ""
+    shown = ", ".join(f"{name!r}: ({', '.join(map(str, shape))})" for name, shape in shapes.items())
+    return f"; it was read for one sample: if it was exported for N only, pass shapes={{{shown}}} (--shape)"
+
+
 def infer(
     node: NodeProto,
     opset: int,
