@@ -20,3 +20,11 @@ THIRDS = (torch.arange(5) % 3).view(1, 1, 5, 1).expand(1, 2, 5, 6)
 def kinds(rows, number):
     """Kinds of the steps of one of several modules side by side."""
     return {row.kind for row in rows if not row.layout and f"{row.name}.".startswith(f"parts.{number}.")}
+
+
+def assert_linear(converted, name, shape):
+    """One of several modules side by side is a part of their linear layer."""
+    model, fc, number = converted.of(name)
+    x = constant(3, *shape, seed=3)
+    result = fc(x.flatten(1))[:, fc.output_slices[number]]
+    torch.testing.assert_close(result, model.one(number, x).flatten(1), atol=1e-12, rtol=0)

@@ -8,7 +8,7 @@ from torch import nn
 
 from conv2affine import SparseLinear, to_linear
 from tests.network.models import Converted, written
-from tests.network.rules.operands import COLUMNS, IMAGE, LINE, MASK, SQUARE, VOLUME, constant
+from tests.network.rules.operands import COLUMNS, IMAGE, LINE, MASK, SQUARE, VOLUME, assert_linear, constant
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.triangular_solve is deprecated"),
@@ -230,7 +230,4 @@ LINEAR = Converted(to_linear, AFFINE)
 
 @pytest.mark.parametrize("name", AFFINE)
 def test_affine(name):
-    model, fc, number = LINEAR.of(name)
-    x = constant(3, *AFFINE[name][1], seed=3)
-    result = fc(x.flatten(1))[:, fc.output_slices[number]]
-    torch.testing.assert_close(result, model.one(number, x).flatten(1), atol=1e-12, rtol=0)
+    assert_linear(LINEAR, name, AFFINE[name][1])

@@ -7,7 +7,7 @@ from torch import nn
 
 from conv2affine import to_linear
 from tests.network.models import Converted
-from tests.network.rules.operands import IMAGE, LINE, VOLUME, constant
+from tests.network.rules.operands import IMAGE, LINE, VOLUME, assert_linear, constant
 
 GRID = constant(1, 3, 4, 2)
 AFFINE = {
@@ -79,7 +79,4 @@ LINEAR = Converted(to_linear, AFFINE)
 
 @pytest.mark.parametrize("name", AFFINE)
 def test_affine(name):
-    model, fc, number = LINEAR.of(name)
-    x = constant(3, *AFFINE[name][1], seed=3)
-    result = fc(x.flatten(1))[:, fc.output_slices[number]]
-    torch.testing.assert_close(result, model.one(number, x).flatten(1), atol=1e-12, rtol=0)
+    assert_linear(LINEAR, name, AFFINE[name][1])
