@@ -200,9 +200,9 @@ def check_checkpoints(mesh, folder):
 
 def check_wrong_layers_are_found_on_all_ranks(mesh, folder):
     """The check compares what the ranks compute together."""
-    own, wrong = ranks.layer, float(mesh.get_rank() == 1)
+    own, wrong = ranks.finite_layer, float(mesh.get_rank() == 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ranks, "layer", lambda matrix, bias, *rest: own(matrix, bias + wrong, *rest))
+        patch.setattr(ranks, "finite_layer", lambda name, matrix, bias, *rest: own(name, matrix, bias + wrong, *rest))
         with pytest.raises(RuntimeError, match="does not equal the model"):
             network("vgg-bn", device_mesh=mesh)
 
