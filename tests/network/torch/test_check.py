@@ -405,7 +405,8 @@ def test_nan_that_a_mask_leaves_out_is_no_error():
     model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), masked, nn.Conv2d(8, 8, 3, padding=1)).eval()
     x = torch.rand(3, 1, 16, 16)
     net = conv2affine.to_linear_network(model, x)
-    torch.testing.assert_close(net(x), model(x), atol=1e-5, rtol=0)
+    # The log of 2e-5 makes a rounding 5e4 times larger: the model itself is 4e-5 off, and which way, processors decide.
+    torch.testing.assert_close(net(x), model(x), atol=1e-4, rtol=0)
 
 
 def test_a_model_that_writes_to_its_input_is_exported():
