@@ -33,8 +33,9 @@ struct Mapping {
   void* address;
   size_t bytes;
   Touched touched;
+  double may_lose;  // seconds, by huge pages
   std::atomic<bool> huge_pages;
-  std::atomic<double> lost;  // seconds, by huge pages; what two threads write at once may count once
+  std::atomic<double> lost;  // what two threads write at once may count once
 };
 
 void unmap(void* context) {
@@ -58,6 +59,7 @@ c10::DataPtr map(int64_t bytes, Touched touched) {
       mmap(nullptr, mapping->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (mapping->address == MAP_FAILED) return {};
   mapping->touched = touched;
+  mapping->may_lose = lost_page_seconds * std::min(1.0, static_cast<double>(bytes) / kLostPageBytes);
   mapping->huge_pages = touched != Touched::kFew;
   mapping->lost = 0;
   const uintptr_t data = round_up(reinterpret_cast<uintptr_t>(mapping->address), kHugePage);
@@ -122,7 +124,7 @@ void place_pages(const at::Tensor& tensor, int64_t begin, int64_t end) {
     if (seconds < kInPlaceSeconds) continue;
     const double lost = mapping->lost + seconds - kSmallPagesSeconds;
     mapping->lost = std::max(lost, 0.0);
-    if (lost < lost_page_seconds) continue;
+    if (lost < mapping->may_lose) continue;
     mapping->huge_pages = false;
     const uintptr_t first = reinterpret_cast<uintptr_t>(storage.data());
     advise(first, first + storage.nbytes(), MADV_NOHUGEPAGE);  // those that are in place stay

@@ -18,7 +18,8 @@ namespace conv2affine {
 // memory to make one. No probe at the start tells, for the first pages are often there and later ones not. So:
 //
 //     few pages touched    small pages, as they are touched
-//     some                 huge pages, one by one, until they have lost 8 ms; then small pages, as they are touched
+//     some                 huge pages, one by one, until they have lost 8 ms, or less where the result is small; then
+//                          small pages, as they are touched
 //     all                  the same, but these small pages are put in place many at a time
 
 // Returns a contiguous CPU tensor of zeros, 64-byte aligned, an ordinary one in every respect.
@@ -45,8 +46,10 @@ void in_blocks(int64_t begin, int64_t end, int64_t bytes, const F& f) {
   for (int64_t first = begin; first < end; first += step) f(first, std::min(end, first + step));
 }
 
-// Seconds that a result may lose by slow huge pages, less what quick ones have saved since. Two pages that the host had
-// to find are not a reason to do without the others. Tests set it.
+// Seconds that a result of so many bytes or more may lose by slow huge pages, less what quick ones have saved since; a
+// smaller one may lose less, in proportion, for it has fewer pages to win that back. Two pages that the host had to find
+// are not a reason to do without a hundred others. Tests set it.
 inline double lost_page_seconds = 8e-3;
+inline constexpr int64_t kLostPageBytes = int64_t{160} << 20;
 
 }  // namespace conv2affine
