@@ -69,7 +69,8 @@ def to_mlp(
     Returns:
         An `nn.Sequential` of one `nn.Flatten`, then alternately `nn.Linear` or `SparseLinear` and `nn.ReLU`, the last a
         linear layer. Its attributes `input_slices` and `output_slices` are tuples of a slice for each input and
-        output: `mlp(x)[:, mlp.output_slices[1]]` is the second output. `plan` is a table of its layers.
+        output: `mlp(x)[:, mlp.output_slices[1]]` is the second output; and `input_names` has the names of the inputs.
+        `plan` is a table of its layers.
         With a box, `box` is the pair of float64 tensors (elements of all inputs,), and `bounds` has for each linear
         layer the pair (low, high) of float64 tensors (rows,): what the layer computes is never outside of them, for any
         input in the box. Roundings in `dtype` are included, in any order of summation, but not other algorithms than
@@ -203,7 +204,8 @@ def with_vectors(network: TorchNetwork, result: str) -> TorchNetwork:
 
 
 def _with_slices(result: Module, graph: Graph) -> Module:
-    """The result, with attributes that say where the model's inputs and outputs are in its vectors."""
+    """The result, with attributes that name the model's inputs, and say where they and the outputs are in vectors."""
+    result.input_names = tuple(value.name for value in graph.inputs)  # type: ignore[assignment]
     result.input_slices = slices(graph.inputs)  # type: ignore[assignment]
     result.output_slices = slices(graph.outputs)  # type: ignore[assignment]
     return result

@@ -235,7 +235,7 @@ REFUSED = {
         nn.Sequential(),
         (X, X),
         ValueError,
-        r"must take example_inputs, .* and fails .* takes 2 positional arguments but 3 were given; pass what it takes",
+        r"must take its example inputs, .* takes 2 positional arguments but 3 were given; pass what it takes",
     ),
     "not-a-tensor": (to_linear_network, nn.ReLU(), (X, 3), TypeError, r"example_inputs\[1\] must be a tensor, got int"),
     "no-sample": (

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from conv2affine.network.equality.compare import Comparison, compare
 from conv2affine.network.equality.side import Side
@@ -42,7 +43,7 @@ def check(
         a: A model as `to_linear_network` takes it, or an ONNX model or its file.
         b: Likewise. What both compute it in may differ: the inputs are numbers that the dtypes of both have.
         x: Example inputs: a tensor, a tuple of tensors, or a dict of them by name, batch first. A dict also gives
-            the sizes that a file leaves open.
+            the sizes that a file leaves open. What `to_mlp` made of several inputs gets the vector of all.
         box: (low, high) as in `to_mlp`: look at inputs in this box only, and bound the difference there. Default: None,
             for all inputs.
 
@@ -74,11 +75,13 @@ def check(
     files = [*map(_is_file, models)]
     if any(files):
         from conv2affine.onnx.checking import file_side  # needs onnx
+    tensors(tuple(x.values()) if isinstance(x, Mapping) else x, "x", or_dict=True)
     sizes = {name: (1, *each.shape[1:]) for name, each in x.items()} if isinstance(x, Mapping) else None
     found: list[Any] = [None, None]
-    # A module takes inputs by name in any order, and a file in its own.
-    for number in sorted((0, 1), key=lambda number: isinstance(models[number], nn.Module)):
-        found[number] = file_side(models[number], sizes) if files[number] else _side(models[number], x)
+    # A module takes inputs by name in any order, and a file or a chain in its own.
+    for number in sorted((0, 1), key=lambda number: isinstance(models[number], nn.Module) - _is_joined(models[number])):
+        with _named("ab"[number]):
+            found[number] = file_side(models[number], sizes) if files[number] else _side(models[number], x)
         names = found[number][1]
         if isinstance(x, Mapping) and names.keys() == x.keys():
             x = {name: x[name] for name in names}
@@ -107,8 +110,39 @@ def _is_file(model: Any) -> bool:
     return type(model).__name__ == "ModelProto"
 
 
-def _side(model: Model, x: Any) -> tuple[Side, dict[str, tuple[int, ...]]]:
+def _is_joined(model: Any) -> bool:
+    """Whether a model is a layer or chain of ours that takes several inputs as one vector."""
+    return isinstance(model, nn.Module) and len(getattr(model, "input_names", ())) > 1
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Errors that say which model they are about."""
+    try:
+        yield
+    except Exception as error:
+        if len(error.args) == 1:
+            error.args = (f"{name}: {error}",)
+        raise
+
+
+def _join(names: Sequence[str], x: Any) -> tuple[Tensor, dict[str, tuple[int, ...]]]:
+    """The vector of several inputs, and their shapes."""
+    if isinstance(x, Mapping):
+        if x.keys() != set(names):
+            raise ValueError(f"x ({', '.join(x)}) must have the names of its inputs: {', '.join(names)}; or be a tuple")
+        x = tuple(x[name] for name in names)
+    parts = tensors(x, "x")
+    if len(parts) != len(names):
+        shown = ", ".join(names)
+        raise ValueError(f"x must have its {len(names)} inputs ({shown}), or be their vector, got {len(parts)} tensors")
+    shapes = {name: (1, *part.shape[1:]) for name, part in zip(names, parts, strict=True)}
+    return torch.cat([part.reshape(len(part), -1) for part in parts], 1), shapes
+
+
+def _side(model: Any, x: Any) -> tuple[Side, dict[str, tuple[int, ...]]]:
     """A module as a side, and the shapes of its inputs."""
+    x, shapes = _join(model.input_names, x) if _is_joined(model) and not isinstance(x, Tensor) else (x, {})
     module, inputs = hold(model, x, "x")
     dtypes = {each.dtype for each in module.parameters() if each.is_floating_point()}
     if len(dtypes) == 1:
@@ -135,7 +169,7 @@ def _side(model: Model, x: Any) -> tuple[Side, dict[str, tuple[int, ...]]]:
         low, high = module.box
         box = Box(low.numpy(), high.numpy(), ()).json()
     side = Side(graph, network.dtype, eps, network.input_dtypes, _on_vectors, own, box)
-    return side, {value.name: value.shape for value in values}
+    return side, shapes or {value.name: value.shape for value in values}
 
 
 def _on_vectors(node: Kept) -> bool:

@@ -239,6 +239,51 @@ def test_inputs_by_name_may_come_in_any_order():
         check(held[0], turned, {"x": x, "y": y})
 
 
+class Mixed(nn.Module):
+    """Takes two inputs, and returns two outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(1, 2, 3), nn.Linear(3, 8)
+
+    def forward(self, image, vector):
+        h = self.conv(image).flatten(1).relu() - self.linear(vector)
+        return h.relu(), vector.sum(1)
+
+
+@pytest.mark.parametrize("box", [None, ((0, -1), (1, 2))], ids=["everywhere", "box"])
+def test_a_chain_takes_the_vector_of_several_inputs(box, tmp_path):
+    torch.manual_seed(0)
+    model, x = Mixed().eval(), (torch.rand(2, 1, 4, 4), torch.rand(2, 3))
+    chain = conv2affine.to_mlp(model, x, box=box)
+    path = tmp_path / "model.onnx"
+    standard.save(onnx.export(model, x).model, path)
+    by_name = {"vector": x[1], "image": x[0]}
+    wrong = copy.deepcopy(chain)
+    with torch.no_grad():
+        wrong[-1].bias[0] += 1
+    for other, given in ((model, x), (model, by_name), (path, x), (path, by_name), (copy.deepcopy(chain), by_name)):
+        for result in (check(other, chain, given, box=box), check(chain, other, given, box=box)):
+            assert result.verdict == "equal", (other, result)
+        for result in (check(other, wrong, given, box=box), check(wrong, other, given, box=box)):
+            assert result.verdict == "different"
+            assert [part.shape for part in result.witness] == [(1, 1, 4, 4), (1, 3)]
+    turned = conv2affine.to_mlp(model, by_name)
+    for given in (by_name, {"image": x[0], "vector": x[1]}):
+        assert check(turned, model, given).verdict == "equal"
+        with pytest.raises(ValueError, match="in one order, and take vector, image and image, vector; pass x as"):
+            check(turned, chain, given)
+    with pytest.raises(ValueError, match=r"b: x \(image, other\) must have the names of its inputs: image, vector"):
+        check(model, chain, {"image": x[0], "other": x[1]})
+
+
+def test_errors_name_the_model():
+    good, wrong = nn.Linear(3, 2), nn.Linear(4, 2)
+    for pair, name in (((wrong, good), "a"), ((good, wrong), "b")):
+        with pytest.raises(ValueError, match=f"^{name}: the model must take its example inputs"):
+            check(*pair, torch.rand(1, 3))
+
+
 def test_command_line(tmp_path):
     weights = random(3, 3), random(3, 3)
     weights[1][0, 0] += 0.01

@@ -278,6 +278,7 @@ MISTAKES = {
     "class": (nn.ReLU, X, TypeError, r"got the class ReLU; pass a module of that class, ReLU\(...\)"),
     "nothing": (None, X, TypeError, "got NoneType"),
     "no-file": ("no-such-file.pt2", X, FileNotFoundError, r"model \(no-such-file.pt2\) .* no such file"),
+    "folder": ("tests", X, FileNotFoundError, r"model \(tests\) .* is a folder"),
     "onnx-file": ("model.onnx", X, TypeError, "is an ONNX file; conv2affine.onnx has plan, convert and check"),
     "program-of-five": (
         torch.export.export(MODEL, (torch.rand(5, 1, 6, 6),)),
@@ -304,6 +305,20 @@ MISTAKES = {
     "array": (THREE, X3.numpy(), TypeError, r"got ndarray; pass torch.from_numpy\(x\)"),
     "arrays": (THREE, (X3.numpy(),), TypeError, r"example_inputs\[0\] must be a tensor, got ndarray; pass torch.from"),
 }
+
+
+@pytest.mark.parametrize(
+    ("content", "advice"),
+    [
+        (THREE.state_dict(), r"module.load_state_dict\(torch.load\(path\)\)"),
+        (THREE, r"torch.load\(path, weights_only=False\)"),
+    ],
+    ids=["state-dict", "module"],
+)
+def test_files_of_torch_save_are_refused_with_advice(content, advice, tmp_path):
+    torch.save(content, tmp_path / "model.pt")
+    with pytest.raises(TypeError, match=f"must be a module, or a file of .* and is another file; .*{advice}"):
+        to_linear_network(tmp_path / "model.pt", X3)
 
 
 @pytest.mark.parametrize("function", [to_linear, to_linear_network, to_mlp, plan, onnx.export])

@@ -19,7 +19,7 @@ def check_runs(model: nn.Module, inputs: Sequence[Tensor], result: Any) -> None:
     if isinstance(result, Exception):
         shapes = ", ".join(f"{tuple(x.shape)} of {x.dtype}" for x in inputs)
         raise ValueError(
-            f"the model must take example_inputs, of shape {shapes}, and fails on their first sample: "
+            f"the model must take its example inputs, of shape {shapes}, and fails on their first sample: "
             f"{type(result).__name__}: {reason(result)}; {_advice(model, inputs, result)}"
         ) from result
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
+from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from conv2affine.network.torch.models.held import Named, Program, Script
 from conv2affine.network.torch.models.program import tensors, unwrap
@@ -63,7 +64,8 @@ def _load(path: Path) -> Any:
         advice = "conv2affine.onnx has plan, convert and check for these"
         raise TypeError(f"model ({path}) must be a module, and is an ONNX file; {advice}")
     if not path.is_file():
-        raise FileNotFoundError(f"model ({path}) must be a module, or a file of one, and there is no such file")
+        what = "is a folder" if path.is_dir() else "there is no such file"
+        raise FileNotFoundError(f"model ({path}) must be a module, or a file of one, and {what}")
     entries = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
     if any("/code/" in entry for entry in entries):
         with warnings.catch_warnings():
@@ -71,7 +73,10 @@ def _load(path: Path) -> Any:
             return torch.jit.load(path)  # type: ignore[no-untyped-call]
     if any(entry.endswith(("serialized_exported_program.json", "/models/model.json")) for entry in entries):
         return torch.export.load(path)
+    advice = "build the module, call module.load_state_dict(torch.load(path)), and pass the module"
+    if "data.pkl" in {Path(entry).name for entry in entries} and get_unsafe_globals_in_checkpoint(path):
+        advice = "it may hold a whole module: if you trust it, pass torch.load(path, weights_only=False)"
     raise TypeError(
         f"model ({path}) must be a module, or a file of torch.export.save or torch.jit.save, and is another file; "
-        "build the module, call module.load_state_dict(torch.load(path)), and pass the module"
+        f"{advice}"
     )
