@@ -89,8 +89,8 @@ class OnnxCall:
         args = tuple(inputs[arg.number] if isinstance(arg, Slot) else arg for arg in self.args)
         return args, {each.name: helper.get_attribute_value(each) for each in self.attributes}
 
-    def run(self, inputs: Sequence[Any], *, double: bool = False) -> list[Any]:
-        """Its results that are used, by `onnx.reference`, for arrays; if `double`, with float64 constants too."""
+    def run(self, inputs: Sequence[Any], *, double: bool = True) -> list[Any]:
+        """Its results that are used, by `onnx.reference`, for arrays; if `double`, with float64 constants."""
         feeds = self.feeds(inputs)
         if double:
             for number, arg in enumerate(self.args):

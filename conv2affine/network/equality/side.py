@@ -190,7 +190,7 @@ def _run_kept(node: Kept, values: Mapping[Value, Array]) -> list[Any]:
     for number in range(count):
         arrays = [values[value][number].reshape(shape) for value, shape in zip(node.inputs, node.shapes, strict=True)]
         try:
-            results = [np.asarray(result).reshape(-1) for result in node.call.run(arrays, double=True)]
+            results = [np.asarray(result).reshape(-1) for result in node.call.run(arrays)]
             rows.append([result.astype(np.float64) if result.dtype.kind == "f" else result for result in results])
         except Exception as error:  # PyTorch and onnx.reference may raise anything
             raise NotExactError(f"{', '.join(node.origin)}: {error}") from error

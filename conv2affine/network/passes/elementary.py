@@ -52,7 +52,7 @@ class Function:
         """What determines its result."""
         return self.name, self.places, self.shapes
 
-    def run(self, inputs: Sequence[Any], *, double: bool = False) -> list[Any]:
+    def run(self, inputs: Sequence[Any]) -> list[Any]:
         """Its result, for arrays."""
         arguments = [inputs[place] for place in self.places]
         if self.shapes:

@@ -33,7 +33,7 @@ def move(context: Context, *arguments: Any, **attributes: Any) -> Any:
     """Any operator that only moves elements, whatever its arguments are."""
     check_numbers(sum(value.size for value in context.inputs) + sum(map(prod, context.shapes)))
     try:
-        return follow(lambda *arrays: context.call.run(arrays, double=True), context.inputs)
+        return follow(lambda *arrays: context.call.run(arrays), context.inputs)
     except Exception as error:  # it does more than move elements, or it fails
         raise NoRuleError(str(error)) from error
 

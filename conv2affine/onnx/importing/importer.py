@@ -207,7 +207,7 @@ class _Importer:
 def _fold(call: OnnxCall, blanks: Sequence[Any], size: int) -> list[Any]:
     """The results, of `size` elements, of a node that depends on no input; large ones by the faster runtime."""
     if size + sum(arg.size for arg in call.args if isinstance(arg, np.ndarray)) <= LARGE or blanks:
-        return call.run(blanks)
+        return call.run(blanks, double=False)
     feeds = call.feeds(())
     return runner(call.model(feeds))(feeds)
 
