@@ -116,6 +116,11 @@ class Slot:
 Node = Piece | Step | Kept
 
 
+def runs_on_vectors(step: Step | Kept) -> bool:
+    """Whether the operator of a step computes the same on flat vectors."""
+    return bool(step.call.runs_on_vectors([*step.shapes, *(value.shape for value in step.outputs)]))
+
+
 @dataclass(eq=False)
 class Graph:
     """A network.

@@ -39,7 +39,6 @@ class Side:
         dtype: In which it computes.
         eps: Of the coarsest dtype in which it computes.
         dtypes: Of its inputs.
-        on_vectors: Whether an operator that is kept computes the same on flat vectors.
         own: Takes a point, (inputs,), and returns the outputs that the network computes in its own dtype.
         box: That for which it is a chain, as `Box.json` writes it; "" if it is not for a box.
     """
@@ -48,7 +47,6 @@ class Side:
     dtype: torch.dtype
     eps: float
     dtypes: Sequence[torch.dtype]
-    on_vectors: Callable[[Kept], bool]
     own: Callable[[Array], Array]
     box: str = ""
 
