@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
 import numpy as np
 import torch
-from onnx import AttributeProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, TypeProto, helper, numpy_helper
 
 from conv2affine.network.graph import Graph, Kept, Value
 from conv2affine.network.matrices.affine import AffineMap
@@ -107,10 +107,9 @@ class _Importer:
         names = [name for name in node.output if name in self.used]
         if not names:
             return
-        attributes = {attribute.name: attribute for attribute in node.attribute}
         check_node(node)
         args = [self.results[name] for name in node.input]
-        if _is_training(node, attributes, args):
+        if _is_training(node, args):
             raise ValueError(f"{where} {CHANCE}")
         shapes = self.infer(node, where)
         call, inputs = OnnxCall.of(node, self.model.opset, args, self.used)
@@ -235,11 +234,10 @@ def _dtype(inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]) -> torch
     return DTYPES[max(types, key=list(DTYPES).index, default=TensorProto.FLOAT)]
 
 
-def _is_training(node: NodeProto, attributes: Mapping[str, AttributeProto], args: list[Any]) -> bool:
+def _is_training(node: NodeProto, args: list[Any]) -> bool:
     if node.op_type == "Dropout" and len(args) > 2 and args[2] is not None:
         return isinstance(args[2], Value) or bool(np.any(args[2]))
-    training = attributes.get("training_mode") if node.op_type == "BatchNormalization" else None
-    return training is not None and bool(training.i)
+    return node.op_type == "BatchNormalization" and any(a.name == "training_mode" and a.i for a in node.attribute)
 
 
 def _shown(attribute: Any) -> Any:
