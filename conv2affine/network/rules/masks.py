@@ -24,8 +24,6 @@ from conv2affine.network.rules.moves import read_broadcast, read_through, select
 from conv2affine.network.rules.operands import Context, Map, NoRuleError, constant
 from conv2affine.network.rules.piecewise import EPS, Piecewise
 
-__all__ = ["join_jumps", "multiply", "where"]
-
 PRODUCTS, CHOICES = ("mul", "Mul"), ("where", "Where")
 # Of masks that were cast to whole numbers: the sign of the second operand.
 SUMS = {"add": 1, "Add": 1, "sub": -1, "Sub": -1}

@@ -15,8 +15,6 @@ from conv2affine.network.graph import Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.matrix import Matrix, Selection
 
-__all__ = ["concatenate", "follow", "read_broadcast", "read_through", "selection"]
-
 Function = Callable[..., Any]
 
 

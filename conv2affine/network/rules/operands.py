@@ -23,29 +23,6 @@ from conv2affine.network.matrices.matrix import Array, Matrix
 from conv2affine.network.rules.formulas import diagonal
 from conv2affine.network.rules.moves import follow, selection
 
-__all__ = [
-    "LARGE_BOUND",
-    "Context",
-    "Map",
-    "NoRuleError",
-    "Rule",
-    "as_shape",
-    "broadcast",
-    "check_finite",
-    "check_numbers",
-    "constant",
-    "elementwise",
-    "magnitudes",
-    "masked",
-    "may_overflow",
-    "scaled",
-    "step",
-    "through",
-    "value",
-    "values",
-    "weight",
-]
-
 Map = AffineMap[Value]
 Rule = Callable[..., Any]
 # The only infinite parameters of steps that have a meaning: no bound.
