@@ -73,7 +73,7 @@ def check(
 
 
 def file_side(
-    source: ModelProto | str | Path, shapes: Mapping[str, Sequence[int]] | None = None, order: Sequence[str] = ()
+    source: ModelProto | str | Path, shapes: Mapping[str, Sequence[int]] | None, order: Sequence[str] = ()
 ) -> tuple[Side, dict[str, tuple[int, ...]]]:
     """A file as a side of a comparison, and the shapes of its inputs, in this order if these are their names."""
     model = read(source, shapes)

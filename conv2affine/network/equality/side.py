@@ -48,7 +48,7 @@ class Side:
     eps: float
     dtypes: Sequence[torch.dtype]
     own: Callable[[Array], Array]
-    box: str = ""
+    box: str
 
     @cached_property
     def whole(self) -> Graph:
