@@ -111,7 +111,7 @@ class _Importer:
         args = [self.results[name] for name in node.input]
         if _is_training(node, args):
             raise ValueError(f"{where} {CHANCE}")
-        shapes = self.infer(node, where)
+        shapes = self.infer(node, args, where)
         call, inputs = OnnxCall.of(node, self.model.opset, args, self.used)
         if node.op_type == "Constant" or not inputs or node.op_type in ("Shape", "Size"):
             blanks = [np.broadcast_to(np.float32(0), value.shape) for value in inputs]
@@ -132,7 +132,7 @@ class _Importer:
             return
         context = Context(self.graph, call, inputs, shapes, self.parameters, location(node))
         before = len(self.graph.nodes)
-        made = self.values(context, node, args)
+        made = self.values(context, node, args, is_sure)
         is_sure = is_sure and not any(isinstance(each, Kept) for each in self.graph.nodes[before:])
         for name, value in zip(names, made, strict=True):
             self.results[name] = value
@@ -145,9 +145,8 @@ class _Importer:
         self.results[name] = array
         self.types[name] = helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
 
-    def infer(self, node: NodeProto, where: str) -> tuple[tuple[int, ...], ...]:
+    def infer(self, node: NodeProto, args: list[Any], where: str) -> tuple[tuple[int, ...], ...]:
         """Record the types of the results of a node, and count them; returns the shapes of those that are used."""
-        args = [self.results[name] for name in node.input]
         inferred = infer(
             node, self.model.opset, self.model.wide.ir_version, self.results, self.types, where, self.advice
         )
@@ -159,12 +158,11 @@ class _Importer:
             check_work(node, shapes[-1], where)
         return tuple(shapes)
 
-    def values(self, context: Context, node: NodeProto, args: list[Any]) -> list[Value]:
+    def values(self, context: Context, node: NodeProto, args: list[Any], is_sure: bool) -> list[Value]:
         """The results of a node that depends on inputs: by its rule, or from the kept operator."""
         moved = [name for name in node.input if isinstance(self.results[name], Value)]
         moved += [name for name in node.output if name in self.used]
         where = f"{node.op_type} node {context.origin}"
-        is_sure = self.unsure.isdisjoint(context.inputs)
         rule = find_rule(node.op_type) if is_sure or node.op_type not in FOR_NUMBERS else None
         trial = None
         if node.op_type in DISPUTED:
