@@ -5,7 +5,7 @@ Complex numbers are pairs in the last axis; one number there is a real one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -132,9 +132,8 @@ def adaptive_max_pool(context: Context, x: Any, axes: int) -> Value:
     return step(context, "window_max", value(x), call=context.call, windows=over)
 
 
-def resize(context: Context, x: Any, lines: Iterable[Any]) -> Map:
+def resize(context: Context, x: Any, lines: Sequence[Any]) -> Map:
     """A matrix (output size, input size) for each of the last axes."""
-    lines = list(lines)
     shape = value(x).shape
     return through(x, formulas.separable(prod(shape[: len(shape) - len(lines)]), lines))
 
