@@ -21,7 +21,7 @@ import torch
 
 from conv2affine.network.graph import Graph, Node, Piece, Step, Value
 from conv2affine.network.matrices.affine import AffineMap
-from conv2affine.network.passes.simplify import replace_inputs
+from conv2affine.network.passes.simplify import Rewritten, rewrite
 from conv2affine.network.rules import formulas as rules
 from conv2affine.network.rules.moves import selection
 from conv2affine.network.rules.operands import LARGE_BOUND
@@ -35,23 +35,20 @@ def to_relu(graph: Graph, dtype: torch.dtype, kinds: Container[str] | None = Non
     The result computes in this dtype: a bound that no number of it exceeds is dropped.
     """
     largest = torch.finfo(dtype).max
-    names: dict[Value, Value] = {}
-    nodes: list[Node] = []
     sizes: dict[Value, Any] = {}
-    for old in graph.nodes:
-        node = replace_inputs(old, names)
+
+    def rule(node: Node) -> Rewritten:
         if isinstance(node, Piece):
             sizes[node.output] = _size(node.map, sizes)
-        if isinstance(node, Step) and node.kind != "relu" and (kinds is None or node.kind in kinds):
-            part = Graph()
-            origin = (*node.origin, node.kind)[0]
-            writer = _Writer(part, origin, largest, sizes)
-            result = RULES[node.kind](writer, *map(_identity, node.inputs), **node.parameters)
-            names[node.outputs[0]] = part.add_piece(result, node.outputs[0].shape, origin)
-            nodes += part.nodes
-        else:
-            nodes.append(node)
-    return dataclasses.replace(graph, nodes=nodes, outputs=[names.get(value, value) for value in graph.outputs])
+        if not isinstance(node, Step) or node.kind == "relu" or (kinds is not None and node.kind not in kinds):
+            return None
+        part, origin = Graph(), (*node.origin, node.kind)[0]
+        writer = _Writer(part, origin, largest, sizes)
+        result = RULES[node.kind](writer, *map(_identity, node.inputs), **node.parameters)
+        value = part.add_piece(result, node.outputs[0].shape, origin)
+        return part.nodes, value
+
+    return rewrite(graph, rule)
 
 
 @dataclasses.dataclass(frozen=True)
