@@ -23,7 +23,6 @@ from conv2affine.network.passes.chain import levels
 from conv2affine.network.passes.merge import merge
 from conv2affine.network.passes.simplify import Rewritten, rewrite, simplify
 from conv2affine.network.proof.forward import Interval
-from conv2affine.network.rules.moves import selection
 
 Map = AffineMap[Value]
 Mask = NDArray[np.bool_]
@@ -53,7 +52,7 @@ class _Writer:
                 straight = np.zeros_like(straight)
             map = self.rectified(part, x, read[y] & ~straight)
             if straight.any():
-                map += _at(Map.identity(x, x.size), np.where(straight, np.arange(x.size), -1))
+                map += Map.identity(x, x.size).at(np.where(straight, np.arange(x.size), -1))
             value = part.add_piece(map, y.shape, y.name)
             self.bounds[value] = self.bounds[y]
             return part.nodes, value
@@ -129,8 +128,8 @@ class _Writer:
         if unknown.all():
             return Map.identity(x, x.size)
         if unknown.any():
-            few = part.add_piece(_at(Map.identity(x, x.size), np.flatnonzero(unknown)), (1, unknown.sum()), x.name)
-            map += _at(Map.identity(few, few.size), np.where(unknown, unknown.cumsum() - 1, -1))
+            few = part.add_piece(Map.identity(x, x.size).at(np.flatnonzero(unknown)), (1, unknown.sum()), x.name)
+            map += Map.identity(few, few.size).at(np.where(unknown, unknown.cumsum() - 1, -1))
         return map
 
     def signs(self, x: Value) -> Mask:
@@ -159,8 +158,8 @@ def _columns(matrix: Matrix, rows: Mask) -> NDArray[np.int64]:
     return columns
 
 
-def _at(map: Map, index: NDArray[np.int64], sign: int = 1) -> Map:
+def _at(map: Map, index: NDArray[np.int64], sign: int) -> Map:
     """The elements of a map at these places, times a sign; 0 where the index is -1."""
     if sign == 1:
-        return map.then(selection(index, map.size))
+        return map.at(index)
     return map.then(Selection(index, map.size, np.full(len(index), float(sign))))

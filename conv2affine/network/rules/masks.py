@@ -20,7 +20,7 @@ from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.matrix import Selection
 from conv2affine.network.rules.bends import COMPARISONS, FUNCTIONS, MASKS, write
 from conv2affine.network.rules.formulas import diagonal
-from conv2affine.network.rules.moves import read_broadcast, read_through, selection
+from conv2affine.network.rules.moves import read_broadcast, read_through
 from conv2affine.network.rules.operands import Context, Map, NoRuleError, constant
 from conv2affine.network.rules.piecewise import EPS, Piecewise
 
@@ -121,7 +121,7 @@ class _Reader:
                 return self.apply(node.kind, _arguments(node), argument.shape, index, _parameters(node, index))
             except NoRuleError:  # it is a number like any other
                 pass
-        map = AffineMap.identity(argument, argument.size).then(selection(index, argument.size))
+        map = AffineMap.identity(argument, argument.size).at(index)
         return Bent(map, Piecewise.line(0, zeros))
 
     def total(self, map: Map, index: Any) -> Bent:

@@ -18,7 +18,6 @@ from conv2affine.network.graph import Value
 from conv2affine.network.matrices.layers import Separable, repeated
 from conv2affine.network.matrices.matrix import Array, Sparse
 from conv2affine.network.rules import formulas, windows
-from conv2affine.network.rules.moves import selection
 from conv2affine.network.rules.operands import (
     Context,
     Map,
@@ -199,4 +198,4 @@ def _columns(transform: Callable[..., Any], window: Any, length: int, parts: int
 
 def _permuted(map: Map, shape: Sequence[int], order: Sequence[int]) -> Map:
     """The elements of a map, of this shape, with the axes in another order."""
-    return map.then(selection(np.arange(map.size).reshape(shape).transpose(order).ravel(), map.size))
+    return map.at(np.arange(map.size).reshape(shape).transpose(order).ravel())
