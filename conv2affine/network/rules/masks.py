@@ -65,7 +65,7 @@ def _jumping(context: Context, map: Map) -> list[Value]:
 
 def _jumps(node: Any) -> bool:
     """Whether a node is a mask, or a product or a choice that jumps."""
-    return isinstance(node, Kept) and (node.kind in MASKS or "jumps" in getattr(node.call, "reason", ""))
+    return isinstance(node, Kept) and (node.kind in MASKS or "jumps" in node.call.reason)
 
 
 def _rule(context: Context, name: str, *arguments: Any) -> Map:
