@@ -147,9 +147,7 @@ class _Importer:
 
     def infer(self, node: NodeProto, args: list[Any], where: str) -> tuple[tuple[int, ...], ...]:
         """Record the types of the results of a node, and count them; returns the shapes of those that are used."""
-        inferred = infer(
-            node, self.model.opset, self.model.wide.ir_version, self.results, self.types, where, self.advice
-        )
+        inferred = infer(node, self.model, self.results, self.types, where, self.advice)
         self.types.update(inferred)
         shapes = []
         for name in (name for name in node.output if name in self.used):
