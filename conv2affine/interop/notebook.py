@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from html import escape
 
 
-def html_table(heading: Sequence[str], lines: Iterable[Sequence[str]], left: Collection[int] = (0,)) -> str:
+def html_table(heading: Sequence[str], lines: Iterable[Sequence[str]], left: Collection[int]) -> str:
     """A table in HTML; the columns in `left` are aligned to the left, the others to the right."""
 
     def row(cells: Sequence[str], tag: str) -> str:

@@ -94,7 +94,7 @@ class Kept:
         inputs: Values that come before it, each once.
         shapes: Of the inputs, as `call` takes them.
         outputs: What it computes.
-        call: The operator with its constant arguments, an `AtenCall` or `OnnxCall`.
+        call: The operator with its constant arguments, an `AtenCall` or `OnnxCall`; or a `passes.elementary.Function`.
         origin: Name of the module, or node of a file, that it comes from.
     """
 
@@ -114,6 +114,11 @@ class Slot:
 
 
 Node = Piece | Step | Kept
+
+
+def runs_on_vectors(step: Step | Kept) -> bool:
+    """Whether the operator of a step computes the same on flat vectors."""
+    return bool(step.call.runs_on_vectors([*step.shapes, *(value.shape for value in step.outputs)]))
 
 
 @dataclass(eq=False)

@@ -53,7 +53,7 @@ def to_pieces(graph: Graph, mode: Merge, max_pool: str, dtype: torch.dtype) -> G
     return simplify(merge_pieces(graph, mode))
 
 
-def to_layers(graph: Graph, dtype: torch.dtype, box: Interval | None = None) -> list[Layer]:
+def to_layers(graph: Graph, dtype: torch.dtype, box: Interval | None) -> list[Layer]:
     """The chain of a graph whose steps are piecewise linear, computed in `dtype`; see `join_ends`."""
     graph = simplify(to_relu(graph, dtype))
     check_kept(graph, "to become linear layers and ReLUs", "to_linear_network, or form graph, keeps it as it is")

@@ -141,7 +141,7 @@ def describe(
         else:
             kind, reason = node.kind, ""
             if isinstance(node, Kept):
-                kind, reason = f"kept: {kind}", getattr(node.call, "reason", "") or "no rule covers the operator"
+                kind, reason = f"kept: {kind}", node.call.reason or "no rule covers the operator"
             rows.append(Row(_names(node.origin), kind, node.outputs[0].size, node.inputs[0].size, reason=reason))
     return NetworkPlan(tuple(rows), dtype)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, defs, helper
 
-from conv2affine.network.graph import Kept, Slot, Step, Value
+from conv2affine.network.graph import Slot, Value
 from conv2affine.onnx.reference import evaluator
 
 # Version 14 of these differs from 13 in the types it takes only.
@@ -75,6 +75,11 @@ class OnnxCall:
         taken = [name for name, arg in zip(self.inputs, self.args, strict=False) if isinstance(arg, Slot)]
         return [*taken, *(self.outputs[number] for number in self.results)] if self.inputs else []
 
+    def runs_on_vectors(self, shapes: Sequence[tuple[int, ...]]) -> bool:
+        """Whether it computes the same on flat vectors; `shapes` are those of its inputs and its results."""
+        constants = (arg for arg in self.args if isinstance(arg, np.ndarray))
+        return self.op_type in POINTWISE and len(set(shapes)) == 1 and all(array.size == 1 for array in constants)
+
     def node(self, inputs: Sequence[str], outputs: Sequence[str], name: str = "") -> NodeProto:
         """The node of these names, one for each of `args` and of `outputs`.
 
@@ -89,8 +94,8 @@ class OnnxCall:
         args = tuple(inputs[arg.number] if isinstance(arg, Slot) else arg for arg in self.args)
         return args, {each.name: helper.get_attribute_value(each) for each in self.attributes}
 
-    def run(self, inputs: Sequence[Any], *, double: bool = False) -> list[Any]:
-        """Its results that are used, by `onnx.reference`, for arrays; if `double`, with float64 constants too."""
+    def run(self, inputs: Sequence[Any], *, double: bool = True) -> list[Any]:
+        """Its results that are used, by `onnx.reference`, for arrays; if `double`, with float64 constants."""
         feeds = self.feeds(inputs)
         if double:
             for number, arg in enumerate(self.args):
@@ -133,11 +138,3 @@ def one_node(
     opsets = [helper.make_opsetid("", opset)]
     graph = helper.make_graph([node], "node", inputs, outputs, constants)
     return helper.make_model(graph, opset_imports=opsets, ir_version=max(4, helper.find_min_ir_version_for(opsets)))
-
-
-def runs_on_vectors(step: Step | Kept) -> bool:
-    """Whether a step does the same on flat vectors: its values have one shape, and its constants one element."""
-    call: OnnxCall = step.call
-    shapes = {*step.shapes, *(value.shape for value in step.outputs)}
-    constants = (arg for arg in call.args if isinstance(arg, np.ndarray))
-    return call.op_type in POINTWISE and len(shapes) == 1 and all(array.size == 1 for array in constants)

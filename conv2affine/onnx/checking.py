@@ -16,7 +16,6 @@ from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.passes.ends import slices
 from conv2affine.network.proof.box import BoxBounds
 from conv2affine.network.torch.models.surroundings import on_cpu
-from conv2affine.onnx.call import runs_on_vectors
 from conv2affine.onnx.ends import box_of, given_box
 from conv2affine.onnx.importing.importer import import_onnx
 from conv2affine.onnx.importing.reader import read
@@ -74,7 +73,7 @@ def check(
 
 
 def file_side(
-    source: ModelProto | str | Path, shapes: Mapping[str, Sequence[int]] | None = None, order: Sequence[str] = ()
+    source: ModelProto | str | Path, shapes: Mapping[str, Sequence[int]] | None, order: Sequence[str] = ()
 ) -> tuple[Side, dict[str, tuple[int, ...]]]:
     """A file as a side of a comparison, and the shapes of its inputs, in this order if these are their names."""
     model = read(source, shapes)
@@ -100,5 +99,5 @@ def file_side(
     graph = dataclasses.replace(network.graph, inputs=values)
     dtypes = [DTYPES[tensor.elem_type] for tensor, _ in pairs]
     box = next((entry.value for entry in model.proto.metadata_props if entry.key == BOX_KEY), "")
-    side = Side(graph, network.dtype, network.eps, dtypes, runs_on_vectors, own, box)
+    side = Side(graph, network.dtype, network.eps, dtypes, own, box)
     return side, {tensor.name: value.shape for tensor, value in pairs}

@@ -14,7 +14,7 @@ from onnx import TensorProto
 from conv2affine.interop.vnnlib import Specification, read_spec
 from conv2affine.network.graph import Kept, Node, Value
 from conv2affine.network.passes.ends import join_ends, slices
-from conv2affine.network.passes.simplify import replace_inputs
+from conv2affine.network.passes.simplify import rewrite
 from conv2affine.network.proof.box import Box, BoxBounds, read_box
 from conv2affine.onnx.model import FLOATS, OnnxNetwork, TensorInfo
 from conv2affine.onnx.running.runner import Run
@@ -30,8 +30,7 @@ def begin_at_casts(network: OnnxNetwork) -> OnnxNetwork:
             names.update({cast.outputs[0]: value for cast in users[value]})
             tensor = dataclasses.replace(tensor, elem_type=TensorProto.FLOAT)
         inputs.append(tensor)
-    nodes = [replace_inputs(node, names) for node in graph.nodes if node.outputs[0] not in names]
-    graph = dataclasses.replace(graph, nodes=nodes, outputs=[names.get(value, value) for value in graph.outputs])
+    graph = rewrite(graph, lambda cast: ([], names[cast.outputs[0]]) if cast.outputs[0] in names else None)
     return dataclasses.replace(network, graph=graph, inputs=tuple(inputs))
 
 

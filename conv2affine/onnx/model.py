@@ -95,7 +95,7 @@ class OnnxNetwork:
     is_batched: bool
     opset: int
     dtype: torch.dtype
-    eps: float = EPS[TensorProto.FLOAT]
+    eps: float
 
 
 def location(node: NodeProto) -> str:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from conv2affine.network.equality.compare import Comparison, compare
 from conv2affine.network.equality.side import Side
-from conv2affine.network.graph import Kept
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.passes.ends import slices
 from conv2affine.network.proof.box import Box, BoxBounds, read_box
@@ -168,9 +167,5 @@ def _side(model: Any, x: Any) -> tuple[Side, dict[str, tuple[int, ...]]]:
     if isinstance(module, BoxChain) and module.where:
         low, high = module.box
         box = Box(low.numpy(), high.numpy(), ()).json()
-    side = Side(graph, network.dtype, eps, network.input_dtypes, _on_vectors, own, box)
+    side = Side(graph, network.dtype, eps, network.input_dtypes, own, box)
     return side, shapes or {value.name: value.shape for value in values}
-
-
-def _on_vectors(node: Kept) -> bool:
-    return bool(node.call.runs_on_vectors([*node.shapes, *(value.shape for value in node.outputs)]))

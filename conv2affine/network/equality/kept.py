@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conv2affine.network.equality.forms import Form
-from conv2affine.network.graph import Kept, Value
+from conv2affine.network.graph import Kept, Value, runs_on_vectors
 from conv2affine.network.passes.elementary import Function
 from conv2affine.network.passes.simplify import is_equal, rounded
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 def add_kept(units: Units, number: int, node: Kept, inputs: Sequence[Form]) -> Mapping[Value, Form]:
     """The outputs of an operator of a side, for its inputs."""
     units.read_by_kept[number].extend(inputs)
-    shapes, (forms, factor) = _shapes(units, number, node), _unscaled(units, node, inputs)
+    shapes, (forms, factor) = _shapes(node), _unscaled(units, node, inputs)
     orders = (forms, forms[::-1]) if node.kind == "mul" and len({*node.shapes}) == 1 else (forms,)
     for other, known, places in units.kept if number else ():
         if (
-            _shapes(units, 0, other) == shapes
+            _shapes(other) == shapes
             and is_equal(*(rounded(each.call.meaning, units.coarsest) for each in (node, other)))
             and any(_are_equal(order, known, units.unit) for order in orders)
         ):
@@ -57,10 +57,10 @@ def _unscaled(units: Units, node: Kept, inputs: Sequence[Form]) -> tuple[list[Fo
     return forms, factor
 
 
-def _shapes(units: Units, number: int, node: Kept) -> list[Any]:
+def _shapes(node: Kept) -> list[Any]:
     """The shapes of its inputs and outputs, as far as they matter."""
     shapes = [*node.shapes, *(value.shape for value in node.outputs)]
-    is_flat = isinstance(node.call, Function) or units.sides[number].on_vectors(node)
+    is_flat = isinstance(node.call, Function) or runs_on_vectors(node)
     return [prod(shape) for shape in shapes] if is_flat else shapes
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from conv2affine.network.comparison import ROUGHEST, ROUNDINGS, RUNS
+from conv2affine.network.comparison import RUNS, distance, tolerance_of
 from conv2affine.network.equality.forms import Mask
 from conv2affine.network.equality.side import Side
 from conv2affine.network.graph import Value
@@ -89,29 +89,22 @@ def search(
             points = np.concatenate([points, _enlarge(second, points, box, apart)])
         points = np.concatenate([points, as_given(_ascend(sides, points, box), sides, box)])
     own = [side.run(points) for side in sides]
-    distance = _distance(*own)
-    is_more = _is_more(sides, points, own, distance, is_exact)
-    ranked = np.where(is_more, distance, -1) if is_more.any() else distance
+    off = distance(*map(torch.from_numpy, own)).nan_to_num(torch.inf, torch.inf).numpy()  # infinite where one is
+    is_more = _is_more(sides, points, own, off, is_exact)
+    ranked = np.where(is_more, off, -1) if is_more.any() else off
     where = int(ranked.max(axis=1).argmax())
-    return Found(float(distance[where].max()), points[where], bool(is_more.any()))
+    return Found(float(off[where].max()), points[where], bool(is_more.any()))
 
 
-def _distance(first: Array, second: Array) -> Array:
-    """|second - first|: 0 where both are the same infinity, or NaN, and infinite where one is."""
-    same = (first == second) | (np.isnan(first) & np.isnan(second))
-    distance: Array = np.nan_to_num(np.where(same, 0, np.abs(second - first)), nan=np.inf, posinf=np.inf)
-    return distance
-
-
-def _is_more(sides: Sequence[Side], points: Array, own: Sequence[Array], distance: Array, is_exact: bool) -> Mask:
+def _is_more(sides: Sequence[Side], points: Array, own: Sequence[Array], off: Array, is_exact: bool) -> Mask:
     """Which differences rounding does not explain."""
     eps = max(2 * side.unit for side in sides)
-    tolerance = min(ROUNDINGS * eps, ROUGHEST)
+    tolerance = tolerance_of(eps)
     if not is_exact:
         largest = np.nan_to_num(np.abs(own[0]), posinf=0).max(axis=1, keepdims=True)
-        result: Mask = distance > tolerance * largest
+        result: Mask = off > tolerance * largest
         return result
-    moved = np.zeros_like(distance)
+    moved = np.zeros_like(off)
     exact, is_finite = [], []
     for side in sides:
         exact.append(side.output(side.values(points)))
@@ -119,9 +112,9 @@ def _is_more(sides: Sequence[Side], points: Array, own: Sequence[Array], distanc
         moved += np.max([np.abs(run - exact[-1]) for run in runs], axis=0) + side.unit * np.abs(exact[-1])
         is_finite.append(np.isfinite([exact[-1], *runs]))
     gap = np.abs(exact[1] - exact[0])
-    more = (gap > EXACT_ROUNDINGS * moved) & (distance > 0)
+    more = (gap > EXACT_ROUNDINGS * moved) & (off > 0)
     floor = max(torch.finfo(side.dtype).tiny for side in sides)
-    more |= distance > tolerance * (np.abs(exact[0]) + moved / (eps / 2)) + floor
+    more |= off > tolerance * (np.abs(exact[0]) + moved / (eps / 2)) + floor
     for one, other in (is_finite, is_finite[::-1]):
         more |= one.all(axis=0) & ~other.any(axis=0)  # whatever the roundings are, the one is finite, and the other not
     return more

@@ -39,7 +39,6 @@ class Side:
         dtype: In which it computes.
         eps: Of the coarsest dtype in which it computes.
         dtypes: Of its inputs.
-        on_vectors: Whether an operator that is kept computes the same on flat vectors.
         own: Takes a point, (inputs,), and returns the outputs that the network computes in its own dtype.
         box: That for which it is a chain, as `Box.json` writes it; "" if it is not for a box.
     """
@@ -48,9 +47,8 @@ class Side:
     dtype: torch.dtype
     eps: float
     dtypes: Sequence[torch.dtype]
-    on_vectors: Callable[[Kept], bool]
     own: Callable[[Array], Array]
-    box: str = ""
+    box: str
 
     @cached_property
     def whole(self) -> Graph:
@@ -190,7 +188,7 @@ def _run_kept(node: Kept, values: Mapping[Value, Array]) -> list[Any]:
     for number in range(count):
         arrays = [values[value][number].reshape(shape) for value, shape in zip(node.inputs, node.shapes, strict=True)]
         try:
-            results = [np.asarray(result).reshape(-1) for result in node.call.run(arrays, double=True)]
+            results = [np.asarray(result).reshape(-1) for result in node.call.run(arrays)]
             rows.append([result.astype(np.float64) if result.dtype.kind == "f" else result for result in results])
         except Exception as error:  # PyTorch and onnx.reference may raise anything
             raise NotExactError(f"{', '.join(node.origin)}: {error}") from error

@@ -134,7 +134,7 @@ class Units:
 
     def identity(self, number: int, value: Value, units: Numbers) -> Form:
         """A value whose elements are units."""
-        rows, largest = self.rows[number], _largest(self.interval(number, value))
+        rows, largest = self.rows[number], self.interval(number, value).largest
         rows.is_known[units], rows.largest[units] = True, largest
         return Form(selected(units, self.width), np.zeros(value.size), largest, np.zeros(value.size))
 
@@ -153,7 +153,7 @@ class Units:
             interval = self.interval(number, source)
             risen, fallen = sums(positive, negative, interval)
             rise, fall, counts = rise + risen, fall + fallen, counts + np.diff(part.indptr)
-            largest = max(largest, float(_largest(interval).max(initial=0)))
+            largest = max(largest, float(interval.largest.max(initial=0)))
         if self.ranges is not None:
             if not side.is_exact(node):
                 error += rounding(counts, rise, fall, largest, side.dtype)
@@ -212,7 +212,3 @@ class Units:
         unit = self.known[np.where(is_negative, found[1], found[0])]
         is_near = distance.min(axis=0) <= NEAR * np.linalg.norm(wanted, axis=1)
         return np.where(is_near, unit, -1), np.where(is_negative, -1.0, 1.0)
-
-
-def _largest(interval: Interval) -> Array:
-    return np.maximum(np.abs(interval.low), np.abs(interval.high))

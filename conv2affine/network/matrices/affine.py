@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from conv2affine.network.matrices.compose import add, compose
-from conv2affine.network.matrices.matrix import Array, Matrix, Selection
+from conv2affine.network.matrices.matrix import Array, Matrix, Selection, selection
 
 Source = TypeVar("Source", bound=Hashable)
 
@@ -61,6 +61,10 @@ class AffineMap(Generic[Source]):
         if self.bias.any():  # a product with zeros is left out: constants may hold infinities that no output reads
             bias += matrix.apply(self.bias[None])[0]
         return AffineMap({source: compose(matrix, inner) for source, inner in self.terms.items()}, bias)
+
+    def at(self, index: Any, positions: int = 1) -> AffineMap[Source]:
+        """The elements of y at these places, with that many positions each; 0 where the index is -1."""
+        return self.then(selection(index, self.size, positions))
 
     def plus(self, terms: Mapping[Source, Matrix]) -> AffineMap[Source]:
         """The map y + sum over sources s of terms[s] @ x_s."""

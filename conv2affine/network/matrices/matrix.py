@@ -176,6 +176,11 @@ class Selection(Matrix):
         return read.astype(np.int64) if axis == 1 else np.bincount(self.index[read], minlength=channels)
 
 
+def selection(index: Any, cols: int, positions: int = 1) -> Matrix:
+    """A selection, with one index for that many positions; without an index where it is the identity."""
+    return Selection(None if np.array_equal(index, np.arange(cols // positions)) else index, cols, None, positions)
+
+
 @dataclass(frozen=True, eq=False)
 class Sparse(Matrix):
     """A matrix that is written out."""

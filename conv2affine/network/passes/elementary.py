@@ -5,7 +5,6 @@ What is affine or piecewise linear in them becomes that; the results are equal u
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 from conv2affine.network.graph import Graph, Kept, Node, Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.passes.functions import RULES
-from conv2affine.network.passes.simplify import replace_inputs
+from conv2affine.network.passes.simplify import Rewritten, rewrite
 from conv2affine.network.rules import formulas
 from conv2affine.network.rules.operands import Map, NoRuleError, broadcast, check_finite, through
 
@@ -52,7 +51,7 @@ class Function:
         """What determines its result."""
         return self.name, self.places, self.shapes
 
-    def run(self, inputs: Sequence[Any], *, double: bool = False) -> list[Any]:
+    def run(self, inputs: Sequence[Any]) -> list[Any]:
         """Its result, for arrays."""
         arguments = [inputs[place] for place in self.places]
         if self.shapes:
@@ -134,20 +133,17 @@ def elementary(graph: Graph, dtype: torch.dtype) -> Graph:
         graph: Any graph.
         dtype: In which it computes.
     """
-    names: dict[Value, Value] = {}
     unknown: set[Value] = set()
-    nodes: list[Node] = []
-    for old in graph.nodes:
-        node = replace_inputs(old, names)
+
+    def rule(node: Node) -> Rewritten:
         is_known = unknown.isdisjoint(node.inputs)
         if isinstance(node, Kept) and is_known:
             try:
-                made, names[node.outputs[0]] = Writer(node, dtype).write()
-                nodes += made
-                continue
+                return Writer(node, dtype).write()
             except NoRuleError:
                 is_known = False
         if not is_known:
             unknown.update(node.outputs)
-        nodes.append(node)
-    return dataclasses.replace(graph, nodes=nodes, outputs=[names.get(value, value) for value in graph.outputs])
+        return None
+
+    return rewrite(graph, rule)

@@ -10,8 +10,8 @@ import numpy as np
 
 from conv2affine.network.graph import Graph, Node, Value
 from conv2affine.network.matrices.affine import AffineMap
+from conv2affine.network.matrices.matrix import selection
 from conv2affine.network.passes.simplify import replace_inputs
-from conv2affine.network.rules.moves import selection
 
 
 def join_ends(graph: Graph) -> Graph:

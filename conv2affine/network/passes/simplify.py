@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from conv2affine.network.graph import Graph, Node, Piece, Step, Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.matrix import Selection
 
+Rewritten = tuple[list[Node], Value] | None
+
 
 def simplify(graph: Graph) -> Graph:
     """All passes of this module."""
@@ -22,7 +24,7 @@ def simplify(graph: Graph) -> Graph:
 
 def _without_aliases(graph: Graph) -> Graph:
     """Without the pieces whose output is one of their inputs, as after a reshape."""
-    return _rename(graph, lambda node, seen: node.map.alias if isinstance(node, Piece) else None)
+    return rewrite(graph, lambda node: ([], node.map.alias) if isinstance(node, Piece) and node.map.alias else None)
 
 
 def _without_moves(graph: Graph) -> Graph:
@@ -62,18 +64,19 @@ def _unmoved(step: Step, moves: Mapping[Value, Piece]) -> Step:
 
 def _without_equal(graph: Graph) -> Graph:
     """With one node in place of all that compute the same from the same values."""
+    seen: dict[Hashable, list[Node]] = {}
 
-    def first(node: Node, seen: dict[Hashable, list[Node]]) -> Value | None:
+    def rule(node: Node) -> Rewritten:
         if len(node.outputs) > 1:
             return None
         same = seen.setdefault((type(node), getattr(node, "kind", ""), node.inputs), [])
         for other in same:
             if is_equal(_content(node), _content(other)):
-                return other.outputs[0]
+                return [], other.outputs[0]
         same.append(node)
         return None
 
-    return _rename(graph, first)
+    return rewrite(graph, rule)
 
 
 def remove_unused(graph: Graph) -> Graph:
@@ -101,20 +104,19 @@ def replace_inputs(node: Node, names: Mapping[Value, Value]) -> Node:
     return Piece(node.output, map, origins)
 
 
-def _rename(graph: Graph, name: Any) -> Graph:
-    """Without the nodes for which `name` gives another value; it may keep what it has seen."""
+def rewrite(graph: Graph, rule: Callable[[Node], Rewritten]) -> Graph:
+    """With what a rule gives in place of each node of one output: other nodes, and the value; None keeps the node."""
     names: dict[Value, Value] = {}
     nodes: list[Node] = []
-    seen: dict[Hashable, list[Node]] = {}
     for old in graph.nodes:
         node = replace_inputs(old, names)
-        other = name(node, seen)
-        if other is None:
+        found = rule(node)
+        if found is None:
             nodes.append(node)
         else:
-            names[node.outputs[0]] = other
-    outputs = [names.get(value, value) for value in graph.outputs]
-    return dataclasses.replace(graph, nodes=nodes, outputs=outputs)
+            made, names[node.outputs[0]] = found
+            nodes += made
+    return dataclasses.replace(graph, nodes=nodes, outputs=[names.get(value, value) for value in graph.outputs])
 
 
 def _content(node: Node) -> Any:

@@ -21,9 +21,8 @@ from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.matrix import Matrix, Selection
 from conv2affine.network.passes.chain import levels
 from conv2affine.network.passes.merge import merge
-from conv2affine.network.passes.simplify import replace_inputs, simplify
+from conv2affine.network.passes.simplify import Rewritten, rewrite, simplify
 from conv2affine.network.proof.forward import Interval
-from conv2affine.network.rules.moves import selection
 
 Map = AffineMap[Value]
 Mask = NDArray[np.bool_]
@@ -43,25 +42,22 @@ class _Writer:
     def leave_out(self) -> Graph:
         """The graph without ReLUs that are zero, that nothing reads, or that are their input, where that pays."""
         read = self.read(self.graph)
-        names: dict[Value, Value] = {}
-        nodes: list[Node] = []
-        for old in self.graph.nodes:
-            node = replace_inputs(old, names)
+
+        def rule(node: Node) -> Rewritten:
             if isinstance(node, Piece):
-                nodes.append(node)
-                continue
+                return None
             [x], [y], part = node.inputs, node.outputs, Graph()
             straight = read[y] & (self.bounds[x].low >= 0)
-            if not self.pays(old, straight, read[y] & ~straight):
+            if not self.pays(self.producer[y], straight, read[y] & ~straight):
                 straight = np.zeros_like(straight)
             map = self.rectified(part, x, read[y] & ~straight)
             if straight.any():
-                map += _at(Map.identity(x, x.size), np.where(straight, np.arange(x.size), -1))
-            names[y] = part.add_piece(map, y.shape, y.name)
-            self.bounds[names[y]] = self.bounds[y]
-            nodes += part.nodes
-        outputs = [names.get(value, value) for value in self.graph.outputs]
-        return dataclasses.replace(self.graph, nodes=nodes, outputs=outputs)
+                map += Map.identity(x, x.size).at(np.where(straight, np.arange(x.size), -1))
+            value = part.add_piece(map, y.shape, y.name)
+            self.bounds[value] = self.bounds[y]
+            return part.nodes, value
+
+        return rewrite(self.graph, rule)
 
     def read(self, graph: Graph) -> dict[Value, Mask]:
         """Which elements of each value have a part in the outputs, for some input in the box."""
@@ -132,8 +128,8 @@ class _Writer:
         if unknown.all():
             return Map.identity(x, x.size)
         if unknown.any():
-            few = part.add_piece(_at(Map.identity(x, x.size), np.flatnonzero(unknown)), (1, unknown.sum()), x.name)
-            map += _at(Map.identity(few, few.size), np.where(unknown, unknown.cumsum() - 1, -1))
+            few = part.add_piece(Map.identity(x, x.size).at(np.flatnonzero(unknown)), (1, unknown.sum()), x.name)
+            map += Map.identity(few, few.size).at(np.where(unknown, unknown.cumsum() - 1, -1))
         return map
 
     def signs(self, x: Value) -> Mask:
@@ -162,8 +158,8 @@ def _columns(matrix: Matrix, rows: Mask) -> NDArray[np.int64]:
     return columns
 
 
-def _at(map: Map, index: NDArray[np.int64], sign: int = 1) -> Map:
+def _at(map: Map, index: NDArray[np.int64], sign: int) -> Map:
     """The elements of a map at these places, times a sign; 0 where the index is -1."""
     if sign == 1:
-        return map.then(selection(index, map.size))
+        return map.at(index)
     return map.then(Selection(index, map.size, np.full(len(index), float(sign))))

@@ -21,9 +21,8 @@ import torch
 
 from conv2affine.network.graph import Graph, Node, Piece, Step, Value
 from conv2affine.network.matrices.affine import AffineMap
-from conv2affine.network.passes.simplify import replace_inputs
+from conv2affine.network.passes.simplify import Rewritten, rewrite
 from conv2affine.network.rules import formulas as rules
-from conv2affine.network.rules.moves import selection
 from conv2affine.network.rules.operands import LARGE_BOUND
 
 Map = AffineMap[Value]
@@ -35,23 +34,20 @@ def to_relu(graph: Graph, dtype: torch.dtype, kinds: Container[str] | None = Non
     The result computes in this dtype: a bound that no number of it exceeds is dropped.
     """
     largest = torch.finfo(dtype).max
-    names: dict[Value, Value] = {}
-    nodes: list[Node] = []
     sizes: dict[Value, Any] = {}
-    for old in graph.nodes:
-        node = replace_inputs(old, names)
+
+    def rule(node: Node) -> Rewritten:
         if isinstance(node, Piece):
             sizes[node.output] = _size(node.map, sizes)
-        if isinstance(node, Step) and node.kind != "relu" and (kinds is None or node.kind in kinds):
-            part = Graph()
-            origin = (*node.origin, node.kind)[0]
-            writer = _Writer(part, origin, largest, sizes)
-            result = RULES[node.kind](writer, *map(_identity, node.inputs), **node.parameters)
-            names[node.outputs[0]] = part.add_piece(result, node.outputs[0].shape, origin)
-            nodes += part.nodes
-        else:
-            nodes.append(node)
-    return dataclasses.replace(graph, nodes=nodes, outputs=[names.get(value, value) for value in graph.outputs])
+        if not isinstance(node, Step) or node.kind == "relu" or (kinds is not None and node.kind not in kinds):
+            return None
+        part, origin = Graph(), (*node.origin, node.kind)[0]
+        writer = _Writer(part, origin, largest, sizes)
+        result = RULES[node.kind](writer, *map(_identity, node.inputs), **node.parameters)
+        value = part.add_piece(result, node.outputs[0].shape, origin)
+        return part.nodes, value
+
+    return rewrite(graph, rule)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +123,8 @@ def _bend(writer: _Writer, x: Map, mask: Any, sign: int, bound: Any, slope: int)
     if not len(places):
         return AffineMap.constant(np.zeros(x.size))
     offset = AffineMap[Value].constant(-sign * bound[places])
-    units = _scaled(writer.relu(_scaled(_at(x, places), sign) + offset), slope)
-    return units if mask.all() else _at(units, np.where(mask, mask.cumsum() - 1, -1))
+    units = _scaled(writer.relu(_scaled(x.at(places), sign) + offset), slope)
+    return units if mask.all() else units.at(np.where(mask, mask.cumsum() - 1, -1))
 
 
 def _abs(writer: _Writer, x: Map) -> Map:
@@ -170,12 +166,12 @@ def _window_max(writer: _Writer, x: Map, windows: Any) -> Map:
         first, second = np.where(swapped, pairs.T[::-1], pairs.T)
         bias = bias[first]
         compared = np.flatnonzero(second >= 0)
-        larger = writer.relu(_minus(_at(x, second[compared]), _at(x, first[compared])))
+        larger = writer.relu(_minus(x.at(second[compared]), x.at(first[compared])))
         places = np.full(len(pairs), -1)
         places[compared] = np.arange(len(compared))
-        x = _identity(writer.value(_at(x, first) + _at(larger, places)))
+        x = _identity(writer.value(x.at(first) + larger.at(places)))
         windows = np.where(windows[:, ::2] < 0, -1, inverse.reshape(windows.shape[0], -1))
-    return _at(x, windows[:, 0])
+    return x.at(windows[:, 0])
 
 
 def _packed(windows: Any) -> Any:
@@ -188,13 +184,9 @@ def _window_min(writer: _Writer, x: Map, windows: Any) -> Map:
     return _scaled(_window_max(writer, _scaled(x, -1), windows), -1)
 
 
-def _at(map: Map, index: Any) -> Map:
-    return map.then(selection(index, map.size))
-
-
 def _where(mask: Any, map: Map) -> Map:
     """The map where the mask holds, else 0."""
-    return map if mask.all() else _at(map, np.where(mask, np.arange(map.size), -1))
+    return map if mask.all() else map.at(np.where(mask, np.arange(map.size), -1))
 
 
 RULES: dict[str, Callable[..., Map]] = {

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from conv2affine.network.graph import Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.compose import compose
-from conv2affine.network.matrices.matrix import Matrix, Selection
+from conv2affine.network.matrices.matrix import Matrix, Selection, selection
 from conv2affine.network.passes.chain import Layer, Units
-from conv2affine.network.rules.moves import selection
 
 
 def without_unread(layers: Sequence[Layer]) -> list[Layer]:
@@ -31,8 +30,7 @@ def without_unread(layers: Sequence[Layer]) -> list[Layer]:
             if read[value].any() or is_empty:
                 terms = unit.map.terms.items()
                 map = AffineMap({x: compose(matrix, columns[x]) for x, matrix in terms if x in before}, unit.map.bias)
-                rows = selection(np.flatnonzero(read[value]), unit.map.size)
-                units[value] = dataclasses.replace(unit, map=map.then(rows))
+                units[value] = dataclasses.replace(unit, map=map.at(np.flatnonzero(read[value])))
         columns = {x: selection(np.where(mask, mask.cumsum() - 1, -1), mask.sum()) for x, mask in read.items()}
         result.append(Layer(units, before))
         before = units

@@ -81,8 +81,7 @@ class _Bounds:
 
     def add_input(self, value: Value, interval: Interval) -> None:
         """An input, between its bounds."""
-        low, high = interval
-        largest = np.maximum(np.abs(low), np.abs(high))
+        (low, high), largest = interval, interval.largest
         error = (self.sums(value.size) + gamma(4, DOUBLE)) * 2 * largest
         self.ranges[value], self.live[value] = Range(interval, largest), slice(None)
         self.steps[value] = Source((low + high) / 2, (high - low) / 2, self.error(value, error))
@@ -168,7 +167,7 @@ class _Bounds:
 
 def _carried(interval: Interval, moved: Array) -> Range:
     """The range of a value v that may be carried as relu(v) and relu(-v): their signs may be rounded otherwise."""
-    return Range(interval, np.maximum(np.abs(interval.low), np.abs(interval.high)) + 2 * moved, terms=2)
+    return Range(interval, interval.largest + 2 * moved, terms=2)
 
 
 def _transposed(matrix: csr_array) -> Any:

@@ -20,6 +20,11 @@ class Interval(NamedTuple):
     low: Array
     high: Array
 
+    @property
+    def largest(self) -> Array:
+        """The largest absolute value of each element."""
+        return np.maximum(np.abs(self.low), np.abs(self.high))
+
 
 @dataclass(frozen=True)
 class Range:

@@ -9,9 +9,9 @@ import numpy as np
 
 from conv2affine.network.graph import Value
 from conv2affine.network.matrices.affine import AffineMap
+from conv2affine.network.matrices.matrix import selection
 from conv2affine.network.rules.bends import write
 from conv2affine.network.rules.formulas import diagonal
-from conv2affine.network.rules.moves import selection
 from conv2affine.network.rules.operands import (
     Context,
     Map,
@@ -129,7 +129,7 @@ def order(context: Context, x: Any, axis: int, ranks: Sequence[int]) -> Map:
     positions, graph = lines[0].size, context.graph
 
     def rows(value: Value, index: Any) -> Map:
-        return AffineMap.identity(value, value.size).then(selection(index, value.size, positions))
+        return AffineMap.identity(value, value.size).at(index, positions)
 
     def piece(map: Map) -> Value:
         return graph.add_piece(map, (1, map.size), context.origin)

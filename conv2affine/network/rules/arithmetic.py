@@ -18,7 +18,7 @@ from conv2affine.network.graph import Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.matrix import Sparse
 from conv2affine.network.rules import formulas, masks, windows
-from conv2affine.network.rules.moves import follow, selection
+from conv2affine.network.rules.moves import follow
 from conv2affine.network.rules.operands import (
     Context,
     Map,
@@ -140,7 +140,7 @@ def matmul(context: Context, x: Any, other: Any, *, transpose_x: bool = False, t
     if batch != tuple(shape[:-2]):  # the value is repeated for each matrix
         check_numbers(prod(batch) * prod(shape[-2:]))
         numbers = np.broadcast_to(np.arange(prod(shape)).reshape(shape), (*batch, *shape[-2:]))
-        map, shape = map.then(selection(numbers.ravel(), prod(shape))), numbers.shape
+        map, shape = map.at(numbers.ravel()), numbers.shape
     make = formulas.matmul_right if from_right else formulas.matmul_left
     return map.then(make(matrix, shape, copied=copied))
 

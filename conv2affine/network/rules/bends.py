@@ -21,8 +21,6 @@ from conv2affine.network.rules.piecewise import Piecewise
 
 Function = Callable[..., Piecewise]
 
-__all__ = ["COMPARISONS", "FUNCTIONS", "MASKS", "write"]
-
 
 def write(context: Context, base: Map, function: Piecewise) -> Map:
     """The map of a function of a base, with ReLUs added to the graph.

@@ -16,19 +16,6 @@ from conv2affine.convolution.geometry import Geometry
 from conv2affine.network.matrices.layers import Convolution, Repeated, Separable, repeated
 from conv2affine.network.matrices.matrix import Array, Selection, Sparse
 
-__all__ = [
-    "batch_norm",
-    "convolution",
-    "diagonal",
-    "gather_sums",
-    "matmul_left",
-    "matmul_right",
-    "reduce",
-    "separable",
-    "sparse_left",
-    "windowed",
-]
-
 # Along an axis: what the widest interpolation reads, the cubic one.
 WINDOW = 4
 Pairs = Sequence[tuple[int, int]]

@@ -20,11 +20,9 @@ from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.matrix import Selection
 from conv2affine.network.rules.bends import COMPARISONS, FUNCTIONS, MASKS, write
 from conv2affine.network.rules.formulas import diagonal
-from conv2affine.network.rules.moves import read_broadcast, read_through, selection
+from conv2affine.network.rules.moves import read_broadcast, read_through
 from conv2affine.network.rules.operands import Context, Map, NoRuleError, constant
 from conv2affine.network.rules.piecewise import EPS, Piecewise
-
-__all__ = ["join_jumps", "multiply", "where"]
 
 PRODUCTS, CHOICES = ("mul", "Mul"), ("where", "Where")
 # Of masks that were cast to whole numbers: the sign of the second operand.
@@ -67,7 +65,7 @@ def _jumping(context: Context, map: Map) -> list[Value]:
 
 def _jumps(node: Any) -> bool:
     """Whether a node is a mask, or a product or a choice that jumps."""
-    return isinstance(node, Kept) and (node.kind in MASKS or "jumps" in getattr(node.call, "reason", ""))
+    return isinstance(node, Kept) and (node.kind in MASKS or "jumps" in node.call.reason)
 
 
 def _rule(context: Context, name: str, *arguments: Any) -> Map:
@@ -123,7 +121,7 @@ class _Reader:
                 return self.apply(node.kind, _arguments(node), argument.shape, index, _parameters(node, index))
             except NoRuleError:  # it is a number like any other
                 pass
-        map = AffineMap.identity(argument, argument.size).then(selection(index, argument.size))
+        map = AffineMap.identity(argument, argument.size).at(index)
         return Bent(map, Piecewise.line(0, zeros))
 
     def total(self, map: Map, index: Any) -> Bent:

@@ -13,9 +13,7 @@ import numpy as np
 
 from conv2affine.network.graph import Value
 from conv2affine.network.matrices.affine import AffineMap
-from conv2affine.network.matrices.matrix import Matrix, Selection
-
-__all__ = ["concatenate", "follow", "read_broadcast", "read_through", "selection"]
+from conv2affine.network.matrices.matrix import Matrix, selection
 
 Function = Callable[..., Any]
 
@@ -102,11 +100,6 @@ def concatenate(values: Sequence[Any], shape: Sequence[int], axis: int) -> Affin
         start = stop
     terms = {value: selection(index.ravel(), value.size, after) for value, index in indices.items() if value.size}
     return AffineMap(terms, np.zeros(before * total * after))
-
-
-def selection(index: Any, cols: int, positions: int = 1) -> Matrix:
-    """A selection, with one index for that many positions; without an index where it is the identity."""
-    return Selection(None if np.array_equal(index, np.arange(cols // positions)) else index, cols, None, positions)
 
 
 def read_through(matrix: Matrix, index: Any) -> tuple[Any, Any]:

@@ -21,30 +21,7 @@ from conv2affine.network.graph import Graph, Piece, Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.matrices.matrix import Array, Matrix
 from conv2affine.network.rules.formulas import diagonal
-from conv2affine.network.rules.moves import follow, selection
-
-__all__ = [
-    "LARGE_BOUND",
-    "Context",
-    "Map",
-    "NoRuleError",
-    "Rule",
-    "as_shape",
-    "broadcast",
-    "check_finite",
-    "check_numbers",
-    "constant",
-    "elementwise",
-    "magnitudes",
-    "masked",
-    "may_overflow",
-    "scaled",
-    "step",
-    "through",
-    "value",
-    "values",
-    "weight",
-]
+from conv2affine.network.rules.moves import follow
 
 Map = AffineMap[Value]
 Rule = Callable[..., Any]
@@ -149,7 +126,7 @@ def masked(argument: Any, mask: Array, shape: Sequence[int]) -> Map:
     if not isinstance(argument, Value):
         return AffineMap.constant(np.where(mask, constant(argument), np.zeros(shape)))
     read = np.broadcast_to(mask, shape).ravel() != 0
-    return broadcast(argument, shape).then(selection(np.where(read, np.arange(read.size), -1), read.size))
+    return broadcast(argument, shape).at(np.where(read, np.arange(read.size), -1))
 
 
 def elementwise(context: Context, argument: Any) -> Array:

@@ -11,8 +11,6 @@ import numpy as np
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.rules.operands import NoRuleError
 
-__all__ = ["EPS", "Piecewise"]
-
 # Sums of a few numbers that cancel leave this part of the largest.
 EPS = 1e-13
 

@@ -5,7 +5,7 @@ Complex numbers are pairs in the last axis; one number there is a real one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -18,7 +18,6 @@ from conv2affine.network.graph import Value
 from conv2affine.network.matrices.layers import Separable, repeated
 from conv2affine.network.matrices.matrix import Array, Sparse
 from conv2affine.network.rules import formulas, windows
-from conv2affine.network.rules.moves import selection
 from conv2affine.network.rules.operands import (
     Context,
     Map,
@@ -132,9 +131,8 @@ def adaptive_max_pool(context: Context, x: Any, axes: int) -> Value:
     return step(context, "window_max", value(x), call=context.call, windows=over)
 
 
-def resize(context: Context, x: Any, lines: Iterable[Any]) -> Map:
+def resize(context: Context, x: Any, lines: Sequence[Any]) -> Map:
     """A matrix (output size, input size) for each of the last axes."""
-    lines = list(lines)
     shape = value(x).shape
     return through(x, formulas.separable(prod(shape[: len(shape) - len(lines)]), lines))
 
@@ -200,4 +198,4 @@ def _columns(transform: Callable[..., Any], window: Any, length: int, parts: int
 
 def _permuted(map: Map, shape: Sequence[int], order: Sequence[int]) -> Map:
     """The elements of a map, of this shape, with the axes in another order."""
-    return map.then(selection(np.arange(map.size).reshape(shape).transpose(order).ravel(), map.size))
+    return map.at(np.arange(map.size).reshape(shape).transpose(order).ravel())

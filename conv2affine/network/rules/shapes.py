@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from conv2affine.network.graph import Value
+from conv2affine.network.matrices.matrix import selection
 from conv2affine.network.rules.formulas import gather_sums
-from conv2affine.network.rules.moves import concatenate, follow, selection
+from conv2affine.network.rules.moves import concatenate, follow
 from conv2affine.network.rules.operands import (
     Context,
     Map,
@@ -33,7 +34,7 @@ def move(context: Context, *arguments: Any, **attributes: Any) -> Any:
     """Any operator that only moves elements, whatever its arguments are."""
     check_numbers(sum(value.size for value in context.inputs) + sum(map(prod, context.shapes)))
     try:
-        return follow(lambda *arrays: context.call.run(arrays, double=True), context.inputs)
+        return follow(lambda *arrays: context.call.run(arrays), context.inputs)
     except Exception as error:  # it does more than move elements, or it fails
         raise NoRuleError(str(error)) from error
 
@@ -102,8 +103,8 @@ def _extreme_at(context: Context, x: Any, other: Any, places: Any, kind: str, in
     rank = np.arange(len(at)) - np.repeat(np.cumsum(counts) - counts, counts)  # among those of one place
     windows[at[order], 1 + rank] = size + order
     numbers = np.arange(size + len(at))
-    own = own.then(selection(np.append(windows[:, 0], np.full(len(at), -1)), size))
-    both = own + broadcast(other, places.shape).then(selection(np.maximum(numbers - size, -1), len(at)))
+    own = own.at(np.append(windows[:, 0], np.full(len(at), -1)))
+    both = own + broadcast(other, places.shape).at(np.maximum(numbers - size, -1))
     check_finite(both)
     read = context.graph.add_piece(both, (1, len(numbers)), context.origin)
     return step(context, kind, read, windows=windows)

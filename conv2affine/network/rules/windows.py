@@ -14,17 +14,6 @@ from conv2affine.network.matrices.layers import Separable
 from conv2affine.network.matrices.matrix import Array, Matrix
 from conv2affine.network.rules.formulas import convolution
 
-__all__ = [
-    "Axis",
-    "Window",
-    "adaptive_average_pool",
-    "adaptive_windows",
-    "average_pool",
-    "join_taps",
-    "reduce_windows",
-    "taps",
-]
-
 
 class Axis(NamedTuple):
     """The window and its steps along one axis; padding is (left, right)."""

@@ -10,12 +10,11 @@ import onnx
 import torch
 from onnx import ModelProto, helper
 
-from conv2affine.network.graph import Graph, Kept, Piece, Step
+from conv2affine.network.graph import Graph, Kept, Piece, Step, runs_on_vectors
 from conv2affine.network.matrices.matrix import Matrix, Selection
 from conv2affine.network.passes.chain import Layer
 from conv2affine.network.proof.forward import Interval
 from conv2affine.network.torch.layers import finite, finite_layer, row_chunks
-from conv2affine.onnx.call import runs_on_vectors
 from conv2affine.onnx.exporting.storage import external_tensor
 from conv2affine.onnx.exporting.values import Values
 from conv2affine.onnx.exporting.writer import Writer, as_array, write_kept, write_kind, write_selection

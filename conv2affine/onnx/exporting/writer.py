@@ -11,9 +11,9 @@ import torch
 from onnx import NodeProto, TensorProto, defs, helper, numpy_helper
 from torch import Tensor
 
-from conv2affine.network.graph import Kept, Slot, Step
+from conv2affine.network.graph import Kept, Slot, Step, runs_on_vectors
 from conv2affine.network.matrices.matrix import Selection
-from conv2affine.onnx.call import OnnxCall, runs_on_vectors
+from conv2affine.onnx.call import OnnxCall
 from conv2affine.onnx.exporting.storage import SMALL, external_tensor
 from conv2affine.onnx.model import FLOATS
 

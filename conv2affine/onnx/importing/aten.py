@@ -75,7 +75,7 @@ def import_module(model: nn.Module, examples: Sequence[Tensor], wanted: int | No
     return OnnxNetwork(graph, inputs, outputs, True, opset, network.dtype, eps)
 
 
-def as_onnx(graph: Graph, wanted: int | None = None) -> tuple[Graph, int]:
+def as_onnx(graph: Graph, wanted: int | None) -> tuple[Graph, int]:
     """A module's graph with ONNX operators for those of PyTorch; and their opset, at least the wanted one.
 
     Raises:

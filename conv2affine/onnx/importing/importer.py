@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
 import numpy as np
 import torch
-from onnx import AttributeProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, TypeProto, helper, numpy_helper
 
 from conv2affine.network.graph import Graph, Kept, Value
 from conv2affine.network.matrices.affine import AffineMap
@@ -107,12 +107,11 @@ class _Importer:
         names = [name for name in node.output if name in self.used]
         if not names:
             return
-        attributes = {attribute.name: attribute for attribute in node.attribute}
         check_node(node)
         args = [self.results[name] for name in node.input]
-        if _is_training(node, attributes, args):
+        if _is_training(node, args):
             raise ValueError(f"{where} {CHANCE}")
-        shapes = self.infer(node, where)
+        shapes = self.infer(node, args, where)
         call, inputs = OnnxCall.of(node, self.model.opset, args, self.used)
         if node.op_type == "Constant" or not inputs or node.op_type in ("Shape", "Size"):
             blanks = [np.broadcast_to(np.float32(0), value.shape) for value in inputs]
@@ -133,7 +132,7 @@ class _Importer:
             return
         context = Context(self.graph, call, inputs, shapes, self.parameters, location(node))
         before = len(self.graph.nodes)
-        made = self.values(context, node, args)
+        made = self.values(context, node, args, is_sure)
         is_sure = is_sure and not any(isinstance(each, Kept) for each in self.graph.nodes[before:])
         for name, value in zip(names, made, strict=True):
             self.results[name] = value
@@ -146,12 +145,9 @@ class _Importer:
         self.results[name] = array
         self.types[name] = helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
 
-    def infer(self, node: NodeProto, where: str) -> tuple[tuple[int, ...], ...]:
+    def infer(self, node: NodeProto, args: list[Any], where: str) -> tuple[tuple[int, ...], ...]:
         """Record the types of the results of a node, and count them; returns the shapes of those that are used."""
-        args = [self.results[name] for name in node.input]
-        inferred = infer(
-            node, self.model.opset, self.model.wide.ir_version, self.results, self.types, where, self.advice
-        )
+        inferred = infer(node, self.model, self.results, self.types, where, self.advice)
         self.types.update(inferred)
         shapes = []
         for name in (name for name in node.output if name in self.used):
@@ -160,12 +156,11 @@ class _Importer:
             check_work(node, shapes[-1], where)
         return tuple(shapes)
 
-    def values(self, context: Context, node: NodeProto, args: list[Any]) -> list[Value]:
+    def values(self, context: Context, node: NodeProto, args: list[Any], is_sure: bool) -> list[Value]:
         """The results of a node that depends on inputs: by its rule, or from the kept operator."""
         moved = [name for name in node.input if isinstance(self.results[name], Value)]
         moved += [name for name in node.output if name in self.used]
         where = f"{node.op_type} node {context.origin}"
-        is_sure = self.unsure.isdisjoint(context.inputs)
         rule = find_rule(node.op_type) if is_sure or node.op_type not in FOR_NUMBERS else None
         trial = None
         if node.op_type in DISPUTED:
@@ -207,7 +202,7 @@ class _Importer:
 def _fold(call: OnnxCall, blanks: Sequence[Any], size: int) -> list[Any]:
     """The results, of `size` elements, of a node that depends on no input; large ones by the faster runtime."""
     if size + sum(arg.size for arg in call.args if isinstance(arg, np.ndarray)) <= LARGE or blanks:
-        return call.run(blanks)
+        return call.run(blanks, double=False)
     feeds = call.feeds(())
     return runner(call.model(feeds))(feeds)
 
@@ -235,11 +230,10 @@ def _dtype(inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]) -> torch
     return DTYPES[max(types, key=list(DTYPES).index, default=TensorProto.FLOAT)]
 
 
-def _is_training(node: NodeProto, attributes: Mapping[str, AttributeProto], args: list[Any]) -> bool:
+def _is_training(node: NodeProto, args: list[Any]) -> bool:
     if node.op_type == "Dropout" and len(args) > 2 and args[2] is not None:
         return isinstance(args[2], Value) or bool(np.any(args[2]))
-    training = attributes.get("training_mode") if node.op_type == "BatchNormalization" else None
-    return training is not None and bool(training.i)
+    return node.op_type == "BatchNormalization" and any(a.name == "training_mode" and a.i for a in node.attribute)
 
 
 def _shown(attribute: Any) -> Any:

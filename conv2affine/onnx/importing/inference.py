@@ -117,8 +117,7 @@ def batch_advice(model: CheckedModel) -> str:
 
 def infer(
     node: NodeProto,
-    opset: int,
-    ir_version: int,
+    model: CheckedModel,
     results: Mapping[str, Any],
     types: Mapping[str, TypeProto],
     where: str,
@@ -131,7 +130,7 @@ def infer(
     Raises:
         ValueError: If it breaks the rules of its operator.
     """
-    opset = max(opset, INFERRED_FROM.get(node.op_type, 0))
+    opset = max(model.opset, INFERRED_FROM.get(node.op_type, 0))
     names = [name for name in node.input if name]
     data = {
         name: numpy_helper.from_array(array, name)
@@ -145,7 +144,7 @@ def infer(
             {name: types[name] for name in names},
             data,
             opset_imports=[helper.make_opsetid("", opset)],
-            ir_version=ir_version,
+            ir_version=model.wide.ir_version,
         )
     except (InferenceError, onnx.checker.ValidationError, onnx.defs.SchemaError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())

@@ -15,8 +15,6 @@ from conv2affine.network.rules import positions
 from conv2affine.network.rules.operands import Context, Map, NoRuleError, constant
 from conv2affine.onnx.running.runner import RunError, runner
 
-__all__ = ["by_units"]
-
 
 def _repeat(argument: Array, samples: int) -> Array:
     return np.concatenate([argument] * samples)

@@ -18,9 +18,9 @@ import torch
 from onnx import ModelProto, NodeProto, TypeProto, ValueInfoProto, external_data_helper, helper, numpy_helper
 
 from conv2affine.network.comparison import COARSE, EPS, difference, is_close, scale, tolerance_of
-from conv2affine.network.graph import Kept, Piece, Slot, Step, Value
+from conv2affine.network.graph import Kept, Piece, Slot, Step, Value, runs_on_vectors
 from conv2affine.network.kinds import KINDS
-from conv2affine.onnx.call import OnnxCall, make_info, one_node, runs_on_vectors
+from conv2affine.onnx.call import OnnxCall, make_info, one_node
 from conv2affine.onnx.model import OnnxNetwork
 from conv2affine.onnx.running.runner import HALF_DTYPES, Run, RunError, as_tensor, disturbed, runner, sample
 

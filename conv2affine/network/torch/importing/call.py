@@ -108,12 +108,12 @@ class AtenCall:
         )
         return args, kwargs
 
-    def run(self, inputs: Sequence[Any], *, double: bool = False) -> list[Any]:
-        """Its results that are used, for arrays as inputs; if `double`, with float64 constants too."""
+    def run(self, inputs: Sequence[Any]) -> list[Any]:
+        """Its results that are used, for arrays as inputs, with float64 constants."""
 
         def widened(argument: Any) -> Any:
             is_floating = isinstance(argument, Tensor) and argument.is_floating_point()
-            return argument.detach().double() if double and is_floating else argument
+            return argument.detach().double() if is_floating else argument
 
         args, kwargs = self.filled([torch.from_numpy(np.asarray(array, order="C")) for array in inputs])
         args, kwargs = map_aggregate((args, kwargs), widened)

@@ -161,7 +161,7 @@ class _Importer:
         return self.graph.add_piece(AffineMap.constant(result.double().cpu().numpy()), result.shape, node.name)
 
     def call(self, node: fx.Node) -> Any:
-        """The value of a node: a tensor if it does not depend on inputs, else a value, or a tuple of them."""
+        """The value of a node: a tensor if it does not depend on inputs, else a value, or values by their number."""
         target: Any = node.target
         given: Any = (node.args, node.kwargs)
         args, kwargs = map_arg(given, self.results.__getitem__)
@@ -177,8 +177,7 @@ class _Importer:
         call, inputs = AtenCall.of(target, *map_arg(given, self.blank if shape_only else self.own))
         if not inputs:
             return _constant(target, *((call.args, call.kwargs) if shape_only else (args, kwargs)))
-        fakes = node.meta.get("val")
-        if fakes is None:  # it is an assertion
+        if node.meta.get("val") is None:  # it is an assertion
             return None
         is_unsure = not self.unsure.isdisjoint(inputs)
         is_unsure |= name in FOR_NUMBERS and may_overflow(self.graph, inputs, self.largest)
@@ -186,12 +185,7 @@ class _Importer:
             return torch.zeros(inputs[0].shape, dtype=torch.bool)
         reached = [arg for arg in node.all_input_nodes if isinstance(self.results[arg], Value)]
         check_result(node, reached)
-        several = isinstance(fakes, tuple | list)
-        fakes = fakes if several else [fakes]
-        if any(isinstance(size, torch.SymInt) for fake in fakes if fake is not None for size in fake.shape):
-            blank_args, blank_kwargs = map_arg(given, self.blank)
-            result = target(*blank_args, **blank_kwargs)
-            fakes = result if several else [result]
+        several, fakes = isinstance(node.meta["val"], tuple | list), self.fakes(node)
         used: Any = tuple(sorted({user.args[1] for user in node.users if user.users})) if several else (0,)
         if not used:
             return ()
@@ -217,6 +211,15 @@ class _Importer:
         made = zip(results, used, strict=True)
         self.unsure.update(x for x, number in made if is_unsure and fakes[number].dtype is not torch.bool)
         return dict(zip(used, results, strict=True)) if several else results[0]
+
+    def fakes(self, node: fx.Node) -> Sequence[Any]:
+        """Tensors of the shapes and dtypes of a node's results; a size that is symbolic is found by running it."""
+        result: Any = node.meta["val"]
+        leaves = [leaf for leaf in pytree.tree_leaves(result) if leaf is not None]
+        if any(isinstance(size, torch.SymInt) for leaf in leaves for size in leaf.shape):
+            args, kwargs = map_arg((node.args, node.kwargs), self.blank)
+            result = node.target(*args, **kwargs)  # type: ignore[operator]
+        return result if isinstance(result, tuple | list) else [result]
 
     def blank(self, node: fx.Node) -> Any:
         """The result of a node; zeros of its shape and dtype if it depends on inputs."""
