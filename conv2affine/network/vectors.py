@@ -158,7 +158,7 @@ def module_to_linear(module: Model, example_input: Any, *, layout: NetworkLayout
         Linear(in_features=192, out_features=128, bias=True)
     """
     one_of("layout", layout, LAYOUTS)
-    module, inputs = hold(module, example_input)
+    module, inputs = hold(module, example_input, "input_size")
     original = import_torch(module, inputs, floats=True)
     network = with_vectors(original, "a linear layer")
     graph = merge_pieces(simplify(network.graph), "always")

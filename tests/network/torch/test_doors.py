@@ -1,6 +1,7 @@
 """What people hold: programs, TorchScript, files, tensors by name, whole numbers; and what they pass by mistake."""
 
 import copy
+import inspect
 import warnings
 
 import numpy as np
@@ -303,7 +304,24 @@ MISTAKES = {
         r"; call model.eval\(\), and give batch norm",
     ),
     "array": (THREE, X3.numpy(), TypeError, r"got ndarray; pass torch.from_numpy\(x\)"),
-    "arrays": (THREE, (X3.numpy(),), TypeError, r"example_inputs\[0\] must be a tensor, got ndarray; pass torch.from"),
+    "arrays": (THREE, (X3.numpy(),), TypeError, r"{x}\[0\] must be a tensor, got ndarray; pass torch.from"),
+    "array-by-name": (Two(), {"a": X3.numpy()}, TypeError, r"{x}\['a'\] must be a tensor, got ndarray; pass torch.fr"),
+    "no-names": (Two(), {}, TypeError, "{x} must be a tensor, .* or a dict of them by name, got an empty dict"),
+    "numbers": (Two(), {0: NAMED["a"], 1: NAMED["b"]}, TypeError, "got dict; use strings as its names"),
+    "keyword": (Two(), {"lambda": X3}, ValueError, "{x} must have names that arguments can have, .*, got 'lambda'"),
+    "no-name": (Two(), {"0": X3, "a": X3}, ValueError, "got '0'; pass a tuple, and a module whose forward puts"),
+    "program-of-two": (
+        torch.export.export(Two(), (NAMED["a"], NAMED["b"])),
+        (NAMED["a"], NAMED["b"]),
+        ValueError,
+        r"dynamic_shapes=\[{0: torch.export.Dim.DYNAMIC}\] \* 2\)",
+    ),
+    "inputs-of-a-chain": (
+        to_mlp(Two(), (NAMED["a"], NAMED["b"])),
+        (NAMED["a"], NAMED["b"]),
+        ValueError,
+        r"pass their vector, torch.cat\(\[a.flatten\(1\), b.flatten\(1\)\], 1\)",
+    ),
 }
 
 
@@ -324,7 +342,8 @@ def test_files_of_torch_save_are_refused_with_advice(content, advice, tmp_path):
 @pytest.mark.parametrize("function", [to_linear, to_linear_network, to_mlp, plan, onnx.export])
 @pytest.mark.parametrize(("model", "x", "error", "message"), MISTAKES.values(), ids=MISTAKES)
 def test_the_message_names_what_was_passed_and_what_to_do(function, model, x, error, message):
-    with pytest.raises(error, match=message) as caught:
+    _, name, *_ = inspect.signature(function).parameters
+    with pytest.raises(error, match=message.replace("{x}", name)) as caught:
         function(model, x)
     assert "report" not in str(caught.value)
     assert "values of tensors" not in str(caught.value)

@@ -44,6 +44,10 @@ def _advice(model: nn.Module, inputs: Sequence[Tensor], error: Exception) -> str
         return "call model.eval(), and give batch norm its running statistics"
     if isinstance(model, Named) and model.in_one_dict:
         return f"name the tensors as forward does: {', '.join(inspect.signature(model.model.forward).parameters)}"
+    names = getattr(model, "input_names", ())
+    if len(inputs) == len(names) > 1:
+        joined = ", ".join(f"{name}.flatten(1)" for name in names)
+        return f"pass their vector, torch.cat([{joined}], 1)"
     parameters = _required(model)
     if len(parameters) > len(inputs):
         return f"pass a tuple of {len(parameters)} tensors: ({', '.join(parameters)})"
