@@ -29,6 +29,18 @@ def test_source_is_not_replaced(tmp_path, link):
         convert(source, target, overwrite=True)
 
 
+def test_a_specification_is_not_replaced(tmp_path):
+    path = tmp_path / "p.vnnlib"
+    path.write_text("(declare-const X_0 Real)")
+    with pytest.raises(ValueError, match=r"p\.vnnlib must not be a file that is read"):
+        storage.check_target(path, True, cnn(), None, path)
+
+
+def test_a_result_has_no_name_of_a_packed_file(tmp_path):
+    with pytest.raises(ValueError, match=r"b.onnx.gz must not have the name of a packed file.* name it b.onnx"):
+        convert(cnn(), tmp_path / "b.onnx.gz")
+
+
 def test_what_is_no_regular_file_is_not_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="regular file"):
