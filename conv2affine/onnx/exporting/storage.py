@@ -71,6 +71,17 @@ def _has_data_in(model: Path, data: Path) -> bool:
 
 
 @contextmanager
+def named(path: Path | None) -> Iterator[None]:
+    """Errors of writing, such as that of a full disk, with the name of the file."""
+    try:
+        yield
+    except OSError as error:
+        if path is None or error.filename is not None or error.strerror is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
 def data_of(path: Path, size: int) -> Iterator[BinaryIO | None]:
     """The file for the data of a model of `size` bytes; None for a small one, which keeps its data in itself."""
     if size <= LARGE:
@@ -143,5 +154,9 @@ def external_tensor(file: BinaryIO, name: str, shape: Sequence[int], dtype: Any,
 def save_bounds(bounds: Mapping[str, Interval], path: Path) -> None:
     """Write a NumPy file with the arrays NAME.low and NAME.high for each layer."""
     arrays = {f"{name}.{end}": array for name, pair in bounds.items() for end, array in pair._asdict().items()}
-    with path.open("wb") as file:  # NumPy adds .npz to names without it
-        np.savez_compressed(file, **arrays)
+    with named(path), path.open("wb") as file:  # NumPy adds .npz to names without it
+        try:
+            np.savez_compressed(file, **arrays)
+        except OSError:
+            path.unlink()
+            raise
