@@ -56,7 +56,7 @@ def test_refusals():
         (lambda x: x[:0], ValueError, r"x\[0\] must have a sample, batch first, got shape \(0, 4\)"),
         (lambda x: x[0, 0], ValueError, r"x\[0\] must have a sample, batch first, got shape \(\)"),
         (lambda x: "x", TypeError, r"x must be a tensor, or a tuple of tensors in the order .*takes, got str"),
-        (lambda x: {"x": x}, TypeError, r"x must be a tensor, .* got dict"),
+        (lambda x: {"x": x}, TypeError, r"x must be a tensor, .* got dict; pass its tensors in a tuple"),
         (lambda x: (x, x[:1]), ValueError, r"x\[1\] must have as many samples as x\[0\], 2, got 1"),
         (lambda x: x / 0, ValueError, r"x\[0\] must be finite"),
     ],

@@ -129,9 +129,11 @@ def tensors(given: Any, argument: str, *, or_dict: bool = False) -> tuple[Tensor
         names, inputs = [*given], tuple(given.values())
     if not names:
         by_name = ", or a dict of them by name" * or_dict
+        got = f"{'an empty ' * (isinstance(given, tuple | list | dict) and not given)}{_class_and_advice(given)}"
+        if isinstance(given, Mapping) and given:
+            got = f"{type(given).__name__}; {'use strings as its names' if or_dict else 'pass its tensors in a tuple'}"
         raise TypeError(
-            f"{argument} must be a tensor, or a tuple of tensors in the order that the model takes{by_name}, got "
-            f"{'an empty ' * (isinstance(given, tuple | list | dict) and not given)}{_class_and_advice(given)}"
+            f"{argument} must be a tensor, or a tuple of tensors in the order that the model takes{by_name}, got {got}"
         )
     for key, x in zip(names, inputs, strict=True):
         name = f"{argument}[{key!r}]"
@@ -158,8 +160,6 @@ def _class_and_advice(x: Any) -> str:
         return f"{name}; pass torch.from_numpy(x)"
     if isinstance(x, int):
         return f"{name}; pass a tensor, such as torch.rand(1, 3, 32, 32), and set other arguments in a module"
-    if isinstance(x, Mapping) and x:
-        return f"{name}; use strings as its names"
     return name if isinstance(x, tuple | list | dict) else f"{name}; set arguments that are not tensors in a module"
 
 
