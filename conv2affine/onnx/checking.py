@@ -11,7 +11,7 @@ from onnx import ModelProto, helper
 
 from conv2affine.interop.vnnlib import Specification
 from conv2affine.network.equality.compare import Comparison, compare
-from conv2affine.network.equality.side import Side
+from conv2affine.network.equality.side import Side, naming
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.passes.ends import slices
 from conv2affine.network.proof.box import BoxBounds
@@ -67,8 +67,10 @@ def check(
         ('different', (('z',), ('z',)))
     """
     given = given_box(box, spec)
-    first, sizes = file_side(a, shapes)
-    second, _ = file_side(b, shapes, order=list(sizes))
+    with naming("a"):
+        first, sizes = file_side(a, shapes)
+    with naming("b"):
+        second, _ = file_side(b, shapes, order=list(sizes))
     within = box_of(given, sizes, first.graph.outputs[0].size)
     return compare(first, second, within, list(sizes.values()), np.zeros((1, first.graph.inputs[0].size)))
 

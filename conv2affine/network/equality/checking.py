@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from conv2affine.network.equality.compare import Comparison, compare
-from conv2affine.network.equality.side import Side
+from conv2affine.network.equality.side import Side, naming
 from conv2affine.network.graph import Kept
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.passes.ends import slices
@@ -80,7 +79,7 @@ def check(
     found: list[Any] = [None, None]
     # A module takes inputs by name in any order, and a file or a chain in its own.
     for number in sorted((0, 1), key=lambda number: isinstance(models[number], nn.Module) - _is_joined(models[number])):
-        with _named("ab"[number]):
+        with naming("ab"[number]):
             found[number] = file_side(models[number], sizes, "x") if files[number] else _side(models[number], x)
         names = found[number][1]
         if isinstance(x, Mapping) and names.keys() == x.keys():
@@ -113,17 +112,6 @@ def _is_file(model: Any) -> bool:
 def _is_joined(model: Any) -> bool:
     """Whether a model is a layer or chain of ours that takes several inputs as one vector."""
     return isinstance(model, nn.Module) and len(getattr(model, "input_names", ())) > 1
-
-
-@contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Errors that say which model they are about."""
-    try:
-        yield
-    except Exception as error:
-        if len(error.args) == 1:
-            error.args = (f"{name}: {error}",)
-        raise
 
 
 def _join(chain: Any, x: Any) -> tuple[Tensor, dict[str, tuple[int, ...]]]:

@@ -290,6 +290,10 @@ def test_errors_name_the_model():
     for pair, name in (((wrong, good), "a"), ((good, wrong), "b")):
         with pytest.raises(ValueError, match=f"^{name}: the model must take its example inputs"):
             check(*pair, torch.rand(1, 3))
+    file = onnx.export(good, torch.rand(1, 3)).model
+    for pair, name in (((wrong, file), "a"), ((file, wrong), "b")):
+        with pytest.raises(TypeError, match=f"^{name}: source must be an onnx.ModelProto .*, got Linear"):
+            onnx.check(*pair)
 
 
 def test_command_line(tmp_path):
