@@ -173,7 +173,7 @@ class Two(nn.Module):
         super().__init__()
         self.first, self.second = nn.Linear(3, 4), nn.Linear(2, 4)
 
-    def forward(self, a, b, scale=2.0):
+    def forward(self, a, b, scale: float = 2.0):
         return torch.relu(self.first(a) - scale * self.second(b))
 
 
@@ -199,6 +199,31 @@ def test_inputs_by_name(hold):
     torch.testing.assert_close(net(**NAMED), expected)
     assert "first" in str(net.plan)
     assert str(plan(model, NAMED)) == str(net.plan)
+
+
+@pytest.mark.parametrize(
+    "hold",
+    [
+        torch.jit.script,
+        lambda model: torch.jit.trace(model, (NAMED["a"], NAMED["b"])),
+        lambda model: torch.jit.freeze(torch.jit.script(model)),
+    ],
+    ids=["scripted", "traced", "frozen"],
+)
+def test_inputs_of_a_script_by_name(hold):
+    model = Two().eval()
+    script = hold(model)
+    torch.testing.assert_close(to_linear_network(script, NAMED)(**NAMED), model(**NAMED))
+    mlp = to_mlp(script, NAMED, box=({"a": 0, "b": -1}, {"a": 1, "b": 2}))
+    assert mlp.input_names == ("a", "b")
+    assert mlp.box[0].tolist() == [0, 0, 0, -1, -1]
+    for x in (NAMED, (NAMED["a"], NAMED["b"])):
+        assert conv2affine.check(script, model, x).verdict == "equal"
+
+
+def test_names_of_a_script():
+    with pytest.raises(ValueError, match="name the tensors as forward does: a, b, scale"):
+        to_mlp(torch.jit.script(Two()), {"a": NAMED["a"], "c": NAMED["b"]})
 
 
 IMAGE = torch.randint(0, 256, (3, 1, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))

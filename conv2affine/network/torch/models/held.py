@@ -24,6 +24,10 @@ class Held(nn.Module):
 class Script(Held):
     """Runs a TorchScript module so that torch.export sees its operators."""
 
+    def __init__(self, module: Any) -> None:
+        _, *arguments = module._c._get_method("forward").schema.arguments
+        super().__init__(module, [argument.name for argument in arguments])
+
     def forward(self, *inputs: Tensor) -> Any:
         """What the model makes of its inputs."""
         with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]  # it would fuse what it has run

@@ -50,19 +50,19 @@ def hold(model: Model, example_inputs: Any, argument: str = "example_inputs") ->
     if not isinstance(example_inputs, Mapping):
         return model, inputs
     names = [*example_inputs]
-    if not isinstance(model, Program):
-        for name in names:
-            if not is_argument(name):
-                raise ValueError(
-                    f"{argument} must have names that arguments can have, as the result takes them, got {name!r}; pass "
-                    "a tuple, and a module whose forward puts the tensors into the dict"
-                )
-        return Named(model, names), inputs
-    if set(model.names) != set(names):
+    if isinstance(model, Program) and set(model.names) != set(names):
         raise ValueError(
             f"{argument} ({', '.join(names)}) must have the names of the program's inputs: {', '.join(model.names)}"
         )
-    return model, tuple(example_inputs[name] for name in model.names)
+    if isinstance(model, Program | Script) and set(model.names[: len(names)]) == set(names):
+        return model, tuple(example_inputs[name] for name in model.names[: len(names)])
+    for name in names:
+        if not is_argument(name):
+            raise ValueError(
+                f"{argument} must have names that arguments can have, as the result takes them, got {name!r}; pass a "
+                "tuple, and a module whose forward puts the tensors into the dict"
+            )
+    return Named(model, names), inputs
 
 
 def _load(path: Path) -> Any:
