@@ -107,12 +107,14 @@ def convert(
                 f"{target.with_suffix('.onnx')}"
             )
         from conv2affine import onnx
-        from conv2affine.onnx.exporting.storage import check_target, save_bounds
+        from conv2affine.onnx.exporting.storage import SUFFIX, check_target, save_bounds
 
         if bounds is not None:
             if box is None and spec is None:
                 raise ValueError("--bounds must come with --box LOW HIGH or --spec: bounds are for inputs in a box")
-            check_target(bounds, force)
+            check_target(bounds, force, source, spec)
+            if bounds.resolve() in (target.resolve(), target.resolve().with_name(target.name + SUFFIX)):
+                raise ValueError(f"--bounds ({bounds}) must not be OUT or its data: name another file")
         given = options.for_onnx(form, merge, max_pool, dtype, shape, max_gib)
         result = onnx.convert(source, target, **given, opset=opset, flat=flat, box=box, spec=spec, overwrite=force)
         if bounds is not None:

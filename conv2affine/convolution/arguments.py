@@ -164,9 +164,11 @@ def shown(value: object) -> str:
     """A value as error messages show it; only the shape of a tensor or an array.
 
     Example:
-        >>> shown((1, torch.zeros(2, 3)))
-        '(1, Tensor of shape (2, 3))'
+        >>> shown((1, torch.zeros(2, 3))), shown({"x": torch.zeros(2)})
+        ('(1, Tensor of shape (2, 3))', '{x: Tensor of shape (2,)}')
     """
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {shown(each)}" for name, each in value.items()) + "}"
     if isinstance(value, tuple | list):
         return "(" + ", ".join(map(shown, value)) + "," * (len(value) == 1) + ")"
     shape = getattr(value, "shape", ())

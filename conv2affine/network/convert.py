@@ -135,7 +135,7 @@ def plan_network(
         14722400260
     """
     check_choices(form, merge, max_pool)
-    model, inputs = hold(model, example_inputs)
+    model, inputs = hold(model, example_inputs, "input_size")
     if form == "mlp":
         _, _, layers, dtype, _ = prepare_chain(model, inputs, layout, dtype)
         plan = describe_layers(layers, dtype, layout)

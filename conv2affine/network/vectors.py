@@ -56,15 +56,15 @@ def to_mlp(
 
     Args:
         model: A module whose steps are affine or piecewise linear, in evaluation mode.
-        example_inputs: A tensor or a tuple of tensors, batch first, as `model` takes them. If the model casts them
-            before it computes anything else, from integers, such as images of uint8, or to a wider floating-point
-            dtype, the chain takes what they are cast to: `mlp(x.float())`.
+        example_inputs: As in `to_linear_network`. If the model casts them before it computes anything else, from
+            integers, such as images of uint8, or to a wider floating-point dtype, the chain takes what they are cast
+            to: `mlp(x.float())`.
         layout: As in `to_linear_network`.
         dtype: As in `to_linear_network`.
         box: (low, high), if the chain is for inputs low <= x <= high only: it is smaller then, has bounds, and is not
             the model for any other input. Each is a number, a tensor or array that broadcasts to one sample of the
-            input, or, for several inputs, a tuple of these; or the vector of all elements, as `box` of the result has;
-            all finite. Default: None, for all inputs.
+            input, or, for several inputs, a tuple of these or a dict by name; or the vector of all elements, as `box`
+            of the result has; all finite. Default: None, for all inputs.
 
     Returns:
         An `nn.Sequential` of one `nn.Flatten`, then alternately `nn.Linear` or `SparseLinear` and `nn.ReLU`, the last a
@@ -158,7 +158,7 @@ def module_to_linear(module: Model, example_input: Any, *, layout: NetworkLayout
         Linear(in_features=192, out_features=128, bias=True)
     """
     one_of("layout", layout, LAYOUTS)
-    module, inputs = hold(module, example_input)
+    module, inputs = hold(module, example_input, "input_size")
     original = import_torch(module, inputs, floats=True)
     network = with_vectors(original, "a linear layer")
     graph = merge_pieces(simplify(network.graph), "always")

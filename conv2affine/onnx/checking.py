@@ -11,7 +11,7 @@ from onnx import ModelProto, helper
 
 from conv2affine.interop.vnnlib import Specification
 from conv2affine.network.equality.compare import Comparison, compare
-from conv2affine.network.equality.side import Side
+from conv2affine.network.equality.side import Side, naming
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.passes.ends import slices
 from conv2affine.network.proof.box import BoxBounds
@@ -66,17 +66,22 @@ def check(
         ('different', (('z',), ('z',)))
     """
     given = given_box(box, spec)
-    first, sizes = file_side(a, shapes)
-    second, _ = file_side(b, shapes, list(sizes))
+    with naming("a"):
+        first, sizes = file_side(a, shapes)
+    with naming("b"):
+        second, _ = file_side(b, shapes, order=list(sizes))
     within = box_of(given, sizes, first.graph.outputs[0].size)
     return compare(first, second, within, list(sizes.values()), np.zeros((1, first.graph.inputs[0].size)))
 
 
 def file_side(
-    source: ModelProto | str | Path, shapes: Mapping[str, Sequence[int]] | None, order: Sequence[str] = ()
+    source: ModelProto | str | Path,
+    shapes: Mapping[str, Sequence[int]] | None,
+    argument: str = "shapes",
+    order: Sequence[str] = (),
 ) -> tuple[Side, dict[str, tuple[int, ...]]]:
     """A file as a side of a comparison, and the shapes of its inputs, in this order if these are their names."""
-    model = read(source, shapes)
+    model = read(source, shapes, argument)
     network, run = import_onnx(model), runner(model.proto)
     pairs = list(zip(network.inputs, network.graph.inputs, strict=True))
     if sorted(order) == sorted(tensor.name for tensor, _ in pairs):

@@ -103,7 +103,7 @@ def convert(
         ['Constant', 'Reshape', 'Gemm', 'Relu', 'Gemm', 'Constant', 'Reshape']
     """
     options = Options(form, merge, max_pool, opset, dtype, max_bytes, flat, given_box(box, spec))
-    target = _target(path, overwrite, source)
+    target = _target(path, overwrite, source, spec)
     model = read(source, shapes)
     if form == "mlp":
         check_rules(model)
@@ -161,7 +161,7 @@ def export(
         ['Constant', 'Reshape', 'Gemm', 'Tanh', 'Constant', 'Reshape']
     """
     options = Options(form, merge, max_pool, opset, dtype, max_bytes, flat, given_box(box, spec))
-    target = _target(path, overwrite)
+    target = _target(path, overwrite, model, spec)
     model, inputs = hold(model, example_inputs)
     network = import_module(model, inputs, opset)
     return run(network, lambda names: module_runner(model, network), options, target, overwrite)
@@ -217,12 +217,12 @@ def plan(
     return dataclasses.replace(plan, refusal=size_refusal(plan, max_bytes))
 
 
-def _target(path: str | Path | None, overwrite: bool, source: object = None) -> Path | None:
+def _target(path: str | Path | None, overwrite: bool, *sources: object) -> Path | None:
     """The file to write, checked."""
     if path is None:
         return None
     if not isinstance(path, str | os.PathLike):
         name = type(path).__name__
         raise TypeError(f"path must be the path of a file, got {name}; it is the last argument by position")
-    check_target(Path(path), overwrite, source)
+    check_target(Path(path), overwrite, *sources)
     return Path(path)

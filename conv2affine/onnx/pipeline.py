@@ -29,7 +29,7 @@ from conv2affine.network.report import NetworkPlan, describe, describe_layers
 from conv2affine.onnx.conversion import Conversion, size_refusal
 from conv2affine.onnx.ends import apart, begin_at_casts, box_of, check_floats, joined, slices_by_name
 from conv2affine.onnx.exporting.exporter import Exporter, gathers
-from conv2affine.onnx.exporting.storage import data_of, publish, save
+from conv2affine.onnx.exporting.storage import data_of, named, publish, save
 from conv2affine.onnx.importing.upgrade import MIN_OPSET
 from conv2affine.onnx.model import BOX_KEY, DTYPES, FLOATS, OnnxNetwork, TensorInfo
 from conv2affine.onnx.running.noise import with_noise
@@ -123,7 +123,7 @@ def run(
         raise MemoryError(f"{refusal}\n{prepared.plan}")
     static = first_mixing(network, steps, original)
     folder = None if path is None else path.parent
-    with tempfile.TemporaryDirectory(prefix=".conv2affine-", dir=folder) as temporary:
+    with named(path), tempfile.TemporaryDirectory(prefix=".conv2affine-", dir=folder) as temporary:
         file = Path(temporary) / (path.name if path else "model.onnx")
         model, difference, bounds = _write(
             prepared, network.inputs, opset, not static, options.flat, original(()), file

@@ -1,5 +1,6 @@
 """CSR in files: equal to the matrix, sound after a kill, small in memory, as fast as the disk."""
 
+import errno
 import os
 import re
 import shutil
@@ -17,8 +18,8 @@ from torch import nn
 
 from conv2affine import Geometry, to_matrix, to_scipy
 from conv2affine.convolution import blocks
-from conv2affine.files import open_csr, open_network, save_csr
-from conv2affine.interop.files import csr
+from conv2affine.files import open_csr, open_network, save_csr, save_network
+from conv2affine.interop.files import csr, storage
 from tests.cases import CASES
 
 
@@ -199,6 +200,53 @@ def test_a_full_disk_is_refused_before_anything_is_written(path):
     with pytest.raises(OSError, match=r"the file needs 1\.\d+ TB \(\d+ bytes\), and there are .* left"):
         save_csr(path, nn.Conv2d(128, 128, 3, padding=1), (721, 1440))
     assert os.listdir(path.parent) == []
+
+
+@pytest.mark.parametrize("limit", [0, 1000, 100_000])
+def test_a_limit_of_the_size_of_files_leaves_no_file(limit, path):
+    code = f"""
+import resource, signal, torch
+from conv2affine.files import save_csr
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+save_csr({str(path)!r}, torch.nn.Conv2d(2, 8, 3, padding=1), 64)
+"""
+    result = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert result.stderr.endswith(f"OSError: [Errno 27] the file needs 4.75 MB: File too large: '{path}.part'\n")
+    assert os.listdir(path.parent) == []
+
+
+def test_a_disk_that_is_full_midway_can_be_continued(path, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK_ENTRIES", 60 * 27)
+    monkeypatch.setattr(storage, "SYNC_BYTES", 1)
+    conv, write, left = nn.Conv2d(3, 8, 3, padding=1), os.pwrite, iter(range(20))
+
+    def fail(*arguments):
+        if next(left, None) is None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(*arguments)
+
+    monkeypatch.setattr(os, "pwrite", fail)
+    with pytest.raises(OSError, match=r"No space left on device; the rows .* to continue, .*conv.h5.part"):
+        save_csr(path, conv, 12)
+    monkeypatch.setattr(os, "pwrite", write)
+    save_csr(path, conv, 12)
+    assert (open_csr(path, check=True) != to_scipy(conv, 12)).nnz == 0
+
+
+@pytest.mark.parametrize(
+    ("target", "error", "message"),
+    [
+        (nn.ReLU(), TypeError, "path must be the path of a file, got ReLU; it is the first argument"),
+        ("", IsADirectoryError, r"path \(\) must be a file, and is a folder"),
+        ("no-such-folder/x.h5", FileNotFoundError, r"the folder of path \(no-such-folder/x.h5\) must be there"),
+    ],
+    ids=["model", "empty", "no-folder"],
+)
+def test_what_is_no_path_is_refused_first(target, error, message):
+    for save in (save_csr, save_network):
+        with pytest.raises(error, match=message):
+            save(target, None, None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

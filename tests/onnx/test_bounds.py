@@ -197,3 +197,12 @@ def test_command_line(tmp_path):
     (tmp_path / "out.onnx").unlink()
     assert "overwrite" in run("--box", -1, 0.5, "--bounds", path).stderr
     assert "error: --bounds must come with --box LOW HIGH" in run("--bounds", path).stderr
+    for name, says in (
+        ("in.onnx", "in.onnx must not be"),
+        ("out.onnx", "must not be OUT"),
+        ("out.onnx.data", "or its"),
+    ):
+        result = run("--box", -1, 0.5, "--bounds", tmp_path / name, "--force")
+        assert (result.exit_code, says in result.stderr) == (1, True), result.stderr
+        assert not (tmp_path / "out.onnx").exists()
+    onnx.load(tmp_path / "in.onnx")

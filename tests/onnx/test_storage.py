@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -27,6 +29,32 @@ def test_source_is_not_replaced(tmp_path, link):
         link(source, target)
     with pytest.raises(ValueError, match="must not be the source itself"):
         convert(source, target, overwrite=True)
+
+
+def test_a_specification_is_not_replaced(tmp_path):
+    path = tmp_path / "p.vnnlib"
+    path.write_text("(declare-const X_0 Real)")
+    with pytest.raises(ValueError, match=r"p\.vnnlib must not be a file that is read"):
+        storage.check_target(path, True, cnn(), None, path)
+
+
+def test_a_result_has_no_name_of_a_packed_file(tmp_path):
+    with pytest.raises(ValueError, match=r"b.onnx.gz must not have the name of a packed file.* name it b.onnx"):
+        convert(cnn(), tmp_path / "b.onnx.gz")
+
+
+@pytest.mark.parametrize("name", ["out.onnx", "bounds.npz"])
+def test_a_full_disk_leaves_no_file_and_is_named(name, tmp_path, monkeypatch):
+    def full(file, *_, **__):
+        if Path(getattr(file, "name", file)).name == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / name
+    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(np, "savez_compressed", full)
+    with pytest.raises(OSError, match=rf"No space left on device: '{path}'"):
+        convert(cnn(), path) if name == "out.onnx" else storage.save_bounds({}, path)
+    assert os.listdir(tmp_path) == []
 
 
 def test_what_is_no_regular_file_is_not_replaced(tmp_path):

@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Iterator
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from conv2affine.convolution.blocks import check_rows, csr_rows, row_blocks
 from conv2affine.convolution.geometry import Geometry
 from conv2affine.convolution.layouts import check_request
 from conv2affine.interop.files.datasets import Place, check_digest, places
-from conv2affine.interop.files.storage import COUNTER, Block, Contents, open_hdf5, save
+from conv2affine.interop.files.storage import COUNTER, Block, Contents, open_hdf5, save, target_of
 from conv2affine.interop.scipy import ARRAY_DTYPES, scipy_weight
 from conv2affine.operators import ops
 
@@ -69,6 +68,7 @@ def save_csr(
         ...     os.listdir(folder)
         ['conv.h5']
     """
+    target = target_of(path)
     weight, geometry = scipy_weight(conv, input_size, "sparse arrays", ARRAY_DTYPES)
     weight = weight.cpu()
     index_dtype = check_request(geometry, torch.sparse_csr, None, index_dtype).index_dtype
@@ -84,7 +84,7 @@ def save_csr(
     def blocks(written: int) -> Iterator[Block]:
         return csr_blocks("", weight, geometry, range(written, rows), index_dtype)
 
-    save(Path(path), contents, blocks, progress)
+    save(target, contents, blocks, progress)
 
 
 def open_csr(path: str | os.PathLike[str], *, check: bool = False) -> csr_array:

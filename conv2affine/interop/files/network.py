@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -19,7 +18,7 @@ from conv2affine.interop.files.mapped import KIND, MappedFile, MappedLinear
 from conv2affine.interop.files.reader import Stored, read_network, read_plan
 from conv2affine.interop.files.rows import LayerRows
 from conv2affine.interop.files.source import source_of
-from conv2affine.interop.files.storage import Block, Contents, check_absent, open_hdf5, save
+from conv2affine.interop.files.storage import Block, Contents, open_hdf5, save, target_of
 from conv2affine.network.matrices.matrix import Array, Matrix
 from conv2affine.network.passes.merge import Merge
 from conv2affine.network.prepare import check_kept, prepare
@@ -86,8 +85,7 @@ def save_network(
         ...     torch.allclose(open_network(f"{folder}/net.h5")(x), model(x), atol=1e-5)
         True
     """
-    path = Path(path)
-    check_absent(path)
+    target = target_of(path)
     model, inputs = hold(model, example_inputs)
     network, dtype = prepare(model, inputs, layout, merge, max_pool, dtype)
     check_kept(
@@ -122,7 +120,7 @@ def save_network(
                 yield pieces, before + count
             before += each.rows
 
-    save(path, contents, blocks, progress, lambda part: verify(model, open_network(part), inputs, network, dtype))
+    save(target, contents, blocks, progress, lambda part: verify(model, open_network(part), inputs, network, dtype))
 
 
 @alone

@@ -44,6 +44,7 @@ PART = ".part"  # ends the name of a file until all of it is written
 # Bytes that are written again after a kill, at most.
 SYNC_BYTES = 2**26
 PAGE_BYTES = 4096
+HEADER_BYTES = 4 * PAGE_BYTES  # of a dataset and its group, at most
 
 # What is written of some rows, as (dataset, its first element, elements); and how many rows are written then.
 Block = tuple[list[tuple[str, int, Tensor]], int]
@@ -92,6 +93,21 @@ def save(
     left = blocks(written)
     if progress and sys.stderr.isatty():
         left = _shown(left, written, contents.rows)
+    try:
+        _write_blocks(part, left, offsets, contents.rows)
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        advice = "the rows that were written are kept: save it again to continue, or delete the file"
+        raise OSError(error.errno, f"{error.strerror or error}; {advice}", str(part)) from error
+    check(part)
+    _write_digest(part, offsets[DIGEST])
+    check_absent(path)  # again: hours may have passed
+    part.rename(path)
+
+
+def _write_blocks(part: Path, left: Iterator[Block], offsets: Mapping[str, int], all_rows: int) -> None:
+    """Write the blocks that are left, until all of them are on the disk."""
     # A thread waits for the disk while the next rows are made and written.
     with open(part, "r+b", buffering=0) as file, ThreadPoolExecutor(1) as thread:
         _lock(file, part)
@@ -101,16 +117,26 @@ def save(
                 if len(values):  # rows may have no entries
                     _write(file, offsets[name], start, values)
                     unsynced += values.nbytes
-            if unsynced >= SYNC_BYTES or rows == contents.rows:
+            if unsynced >= SYNC_BYTES or rows == all_rows:
                 synced.result()
                 synced = thread.submit(_sync, file, offsets[COUNTER], rows)
                 unsynced = 0
         synced.result()
         os.fsync(file)
-    check(part)
-    _write_digest(part, offsets[DIGEST])
-    check_absent(path)  # again: hours may have passed
-    part.rename(path)
+
+
+def target_of(path: object) -> Path:
+    """The path of a file to write, checked before anything is computed."""
+    if not isinstance(path, str | os.PathLike):
+        name = type(path).__name__
+        raise TypeError(f"path must be the path of a file, got {name}; it is the first argument")
+    target = Path(path)
+    if target.is_dir():
+        raise IsADirectoryError(f"path ({path}) must be a file, and is a folder")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"the folder of path ({path}) must be there")
+    check_absent(target)
+    return target
 
 
 def check_absent(path: Path) -> None:
@@ -161,20 +187,30 @@ def _create(part: Path, contents: Contents) -> None:
     create.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     create.set_obj_track_times(False)  # so that the same call writes the same bytes
     new = part.with_name(part.name + ".new")
-    with h5py.File(new, "w", alignment_threshold=1, alignment_interval=PAGE_BYTES) as file:
-        for group, attributes in contents.attributes.items():
-            file.require_group(group).attrs.update(attributes)
-        for name, (dtype, shape) in datasets.items():
-            group, _, last = name.rpartition("/")
-            kind = h5py.h5t.py_create(dtype, logical=True)
-            place = file.require_group(group or "/").id
-            h5py.h5d.create(place, last.encode(), kind, h5py.h5s.create_simple(shape), dcpl=create)
-            mark(file[name], name)
-        for name, array in contents.arrays.items():
-            if array.size:
-                file[name][...] = array
-        file[COUNTER][0] = 0
-        file.attrs["source"] = contents.source
+    try:
+        with open(new, "wb") as reserved:  # HDF5 does not survive a limit of the size of files
+            reserved.truncate(needed + HEADER_BYTES * len(datasets))
+        with h5py.File(new, "w", alignment_threshold=1, alignment_interval=PAGE_BYTES) as file:
+            for group, attributes in contents.attributes.items():
+                file.require_group(group).attrs.update(attributes)
+            for name, (dtype, shape) in datasets.items():
+                group, _, last = name.rpartition("/")
+                kind = h5py.h5t.py_create(dtype, logical=True)
+                place = file.require_group(group or "/").id
+                h5py.h5d.create(place, last.encode(), kind, h5py.h5s.create_simple(shape), dcpl=create)
+                mark(file[name], name)
+            for name, array in contents.arrays.items():
+                if array.size:
+                    file[name][...] = array
+            file[COUNTER][0] = 0
+            file.attrs["source"] = contents.source
+    except BaseException as error:
+        new.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            raise OSError(
+                error.errno, f"the file needs {readable_bytes(needed)}: {error.strerror}", str(part)
+            ) from error
+        raise
     new.rename(part)
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from conv2affine.network.equality.compare import Comparison, compare
-from conv2affine.network.equality.side import Side
+from conv2affine.network.equality.side import Side, naming
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.passes.ends import slices
 from conv2affine.network.proof.box import Box, BoxBounds, read_box
@@ -74,13 +73,13 @@ def check(
     files = [*map(_is_file, models)]
     if any(files):
         from conv2affine.onnx.checking import file_side  # needs onnx
-    tensors(tuple(x.values()) if isinstance(x, Mapping) else x, "x", or_dict=True)
+    tensors(x, "x", or_dict=True)
     sizes = {name: (1, *each.shape[1:]) for name, each in x.items()} if isinstance(x, Mapping) else None
     found: list[Any] = [None, None]
     # A module takes inputs by name in any order, and a file or a chain in its own.
     for number in sorted((0, 1), key=lambda number: isinstance(models[number], nn.Module) - _is_joined(models[number])):
-        with _named("ab"[number]):
-            found[number] = file_side(models[number], sizes) if files[number] else _side(models[number], x)
+        with naming("ab"[number]):
+            found[number] = file_side(models[number], sizes, "x") if files[number] else _side(models[number], x)
         names = found[number][1]
         if isinstance(x, Mapping) and names.keys() == x.keys():
             x = {name: x[name] for name in names}
@@ -114,34 +113,27 @@ def _is_joined(model: Any) -> bool:
     return isinstance(model, nn.Module) and len(getattr(model, "input_names", ())) > 1
 
 
-@contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Errors that say which model they are about."""
-    try:
-        yield
-    except Exception as error:
-        if len(error.args) == 1:
-            error.args = (f"{name}: {error}",)
-        raise
-
-
-def _join(names: Sequence[str], x: Any) -> tuple[Tensor, dict[str, tuple[int, ...]]]:
-    """The vector of several inputs, and their shapes."""
+def _join(chain: Any, x: Any) -> tuple[Tensor, dict[str, tuple[int, ...]]]:
+    """The vector of several inputs, and their shapes, of none if x is that vector."""
+    names = chain.input_names
     if isinstance(x, Mapping):
         if x.keys() != set(names):
             raise ValueError(f"x ({', '.join(x)}) must have the names of its inputs: {', '.join(names)}; or be a tuple")
         x = tuple(x[name] for name in names)
     parts = tensors(x, "x")
-    if len(parts) != len(names):
-        shown = ", ".join(names)
-        raise ValueError(f"x must have its {len(names)} inputs ({shown}), or be their vector, got {len(parts)} tensors")
+    if len(parts) == 1:
+        return parts[0], {}
+    sizes, taken = [prod(part.shape[1:]) for part in parts], [part.stop - part.start for part in chain.input_slices]
+    if sizes != taken:
+        shown = ", ".join(f"{name} of {size}" for name, size in zip(names, taken, strict=True))
+        raise ValueError(f"x must have its inputs, {shown} elements a sample, or be their vector, got {sizes}")
     shapes = {name: (1, *part.shape[1:]) for name, part in zip(names, parts, strict=True)}
     return torch.cat([part.reshape(len(part), -1) for part in parts], 1), shapes
 
 
 def _side(model: Any, x: Any) -> tuple[Side, dict[str, tuple[int, ...]]]:
     """A module as a side, and the shapes of its inputs."""
-    x, shapes = _join(model.input_names, x) if _is_joined(model) and not isinstance(x, Tensor) else (x, {})
+    x, shapes = _join(model, x) if _is_joined(model) else (x, {})
     module, inputs = hold(model, x, "x")
     dtypes = {each.dtype for each in module.parameters() if each.is_floating_point()}
     if len(dtypes) == 1:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -179,6 +180,17 @@ class Side:
                     part = found[0] * (values[source] > 0)
                 waiting[source] = waiting[source] + part if source in waiting else part
         return waiting.get(self.graph.inputs[0], np.zeros((len(weights), self.graph.inputs[0].size)))
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Errors that say which model they are about."""
+    try:
+        yield
+    except Exception as error:
+        if len(error.args) == 1:
+            error.args = (f"{name}: {error}",)
+        raise
 
 
 def _run_kept(node: Kept, values: Mapping[Value, Array]) -> list[Any]:

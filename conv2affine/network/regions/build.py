@@ -48,8 +48,8 @@ def linear_region(
 
     Args:
         model: As in `to_mlp`.
-        x: The point: a tensor or a tuple of tensors, a batch of one sample, as `model` takes them. Or a batch of
-            several points, which are computed together.
+        x: The point: a tensor, a tuple of tensors, or a dict of them by name, a batch of one sample, as `model` takes
+            them. Or a batch of several points, which are computed together.
         layout: Of `weight`: "dense" or "sparse" (CSR, for one point), or `torch`'s for these. Default: "dense".
         dtype: Of `weight`, `bias` and `constraints`. All is computed in float64 and rounded once. Default: that in
             which `model` computes most.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -107,10 +108,13 @@ class LinearRegion:
             TypeError: If x is something else.
             ValueError: If it has other sizes than the model takes, or is not finite.
         """
-        points = join_inputs(tensors(x, "x"))
-        local = self._local
-        if points.shape[1] != local.shape[1]:
-            raise ValueError(f"x must have {local.shape[1]} elements per sample, got {points.shape[1]}")
+        inputs, local = tensors(x, "x"), self._local
+        sizes, taken = [prod(each.shape[1:]) for each in inputs], [part.stop - part.start for part in self.input_slices]
+        if sizes not in (taken, [local.shape[1]]):
+            raise ValueError(
+                f"x must have {' + '.join(map(str, taken))} elements per sample, got {' + '.join(map(str, sizes))}"
+            )
+        points = join_inputs(inputs)
         if local.points not in (1, len(points)):
             raise ValueError(f"x must have {local.points} samples, one for each point of the region, got {len(points)}")
         parts = local.chunks(len(points), local.walls.shape[2]) if local.points == 1 else [slice(None)]

@@ -21,8 +21,8 @@ SUFFIX = ".data"
 SMALL = 1024  # bytes of a tensor that stays in the model
 
 
-def check_target(path: Path, overwrite: bool, source: object = None) -> None:
-    """Raise an error if a file cannot be written there, or if it is the source."""
+def check_target(path: Path, overwrite: bool, *sources: object) -> None:
+    """Raise an error if a file cannot be written there, or if it is one of those that are read."""
     if "\0" in str(path):
         raise ValueError(f"path ({str(path)!r}) must not hold NUL")
     try:
@@ -36,6 +36,8 @@ def check_target(path: Path, overwrite: bool, source: object = None) -> None:
         pass
     except OSError as error:
         raise ValueError(f"path ({path}) must be one that a file can have: {error.strerror}") from error
+    if path.suffix == ".gz":
+        raise ValueError(f"{path} must not have the name of a packed file: it is not packed; name it {path.stem}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder of {path} must be there")
     there = [file for file in (path, data) if os.path.lexists(file)]
@@ -44,11 +46,13 @@ def check_target(path: Path, overwrite: bool, source: object = None) -> None:
             raise IsADirectoryError(f"{file} must be a file, and is a folder")
         if file.exists() and not file.is_file():
             raise ValueError(f"{file} must be a regular file, and is a device, pipe or socket")
-    is_file = isinstance(source, str | os.PathLike) and path.exists() and os.path.exists(source)
-    if is_file and os.path.samefile(source, path):  # type: ignore[arg-type]
-        raise ValueError(f"{path} must not be the source itself")
-    if data in there and isinstance(source, str | os.PathLike) and _has_data_in(Path(source), data):
-        raise ValueError(f"{data} must not be replaced: the source has its data there; choose another path")
+    for number, source in enumerate(sources):
+        if not isinstance(source, str | os.PathLike):
+            continue
+        if path.exists() and os.path.exists(source) and path.samefile(source):
+            raise ValueError(f"{path} must not be {'a file that is read' if number else 'the source itself'}")
+        if data in there and _has_data_in(Path(source), data):
+            raise ValueError(f"{data} must not be replaced: the source has its data there; choose another path")
     if data in there and overwrite and not _has_data_in(path, data):
         raise FileExistsError(f"{data} is there and not the data of {path}; move it, or choose another path")
     if there and not overwrite:
@@ -64,6 +68,17 @@ def _has_data_in(model: Path, data: Path) -> bool:
     tensors = external_data_helper._get_all_tensors(proto)
     names = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
     return any((model.parent / name).resolve() == data.resolve() for name in names)
+
+
+@contextmanager
+def named(path: Path | None) -> Iterator[None]:
+    """Errors of writing, such as that of a full disk, with the name of the file."""
+    try:
+        yield
+    except OSError as error:
+        if path is None or error.filename is not None or error.strerror is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextmanager
@@ -139,5 +154,9 @@ def external_tensor(file: BinaryIO, name: str, shape: Sequence[int], dtype: Any,
 def save_bounds(bounds: Mapping[str, Interval], path: Path) -> None:
     """Write a NumPy file with the arrays NAME.low and NAME.high for each layer."""
     arrays = {f"{name}.{end}": array for name, pair in bounds.items() for end, array in pair._asdict().items()}
-    with path.open("wb") as file:  # NumPy adds .npz to names without it
-        np.savez_compressed(file, **arrays)
+    with named(path), path.open("wb") as file:  # NumPy adds .npz to names without it
+        try:
+            np.savez_compressed(file, **arrays)
+        except OSError:
+            path.unlink()
+            raise

@@ -25,12 +25,15 @@ SMALL_FILE, MAX_RATIO = 2**27, 20
 BASE_BYTES = 2**26  # that any model may ask for, however small its files are
 
 
-def read(source: ModelProto | str | Path, shapes: Mapping[str, Sequence[int]] | None = None) -> CheckedModel:
+def read(
+    source: ModelProto | str | Path, shapes: Mapping[str, Sequence[int]] | None = None, argument: str = "shapes"
+) -> CheckedModel:
     """Read and check a model.
 
     Args:
         source: The model, or its file.
         shapes: Shapes by input name, where sizes after the first are symbolic. A symbolic first size is taken as 1.
+        argument: What gave these names, in messages.
 
     Raises:
         TypeError: If `source` is neither, or `shapes` are not integers by name.
@@ -65,7 +68,8 @@ def read(source: ModelProto | str | Path, shapes: Mapping[str, Sequence[int]] | 
     infos = [info for info in proto.graph.input if info.name not in initializers]
     given, names = _shapes(shapes or {}), [info.name for info in infos]
     if not set(given).issubset(names):
-        raise ValueError(f"shapes must be of inputs ({', '.join(names)}), got {', '.join(given)}")
+        advice = "" if argument == "shapes" else "; or be a tuple, which goes by places"
+        raise ValueError(f"{argument} must be of inputs ({', '.join(names)}), got {', '.join(given)}{advice}")
     inputs = tuple(input_info(info.name, info.type, given.get(info.name)) for info in infos)
     opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
     return CheckedModel(proto, *widened(proto), opset, inputs, tuple(info.name for info in proto.graph.output), size)

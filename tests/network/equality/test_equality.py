@@ -275,6 +275,14 @@ def test_a_chain_takes_the_vector_of_several_inputs(box, tmp_path):
             check(turned, chain, given)
     with pytest.raises(ValueError, match=r"b: x \(image, other\) must have the names of its inputs: image, vector"):
         check(model, chain, {"image": x[0], "other": x[1]})
+    with pytest.raises(ValueError, match=r"a: x must be of inputs \(image, vector\), got a, b; or be a tuple"):
+        check(path, path, {"a": x[0], "b": x[1]})
+    vector = torch.cat([each.flatten(1) for each in x], 1)
+    for given in (vector, (vector,)):
+        assert check(chain, chain, given).verdict == "equal"
+    # Their elements are as many as those of the vector, and a box by name would be another one.
+    with pytest.raises(ValueError, match=r"a: x must have its inputs, image of 16, vector of 3 .* got \[3, 16\]"):
+        check(chain, wrong, x[::-1])
 
 
 def test_errors_name_the_model():
@@ -282,6 +290,10 @@ def test_errors_name_the_model():
     for pair, name in (((wrong, good), "a"), ((good, wrong), "b")):
         with pytest.raises(ValueError, match=f"^{name}: the model must take its example inputs"):
             check(*pair, torch.rand(1, 3))
+    file = onnx.export(good, torch.rand(1, 3)).model
+    for pair, name in (((wrong, file), "a"), ((file, wrong), "b")):
+        with pytest.raises(TypeError, match=f"^{name}: source must be an onnx.ModelProto .*, got Linear"):
+            onnx.check(*pair)
 
 
 def test_command_line(tmp_path):

@@ -7,6 +7,7 @@ from torch import nn
 from conv2affine import linear_region
 from conv2affine.convolution import guard
 from conv2affine.network.regions import local as local_module
+from tests.network.equality.test_equality import Mixed
 from tests.network.models import OTHERS, Several, build, samples
 from tests.network.regions.test_regions import case, family
 
@@ -55,7 +56,7 @@ def test_refusals():
         (lambda x: x[:0], ValueError, r"x\[0\] must have a sample, batch first, got shape \(0, 4\)"),
         (lambda x: x[0, 0], ValueError, r"x\[0\] must have a sample, batch first, got shape \(\)"),
         (lambda x: "x", TypeError, r"x must be a tensor, or a tuple of tensors in the order .*takes, got str"),
-        (lambda x: {"x": x}, TypeError, r"x must be a tensor, .* got dict"),
+        (lambda x: {"x": x}, TypeError, r"x must be a tensor, .* got dict; pass its tensors in a tuple"),
         (lambda x: (x, x[:1]), ValueError, r"x\[1\] must have as many samples as x\[0\], 2, got 1"),
         (lambda x: x / 0, ValueError, r"x\[0\] must be finite"),
     ],
@@ -65,6 +66,16 @@ def test_what_no_region_contains_is_refused(change, error, message):
     x = torch.rand(2, 4)
     with pytest.raises(error, match=message):
         linear_region(nn.ReLU(), x[:1]).contains(change(x))
+
+
+def test_inputs_in_another_order_are_refused():
+    x = torch.rand(2, 1, 4, 4), torch.rand(2, 3)
+    region = linear_region(Mixed(), x)
+    vector = torch.cat([each.flatten(1) for each in x], 1)
+    assert region.contains(x).all()
+    assert region.contains(vector).all()
+    with pytest.raises(ValueError, match=r"x must have 16 \+ 3 elements per sample, got 3 \+ 16"):
+        region.contains(x[::-1])
 
 
 def test_a_point_must_be_finite():

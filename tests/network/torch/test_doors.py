@@ -1,6 +1,7 @@
 """What people hold: programs, TorchScript, files, tensors by name, whole numbers; and what they pass by mistake."""
 
 import copy
+import inspect
 import warnings
 
 import numpy as np
@@ -172,7 +173,7 @@ class Two(nn.Module):
         super().__init__()
         self.first, self.second = nn.Linear(3, 4), nn.Linear(2, 4)
 
-    def forward(self, a, b, scale=2.0):
+    def forward(self, a, b, scale: float = 2.0):
         return torch.relu(self.first(a) - scale * self.second(b))
 
 
@@ -198,6 +199,31 @@ def test_inputs_by_name(hold):
     torch.testing.assert_close(net(**NAMED), expected)
     assert "first" in str(net.plan)
     assert str(plan(model, NAMED)) == str(net.plan)
+
+
+@pytest.mark.parametrize(
+    "hold",
+    [
+        torch.jit.script,
+        lambda model: torch.jit.trace(model, (NAMED["a"], NAMED["b"])),
+        lambda model: torch.jit.freeze(torch.jit.script(model)),
+    ],
+    ids=["scripted", "traced", "frozen"],
+)
+def test_inputs_of_a_script_by_name(hold):
+    model = Two().eval()
+    script = hold(model)
+    torch.testing.assert_close(to_linear_network(script, NAMED)(**NAMED), model(**NAMED))
+    mlp = to_mlp(script, NAMED, box=({"a": 0, "b": -1}, {"a": 1, "b": 2}))
+    assert mlp.input_names == ("a", "b")
+    assert mlp.box[0].tolist() == [0, 0, 0, -1, -1]
+    for x in (NAMED, (NAMED["a"], NAMED["b"])):
+        assert conv2affine.check(script, model, x).verdict == "equal"
+
+
+def test_names_of_a_script():
+    with pytest.raises(ValueError, match="name the tensors as forward does: a, b, scale"):
+        to_mlp(torch.jit.script(Two()), {"a": NAMED["a"], "c": NAMED["b"]})
 
 
 IMAGE = torch.randint(0, 256, (3, 1, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
@@ -303,7 +329,24 @@ MISTAKES = {
         r"; call model.eval\(\), and give batch norm",
     ),
     "array": (THREE, X3.numpy(), TypeError, r"got ndarray; pass torch.from_numpy\(x\)"),
-    "arrays": (THREE, (X3.numpy(),), TypeError, r"example_inputs\[0\] must be a tensor, got ndarray; pass torch.from"),
+    "arrays": (THREE, (X3.numpy(),), TypeError, r"{x}\[0\] must be a tensor, got ndarray; pass torch.from"),
+    "array-by-name": (Two(), {"a": X3.numpy()}, TypeError, r"{x}\['a'\] must be a tensor, got ndarray; pass torch.fr"),
+    "no-names": (Two(), {}, TypeError, "{x} must be a tensor, .* or a dict of them by name, got an empty dict"),
+    "numbers": (Two(), {0: NAMED["a"], 1: NAMED["b"]}, TypeError, "got dict; use strings as its names"),
+    "keyword": (Two(), {"lambda": X3}, ValueError, "{x} must have names that arguments can have, .*, got 'lambda'"),
+    "no-name": (Two(), {"0": X3, "a": X3}, ValueError, "got '0'; pass a tuple, and a module whose forward puts"),
+    "program-of-two": (
+        torch.export.export(Two(), (NAMED["a"], NAMED["b"])),
+        (NAMED["a"], NAMED["b"]),
+        ValueError,
+        r"dynamic_shapes=\[{0: torch.export.Dim.DYNAMIC}\] \* 2\)",
+    ),
+    "inputs-of-a-chain": (
+        to_mlp(Two(), (NAMED["a"], NAMED["b"])),
+        (NAMED["a"], NAMED["b"]),
+        ValueError,
+        r"pass their vector, torch.cat\(\[a.flatten\(1\), b.flatten\(1\)\], 1\)",
+    ),
 }
 
 
@@ -324,7 +367,8 @@ def test_files_of_torch_save_are_refused_with_advice(content, advice, tmp_path):
 @pytest.mark.parametrize("function", [to_linear, to_linear_network, to_mlp, plan, onnx.export])
 @pytest.mark.parametrize(("model", "x", "error", "message"), MISTAKES.values(), ids=MISTAKES)
 def test_the_message_names_what_was_passed_and_what_to_do(function, model, x, error, message):
-    with pytest.raises(error, match=message) as caught:
+    _, name, *_ = inspect.signature(function).parameters
+    with pytest.raises(error, match=message.replace("{x}", name)) as caught:
         function(model, x)
     assert "report" not in str(caught.value)
     assert "values of tensors" not in str(caught.value)

@@ -137,7 +137,7 @@ class _Importer:
     def placeholder(self, node: fx.Node) -> Any:
         spec = self.inputs[node.name]
         if spec.kind is InputKind.USER_INPUT:
-            return self.graph.add_input(node.meta["val"].shape, self.names.get(node.name, node.name))
+            return self.graph.add_input(node.meta["val"].shape, self.names.get(node.name) or node.name)
         name = spec.target
         if name is None or spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
             raise NotImplementedError(f"{node.name} must be a tensor, and is an object")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from conv2affine.network.torch.models.held import Named
+from conv2affine.network.torch.models.held import Named, Script
 from conv2affine.network.torch.models.surroundings import try_run
 
 
@@ -43,7 +43,13 @@ def _advice(model: nn.Module, inputs: Sequence[Tensor], error: Exception) -> str
     if "when training" in str(error):  # a batch norm, of a batch of one
         return "call model.eval(), and give batch norm its running statistics"
     if isinstance(model, Named) and model.in_one_dict:
-        return f"name the tensors as forward does: {', '.join(inspect.signature(model.model.forward).parameters)}"
+        own = model.model
+        taken = own.names if isinstance(own, Script) else inspect.signature(own.forward).parameters
+        return f"name the tensors as forward does: {', '.join(taken)}"
+    names = getattr(model, "input_names", ())
+    if len(inputs) == len(names) > 1:
+        joined = ", ".join(f"{name}.flatten(1)" for name in names)
+        return f"pass their vector, torch.cat([{joined}], 1)"
     parameters = _required(model)
     if len(parameters) > len(inputs):
         return f"pass a tuple of {len(parameters)} tensors: ({', '.join(parameters)})"

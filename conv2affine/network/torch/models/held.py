@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from keyword import iskeyword
 from typing import Any
 
 import torch
@@ -16,12 +17,16 @@ class Held(nn.Module):
 
     def __init__(self, model: nn.Module, names: Sequence[str] = ()) -> None:
         super().__init__()
-        self.model, self.names = model, [name for name in names if name.isidentifier()]
+        self.model, self.names = model, [name if is_argument(name) else "" for name in names]
         self.training = getattr(model, "training", False)  # a frozen TorchScript module has none
 
 
 class Script(Held):
     """Runs a TorchScript module so that torch.export sees its operators."""
+
+    def __init__(self, module: Any) -> None:
+        _, *arguments = module._c._get_method("forward").schema.arguments
+        super().__init__(module, [argument.name for argument in arguments])
 
     def forward(self, *inputs: Tensor) -> Any:
         """What the model makes of its inputs."""
@@ -44,7 +49,8 @@ class Program(Held):
         if any(size != 1 for size in fixed):
             raise ValueError(
                 f"model must be a program for one sample or for any number, and was exported for {max(fixed)}; pass "
-                "torch.export.export(module, (x,), dynamic_shapes=[{0: torch.export.Dim.DYNAMIC}])"
+                "torch.export.export(module, (x,), dynamic_shapes=[{0: torch.export.Dim.DYNAMIC}]"
+                f"{f' * {len(inputs)}' * (len(inputs) > 1)})"
             )
 
     def forward(self, *inputs: Tensor) -> Any:
@@ -78,6 +84,11 @@ class Named(Held):
         """What the model makes of its inputs."""
         given = dict(zip(self.order, inputs, strict=True))
         return self.model(given) if self.in_one_dict else self.model(**given)
+
+
+def is_argument(name: str) -> bool:
+    """Whether an argument can have this name."""
+    return name.isidentifier() and not iskeyword(name)
 
 
 def class_name(model: nn.Module) -> str:

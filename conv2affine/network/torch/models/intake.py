@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from conv2affine.network.torch.models.held import Named, Program, Script
+from conv2affine.network.torch.models.held import Named, Program, Script, is_argument
 from conv2affine.network.torch.models.program import tensors, unwrap
 
 Model = nn.Module | ExportedProgram | str | Path
@@ -46,16 +46,23 @@ def hold(model: Model, example_inputs: Any, argument: str = "example_inputs") ->
         model = Script(model)
     elif isinstance(model, fx.GraphModule) and hasattr(model, "_in_spec"):
         model = Program(model)
-    if not isinstance(example_inputs, Mapping) or not all(isinstance(name, str) for name in example_inputs):
-        return model, tensors(example_inputs, argument, or_dict=True)
-    if not isinstance(model, Program):
-        return Named(model, list(example_inputs)), tensors(tuple(example_inputs.values()), argument)
-    if set(model.names) != set(example_inputs):
+    inputs = tensors(example_inputs, argument, or_dict=True)
+    if not isinstance(example_inputs, Mapping):
+        return model, inputs
+    names = [*example_inputs]
+    if isinstance(model, Program) and set(model.names) != set(names):
         raise ValueError(
-            f"{argument} ({', '.join(example_inputs)}) must have the names of the program's inputs: "
-            f"{', '.join(model.names)}"
+            f"{argument} ({', '.join(names)}) must have the names of the program's inputs: {', '.join(model.names)}"
         )
-    return model, tensors(tuple(example_inputs[name] for name in model.names), argument)
+    if isinstance(model, Program | Script) and set(model.names[: len(names)]) == set(names):
+        return model, tuple(example_inputs[name] for name in model.names[: len(names)])
+    for name in names:
+        if not is_argument(name):
+            raise ValueError(
+                f"{argument} must have names that arguments can have, as the result takes them, got {name!r}; pass a "
+                "tuple, and a module whose forward puts the tensors into the dict"
+            )
+    return Named(model, names), inputs
 
 
 def _load(path: Path) -> Any:

@@ -124,14 +124,19 @@ def floating_dtypes(program: ExportedProgram) -> tuple[torch.dtype, ...]:
 def tensors(given: Any, argument: str, *, or_dict: bool = False) -> tuple[Tensor, ...]:
     """Inputs of a model as a tuple of tensors, batch first, checked; `argument` is their name in messages."""
     inputs = (given,) if isinstance(given, Tensor) else given
-    if not isinstance(inputs, tuple | list) or not inputs:
+    names: list[Any] = [*range(len(inputs))] if isinstance(inputs, tuple | list) else []
+    if or_dict and isinstance(given, Mapping) and all(isinstance(name, str) for name in given):
+        names, inputs = [*given], tuple(given.values())
+    if not names:
         by_name = ", or a dict of them by name" * or_dict
+        got = f"{'an empty ' * (isinstance(given, tuple | list | dict) and not given)}{_class_and_advice(given)}"
+        if isinstance(given, Mapping) and given:
+            got = f"{type(given).__name__}; {'use strings as its names' if or_dict else 'pass its tensors in a tuple'}"
         raise TypeError(
-            f"{argument} must be a tensor, or a tuple of tensors in the order that the model takes{by_name}, got "
-            f"{'an empty ' * isinstance(inputs, tuple | list)}{_class_and_advice(inputs)}"
+            f"{argument} must be a tensor, or a tuple of tensors in the order that the model takes{by_name}, got {got}"
         )
-    for number, x in enumerate(inputs):
-        name = f"{argument}[{number}]"
+    for key, x in zip(names, inputs, strict=True):
+        name = f"{argument}[{key!r}]"
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} must be a tensor, got {_class_and_advice(x)}")
         if x.is_complex():
@@ -141,7 +146,8 @@ def tensors(given: Any, argument: str, *, or_dict: bool = False) -> tuple[Tensor
         if x.dim() == 0 or len(x) == 0:
             raise ValueError(f"{name} must have a sample, batch first, got shape {tuple(x.shape)}")
         if len(x) != len(inputs[0]):
-            raise ValueError(f"{name} must have as many samples as {argument}[0], {len(inputs[0])}, got {len(x)}")
+            first = f"{argument}[{names[0]!r}]"
+            raise ValueError(f"{name} must have as many samples as {first}, {len(inputs[0])}, got {len(x)}")
         if not x.isfinite().all():
             raise ValueError(f"{name} must be finite, got infinities or NaN; pass another example")
     return tuple(inputs)
@@ -154,7 +160,7 @@ def _class_and_advice(x: Any) -> str:
         return f"{name}; pass torch.from_numpy(x)"
     if isinstance(x, int):
         return f"{name}; pass a tensor, such as torch.rand(1, 3, 32, 32), and set other arguments in a module"
-    return name if isinstance(x, tuple | list) else f"{name}; set arguments that are not tensors in a module"
+    return name if isinstance(x, tuple | list | dict) else f"{name}; set arguments that are not tensors in a module"
 
 
 def unwrap(model: Any) -> nn.Module:
