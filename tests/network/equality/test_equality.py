@@ -17,7 +17,7 @@ from conv2affine.cli import app
 from conv2affine.network.equality.difference import Joint
 from tests.network.equality import faults as equality_faults
 from tests.network.equality.files import fused_norm
-from tests.network.models import PIECEWISE, build
+from tests.network.models import PIECEWISE, Function, build
 from tests.onnx.models import model as model_of
 from tests.onnx.models import random
 
@@ -114,6 +114,39 @@ NODES = "y = Gemm(x, w)"
 
 def file(nodes, rows=3, types=None, opset=13, shape=None, **constants):
     return model_of(nodes, {"x": shape or ("N", rows)}, {"w": random(rows, 2), **constants}, types=types, opset=opset)
+
+
+MIXING = {
+    "order": lambda x: x.flip(0),
+    "sum": lambda x: x.cumsum(0),
+    "number": lambda x: x * len(x),
+    "position": lambda x: x + torch.arange(len(x)).view(-1, 1),
+    "mean": lambda x: x - x.mean(0),
+}
+
+
+@pytest.mark.parametrize("function", MIXING.values(), ids=MIXING)
+def test_what_equals_another_for_one_sample_only_is_refused(function):
+    for number, name in enumerate("ab"):
+        pair = Function(lambda x: x * 1), Function(function)
+        with pytest.raises(ValueError, match=rf"^{name}: .* mixes the samples of a batch"):
+            check(*(pair if number else pair[::-1]), torch.rand(1, 3))
+
+
+NOT_MIXING = {
+    "other-axis": lambda x: x.relu().unsqueeze(0),
+    "squeezed": lambda x: x.relu().unsqueeze(1).squeeze(),
+    "constant": lambda x: (x.relu(), torch.ones(2, 3)),
+    "rows-of-samples": lambda x: x.relu().view(-1, 1),
+    "number-that-is-no-tensor": lambda x: (x.relu(), len(x)),
+    "cancels": lambda x: (x @ torch.ones(3, 5) * 1e7 + 1e7) - 1e7,
+    "of-one-only": lambda x: x.relu().view(1, 3),
+}
+
+
+@pytest.mark.parametrize("function", NOT_MIXING.values(), ids=NOT_MIXING)
+def test_where_the_batch_is_in_an_output_does_not_matter(function):
+    assert check(Function(function), Function(function), torch.rand(1, 3)).verdict == "equal"
 
 
 def test_refusals():
