@@ -127,8 +127,9 @@ def _named(name: str) -> Iterator[None]:
         raise
 
 
-def _join(names: Sequence[str], x: Any) -> tuple[Tensor, dict[str, tuple[int, ...]]]:
+def _join(model: Any, x: Any) -> tuple[Tensor, dict[str, tuple[int, ...]]]:
     """The vector of several inputs, and their shapes."""
+    names: Sequence[str] = model.input_names
     if isinstance(x, Mapping):
         if x.keys() != set(names):
             raise ValueError(f"x ({', '.join(x)}) must have the names of its inputs: {', '.join(names)}; or be a tuple")
@@ -138,12 +139,18 @@ def _join(names: Sequence[str], x: Any) -> tuple[Tensor, dict[str, tuple[int, ..
         shown = ", ".join(names)
         raise ValueError(f"x must have its {len(names)} inputs ({shown}), or be their vector, got {len(parts)} tensors")
     shapes = {name: (1, *part.shape[1:]) for name, part in zip(names, parts, strict=True)}
+    for (name, shape), own in zip(shapes.items(), model.input_slices, strict=True):
+        if prod(shape) != own.stop - own.start:
+            raise ValueError(
+                f"x must have its inputs ({', '.join(names)}) in their order, or by name: {name} has "
+                f"{own.stop - own.start} elements, got {prod(shape)}"
+            )
     return torch.cat([part.reshape(len(part), -1) for part in parts], 1), shapes
 
 
 def _side(model: Any, x: Any) -> tuple[Side, dict[str, tuple[int, ...]]]:
     """A module as a side, and the shapes of its inputs."""
-    x, shapes = _join(model.input_names, x) if _is_joined(model) and not isinstance(x, Tensor) else (x, {})
+    x, shapes = _join(model, x) if _is_joined(model) and not isinstance(x, Tensor) else (x, {})
     module, inputs = hold(model, x, "x")
     dtypes = {each.dtype for each in module.parameters() if each.is_floating_point()}
     if len(dtypes) == 1:

@@ -306,6 +306,10 @@ def test_a_chain_takes_the_vector_of_several_inputs(box, tmp_path):
         assert check(turned, model, given).verdict == "equal"
         with pytest.raises(ValueError, match="in one order, and take vector, image and image, vector; pass x as"):
             check(turned, chain, given)
+    with pytest.raises(
+        ValueError, match=r"b: x must .* \(vector, image\) in their order, .*: vector has 3 elements, got 16"
+    ):
+        check(model, turned, x)
     with pytest.raises(ValueError, match=r"b: x \(image, other\) must have the names of its inputs: image, vector"):
         check(model, chain, {"image": x[0], "other": x[1]})
 
