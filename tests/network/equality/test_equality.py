@@ -149,6 +149,23 @@ def test_where_the_batch_is_in_an_output_does_not_matter(function):
     assert check(Function(function), Function(function), torch.rand(1, 3)).verdict == "equal"
 
 
+@pytest.mark.parametrize("box", [None, (-1, 1)], ids=["everywhere", "box"])
+def test_outputs_may_have_no_elements(box):
+    result = check(Function(lambda x: x[:, :0]), Function(lambda x: x.relu()[:, :0]), torch.rand(1, 3), box=box)
+    assert (result.verdict, result.difference) == ("equal", 0)
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1, "undecided"), (2, "different")])
+def test_numbers_whose_sums_overflow_are_compared_by_runs(factor, verdict):
+    mask = torch.tensor([False, True, False])
+
+    def largest(x):
+        return x.masked_fill(mask, torch.finfo(torch.float64).min).amax(1, keepdim=True).relu()
+
+    result = check(Function(largest), Function(lambda x: factor * largest(x)), torch.rand(1, 3).double())
+    assert result.verdict == verdict
+
+
 def test_refusals():
     with pytest.raises(ValueError, match="a and b must take the same inputs, and have 3 and 4 elements"):
         onnx.check(file(NODES, rows=3), file(NODES, rows=4))
