@@ -22,6 +22,7 @@ from conv2affine.network.torch.models.program import tensors
 from conv2affine.network.torch.models.surroundings import alone
 from conv2affine.network.torch.models.unchanged import unchanged
 from conv2affine.network.torch.modules import BoxChain
+from conv2affine.network.torch.verifying.mixing import check_samples
 from conv2affine.network.torch.verifying.runs import SAMPLES, run
 from conv2affine.network.vectors import check_floats, join_inputs, with_vectors
 
@@ -153,6 +154,8 @@ def _side(model: Any, x: Any) -> tuple[Side, dict[str, tuple[int, ...]]]:
             outputs = [output.double().cpu().flatten().numpy() for output in run(module, given, True)]
         return np.concatenate(outputs)
 
+    with unchanged(module), torch.no_grad():
+        check_samples(module, inputs, network.dtypes)
     eps = max(torch.finfo(dtype).eps for dtype in network.dtypes)
     graph = with_vectors(network, "a comparison").graph
     box = ""

@@ -175,23 +175,27 @@ def _bound(probes: Array, units: Units) -> float:
     One may be what the other is in the box, without the ReLUs that do not bend there: then it has fewer of them, though
     it may carry values by others.
     """
-    least, (a, b), ranges = float(largest_difference(units).max()), units.sides, units.ranges
+    least, (a, b), ranges = float(largest_difference(units).max(initial=0)), units.sides, units.ranges
     fewer = 1 if a.relus < b.relus else -1
     for turn, settled in ((fewer, (1,)), (-fewer, (0, 1))) if a.relus != b.relus else ():
         if any(units.apart) and ranges is not None:
             units = Units((a, b)[::turn], probes, ranges[::turn], settled)
-            least = min(least, float(largest_difference(units).max()))
+            least = min(least, float(largest_difference(units).max(initial=0)))
     return least
 
 
-def _matched(sides: Sequence[Side], probes: Array, limits: Interval | None) -> Units:
-    """The units of both, with their bounds if there is a box, and they have any."""
+@np.errstate(over="ignore", invalid="ignore")
+def _matched(sides: Sequence[Side], probes: Array, limits: Interval | None) -> Units | None:
+    """The units of both, with their bounds if there is a box, and they have any; None if they overflow."""
     ranges = None
     if limits is not None and all(side.has_bounds for side in sides):
         with contextlib.suppress(ValueError):  # numbers may overflow
             ranges = [side.ranges(limits) for side in sides]
-    units = Units(sides, probes, ranges)
-    if any(units.apart):
-        scaled = Units(sides, probes, ranges, scaled=True)
-        return units if any(scaled.apart) else scaled
+    try:
+        units = Units(sides, probes, ranges)
+        if any(units.apart):
+            scaled = Units(sides, probes, ranges, scaled=True)
+            return units if any(scaled.apart) else scaled
+    except OverflowError:
+        return None
     return units

@@ -84,6 +84,8 @@ def search(
     """
     sides = first, second
     points = as_given(inputs(first.graph.inputs[0].size, box, examples), sides, box)
+    if not first.graph.outputs[0].size:
+        return Found(0.0, points[0], False)
     if is_exact:
         if apart is not None:
             points = np.concatenate([points, _enlarge(second, points, box, apart)])

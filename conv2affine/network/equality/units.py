@@ -81,6 +81,7 @@ class Units:
         self.matched = np.zeros(self.width, bool)
         first = self.read(0)
         self.known = np.flatnonzero(self.bends)
+        _check_finite(self.keys[0], self.probes)
         self.trees = [cKDTree(each[self.known]) for each in (self.keys[0], self.probes)]
         second = self.read(1)
         self.outputs = first, second
@@ -207,8 +208,14 @@ class Units:
         """The units of the first side that have the nearest keys, or the nearest probes, up to the sign."""
         if not len(self.known):
             return np.full(len(wanted), -1), np.ones(len(wanted))
+        _check_finite(wanted)
         distance, found = self.trees[tree].query(np.stack([wanted, -wanted]))
         is_negative = distance[1] < distance[0]
         unit = self.known[np.where(is_negative, found[1], found[0])]
         is_near = distance.min(axis=0) <= NEAR * np.linalg.norm(wanted, axis=1)
         return np.where(is_near, unit, -1), np.where(is_negative, -1.0, 1.0)
+
+
+def _check_finite(*keys: Array) -> None:
+    if not all(np.isfinite(each).all() for each in keys):
+        raise OverflowError("sums of the entries of a piece must stay finite in float64")

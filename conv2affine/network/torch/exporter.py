@@ -21,6 +21,7 @@ from conv2affine.network.matrices.matrix import Array, Matrix, Selection
 from conv2affine.network.torch.importing.call import AtenCall
 from conv2affine.network.torch.importing.importer import TorchNetwork
 from conv2affine.network.torch.modules import Container, PerSample
+from conv2affine.network.torch.noise import wider
 
 Make = Callable[[str, Matrix, Array | None], nn.Module]
 Cast = Callable[[torch.dtype], torch.dtype]
@@ -197,7 +198,8 @@ class Exporter:
                 return self.buffer(root, graph, argument.detach())
             return self.cast(argument) if isinstance(argument, torch.dtype) else argument
 
-        args, kwargs = map_aggregate(op.filled(inputs), constant)
+        own = op.exact if self.cast is wider and op.exact else op
+        args, kwargs = map_aggregate(own.filled(inputs), constant)
         return graph.call_function(op.target, args, kwargs)
 
     def inner(self, op: AtenCall, inputs: int) -> fx.GraphModule:

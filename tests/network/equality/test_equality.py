@@ -17,7 +17,7 @@ from conv2affine.cli import app
 from conv2affine.network.equality.difference import Joint
 from tests.network.equality import faults as equality_faults
 from tests.network.equality.files import fused_norm
-from tests.network.models import PIECEWISE, build
+from tests.network.models import PIECEWISE, Function, build
 from tests.onnx.models import model as model_of
 from tests.onnx.models import random
 
@@ -114,6 +114,56 @@ NODES = "y = Gemm(x, w)"
 
 def file(nodes, rows=3, types=None, opset=13, shape=None, **constants):
     return model_of(nodes, {"x": shape or ("N", rows)}, {"w": random(rows, 2), **constants}, types=types, opset=opset)
+
+
+MIXING = {
+    "order": lambda x: x.flip(0),
+    "sum": lambda x: x.cumsum(0),
+    "number": lambda x: x * len(x),
+    "position": lambda x: x + torch.arange(len(x)).view(-1, 1),
+    "mean": lambda x: x - x.mean(0),
+}
+
+
+@pytest.mark.parametrize("function", MIXING.values(), ids=MIXING)
+def test_what_equals_another_for_one_sample_only_is_refused(function):
+    for number, name in enumerate("ab"):
+        pair = Function(lambda x: x * 1), Function(function)
+        with pytest.raises(ValueError, match=rf"^{name}: .* mixes the samples of a batch"):
+            check(*(pair if number else pair[::-1]), torch.rand(1, 3))
+
+
+NOT_MIXING = {
+    "other-axis": lambda x: x.relu().unsqueeze(0),
+    "squeezed": lambda x: x.relu().unsqueeze(1).squeeze(),
+    "constant": lambda x: (x.relu(), torch.ones(2, 3)),
+    "rows-of-samples": lambda x: x.relu().view(-1, 1),
+    "number-that-is-no-tensor": lambda x: (x.relu(), len(x)),
+    "cancels": lambda x: (x @ torch.ones(3, 5) * 1e7 + 1e7) - 1e7,
+    "of-one-only": lambda x: x.relu().view(1, 3),
+}
+
+
+@pytest.mark.parametrize("function", NOT_MIXING.values(), ids=NOT_MIXING)
+def test_where_the_batch_is_in_an_output_does_not_matter(function):
+    assert check(Function(function), Function(function), torch.rand(1, 3)).verdict == "equal"
+
+
+@pytest.mark.parametrize("box", [None, (-1, 1)], ids=["everywhere", "box"])
+def test_outputs_may_have_no_elements(box):
+    result = check(Function(lambda x: x[:, :0]), Function(lambda x: x.relu()[:, :0]), torch.rand(1, 3), box=box)
+    assert (result.verdict, result.difference) == ("equal", 0)
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1, "undecided"), (2, "different")])
+def test_numbers_whose_sums_overflow_are_compared_by_runs(factor, verdict):
+    mask = torch.tensor([False, True, False])
+
+    def largest(x):
+        return x.masked_fill(mask, torch.finfo(torch.float64).min).amax(1, keepdim=True).relu()
+
+    result = check(Function(largest), Function(lambda x: factor * largest(x)), torch.rand(1, 3).double())
+    assert result.verdict == verdict
 
 
 def test_refusals():
@@ -273,6 +323,8 @@ def test_a_chain_takes_the_vector_of_several_inputs(box, tmp_path):
         assert check(turned, model, given).verdict == "equal"
         with pytest.raises(ValueError, match="in one order, and take vector, image and image, vector; pass x as"):
             check(turned, chain, given)
+    with pytest.raises(ValueError, match=r"b: x must have its inputs, vector of 3, image of 16 .* got \[16, 3\]"):
+        check(model, turned, x)
     with pytest.raises(ValueError, match=r"b: x \(image, other\) must have the names of its inputs: image, vector"):
         check(model, chain, {"image": x[0], "other": x[1]})
     with pytest.raises(ValueError, match=r"a: x must be of inputs \(image, vector\), got a, b; or be a tuple"):

@@ -253,6 +253,22 @@ def test_constants_of_the_shape_of_an_input_have_its_dtype(function, dtype):
     torch.testing.assert_close(net(x), model(x))
 
 
+NUMBERS = {
+    "two": lambda x: torch.where(x > 0.1, 0.3, 0.1) + x,
+    "filled": lambda x: x.masked_fill(x.flip(1) > 0.1, 0.3),
+    "other": lambda x: torch.where(x > 0, x * x, -0.1),
+    "jumps": lambda x: torch.where(x.abs() <= 0.3, 0.1, x - 0.2),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("function", NUMBERS.values(), ids=NUMBERS)
+def test_numbers_that_a_kept_operator_rounds_are_exact_in_float64(function, dtype):
+    model, x = Function(function), torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    net = conv2affine.to_linear_network(model, x)  # it compares the pieces in float64
+    torch.testing.assert_close(net(x), model(x))
+
+
 @torch.library.custom_op("conv2affine_tests::half_like", mutates_args=())
 def half_like(x: torch.Tensor) -> torch.Tensor:
     return x * 0.5 + 1

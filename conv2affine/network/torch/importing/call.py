@@ -36,6 +36,7 @@ class AtenCall:
         kwargs: Likewise.
         results: Which of its results are used; None if it has only one.
         reason: Why it is kept, where a rule covers it with other arguments.
+        exact: The same with constants as they were before they were rounded to its dtypes, such as 0.1 in torch.where.
     """
 
     target: Any
@@ -43,6 +44,7 @@ class AtenCall:
     kwargs: dict[str, Any]
     results: tuple[int, ...] | None = None
     reason: str = ""
+    exact: AtenCall | None = None
 
     @property
     def reads_memory(self) -> bool:

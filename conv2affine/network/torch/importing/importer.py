@@ -205,7 +205,8 @@ class _Importer:
             except NoRuleError as error:
                 reason = str(error)
         if results is None:
-            call = dataclasses.replace(call, reason=reason)
+            exact, _ = AtenCall.of(target, *map_arg(given, self.results.__getitem__))
+            call = dataclasses.replace(call, reason=reason, exact=exact)
             results = self.graph.add_kept(name, inputs, shapes, call, origin(node))
             is_unsure = True
         made = zip(results, used, strict=True)

@@ -32,6 +32,15 @@ def no_batch(count: int, error: Exception) -> ValueError:
     )
 
 
+def mixes(name: str) -> ValueError:
+    """The error of a model that mixes the samples of a batch, in this operator if that is known."""
+    return ValueError(
+        f"{name or 'the model'} mixes the samples of a batch: its result for one depends on the others, or on their "
+        "number; only models that treat each sample by itself can be converted (batch norm needs eval() and running "
+        "statistics)"
+    )
+
+
 def reason(error: Exception) -> str:
     """The message of an exception, in one line; TorchScript puts it last."""
     lines = str(error).strip().splitlines() or [""]

@@ -24,7 +24,7 @@ from conv2affine.network.comparison import (
 )
 from conv2affine.network.graph import Kept
 from conv2affine.network.torch.importing.importer import TorchNetwork
-from conv2affine.network.torch.models.advice import no_batch
+from conv2affine.network.torch.models.advice import mixes, no_batch
 from conv2affine.network.torch.models.unchanged import unchanged
 from conv2affine.network.torch.verifying.pieces import piece_outputs
 from conv2affine.network.torch.verifying.runs import (
@@ -230,8 +230,4 @@ def _explain_output(
             f"{count} samples, {tuple(alone[0].shape)} for one; keep the batch axis, as y.flatten(1) does, permute it, "
             "or expand a constant to the batch"
         )
-    raise ValueError(
-        f"{name or 'the model'} mixes the samples of a batch: its result for one depends on the others, or on their "
-        "number; only models that treat each sample by itself can be converted (batch norm needs eval() and running "
-        "statistics)"
-    )
+    raise mixes(name or "")
