@@ -36,6 +36,8 @@ def check(
 
         |b(x) - a(x)| <= bound    for all x in the box
 
+    x is one sample: what a file that mixes the samples of a batch makes of several is not looked at.
+
     Args:
         a: A model, or its file.
         b: Likewise. Their inputs are the same by name, or by their order if the names differ; and their outputs by
