@@ -47,8 +47,8 @@ void in_blocks(int64_t begin, int64_t end, int64_t bytes, const F& f) {
 }
 
 // Seconds that a result of so many bytes or more may lose by slow huge pages, less what quick ones have saved since; a
-// smaller one may lose less, in proportion, for it has fewer pages to win that back. Two pages that the host had to find
-// are not a reason to do without a hundred others. Tests set it.
+// smaller one may lose less, in proportion, for it has fewer pages to win that back. Two pages that the host had to
+// find are not a reason to do without a hundred others. Tests set it.
 inline double lost_page_seconds = 8e-3;
 inline constexpr int64_t kLostPageBytes = int64_t{160} << 20;
 
