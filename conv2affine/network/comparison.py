@@ -106,6 +106,7 @@ def is_close(first: Tensor, second: Tensor, tolerance: float) -> bool:
         return False
     if first.is_complex():
         first, second = torch.view_as_real(first), torch.view_as_real(second)
+    first, second = first.double(), second.double()  # masks have no absolute values
     finite = first[first.isfinite()].abs()
     largest = float(finite.max()) if len(finite) else 0.0
-    return torch.allclose(first.double(), second.double(), rtol=0, atol=tolerance * largest, equal_nan=True)
+    return torch.allclose(first, second, rtol=0, atol=tolerance * largest, equal_nan=True)

@@ -1,6 +1,7 @@
 """CSR in files: equal to the matrix, sound after a kill, small in memory, as fast as the disk."""
 
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -214,6 +215,15 @@ save_csr({str(path)!r}, torch.nn.Conv2d(2, 8, 3, padding=1), 64)
     result = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert result.stderr.endswith(f"OSError: [Errno 27] the file needs 4.75 MB: File too large: '{path}.part'\n")
     assert os.listdir(path.parent) == []
+
+
+def test_a_file_that_another_process_makes_is_left(path):
+    made = path.with_name(f"{path.name}.part.new")
+    with open(made, "wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(BlockingIOError, match=r"another process is writing this file; wait for it: .*conv.h5.part"):
+            save_csr(path, nn.Conv2d(1, 2, 3), 8)
+        assert os.listdir(path.parent) == [made.name]
 
 
 def test_a_disk_that_is_full_midway_can_be_continued(path, monkeypatch):

@@ -12,6 +12,7 @@ import importlib
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -188,8 +189,8 @@ def _create(part: Path, contents: Contents) -> None:
     create.set_obj_track_times(False)  # so that the same call writes the same bytes
     new = part.with_name(part.name + ".new")
     try:
-        with open(new, "wb") as reserved:  # HDF5 does not survive a limit of the size of files
-            reserved.truncate(needed + HEADER_BYTES * len(datasets))
+        with tempfile.TemporaryFile(dir=part.absolute().parent) as trial:  # HDF5 does not survive a limit of sizes
+            trial.truncate(needed + HEADER_BYTES * len(datasets))
         with h5py.File(new, "w", alignment_threshold=1, alignment_interval=PAGE_BYTES) as file:
             for group, attributes in contents.attributes.items():
                 file.require_group(group).attrs.update(attributes)
@@ -204,6 +205,8 @@ def _create(part: Path, contents: Contents) -> None:
                     file[name][...] = array
             file[COUNTER][0] = 0
             file.attrs["source"] = contents.source
+    except BlockingIOError as error:
+        raise _is_written(part, error) from error
     except BaseException as error:
         new.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:
@@ -239,9 +242,14 @@ def _lock(file: FileIO, part: Path) -> None:
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:
-        raise BlockingIOError(error.errno, "another process is writing this file; wait for it", str(part)) from error
+        raise _is_written(part, error) from error
     except OSError:  # the file system has no locks
         pass
+
+
+def _is_written(part: Path, error: OSError) -> BlockingIOError:
+    """The error of a file that another process has locked."""
+    return BlockingIOError(error.errno, "another process is writing this file; wait for it", str(part))
 
 
 def _write(file: FileIO, offset: int, start: int, values: Tensor) -> None:

@@ -17,6 +17,7 @@ from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.passes.ends import slices
 from conv2affine.network.proof.box import Box, BoxBounds, read_box
 from conv2affine.network.torch.importing.importer import import_torch
+from conv2affine.network.torch.models.held import joined_names
 from conv2affine.network.torch.models.intake import ExampleInputs, Model, hold
 from conv2affine.network.torch.models.program import tensors
 from conv2affine.network.torch.models.surroundings import alone
@@ -78,7 +79,9 @@ def check(
     sizes = {name: (1, *each.shape[1:]) for name, each in x.items()} if isinstance(x, Mapping) else None
     found: list[Any] = [None, None]
     # A module takes inputs by name in any order, and a file or a chain in its own.
-    for number in sorted((0, 1), key=lambda number: isinstance(models[number], nn.Module) - _is_joined(models[number])):
+    for number in sorted(
+        (0, 1), key=lambda number: isinstance(models[number], nn.Module) - bool(joined_names(models[number]))
+    ):
         with naming("ab"[number]):
             found[number] = file_side(models[number], sizes, "x") if files[number] else _side(models[number], x)
         names = found[number][1]
@@ -109,11 +112,6 @@ def _is_file(model: Any) -> bool:
     return type(model).__name__ == "ModelProto"
 
 
-def _is_joined(model: Any) -> bool:
-    """Whether a model is a layer or chain of ours that takes several inputs as one vector."""
-    return isinstance(model, nn.Module) and len(getattr(model, "input_names", ())) > 1
-
-
 def _join(chain: Any, x: Any) -> tuple[Tensor, dict[str, tuple[int, ...]]]:
     """The vector of several inputs, and their shapes, of none if x is that vector."""
     names = chain.input_names
@@ -134,7 +132,7 @@ def _join(chain: Any, x: Any) -> tuple[Tensor, dict[str, tuple[int, ...]]]:
 
 def _side(model: Any, x: Any) -> tuple[Side, dict[str, tuple[int, ...]]]:
     """A module as a side, and the shapes of its inputs."""
-    x, shapes = _join(model, x) if _is_joined(model) else (x, {})
+    x, shapes = _join(model, x) if joined_names(model) else (x, {})
     module, inputs = hold(model, x, "x")
     dtypes = {each.dtype for each in module.parameters() if each.is_floating_point()}
     if len(dtypes) == 1:

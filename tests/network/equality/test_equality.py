@@ -122,6 +122,9 @@ MIXING = {
     "number": lambda x: x * len(x),
     "position": lambda x: x + torch.arange(len(x)).view(-1, 1),
     "mean": lambda x: x - x.mean(0),
+    "order-of-a-list": lambda x: x.flip(0).unbind(0),
+    "longer-list": lambda x: [*x.unbind(0), *x.unbind(0)[1:]],
+    "mask": lambda x: x > x.mean(0) - 1,
 }
 
 
@@ -138,6 +141,12 @@ NOT_MIXING = {
     "squeezed": lambda x: x.relu().unsqueeze(1).squeeze(),
     "constant": lambda x: (x.relu(), torch.ones(2, 3)),
     "rows-of-samples": lambda x: x.relu().view(-1, 1),
+    "rows-of-outputs": lambda x: torch.cat([x.relu(), x.abs()]),
+    "last-axis": lambda x: x.relu().t().unsqueeze(1).squeeze(),
+    "list": lambda x: x.relu().unbind(0),
+    "lists": lambda x: (x.relu().unbind(0), x.abs().unbind(0)),
+    "list-of-pairs": lambda x: [*zip(x.relu().unbind(0), x.abs().unbind(0), strict=True)],
+    "mask": lambda x: (x.relu(), x > 0),
     "number-that-is-no-tensor": lambda x: (x.relu(), len(x)),
     "cancels": lambda x: (x @ torch.ones(3, 5) * 1e7 + 1e7) - 1e7,
     "of-one-only": lambda x: x.relu().view(1, 3),
@@ -335,6 +344,16 @@ def test_a_chain_takes_the_vector_of_several_inputs(box, tmp_path):
     # Their elements are as many as those of the vector, and a box by name would be another one.
     with pytest.raises(ValueError, match=r"a: x must have its inputs, image of 16, vector of 3 .* got \[3, 16\]"):
         check(chain, wrong, x[::-1])
+
+
+@pytest.mark.parametrize("names", [("image", "vector"), ["a", "b"], "image", None], ids=str)
+def test_a_module_may_have_names_of_its_own(names):
+    model, x = Mixed().eval(), (torch.rand(2, 1, 4, 4), torch.rand(2, 3))
+    model.input_names = names
+    for given in (x, {"image": x[0], "vector": x[1]}):
+        assert check(model, model, given).verdict == "equal"
+    with pytest.raises(ValueError, match="pass a tuple of 2 tensors: "):
+        check(model, model, x[0])
 
 
 def test_errors_name_the_model():

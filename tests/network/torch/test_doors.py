@@ -3,6 +3,7 @@
 import copy
 import inspect
 import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -361,6 +362,15 @@ MISTAKES = {
 def test_files_of_torch_save_are_refused_with_advice(content, advice, tmp_path):
     torch.save(content, tmp_path / "model.pt")
     with pytest.raises(TypeError, match=f"must be a module, or a file of .* and is another file; .*{advice}"):
+        to_linear_network(tmp_path / "model.pt", X3)
+
+
+@pytest.mark.parametrize("name", ["data.pkl", "archive/data.pkl"])
+def test_broken_files_are_refused_as_any_other(name, tmp_path):
+    with zipfile.ZipFile(tmp_path / "model.pt", "w") as file:
+        file.writestr(name, b"broken")
+        file.writestr("archive/version", "3")
+    with pytest.raises(TypeError, match=r"must be a module, or a file of .* and is another file"):
         to_linear_network(tmp_path / "model.pt", X3)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from conv2affine.network.torch.models.held import Named, Script
+from conv2affine.network.torch.models.held import Named, Script, joined_names
 from conv2affine.network.torch.models.surroundings import try_run
 
 
@@ -55,8 +55,8 @@ def _advice(model: nn.Module, inputs: Sequence[Tensor], error: Exception) -> str
         own = model.model
         taken = own.names if isinstance(own, Script) else inspect.signature(own.forward).parameters
         return f"name the tensors as forward does: {', '.join(taken)}"
-    names = getattr(model, "input_names", ())
-    if len(inputs) == len(names) > 1:
+    names = joined_names(model)
+    if names and len(inputs) == len(names):
         joined = ", ".join(f"{name}.flatten(1)" for name in names)
         return f"pass their vector, torch.cat([{joined}], 1)"
     parameters = _required(model)

@@ -91,6 +91,14 @@ def is_argument(name: str) -> bool:
     return name.isidentifier() and not iskeyword(name)
 
 
+def joined_names(model: Any) -> tuple[str, ...]:
+    """The names of the inputs that a layer or chain of ours takes as one vector; of none for another model."""
+    names, places = getattr(model, "input_names", None), getattr(model, "input_slices", None)
+    if not isinstance(names, tuple) or not isinstance(places, tuple):  # a module may have attributes of these names
+        return ()
+    return names if len(names) == len(places) > 1 and all(isinstance(each, slice) for each in places) else ()
+
+
 def class_name(model: nn.Module) -> str:
     """The class name of the user's module."""
     return type(model.model if isinstance(model, Held) else model).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -81,8 +82,9 @@ def _load(path: Path) -> Any:
     if any(entry.endswith(("serialized_exported_program.json", "/models/model.json")) for entry in entries):
         return torch.export.load(path)
     advice = "build the module, call module.load_state_dict(torch.load(path)), and pass the module"
-    if "data.pkl" in {Path(entry).name for entry in entries} and get_unsafe_globals_in_checkpoint(path):
-        advice = "it may hold a whole module: if you trust it, pass torch.load(path, weights_only=False)"
+    with contextlib.suppress(Exception):  # of any kind: it is no file of torch.save, or a broken one
+        if get_unsafe_globals_in_checkpoint(path):
+            advice = "it may hold a whole module: if you trust it, pass torch.load(path, weights_only=False)"
     raise TypeError(
         f"model ({path}) must be a module, or a file of torch.export.save or torch.jit.save, and is another file; "
         f"{advice}"

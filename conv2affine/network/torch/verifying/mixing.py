@@ -28,11 +28,12 @@ def check_samples(model: nn.Module, inputs: Sequence[Tensor], dtypes: Iterable[t
     tolerance = tolerance_of(eps)
 
     def has_mixed(scales: Sequence[Any] | None) -> bool:
-        for number, (whole, *parts) in enumerate(zip(together, *alone, strict=True)):
+        for number, whole in enumerate(together):
             if not isinstance(whole, Tensor):
                 continue
             limit = None if scales is None else tolerance * scales[number] + smallest(*dtypes)
-            if not any(_is_equal(whole, joined, tolerance, limit) for joined in _joined(whole, parts)):
+            candidates = _candidates(whole, number, len(together), alone)
+            if not any(_is_equal(whole, each, tolerance, limit) for each in candidates):
                 return True
         return False
 
@@ -44,12 +45,23 @@ def check_samples(model: nn.Module, inputs: Sequence[Tensor], dtypes: Iterable[t
         raise mixes(first_mixing(model, inputs, tolerance))
 
 
-def _joined(whole: Tensor, parts: Sequence[Tensor]) -> list[Tensor]:
-    """What an output for a batch may be, of those for the single samples: along each axis, or the same for all."""
-    stacked = [torch.cat([*parts], axis) for axis in range(parts[0].dim())]
-    candidates = [*stacked, torch.stack([*parts]), parts[0]]
-    return [each for each in candidates if each.shape == whole.shape]
+def _candidates(whole: Tensor, number: int, count: int, alone: Sequence[Sequence[Any]]) -> list[Tensor]:
+    """What an output for a batch may be, of those for the single samples: along each axis, or the same for all.
+
+    A model that returns lists with an element for each sample has more outputs for a batch.
+    """
+    samples, outputs = len(alone), len(alone[0])
+    if count == outputs:
+        parts = [each[number] for each in alone]
+        stacked = [torch.stack(parts, axis) for axis in range(parts[0].dim() + 1)]
+        found = [parts[0], *stacked]
+        found += [each.flatten(axis, axis + 1) for each in stacked for axis in range(each.dim() - 1)]
+    elif count == samples * outputs:  # of one sample after the other, or of one output after the other
+        found = [alone[number // outputs][number % outputs], alone[number % samples][number // samples]]
+    else:
+        return []
+    return [each for each in found if isinstance(each, Tensor) and each.shape == whole.shape]
 
 
-def _is_equal(whole: Tensor, joined: Tensor, tolerance: float, limit: Any) -> bool:
-    return is_close(whole, joined, tolerance) if limit is None else not difference(whole, joined, limit)
+def _is_equal(whole: Tensor, other: Tensor, tolerance: float, limit: Any) -> bool:
+    return is_close(whole, other, tolerance) if limit is None else not difference(whole, other, limit)
