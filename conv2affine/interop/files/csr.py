@@ -17,7 +17,8 @@ from conv2affine.convolution.blocks import check_rows, csr_rows, row_blocks
 from conv2affine.convolution.geometry import Geometry
 from conv2affine.convolution.layouts import check_request
 from conv2affine.interop.files.datasets import Place, check_digest, places
-from conv2affine.interop.files.storage import COUNTER, Block, Contents, open_hdf5, save, target_of
+from conv2affine.interop.files.paths import open_hdf5, target_of
+from conv2affine.interop.files.storage import COUNTER, Block, Contents, save
 from conv2affine.interop.scipy import ARRAY_DTYPES, scipy_weight
 from conv2affine.operators import ops
 

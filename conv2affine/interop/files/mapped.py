@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from conv2affine.interop.files.datasets import byte_offset, places
-from conv2affine.interop.files.storage import COUNTER, open_hdf5
+from conv2affine.interop.files.paths import open_hdf5
+from conv2affine.interop.files.storage import COUNTER
 from conv2affine.operators.products import matmul
 from conv2affine.sparse_linear import SparseLinear
 

@@ -15,10 +15,11 @@ from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 from conv2affine.interop.files.datasets import check_digest
 from conv2affine.interop.files.description import FLOATS, describe_network
 from conv2affine.interop.files.mapped import KIND, MappedFile, MappedLinear
+from conv2affine.interop.files.paths import open_hdf5, target_of
 from conv2affine.interop.files.reader import Stored, read_network, read_plan
 from conv2affine.interop.files.rows import LayerRows
 from conv2affine.interop.files.source import source_of
-from conv2affine.interop.files.storage import Block, Contents, open_hdf5, save, target_of
+from conv2affine.interop.files.storage import Block, Contents, save
 from conv2affine.network.matrices.matrix import Array, Matrix
 from conv2affine.network.passes.merge import Merge
 from conv2affine.network.prepare import check_kept, prepare

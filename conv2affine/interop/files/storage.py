@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import importlib
 import os
 import shutil
 import sys
@@ -19,7 +18,6 @@ from dataclasses import dataclass, field
 from io import FileIO
 from math import prod
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,12 +34,12 @@ from conv2affine.interop.files.datasets import (
     numpy_dtype,
     places,
 )
+from conv2affine.interop.files.paths import PART, check_absent, extra, h5py_module
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 COUNTER = "rows_written"
-PART = ".part"  # ends the name of a file until all of it is written
 # Bytes that are written again after a kill, at most.
 SYNC_BYTES = 2**26
 PAGE_BYTES = 4096
@@ -124,48 +122,6 @@ def _write_blocks(part: Path, left: Iterator[Block], offsets: Mapping[str, int],
                 unsynced = 0
         synced.result()
         os.fsync(file)
-
-
-def target_of(path: object) -> Path:
-    """The path of a file to write, checked before anything is computed."""
-    if not isinstance(path, str | os.PathLike):
-        name = type(path).__name__
-        raise TypeError(f"path must be the path of a file, got {name}; it is the first argument")
-    target = Path(path)
-    if target.is_dir():
-        raise IsADirectoryError(f"path ({path}) must be a file, and is a folder")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"the folder of path ({path}) must be there")
-    check_absent(target)
-    return target
-
-
-def check_absent(path: Path) -> None:
-    """Refuse to write over a file."""
-    if os.path.lexists(path):  # a link to nothing is a file too
-        raise FileExistsError(f"path ({path}) must not exist; delete the file, or choose another name")
-
-
-def h5py_module() -> ModuleType:
-    """h5py."""
-    return _import("h5py")
-
-
-def open_hdf5(path: str | os.PathLike[str]) -> Any:
-    """A file that others wrote, for reading."""
-    h5py, part = h5py_module(), Path(f"{path}{PART}")
-    if part.exists() and not os.path.lexists(path):
-        raise FileNotFoundError(
-            errno.ENOENT, f"this file is not finished, and {part} is a part of it; save it again to continue", str(path)
-        )
-    with open(path, "rb"):  # Python's error is clearer where there is none, or a folder
-        pass
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise OSError(
-            f"path ({path}) must be a whole HDF5 file that no process is writing, and is not: {error}"
-        ) from error
 
 
 def _create(part: Path, contents: Contents) -> None:
@@ -277,18 +233,9 @@ def _write_digest(part: Path, offset: int) -> None:
 
 def _shown(blocks: Iterator[Block], written: int, rows: int) -> Iterator[Block]:
     """The blocks, with a progress bar."""
-    console = _import("rich.console").Console(stderr=True)
-    with _import("rich.progress").Progress(console=console) as bar:
+    console = extra("rich.console").Console(stderr=True)
+    with extra("rich.progress").Progress(console=console) as bar:
         task = bar.add_task("Rows", total=rows, completed=written)
         for pieces, count in blocks:
             yield pieces, count
             bar.update(task, completed=count)
-
-
-def _import(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            f"files need {name.partition('.')[0]}; install it with: pip install 'conv2affine[files]'"
-        ) from error
