@@ -46,9 +46,9 @@ void in_blocks(int64_t begin, int64_t end, int64_t bytes, const F& f) {
   for (int64_t first = begin; first < end; first += step) f(first, std::min(end, first + step));
 }
 
-// Seconds that a result of so many bytes or more may lose by slow huge pages, less what quick ones have saved since; a
-// smaller one may lose less, in proportion, for it has fewer pages to win that back. Two pages that the host had to
-// find are not a reason to do without a hundred others. Tests set it.
+// Limit of the seconds lost by slow huge pages, net of what quick ones saved, for results of `kLostPageBytes` or more.
+// Smaller results have fewer pages to win them back, and a limit in proportion to their size. In a large one, two pages
+// that the host had to find are no reason to give up the other huge pages. Tests set it.
 inline double lost_page_seconds = 8e-3;
 inline constexpr int64_t kLostPageBytes = int64_t{160} << 20;
 
