@@ -79,9 +79,8 @@ def check(
     sizes = {name: (1, *each.shape[1:]) for name, each in x.items()} if isinstance(x, Mapping) else None
     found: list[Any] = [None, None]
     # A module takes inputs by name in any order, and a file or a chain in its own.
-    for number in sorted(
-        (0, 1), key=lambda number: isinstance(models[number], nn.Module) - bool(joined_names(models[number]))
-    ):
+    in_any_order = [isinstance(model, nn.Module) and not joined_names(model) for model in models]
+    for number in sorted((0, 1), key=in_any_order.__getitem__):
         with naming("ab"[number]):
             found[number] = file_side(models[number], sizes, "x") if files[number] else _side(models[number], x)
         names = found[number][1]

@@ -198,7 +198,9 @@ class Exporter:
                 return self.buffer(root, graph, argument.detach())
             return self.cast(argument) if isinstance(argument, torch.dtype) else argument
 
-        own = op.exact if self.cast is wider and op.exact else op
+        own = (
+            op.exact if self.cast is wider and op.exact else op
+        )  # in float64, no constant is rounded to a narrower dtype
         args, kwargs = map_aggregate(own.filled(inputs), constant)
         return graph.call_function(op.target, args, kwargs)
 

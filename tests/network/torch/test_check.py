@@ -245,14 +245,6 @@ def shaped_as_it_lies(y):
     return torch.full_like(y, 0.1).permute(0, 2, 1).view(len(y), -1)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("function", SHAPED.values(), ids=SHAPED)
-def test_constants_of_the_shape_of_an_input_have_its_dtype(function, dtype):
-    model, x = Function(function), torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
-    net = conv2affine.to_linear_network(model, x)  # it compares the pieces in float64
-    torch.testing.assert_close(net(x), model(x))
-
-
 NUMBERS = {
     "two": lambda x: torch.where(x > 0.1, 0.3, 0.1) + x,
     "filled": lambda x: x.masked_fill(x.flip(1) > 0.1, 0.3),
@@ -262,8 +254,9 @@ NUMBERS = {
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("function", NUMBERS.values(), ids=NUMBERS)
-def test_numbers_that_a_kept_operator_rounds_are_exact_in_float64(function, dtype):
+@pytest.mark.parametrize("function", [*SHAPED.values(), *NUMBERS.values()], ids=[*SHAPED, *NUMBERS])
+def test_constants_are_rounded_as_in_the_model(function, dtype):
+    """Tensors of the shape of an input have its dtype; numbers are exact where the pieces run in float64."""
     model, x = Function(function), torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
     net = conv2affine.to_linear_network(model, x)  # it compares the pieces in float64
     torch.testing.assert_close(net(x), model(x))
@@ -415,7 +408,7 @@ def test_rounding_the_inputs_of_a_kept_step_is_no_error(kept, dtype):
 
 
 def test_nan_that_a_mask_leaves_out_is_no_error():
-    """Of so many outputs, some are so small that only noise shows how far they may be off."""
+    """Some outputs are so small that only noise shows how far they may be off."""
     torch.manual_seed(0)
     masked = Function(lambda x: torch.where(x > 0, x.log(), x))
     model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), masked, nn.Conv2d(8, 8, 3, padding=1)).eval()
