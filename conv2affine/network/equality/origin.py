@@ -65,8 +65,10 @@ def _alone(values: Mapping[Value, Array], others: Mapping[Value, Array], limit: 
         by_size.setdefault(array.shape[1], []).append(array.astype(np.float64))
     alone = set()
     for value, array in values.items():
-        near = limit * np.abs(array).max(axis=1, keepdims=True, initial=0)
-        if not any((np.abs(array - other) <= near).all() for other in by_size.get(array.shape[1], ())):
+        near = limit * np.abs(array).max(axis=1, keepdims=True, initial=0, where=np.isfinite(array))
+        if not any(
+            np.isclose(array, other, 0, near, equal_nan=True).all() for other in by_size.get(array.shape[1], ())
+        ):
             alone.add(value)
     return alone
 

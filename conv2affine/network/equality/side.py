@@ -135,7 +135,7 @@ class Side:
                         size += (abs(matrix) @ np.abs(values[source]).T).T
                 if unit and node.map.alias is None:
                     y += unit * size * random.uniform(-1, 1, y.shape)
-                values[node.output] = y
+                values[node.output] = _moved(node, y, values)
             elif isinstance(node, Kept):
                 values.update(zip(node.outputs, _run_kept(node, values), strict=True))
                 for value in node.outputs if unit else ():
@@ -155,7 +155,8 @@ class Side:
             if isinstance(node, Kept):
                 values.update(zip(node.outputs, _run_kept(node, values), strict=True))
             elif isinstance(node, Piece):
-                values[node.output] = node.map.evaluate(values) + np.zeros((len(points), 1))
+                y = node.map.evaluate(values) + np.zeros((len(points), 1))
+                values[node.output] = _moved(node, y, values)
             else:
                 inputs = [values[value] for value in node.inputs]
                 values[node.outputs[0]] = KINDS[node.kind](*inputs, **node.parameters)
@@ -193,6 +194,13 @@ def naming(name: str) -> Iterator[None]:
         raise
 
 
+def _moved(node: Piece, y: Array, values: Mapping[Value, Any]) -> Array:
+    """The output y of a piece: whole numbers or masks, if it moves such."""
+    dtypes = {values[source].dtype for source in node.inputs}
+    whole = y.astype(*dtypes) if len(dtypes) == 1 else y
+    return whole if (whole == y).all() else y
+
+
 def _run_kept(node: Kept, values: Mapping[Value, Array]) -> list[Any]:
     """The outputs of an operator, one sample at a time: in float64, where they are not whole numbers or masks."""
     count = len(values[node.inputs[0]])
@@ -203,5 +211,5 @@ def _run_kept(node: Kept, values: Mapping[Value, Array]) -> list[Any]:
             results = [np.asarray(result).reshape(-1) for result in node.call.run(arrays)]
             rows.append([result.astype(np.float64) if result.dtype.kind == "f" else result for result in results])
         except Exception as error:  # PyTorch and onnx.reference may raise anything
-            raise NotExactError(f"{', '.join(node.origin)}: {error}") from error
+            raise NotExactError(f"{', '.join(node.origin)} does not run in float64: {error}") from error
     return [np.stack(column) for column in zip(*rows, strict=True)]

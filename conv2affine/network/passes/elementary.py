@@ -6,6 +6,7 @@ What is affine or piecewise linear in them becomes that; the results are equal u
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,10 @@ import torch
 
 from conv2affine.network.graph import Graph, Kept, Node, Value
 from conv2affine.network.matrices.affine import AffineMap
-from conv2affine.network.passes.functions import RULES
+from conv2affine.network.passes.functions import MOVES, RULES
 from conv2affine.network.passes.simplify import Rewritten, rewrite
 from conv2affine.network.rules import formulas
-from conv2affine.network.rules.operands import Map, NoRuleError, broadcast, check_finite, through
+from conv2affine.network.rules.operands import Context, Map, NoRuleError, broadcast, check_finite, through
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{name: getattr(np, name) for name in ("ceil", "cos", "cosh", "exp", "floor", "log", "reciprocal", "sign", "sin")},
@@ -84,6 +85,7 @@ class Writer:
             self.piece(AffineMap.identity(value, value.size), shape)
             for value, shape in zip(self.node.inputs, self.node.shapes, strict=True)
         ]
+        self.context = Context(self.graph, self.node.call, inputs, (self.shape,), frozenset(), self.origin)
         args, options = self.node.call.filled(inputs)
         try:
             result = rule(self, *args, **options)
@@ -127,7 +129,7 @@ class Writer:
 def elementary(graph: Graph, dtype: torch.dtype) -> Graph:
     """A graph with functions in place of the operators that are kept and have a rule here.
 
-    What depends on an operator without one stays as it is: it may be of whole numbers, which overflow.
+    What depends on an operator without one stays as it is, but for moves: it may be of whole numbers, which overflow.
 
     Args:
         graph: Any graph.
@@ -137,13 +139,12 @@ def elementary(graph: Graph, dtype: torch.dtype) -> Graph:
 
     def rule(node: Node) -> Rewritten:
         is_known = unknown.isdisjoint(node.inputs)
-        if isinstance(node, Kept) and is_known:
-            try:
-                return Writer(node, dtype).write()
-            except NoRuleError:
-                is_known = False
-        if not is_known:
-            unknown.update(node.outputs)
-        return None
+        written = None
+        if isinstance(node, Kept) and (is_known or node.kind in MOVES):
+            with suppress(NoRuleError):
+                written = Writer(node, dtype).write()
+        if not is_known or (isinstance(node, Kept) and not written):
+            unknown.update([written[1]] if written else node.outputs)
+        return written
 
     return rewrite(graph, rule)

@@ -123,7 +123,7 @@ class Exporter:
         if op.runs_on_vectors(shapes):
             result: Any = self.call(self.graph, self.root, op, inputs)
             shapes = [(1, value.size) for value in step.outputs]
-        elif op.runs_on_batches(shapes):
+        elif op.runs_on_batches(step.shapes, [value.shape for value in step.outputs]):
             shaped = [self.shaped(node, shape) for node, shape in zip(inputs, step.shapes, strict=True)]
             result = self.call(self.graph, self.root, op, shaped)
             shapes = [value.shape for value in step.outputs]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from conv2affine import plan, to_linear, to_linear_network, to_mlp
+from conv2affine import check, plan, to_linear, to_linear_network, to_mlp
 from conv2affine.network.torch.modules import PerSample
 from tests.network.models import Function
 
@@ -50,6 +50,16 @@ ON_BATCHES = {
         x, torch.tensor(0.1), torch.tensor(0, dtype=torch.int32), -128, 127
     ),
     "fake-quantise-channels": lambda x: torch.fake_quantize_per_channel_affine(x, *SCALES, 1, -128, 127),
+    "matmul": lambda x: x @ x.mT,
+    "inverse": lambda x: torch.linalg.inv(x[:, :, :3] + 5 * torch.eye(3)),
+    "determinant": lambda x: torch.linalg.det(x[:, :, :3] + 5 * torch.eye(3)).exp(),
+    "norm": lambda x: x.norm(dim=(1, 2)),
+    "variance": lambda x: x.var(-1),
+    "argmax": lambda x: x.argmax(2).float(),
+    "mask": lambda x: (x > 0).any(1).float(),
+    "instance-norm": torch.nn.functional.instance_norm,
+    "embedding": lambda x: torch.nn.functional.embedding(x.abs().clamp(max=2).long(), SCALES[0][:, None]),
+    "bucketize": lambda x: torch.bucketize(x, SCALES[0]).float(),
 }
 
 
@@ -61,6 +71,13 @@ def test_kept_operators_run_on_batches(function, capfd):
     assert net.plan.kept
     assert not any(isinstance(module, PerSample) for module in net.modules())
     assert "batching rule" not in capfd.readouterr().err
+
+
+def test_an_operator_that_does_not_run_in_float64_is_named():
+    model, x = Function(ON_BATCHES["fake-quantise-channels"]), torch.randn(2, 3, 4)
+    result = check(model, to_linear_network(model, x), x)
+    assert result.verdict == "undecided"
+    assert "fake_quantize_per_channel_affine_cachemask does not run in float64" in result.note
 
 
 def test_a_bilinear_layer_of_two_values_is_a_layer_and_a_product(capfd):

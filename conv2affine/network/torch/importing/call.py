@@ -17,9 +17,36 @@ from torch.utils import _pytree as pytree
 from conv2affine.network.graph import Slot, Value
 
 # Operators that treat the first axis as a batch, whatever their constant arguments are.
-BATCHED = re.compile(r"(adaptive_)?max_pool\dd(_with_indices)?|group_norm|scaled_dot_product_attention|upsample_.*")
+BATCHED = re.compile(
+    r"(adaptive_)?max_pool\dd(_with_indices)?|(group|instance)_norm|scaled_dot_product_attention|upsample_.*"
+)
+# Operators that treat all axes as a batch but those of their argument `dim`.
+ALONG_DIM = {
+    *("_log_softmax", "_softmax", "amax", "amin", "any", "argmax", "argmin", "cummax", "cummin", "cumprod", "cumsum"),
+    *(
+        "flip",
+        "gather",
+        "glu",
+        "kthvalue",
+        "linalg_vector_norm",
+        "log_softmax",
+        "logcumsumexp",
+        "max",
+        "mean",
+        "median",
+    ),
+    *("min", "mode", "nanmedian", "prod", "scatter", "scatter_add", "scatter_reduce", "softmax", "sort", "sum", "topk"),
+    *("var", "var_mean"),
+}
+# Operators that treat all axes as a batch but the last two.
+OF_MATRICES = re.compile(
+    r"_?linalg_(cholesky|det|eigh?|inv|ldl|lu|matrix_exp|pinv|qr|slogdet|solve|svd)\w*|_cdist_forward|bmm|matmul"
+)
+# Operators that look each element up in a constant, which is this argument.
+LOOKUPS = {"bucketize": 1, "embedding": 0}
 # Pointwise operators that PyTorch does not tag as such. It has no rule of torch.vmap for fake quantisation.
 UNTAGGED = {
+    torch.ops.aten._to_copy,
     torch.ops.aten.hardswish,
     torch.ops.aten.log_sigmoid_forward,
     torch.ops.aten.fake_quantize_per_tensor_affine_cachemask,
@@ -57,6 +84,15 @@ class AtenCall:
         return torch.Tag.pointwise in self.target.tags or self.target.overloadpacket in UNTAGGED
 
     @property
+    def dims(self) -> tuple[int, ...]:
+        """Its argument `dim`; nothing where it has none, or takes all axes."""
+        schema = self.target._schema.arguments
+        given = {argument.name: argument.default_value for argument in schema}
+        given |= dict(zip(given, self.args, strict=False)) | self.kwargs
+        dim = given.get("dim", given.get("dims"))
+        return (dim,) if isinstance(dim, int) else tuple(dim or ())
+
+    @property
     def constants(self) -> list[Tensor]:
         """Its constant tensors."""
         return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
@@ -65,16 +101,21 @@ class AtenCall:
         """Whether it computes the same on flat vectors; `shapes` are those of its inputs and its results."""
         return self.is_pointwise and len(set(shapes)) == 1 and not self.constants
 
-    def runs_on_batches(self, shapes: Sequence[tuple[int, ...]]) -> bool:
-        """Whether it takes a batch of any size as it takes a batch of one."""
-        axes = len(shapes[0])
-        if any(shape[:1] != (1,) for shape in shapes) or len({len(shape) for shape in shapes}) != 1:
+    def runs_on_batches(self, inputs: Sequence[tuple[int, ...]], results: Sequence[tuple[int, ...]]) -> bool:
+        """Whether it takes a batch of any size as it takes a batch of one, of these shapes."""
+        axes, name = len(inputs[0]), self.target.overloadpacket.__name__
+        if any(shape[:1] != (1,) for shape in (*inputs, *results)):
+            return False
+        if name in ALONG_DIM and self.dims:
+            return not self.constants and all(dim % axes for dim in self.dims)
+        if name in LOOKUPS:
+            return not isinstance(self.args[LOOKUPS[name]], Slot)
+        if OF_MATRICES.fullmatch(name):
+            return not self.constants and axes > 2 and {*map(len, inputs)} == {axes}
+        if len({len(shape) for shape in (*inputs, *results)}) != 1:
             return False
         if self.is_pointwise:
             return all(tensor.dim() < axes or len(tensor) == 1 for tensor in self.constants)
-        name = self.target.overloadpacket.__name__
-        if name in ("softmax", "_softmax", "log_softmax", "_log_softmax"):
-            return bool(self.args[1] % axes != 0)
         if name == "layer_norm":
             return len(self.args[1]) < axes
         if name == "fake_quantize_per_channel_affine_cachemask":
