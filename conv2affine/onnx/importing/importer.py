@@ -54,6 +54,7 @@ class _Importer:
         self.results: dict[str, Any] = {"": None}  # by name: values, or arrays where they depend on no input
         self.types: dict[str, TypeProto] = {}
         self.unsure: set[Value] = set()  # what may be infinite or no number for finite inputs
+        self.made: dict[Any, list[Value]] = {}  # of each node that depends on inputs
         self.parameters: set[int] = set()  # addresses of the numbers of the file
         self.largest = torch.finfo(torch.float16 if model.rounding == EPS[TensorProto.FLOAT16] else torch.float32).max
         self.budget = Budget(model.size)
@@ -132,7 +133,10 @@ class _Importer:
             return
         context = Context(self.graph, call, inputs, shapes, self.parameters, location(node))
         before = len(self.graph.nodes)
-        made = self.values(context, node, args, is_sure)
+        # Equal nodes are one, so that rules see that h > 0 is about the h next to it.
+        attributes = [attribute.SerializeToString() for attribute in node.attribute]
+        key = (node.op_type, *map(id, args), *attributes, *(name in self.used for name in node.output))
+        made = self.made[key] = self.made.get(key) or self.values(context, node, args, is_sure)
         is_sure = is_sure and not any(isinstance(each, Kept) for each in self.graph.nodes[before:])
         for name, value in zip(names, made, strict=True):
             self.results[name] = value

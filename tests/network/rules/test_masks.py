@@ -58,6 +58,7 @@ CONTINUOUS = {
     "larger-of-two": (lambda h: torch.where(h > h.flip(1), h, h.flip(1)), 3),
     "larger-after-a-step": (lambda h: (lambda r: torch.where(r > h.flip(1), r, h.flip(1)))(F.relu(h)), None),
     "beside-a-sum": (lambda h: h.flip(2) + torch.where(h > 0, h, 0.0), 3),
+    "written-twice": (lambda h: (h.cumsum(1) > 0) * h.cumsum(1), 1),
     "moved-mask": (lambda h: h * (h.flip(1) > 0).to(h).flip(1), 1),
     "masked-fill": (lambda h: h.masked_fill(h < 0, 0), 1),
     "written": (lambda h: written(h, 0), 1),
@@ -175,6 +176,7 @@ FILES = {
     "both": ("a = Greater(h, z)\nb = Less(h, six)\nm = And(a, b)\nc = Clip(h, z, six)\ny = Where(m, h, c)", 13),
     "soft-threshold": ("s = Sign(h)\na = Abs(h)\nb = Sub(a, t)\nr = Relu(b)\ny = Mul(s, r)", 13),
     "larger-of-two": ("g = Neg(h)\nm = Greater(h, g)\ny = Where(m, h, g)", 13),
+    "written-twice": ("a = MatMul(h, q)\nm = Greater(a, z)\nb = MatMul(h, q)\ny = Where(m, b, z)", 13),
     "shrink": ("y = Shrink<lambd = 0.3, bias = 0.3>(h)", 13),
     "thresholded-relu": ("y = ThresholdedRelu<alpha = 0.0>(h)", 13),
     "not-a-number": ("m = IsNaN(h)\na = Where(m, z, h)\ny = Relu(a)", 13),
@@ -188,7 +190,7 @@ FILES = {
     ),
 }
 NUMBERS = {"w": random(3, 4), "z": np.float32(0), "t": np.float32(0.3), "n": np.float32(0.1), "six": np.float32(6)}
-NUMBERS |= {"large": np.float32(3e38), "two": np.array([2]), "v": random(2, 3)}
+NUMBERS |= {"q": random(4, 4), "large": np.float32(3e38), "two": np.array([2]), "v": random(2, 3)}
 
 
 def file(nodes, opset=13):

@@ -63,6 +63,7 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], state: frozenset[str] =
             fold_constants(program, state)
             decomposed = decompose(program)
             complex_as_pairs(decomposed)
+            _join_equal(decomposed)
             if isinstance(model, Named):
                 _leave_out_wrapper(decomposed)
         except Exception as error:
@@ -96,6 +97,17 @@ def _flat(program: ExportedProgram) -> ExportedProgram:
             program.graph_signature.replace_all_uses(user.name, result.name)
     program.graph.eliminate_dead_code()
     return program
+
+
+def _join_equal(program: ExportedProgram) -> None:
+    """Take one operator in place of all with the same arguments: rules see that h > 0 is about the h next to it."""
+    seen: dict[str, fx.Node] = {}
+    for node in list(program.graph.nodes):
+        first = seen.setdefault(repr((node.target, node.args, node.kwargs)), node)
+        if node.op == "call_function" and first is not node:
+            node.replace_all_uses_with(first)
+            program.graph_signature.replace_all_uses(node.name, first.name)
+            program.graph.erase_node(node)
 
 
 def _leave_out_wrapper(program: ExportedProgram) -> None:
