@@ -134,31 +134,31 @@ def compare(first: Side, second: Side, box: Box | None, shapes: Sequence[Sequenc
     reach = examples if limits is None else np.stack(limits)
     scale = max(1.0, float(np.abs(reach).max(initial=0))) * np.tile([[1.0], [0.25]], (PROBES // 2, 1))
     probes = as_given(scale * np.random.default_rng(0).standard_normal((PROBES, sizes[0])), sides, None)
-    not_exact, ends = "", [side.graph.outputs[0].size for side in sides]
+    problem, ends = "", [side.graph.outputs[0].size for side in sides]
     try:
         for side in sides:
             side.values(probes)
     except NotExactError as error:
-        not_exact = str(error)
-    units = _matched(sides, probes, limits) if not not_exact and ends[0] == ends[1] else None
+        problem = str(error)
+    units = _matched(sides, probes, limits) if not problem and ends[0] == ends[1] else None
     apart = (None, None) if units is None else units.apart
     if ends[0] != ends[1]:
         found = Found(np.inf, probes[0], True)
     else:
         inside = None if box is None else Interval(box.low, box.high)
-        found = search(*sides, inside, examples, is_exact=not not_exact, apart=apart[1])
+        found = search(*sides, inside, examples, is_exact=not problem, apart=apart[1])
     bound = np.inf if units is None or units.ranges is None else _bound(probes, units)
     bound = np.inf if found.difference > bound else bound  # kernels for which the bound does not hold
     verdict: Verdict = "within" if np.isfinite(bound) else "undecided"
     if units is not None and not any(apart):
         verdict = "equal"
     names: tuple[Names, Names] = ((), ())
-    if not not_exact and verdict != "equal":
+    if not problem and verdict != "equal":
         names = origin(sides, np.concatenate([probes, found.point[None]]), apart)
     verdict = "different" if found.is_more else verdict
     parts = np.split(found.point, np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1])
     witness = tuple(part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
-    return Comparison(verdict, found.difference, witness, names, bound, not_exact or _note(sides, box, verdict))
+    return Comparison(verdict, found.difference, witness, names, bound, problem or _note(sides, box, verdict))
 
 
 def _note(sides: Sequence[Side], box: Box | None, verdict: Verdict) -> str:

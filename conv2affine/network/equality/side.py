@@ -196,8 +196,8 @@ def naming(name: str) -> Iterator[None]:
 
 def _moved(node: Piece, y: Array, values: Mapping[Value, Any]) -> Array:
     """The output y of a piece: whole numbers or masks, if it moves such."""
-    dtypes = {values[source].dtype for source in node.inputs}
-    whole = y.astype(*dtypes) if len(dtypes) == 1 else y
+    dtypes = [values[source].dtype for source in node.inputs]
+    whole = y.astype(np.result_type(*dtypes)) if dtypes else y
     return whole if (whole == y).all() else y
 
 

@@ -23,20 +23,9 @@ BATCHED = re.compile(
 # Operators that treat all axes as a batch but those of their argument `dim`.
 ALONG_DIM = {
     *("_log_softmax", "_softmax", "amax", "amin", "any", "argmax", "argmin", "cummax", "cummin", "cumprod", "cumsum"),
-    *(
-        "flip",
-        "gather",
-        "glu",
-        "kthvalue",
-        "linalg_vector_norm",
-        "log_softmax",
-        "logcumsumexp",
-        "max",
-        "mean",
-        "median",
-    ),
-    *("min", "mode", "nanmedian", "prod", "scatter", "scatter_add", "scatter_reduce", "softmax", "sort", "sum", "topk"),
-    *("var", "var_mean"),
+    *("flip", "gather", "glu", "kthvalue", "linalg_vector_norm", "log_softmax", "logcumsumexp", "max", "mean"),
+    *("median", "min", "mode", "nanmedian", "prod", "scatter", "scatter_add", "scatter_reduce", "softmax", "sort"),
+    *("sum", "topk", "var", "var_mean"),
 }
 # Operators that treat all axes as a batch but the last two.
 OF_MATRICES = re.compile(
