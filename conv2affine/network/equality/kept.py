@@ -7,9 +7,10 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch.utils import _pytree as pytree
 
 from conv2affine.network.equality.forms import Form
-from conv2affine.network.graph import Kept, Value, runs_on_vectors
+from conv2affine.network.graph import Kept, Slot, Value, runs_on_vectors
 from conv2affine.network.passes.elementary import Function
 from conv2affine.network.passes.simplify import is_equal, rounded
 
@@ -20,25 +21,36 @@ if TYPE_CHECKING:
 def add_kept(units: Units, number: int, node: Kept, inputs: Sequence[Form]) -> Mapping[Value, Form]:
     """The outputs of an operator of a side, for its inputs."""
     units.read_by_kept[number].extend(inputs)
-    shapes, (forms, factor) = _shapes(node), _unscaled(units, node, inputs)
+    unscaled, factor = _unscaled(units, node, inputs)
+    meaning, order = _by_argument(rounded(node.call.meaning, units.coarsest))
+    forms, what = [unscaled[place] for place in order], (meaning, _shapes(node, order))
     orders = (forms, forms[::-1]) if node.kind == "mul" and len({*node.shapes}) == 1 else (forms,)
     for other, known, places in units.kept if number else ():
-        if (
-            _shapes(other) == shapes
-            and is_equal(*(rounded(each.call.meaning, units.coarsest) for each in (node, other)))
-            and any(_are_equal(order, known, units.unit) for order in orders)
-        ):
+        if is_equal(what, other) and any(_are_equal(order, known, units.unit) for order in orders):
             units.matched[places] = True
             break
     else:
         places = np.arange(units.count, units.count + sum(value.size for value in node.outputs))
         units.count += len(places)
         if number == 0:
-            units.kept.append((node, forms, places))
+            units.kept.append((what, forms, places))
     units.own[number][node.outputs[0]] = places
     parts = np.split(places, np.cumsum([value.size for value in node.outputs])[:-1])
     pairs = zip(node.outputs, parts, strict=True)
     return {value: units.identity(number, value, part).times(factor + np.zeros(value.size)) for value, part in pairs}
+
+
+def _by_argument(meaning: Any) -> tuple[Any, list[int]]:
+    """What an operator does, and the number of the input of each argument: those that are equal need not be one."""
+    order: list[int] = []
+
+    def numbered(leaf: Any) -> Any:
+        if not isinstance(leaf, Slot):
+            return leaf
+        order.append(leaf.number)
+        return Slot(len(order) - 1)
+
+    return pytree.tree_map(numbered, meaning), order
 
 
 def _unscaled(units: Units, node: Kept, inputs: Sequence[Form]) -> tuple[list[Form], Any]:
@@ -57,9 +69,9 @@ def _unscaled(units: Units, node: Kept, inputs: Sequence[Form]) -> tuple[list[Fo
     return forms, factor
 
 
-def _shapes(node: Kept) -> list[Any]:
-    """The shapes of its inputs and outputs, as far as they matter."""
-    shapes = [*node.shapes, *(value.shape for value in node.outputs)]
+def _shapes(node: Kept, order: Sequence[int]) -> list[Any]:
+    """The shapes of its arguments and outputs, as far as they matter."""
+    shapes = [*(node.shapes[place] for place in order), *(value.shape for value in node.outputs)]
     is_flat = isinstance(node.call, Function) or runs_on_vectors(node)
     return [prod(shape) for shape in shapes] if is_flat else shapes
 

@@ -58,10 +58,14 @@ class Relu:
         rows = np.flatnonzero(np.diff(matrix.indptr))
         last = np.maximum.reduceat(rank, matrix.indptr[rows]) if len(rows) else rank
         rows, last = rows[last > 0], last[last > 0]
+        # Most rows have too many entries, or too few, for those of p + s z to cancel.
+        entries = np.diff(matrix.indptr)[rows] - 1
+        maybe = (entries == 0) | (entries == self.rows.entries[self.rows.by_rank[last]])
+        rows, last = rows[maybe], last[maybe]
         part = form[rows]
         is_last = self.rows.rank[part.matrix.indices] == np.repeat(last, np.diff(part.matrix.indptr))
         unit, sign = part.matrix.indices[is_last], np.sign(part.matrix.data[is_last])
-        inner = self.rows.all()[unit].times(np.abs(part.matrix.data[is_last]))
+        inner = self.rows[unit].times(np.abs(part.matrix.data[is_last]))
         part = part.times(sign)
         part.matrix.data[is_last] = 0
         part.matrix.eliminate_zeros()
@@ -109,7 +113,7 @@ class Relu:
             unit = match[0][rows]
             factor = self.norm[rows] / self.units.norms[self.number if own else 0, unit]
             factor = np.sign(match[1][rows]) * np.where(np.abs(factor - 1) < UNSCALED, 1, factor)
-            known = (self.rows if own else self.first).all()[unit]
+            known = (self.rows if own else self.first)[unit]
             good = self.form[rows].times(1 / factor).equals(known, self.units.unit)
             self.take(rows[good], unit[good], factor[good])
 
@@ -165,7 +169,7 @@ class Relu:
         error: Array = stays * form.error + self.moved
         again = np.flatnonzero((self.unit >= 0) & ~self.leads)
         if len(again) and self.units.ranges is not None:
-            own, known = self.form[again].times(1 / self.factor[again]), self.rows.all()[self.unit[again]]
+            own, known = self.form[again].times(1 / self.factor[again]), self.rows[self.unit[again]]
             error[again] += factor[again] * (own.gap(known, self.rows.largest) + own.error + known.error)
         bent = Form(csr_array(diags_array(stays) @ form.matrix + units), stays * form.bias, size, error)
         if self.flipped.any():

@@ -14,6 +14,7 @@ its own, and is the same however a network computes it:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,7 +76,7 @@ class Units:
         self.blocks: list[slice] = []
         self.places: dict[Value, Match] = {}  # of each ReLU of the first side
         self.sums = csr_array((self.width, self.width))
-        self.kept: list[tuple[Kept, list[Form], Numbers]] = []
+        self.kept: list[tuple[Any, list[Form], Numbers]] = []  # of the first side: what, of what, and its units
         self.read_by_kept: tuple[list[Form], ...] = [], []
         self.own: tuple[dict[Value, Numbers], ...] = {}, {}  # units of each value that a step reads, or that is kept
         self.matched = np.zeros(self.width, bool)

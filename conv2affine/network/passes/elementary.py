@@ -14,7 +14,7 @@ import numpy as np
 import scipy.special
 import torch
 
-from conv2affine.network.graph import Graph, Kept, Node, Value
+from conv2affine.network.graph import Graph, Kept, Node, Slot, Value
 from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.passes.functions import MOVES, RULES
 from conv2affine.network.passes.simplify import Rewritten, rewrite
@@ -50,7 +50,7 @@ class Function:
     @property
     def meaning(self) -> tuple[Any, ...]:
         """What determines its result."""
-        return self.name, self.places, self.shapes
+        return self.name, tuple(map(Slot, self.places)), self.shapes
 
     def run(self, inputs: Sequence[Any]) -> list[Any]:
         """Its result, for arrays."""
