@@ -67,6 +67,11 @@ class Form:
         matrix = csr_array(kept @ self.matrix + left @ other.matrix)
         return Form(matrix, *(np.where(mask, *pair) for pair in pairs))
 
+    def keys(self, random: Array) -> Array:
+        """The elements for random units, the last row of which is that of the bias."""
+        keys: Array = self.matrix @ random[:-1] + self.bias[:, None] * random[-1]
+        return keys
+
     def equals(self, other: Form, unit: float) -> Mask:
         """Which elements have entries that differ by a few roundings of relative size `unit` at most."""
         largest = np.maximum(_largest(self.matrix), _largest(other.matrix))

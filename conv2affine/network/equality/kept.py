@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch.utils import _pytree as pytree
 
-from conv2affine.network.equality.forms import Form
+from conv2affine.network.equality.forms import Form, Numbers
 from conv2affine.network.graph import Kept, Slot, Value, runs_on_vectors
+from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.passes.elementary import Function
 from conv2affine.network.passes.simplify import is_equal, rounded
 
@@ -18,26 +20,59 @@ if TYPE_CHECKING:
     from conv2affine.network.equality.units import Units
 
 
+@dataclass(frozen=True, eq=False)
+class Known:
+    """An operator of the first side.
+
+    Args:
+        what: All that determines its results but its arguments.
+        arguments: The forms of these.
+        keys: Of each argument, what it would be for random units.
+        places: Its units.
+    """
+
+    what: Any
+    arguments: list[Form]
+    keys: list[Array]
+    places: Numbers
+
+
 def add_kept(units: Units, number: int, node: Kept, inputs: Sequence[Form]) -> Mapping[Value, Form]:
     """The outputs of an operator of a side, for its inputs."""
     units.read_by_kept[number].extend(inputs)
     unscaled, factor = _unscaled(units, node, inputs)
     meaning, order = _by_argument(rounded(node.call.meaning, units.coarsest))
-    forms, what = [unscaled[place] for place in order], (meaning, _shapes(node, order))
-    orders = (forms, forms[::-1]) if node.kind == "mul" and len({*node.shapes}) == 1 else (forms,)
-    for other, known, places in units.kept if number else ():
-        if is_equal(what, other) and any(_are_equal(order, known, units.unit) for order in orders):
-            units.matched[places] = True
-            break
-    else:
-        places = np.arange(units.count, units.count + sum(value.size for value in node.outputs))
-        units.count += len(places)
+    arguments = [unscaled[place] for place in order]
+    new = np.arange(units.count, units.count + sum(value.size for value in node.outputs))
+    known = Known((meaning, _shapes(node, order)), arguments, [form.keys(units.random) for form in arguments], new)
+    places = _partner(units, known, node.kind == "mul" and len({*node.shapes}) == 1) if number else None
+    if places is None:
+        places = new
+        units.count += len(new)
         if number == 0:
-            units.kept.append((what, forms, places))
+            units.kept.append(known)
+    else:
+        units.matched[places] = True
     units.own[number][node.outputs[0]] = places
     parts = np.split(places, np.cumsum([value.size for value in node.outputs])[:-1])
     pairs = zip(node.outputs, parts, strict=True)
     return {value: units.identity(number, value, part).times(factor + np.zeros(value.size)) for value, part in pairs}
+
+
+def _partner(units: Units, own: Known, is_commutative: bool) -> Numbers | None:
+    """The units of the operator of the first side that is the same, the most likely one first."""
+    same = [other for other in units.kept if is_equal(own.what, other.what)]
+    tries = [(other, step) for other in same for step in ((1, -1) if is_commutative else (1,))]
+
+    def distance(pair: tuple[Known, int]) -> float:
+        other, step = pair
+        return sum(float(np.linalg.norm(a - b)) for a, b in zip(own.keys[::step], other.keys, strict=True))
+
+    for other, step in sorted(tries, key=distance):
+        pairs = zip(own.arguments[::step], other.arguments, strict=True)
+        if all(a.equals(b, units.unit).all() for a, b in pairs):
+            return other.places
+    return None
 
 
 def _by_argument(meaning: Any) -> tuple[Any, list[int]]:
@@ -60,8 +95,7 @@ def _unscaled(units: Units, node: Kept, inputs: Sequence[Form]) -> tuple[list[Fo
     if not isinstance(call, Function) or call.name not in ("mul", "matmul"):
         return list(inputs), factor
     for number, form in enumerate(inputs):
-        keys = form.matrix @ units.random[:-1] + form.bias[:, None] * units.random[-1]
-        keys = keys.reshape(1 if call.name == "matmul" else len(keys), -1)
+        keys = form.keys(units.random).reshape(1 if call.name == "matmul" else len(form.bias), -1)
         largest = np.take_along_axis(keys, np.abs(keys).argmax(axis=1)[:, None], 1)[:, 0]
         scale = np.where(largest == 0, 1, np.copysign(np.linalg.norm(keys, axis=1), largest))
         forms.append(form.times(1 / scale + np.zeros(len(form.bias))))
@@ -74,7 +108,3 @@ def _shapes(node: Kept, order: Sequence[int]) -> list[Any]:
     shapes = [*(node.shapes[place] for place in order), *(value.shape for value in node.outputs)]
     is_flat = isinstance(node.call, Function) or runs_on_vectors(node)
     return [prod(shape) for shape in shapes] if is_flat else shapes
-
-
-def _are_equal(first: Sequence[Form], second: Sequence[Form], unit: float) -> bool:
-    return all(a.equals(b, unit).all() for a, b in zip(first, second, strict=True))

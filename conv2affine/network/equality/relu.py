@@ -38,8 +38,7 @@ class Relu:
         self.probes, self.interval = probes * np.where(self.flipped, -1, 1)[:, None], interval
         self.unit, self.factor = np.full(len(probes), -1), np.ones(len(probes))
         self.leads = np.zeros(len(probes), bool)  # the elements that are the first of their unit on this side
-        matrix, bias = self.form.matrix, self.form.bias
-        keys = matrix @ units.random[:-1] + bias[:, None] * units.random[-1]
+        keys = self.form.keys(units.random)
         self.norm = np.linalg.norm(keys, axis=1) if units.scaled else np.ones(len(keys))
         self.keys = keys / np.where(self.norm > 0, self.norm, 1)[:, None]
         self.zero = self.form.is_sum(units.bends, -1)

@@ -14,7 +14,6 @@ its own, and is the same however a network computes it:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from scipy.sparse import csr_array
 from scipy.spatial import cKDTree
 
 from conv2affine.network.equality.forms import Form, Mask, Numbers, Rows, selected
-from conv2affine.network.equality.kept import add_kept
+from conv2affine.network.equality.kept import Known, add_kept
 from conv2affine.network.equality.relu import Match, Relu, leading
 from conv2affine.network.equality.side import Side
 from conv2affine.network.graph import Kept, Node, Piece, Value
@@ -76,7 +75,7 @@ class Units:
         self.blocks: list[slice] = []
         self.places: dict[Value, Match] = {}  # of each ReLU of the first side
         self.sums = csr_array((self.width, self.width))
-        self.kept: list[tuple[Any, list[Form], Numbers]] = []  # of the first side: what, of what, and its units
+        self.kept: list[Known] = []  # of the first side
         self.read_by_kept: tuple[list[Form], ...] = [], []
         self.own: tuple[dict[Value, Numbers], ...] = {}, {}  # units of each value that a step reads, or that is kept
         self.matched = np.zeros(self.width, bool)
