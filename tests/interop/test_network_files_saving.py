@@ -15,8 +15,9 @@ from torch.testing import assert_close
 from conv2affine import to_linear_network
 from conv2affine.convolution import blocks, guard
 from conv2affine.files import open_network, save_network
-from conv2affine.interop.files import csr, network, rows, storage
+from conv2affine.interop.files import csr, network, storage
 from conv2affine.network.matrices import rows as matrix_rows
+from conv2affine.network.torch import layers
 from tests.interop.test_network_files import assert_same_networks
 from tests.network.models import Function, samples
 
@@ -57,7 +58,7 @@ def small_network(last=3):
 @pytest.mark.parametrize(("at", "layout"), [*((at, "sparse") for at in (0, 1, 30, 90)), (30, "dense")])
 def test_goes_on_after_a_break(at, layout, path, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK_ENTRIES", 1000)
-    monkeypatch.setattr(rows, "BLOCK_BYTES", 200_000)
+    monkeypatch.setattr(layers, "CHUNK_BYTES", 200_000)
     monkeypatch.setattr(matrix_rows, "BLOCK_ENTRIES", 3000)
     monkeypatch.setattr(storage, "SYNC_BYTES", 1)
     model, x = small_network(), samples(2, 3, 9, 9)

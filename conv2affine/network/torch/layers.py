@@ -23,6 +23,8 @@ NetworkLayout = Literal["auto", "dense", "sparse"] | torch.layout
 LAYOUTS = ("auto", *NAMES, *NAMES.values())
 # Below this a dense matrix is faster, and easier to read.
 SMALL_BYTES = 2**20
+# Dense rows that are made at a time.
+CHUNK_BYTES = 2**24
 # Layers above this are shared by all ranks: each gathers the outputs, which takes longer than a small product.
 SHARED_BYTES = 2**24
 
@@ -97,9 +99,9 @@ def _weight(matrix: Matrix, dtype: torch.dtype, layout: str) -> Tensor:
     return torch.sparse_csr_tensor(starts, columns, values, csr.shape, check_invariants=False)
 
 
-def row_chunks(matrix: Matrix, dtype: torch.dtype, step: int, first: int = 0) -> Iterator[Tensor]:
+def row_chunks(matrix: Matrix, dtype: torch.dtype, first: int = 0) -> Iterator[Tensor]:
     """The dense weight of a layer from row `first` on, a chunk of rows at a time."""
-    rows = range(first, matrix.shape[0])
+    rows, step = range(first, matrix.shape[0]), max(1, CHUNK_BYTES // max(1, matrix.shape[1] * dtype.itemsize))
     if isinstance(matrix, Convolution):
         weight = matrix.weight.detach().to(dtype)
         chunks = (rows[start : start + step] for start in range(0, len(rows), step))
