@@ -31,7 +31,7 @@ from conv2affine.onnx.ends import apart, begin_at_casts, box_of, check_floats, j
 from conv2affine.onnx.exporting.exporter import Exporter, gathers
 from conv2affine.onnx.exporting.storage import data_of, named, publish, save
 from conv2affine.onnx.importing.upgrade import MIN_OPSET
-from conv2affine.onnx.model import BOX_KEY, DTYPES, FLOATS, OnnxNetwork, TensorInfo
+from conv2affine.onnx.model import BOX_KEY, DTYPES, FLOATS, OnnxNetwork, TensorInfo, one_line
 from conv2affine.onnx.running.noise import with_noise
 from conv2affine.onnx.running.runner import Run, compare, runner, sample
 from conv2affine.onnx.running.trials import first_mixing, layer_runner
@@ -94,8 +94,8 @@ def prepare(network: OnnxNetwork, options: Options) -> Prepared:
         network = begin_at_casts(dataclasses.replace(network, graph=simplify(network.graph)))
         check_floats(network)
         values = zip(network.inputs, network.graph.inputs, strict=True)
-        sample = {tensor.name: value.shape for tensor, value in values}
-        box = box_of(options.box, sample, sum(value.size for value in network.graph.outputs))
+        shapes = {tensor.name: value.shape for tensor, value in values}
+        box = box_of(options.box, shapes, sum(value.size for value in network.graph.outputs))
         dtypes = [DTYPES[tensor.elem_type] for tensor in network.inputs if tensor.elem_type in DTYPES]
         limits = None if box is None else box.rounded(dtype, *dtypes)
         layers = to_layers(simplify(joined(network).graph), dtype, limits)
@@ -183,7 +183,7 @@ def _write(
     try:
         onnx.checker.check_model(str(file), full_check=True)
     except (onnx.checker.ValidationError, InferenceError) as error:  # an operator that has no float64, say
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         if "unsupported type" in reason:
             raise NotImplementedError(f"{wanted} must be valid ONNX, and is not: {reason}; {other}") from error
         raise RuntimeError(f"{wanted} must be valid ONNX, and is not: {reason}; please report this") from error

@@ -7,6 +7,7 @@ inferred shape does, it is refused, as no result could be declared.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -75,8 +76,7 @@ def with_outputs(proto: ModelProto, names: Sequence[str]) -> ModelProto:
     """A model with more outputs."""
     if not names:
         return proto
-    model = ModelProto()
-    model.CopyFrom(proto)
+    model = copy.deepcopy(proto)
     model.graph.output.extend(ValueInfoProto(name=name) for name in names)
     return model
 
