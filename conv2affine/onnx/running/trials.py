@@ -20,7 +20,7 @@ from onnx import ModelProto, NodeProto, TypeProto, ValueInfoProto, external_data
 
 from conv2affine.network.comparison import COARSE, EPS, difference, is_close, scale, tolerance_of
 from conv2affine.network.graph import Kept, Piece, Slot, Step, Value, runs_on_vectors
-from conv2affine.network.kinds import KINDS
+from conv2affine.network.kinds import evaluate
 from conv2affine.onnx.call import OnnxCall, make_info, one_node
 from conv2affine.onnx.model import OnnxNetwork
 from conv2affine.onnx.running.runner import HALF_DTYPES, Run, RunError, as_tensor, disturbed, runner, sample
@@ -174,10 +174,6 @@ def agrees(nodes: Sequence[Piece | Step], trial: Trial) -> bool:
     vector = x.reshape(1, -1).astype(np.float64)
     values: dict[Value, Any] = defaultdict(lambda: vector)  # what none of them computes is the operator's one input
     for node in nodes:
-        if isinstance(node, Piece):
-            got = node.map.evaluate(values)
-        else:
-            got = KINDS[node.kind](*(values[source] for source in node.inputs), **node.parameters)
-        values[node.outputs[0]] = got
+        got = values[node.outputs[0]] = evaluate(node, values)
     largest = np.abs(expected).max(initial=0)
     return np.allclose(got.ravel(), expected.ravel(), rtol=0, atol=TOLERANCE * float(largest), equal_nan=True)
