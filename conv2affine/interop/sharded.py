@@ -69,9 +69,9 @@ def sharded_linear(
     conv: Conv,
     input_size: InputSize,
     device_mesh: DeviceMesh,
-    layout: torch.layout = torch.strided,
-    index_dtype: torch.dtype | None = None,
-    drop_zeros: bool = False,
+    layout: torch.layout,
+    index_dtype: torch.dtype | None,
+    drop_zeros: bool,
 ) -> nn.Linear | ShardedSparseLinear:
     """`to_linear` with a device mesh; it describes arguments, results and errors."""
     check_line(device_mesh)
