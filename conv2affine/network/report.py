@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from html import escape
 
 import torch
+from torch import fx
+from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 
 from conv2affine.convolution.sizes import readable_bytes
 from conv2affine.interop.notebook import html_table
@@ -117,6 +119,13 @@ class NetworkPlan:
         )
         notes = [self.box and f"for {self.box}", self.refusal and f"refused: {self.refusal}"]
         return "\n".join([table, *filter(None, notes)])
+
+
+def with_plan(net: fx.GraphModule, plan: NetworkPlan) -> fx.GraphModule:
+    """The module with its plan as an attribute, which copies have too."""
+    net.plan = plan  # type: ignore[assignment]
+    net.meta[_USER_PRESERVED_ATTRIBUTES_KEY] = {"plan": plan}
+    return net
 
 
 def describe(
