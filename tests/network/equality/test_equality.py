@@ -180,6 +180,9 @@ def test_refusals():
         onnx.check(file(NODES, rows=3), file(NODES, rows=4))
     with pytest.raises(ValueError, match=r"a comparison takes floating-point numbers, .* torch\.int64; pass x\.float"):
         check(nn.Embedding(3, 2), nn.Embedding(3, 2), torch.zeros(1, 1, dtype=torch.long))
+    cast = model_of("c = Cast<to = 1>(x)\ny = Relu(c)", {"x": ("N", 3)}, types={"x": 7})
+    with pytest.raises(NotImplementedError, match=r"^a: inputs .* and x is not; leave out the Cast that reads it"):
+        onnx.check(cast, cast)
     with pytest.raises(
         ValueError, match=r"x must have the inputs of a, which are x of \(1, 3\) for one sample, got \(1"
     ):
