@@ -81,11 +81,11 @@ def with_outputs(proto: ModelProto, names: Sequence[str]) -> ModelProto:
     return model
 
 
-def first_mixing(network: OnnxNetwork, steps: Sequence[Step | Kept], original: Callable[[Sequence[str]], Run]) -> str:
+def batch_refusal(network: OnnxNetwork, steps: Sequence[Step | Kept], run_with: Callable[[Sequence[str]], Run]) -> str:
     """Why the result cannot take any number of samples; "" if it can.
 
     Every output, and what a kept step takes and returns as tensors, must be the same for a batch as for each sample,
-    along its first axis. `original` makes a run of the model with these values of the file as further outputs.
+    along its first axis. `run_with` makes a run of the model with these values of the file as further outputs.
     """
     if not network.is_batched:
         first = max(tensor.shape[0] if tensor.shape else 1 for tensor in network.inputs)
@@ -101,7 +101,7 @@ def first_mixing(network: OnnxNetwork, steps: Sequence[Step | Kept], original: C
     known = {tensor.name for tensor in (*network.inputs, *network.outputs)}
     names = [name for step in on_tensors for name in step.call.tensors if name not in known]
     names = list(dict.fromkeys(names))
-    run = original(names)
+    run = run_with(names)
     batch = sample(network.inputs, SAMPLES, True)
     try:
         together = run(batch)
