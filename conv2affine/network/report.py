@@ -104,8 +104,7 @@ class NetworkPlan:
 
     def _repr_html_(self) -> str:
         heading, *lines = self._lines()
-        notes = [self.box and f"for {self.box}", self.refusal and f"refused: {self.refusal}"]
-        return html_table(heading, lines, LEFT) + "".join(f"<p>{escape(note)}</p>" for note in notes if note)
+        return html_table(heading, lines, LEFT) + "".join(f"<p>{escape(note)}</p>" for note in self._notes())
 
     def __str__(self) -> str:
         lines = self._lines()
@@ -117,8 +116,11 @@ class NetworkPlan:
             ).rstrip()
             for line in lines
         )
-        notes = [self.box and f"for {self.box}", self.refusal and f"refused: {self.refusal}"]
-        return "\n".join([table, *filter(None, notes)])
+        return "\n".join([table, *self._notes()])
+
+    def _notes(self) -> list[str]:
+        notes = self.box and f"for {self.box}", self.refusal and f"refused: {self.refusal}"
+        return [*filter(None, notes)]
 
 
 def with_plan(net: fx.GraphModule, plan: NetworkPlan) -> fx.GraphModule:
