@@ -33,9 +33,9 @@ def path(tmp_path):
 def assert_same_networks(actual, expected):
     """Bit by bit."""
     states = actual.state_dict(), expected.state_dict()
-    layers = [name for name in states[1] if not name.startswith("constant")]
-    assert {name for name in states[0] if not name.startswith("constant")} == {*layers}
-    for name in layers:
+    names = [name for name in states[1] if not name.startswith("constant")]
+    assert {name for name in states[0] if not name.startswith("constant")} == {*names}
+    for name in names:
         assert states[0][name].dtype is states[1][name].dtype
         assert torch.equal(states[0][name], states[1][name])
     assert str(actual.plan) == str(expected.plan)
