@@ -73,7 +73,7 @@ def check(
     with naming("b"):
         second, _ = file_side(b, shapes, order=list(sizes))
     within = box_of(given, sizes, first.graph.outputs[0].size)
-    return compare(first, second, within, list(sizes.values()), np.zeros((1, first.graph.inputs[0].size)))
+    return compare((first, second), within, list(sizes.values()), np.zeros((1, first.graph.inputs[0].size)))
 
 
 def file_side(
