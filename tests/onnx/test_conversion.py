@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import sys
 
 import numpy as np
 import onnx
@@ -281,12 +280,6 @@ def test_a_wrong_result_is_noticed(monkeypatch):
     monkeypatch.setattr(exporter, "as_array", lambda *args: 1.001 * as_array(*args))
     with pytest.raises(RuntimeError, match="does not equal the original"):
         convert(cnn())
-
-
-def test_without_onnxruntime(monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert runner.runner(cnn()).function.__qualname__.startswith("_reference")
-    assert convert(cnn()).difference < 1e-6
 
 
 def test_memory():
