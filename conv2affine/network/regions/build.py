@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from itertools import chain, count
 
 import numpy as np
 import scipy.sparse
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from conv2affine.convolution.guard import check_left
 from conv2affine.convolution.layouts import NAMES, Layout, named_layout
-from conv2affine.network.graph import Graph, Piece
+from conv2affine.network.graph import Graph, Piece, unused
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.passes.ends import slices
 from conv2affine.network.passes.merge import merge
@@ -141,8 +140,7 @@ def _patterns(local: LocalMap, device: torch.device) -> tuple[dict[str, Tensor],
     ties: dict[str, Tensor] = {}
     start = 0
     for step, side in local.sides.items():
-        origin = (*step.origin, step.kind)[0]
-        name = next(name for name in chain([origin], (f"{origin}_{n}" for n in count(1))) if name not in pattern)
+        name = unused((*step.origin, step.kind)[0], pattern.__contains__)
         stop = start + side.is_wall.shape[1]
         at_wall, start = side.by_element(tied[:, start:stop]), stop
         shape = step.outputs[0].shape[step.outputs[0].shape[0] == 1 :]
