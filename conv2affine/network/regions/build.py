@@ -113,7 +113,8 @@ def _weight(local: LocalMap, points: Array, bias: Array, layout: torch.layout, l
         needed, advice = csr_bytes(*shape, local.entries()[0]), "let the model give fewer outputs"
     else:
         needed, advice = len(points) * outputs * inputs * like.itemsize, 'choose layout="sparse", or fewer points'
-    check_left(f"weight of {outputs} x {inputs} elements for {len(points)} points", needed, advice)
+    number = "one point" if len(points) == 1 else f"{len(points)} points"
+    check_left(f"the {outputs} x {inputs} elements of weight for {number}", needed, advice)
     dense = torch.empty(len(points), *shape, dtype=like.dtype) if layout is torch.strided else None
     blocks = [csr_array((0, inputs))]
     for part, rows in local.rows():
