@@ -71,8 +71,6 @@ BUILDERS: dict[torch.layout, Callable[[Tensor, Geometry, Request], Tensor]] = {
 
 # A layout, or its name as in the functions for whole networks.
 Layout: TypeAlias = torch.layout | Literal["dense", "sparse"]
-
-
 NAMES = {"dense": torch.strided, "sparse": torch.sparse_csr}
 
 
