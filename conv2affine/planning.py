@@ -11,7 +11,7 @@ from torch import Tensor
 from conv2affine.convolution.arguments import Conv, InputSize, is_network
 from conv2affine.convolution.geometry import Geometry
 from conv2affine.convolution.parameters import read
-from conv2affine.convolution.sizes import layout_sizes, readable_bytes
+from conv2affine.convolution.sizes import layout_sizes, prefers_dense, readable_bytes
 from conv2affine.interop.notebook import html_table
 from conv2affine.operators import ops
 
@@ -58,8 +58,7 @@ class Plan:
         Products with a sparse matrix take longer per byte, and longer to start.
         """
         csr = next(layout for layout in self.bytes if layout.startswith("sparse_csr"))
-        strided = self.bytes["strided"]
-        return "strided" if strided <= 2**20 or strided <= 2 * self.bytes[csr] else csr
+        return "strided" if prefers_dense(self.bytes["strided"], self.bytes[csr]) else csr
 
     def __repr__(self) -> str:
         return f"Plan({self.rows:,} x {self.cols:,}, {self.nnz:,} non-zeros, {self.dtype})"

@@ -4,7 +4,6 @@
 
 namespace conv2affine {
 
-// Of a positive denominator.
 int64_t ceil_div(int64_t numerator, int64_t denominator) {
   return numerator <= 0 ? numerator / denominator : (numerator - 1) / denominator + 1;
 }

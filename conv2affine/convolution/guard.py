@@ -124,10 +124,10 @@ def memory_left() -> int:
 def address_space_left() -> int:
     """Bytes that this process may still map; `ulimit -v` sets the limit."""
     if not hasattr(psutil, "RLIMIT_AS"):  # Linux only
-        return 2**63 - 1
+        return INT64_MAX
     process = psutil.Process()
     limit = int(process.rlimit(psutil.RLIMIT_AS)[0])
-    return 2**63 - 1 if limit == psutil.RLIM_INFINITY else limit - int(process.memory_info().vms)
+    return INT64_MAX if limit == psutil.RLIM_INFINITY else limit - int(process.memory_info().vms)
 
 
 def _cgroups_left(membership: Path, root: Path) -> Iterator[int]:

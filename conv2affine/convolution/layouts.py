@@ -33,14 +33,16 @@ def dense(weight: Tensor, geometry: Geometry, request: Request) -> Tensor:
     return ops.dense(weight, geometry, request.rows.start, request.rows.stop)
 
 
-def sparse_csr(weight: Tensor, geometry: Geometry, request: Request) -> Tensor:
-    """The entries by rows."""
-    return _compressed(weight, geometry, request, by_columns=False)
-
-
-def sparse_csc(weight: Tensor, geometry: Geometry, request: Request) -> Tensor:
-    """The entries by columns: the transposed matrix by rows."""
-    return _compressed(weight, geometry, request, by_columns=True)
+def compressed(weight: Tensor, geometry: Geometry, request: Request) -> Tensor:
+    """The entries by rows; by columns in CSC, which are the rows of the transposed matrix."""
+    starts, indices, values = csr_arrays(weight, geometry, request)
+    if values.is_complex() and values.requires_grad:
+        raise ValueError(
+            f"layout ({request.layout}) must be torch.strided or torch.sparse_coo for complex weights that require "
+            "gradients: PyTorch has no such gradient for the other layouts; or build it under torch.no_grad()"
+        )
+    size, by_columns = (len(request.rows), geometry.shape[1]), request.layout is torch.sparse_csc
+    return assemble(starts, indices, values, size, by_columns=by_columns)
 
 
 def sparse_coo(weight: Tensor, geometry: Geometry, request: Request) -> Tensor:
@@ -61,16 +63,14 @@ def sparse_coo(weight: Tensor, geometry: Geometry, request: Request) -> Tensor:
 # The functions that build each layout.
 BUILDERS: dict[torch.layout, Callable[[Tensor, Geometry, Request], Tensor]] = {
     torch.strided: dense,
-    torch.sparse_csr: sparse_csr,
-    torch.sparse_csc: sparse_csc,
+    torch.sparse_csr: compressed,
+    torch.sparse_csc: compressed,
     torch.sparse_coo: sparse_coo,
 }
 
 
 # A layout, or its name as in the functions for whole networks.
 Layout: TypeAlias = torch.layout | Literal["dense", "sparse"]
-
-
 NAMES = {"dense": torch.strided, "sparse": torch.sparse_csr}
 
 
@@ -85,10 +85,9 @@ with warnings.catch_warnings():
     torch.sparse_csr_tensor([0, 0], [], [], (1, 1), dtype=torch.float32, device="cpu", check_invariants=False)
 
 
-def csr_arrays(
-    weight: Tensor, geometry: Geometry, request: Request, *, by_columns: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(row starts, columns, values) of the matrix, or with `by_columns` of the transposed one."""
+def csr_arrays(weight: Tensor, geometry: Geometry, request: Request) -> tuple[Tensor, Tensor, Tensor]:
+    """(row starts, columns, values) of the matrix; of the transposed one for CSC."""
+    by_columns = request.layout is torch.sparse_csc
     bounds = (0, geometry.shape[1]) if by_columns else (request.rows.start, request.rows.stop)
     starts, indices, values = ops.csr(weight, geometry, *bounds, request.index_dtype, by_columns=by_columns)
     if request.drop_zeros:
@@ -99,16 +98,6 @@ def csr_arrays(
         indices = indices[keep]  # one at a time, so that the memory of the first is freed before
         values = values[keep]
     return starts, indices, values
-
-
-def _compressed(weight: Tensor, geometry: Geometry, request: Request, *, by_columns: bool) -> Tensor:
-    starts, indices, values = csr_arrays(weight, geometry, request, by_columns=by_columns)
-    if values.is_complex() and values.requires_grad:
-        raise ValueError(
-            f"layout ({request.layout}) must be torch.strided or torch.sparse_coo for complex weights that require "
-            "gradients: PyTorch has no such gradient for the other layouts; or build it under torch.no_grad()"
-        )
-    return assemble(starts, indices, values, (len(request.rows), geometry.shape[1]), by_columns=by_columns)
 
 
 def assemble(starts: Tensor, indices: Tensor, values: Tensor, size: tuple[int, int], *, by_columns: bool) -> Tensor:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 INT32_MAX = 2**31 - 1
+SMALL_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,14 @@ def sizes_of(layout: torch.layout, rows: int, cols: int, nnz: int, dtype: torch.
     # A dense matrix has no indices, and none are counted.
     counting = index_dtypes(layout, rows, cols, nnz) or [torch.int64]
     return [Size(layout, rows, cols, nnz, dtype, index_dtype) for index_dtype in counting]
+
+
+def prefers_dense(dense: int, sparse: int) -> bool:
+    """Whether a dense matrix of so many bytes is small, or hardly larger than the sparse one.
+
+    Products with a sparse matrix take longer per byte, and longer to start; and a small matrix is easier to read.
+    """
+    return dense <= max(SMALL_BYTES, 2 * sparse)
 
 
 def readable_bytes(size: float) -> str:

@@ -69,9 +69,9 @@ def sharded_linear(
     conv: Conv,
     input_size: InputSize,
     device_mesh: DeviceMesh,
-    layout: torch.layout = torch.strided,
-    index_dtype: torch.dtype | None = None,
-    drop_zeros: bool = False,
+    layout: torch.layout,
+    index_dtype: torch.dtype | None,
+    drop_zeros: bool,
 ) -> nn.Linear | ShardedSparseLinear:
     """`to_linear` with a device mesh; it describes arguments, results and errors."""
     check_line(device_mesh)
@@ -88,8 +88,8 @@ def sharded_linear(
     if layout is torch.sparse_csr:
         part = SparseLinear(weight_part, bias_part)
         return ShardedSparseLinear(part, rows, geometry.shape[0], device_mesh).train(conv.training)
-    rows_of_all = None if bias_part is None else _sharded(bias_part, geometry.shape[0], device_mesh)
-    return make_linear(_sharded(weight_part, geometry.shape[0], device_mesh), rows_of_all).train(conv.training)
+    whole_bias = None if bias_part is None else _sharded(bias_part, geometry.shape[0], device_mesh)
+    return make_linear(_sharded(weight_part, geometry.shape[0], device_mesh), whole_bias).train(conv.training)
 
 
 def check_line(device_mesh: DeviceMesh) -> None:

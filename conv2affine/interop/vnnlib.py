@@ -59,8 +59,7 @@ class Specification:
     @property
     def box(self) -> tuple[Array, Array]:
         """The smallest box, (low, high), that holds the boxes of all cases."""
-        lows, highs = ([getattr(case, name) for case in self.cases] for name in ("low", "high"))
-        return np.min(lows, axis=0), np.max(highs, axis=0)
+        return np.min([case.low for case in self.cases], axis=0), np.max([case.high for case in self.cases], axis=0)
 
     def box_for(self, inputs: int, outputs: int) -> tuple[Array, Array]:
         """The box of a network with this many elements of inputs and outputs.

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import fx, nn
-from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 
 from conv2affine.network.matrices.matrix import Array, Matrix
 from conv2affine.network.passes.merge import Merge
 from conv2affine.network.prepare import check_choices, check_memory, in_mode_of, memory_refusal, prepare
 from conv2affine.network.progress import progress
-from conv2affine.network.report import NetworkPlan, describe, describe_layers
+from conv2affine.network.report import NetworkPlan, describe, describe_layers, with_plan
 from conv2affine.network.torch.exporter import export_torch
 from conv2affine.network.torch.layers import NetworkLayout, choose_layout, finite_layer
 from conv2affine.network.torch.models.intake import ExampleInputs, Model, hold
@@ -106,9 +105,7 @@ def to_linear_network(
             return finite_layer(name, matrix, bias, dtype, layout)
 
         with progress(len(plan.layers)) as step:
-            net = export_torch(network, lambda each: dtype if each is network.dtype else each, make)
-    net.plan = plan  # type: ignore[assignment]
-    net.meta[_USER_PRESERVED_ATTRIBUTES_KEY] = {"plan": plan}  # for copies
+            net = with_plan(export_torch(network, lambda each: dtype if each is network.dtype else each, make), plan)
     if device_mesh is None:
         verify(held, net, inputs, network, dtype)
     else:

@@ -6,8 +6,9 @@ nodes, passes turn a graph into a new one, exporters write it out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain, count
 from math import prod
 from typing import Any
 
@@ -114,6 +115,11 @@ class Slot:
 
 
 Node = Piece | Step | Kept
+
+
+def unused(name: str, is_taken: Callable[[str], object]) -> str:
+    """A name that is not taken: this one, or this one with a number."""
+    return next(each for each in chain([name], (f"{name}_{number}" for number in count(1))) if not is_taken(each))
 
 
 def runs_on_vectors(step: Step | Kept) -> bool:

@@ -16,11 +16,12 @@ of shape (size of y, most elements in a window), where -1 stands for no element.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from conv2affine.network.graph import Piece, Step, Value
 from conv2affine.network.matrices.matrix import Array
 
 
@@ -42,6 +43,14 @@ KINDS: dict[str, Callable[..., Array]] = {
     "window_max": _window_max,
     "window_min": lambda x, windows: -_window_max(-x, windows),
 }
+
+
+def evaluate(node: Piece | Step, values: Mapping[Value, Array]) -> Array:
+    """What a piece, or a step as its kind defines it, makes of a batch of flat vectors."""
+    if isinstance(node, Piece):
+        return node.map.evaluate(values)
+    return KINDS[node.kind](*(values[source] for source in node.inputs), **node.parameters)
+
 
 # For each kind of step, the number of its inputs, and its parameters.
 FORMS: dict[str, tuple[int, tuple[str, ...]]] = {

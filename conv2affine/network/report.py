@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from html import escape
 
 import torch
+from torch import fx
+from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 
 from conv2affine.convolution.sizes import readable_bytes
 from conv2affine.interop.notebook import html_table
@@ -102,8 +104,7 @@ class NetworkPlan:
 
     def _repr_html_(self) -> str:
         heading, *lines = self._lines()
-        notes = [self.box and f"for {self.box}", self.refusal and f"refused: {self.refusal}"]
-        return html_table(heading, lines, LEFT) + "".join(f"<p>{escape(note)}</p>" for note in notes if note)
+        return html_table(heading, lines, LEFT) + "".join(f"<p>{escape(note)}</p>" for note in self._notes())
 
     def __str__(self) -> str:
         lines = self._lines()
@@ -115,8 +116,18 @@ class NetworkPlan:
             ).rstrip()
             for line in lines
         )
-        notes = [self.box and f"for {self.box}", self.refusal and f"refused: {self.refusal}"]
-        return "\n".join([table, *filter(None, notes)])
+        return "\n".join([table, *self._notes()])
+
+    def _notes(self) -> list[str]:
+        notes = self.box and f"for {self.box}", self.refusal and f"refused: {self.refusal}"
+        return [*filter(None, notes)]
+
+
+def with_plan(net: fx.GraphModule, plan: NetworkPlan) -> fx.GraphModule:
+    """The module with its plan as an attribute, which copies have too."""
+    net.plan = plan  # type: ignore[assignment]
+    net.meta[_USER_PRESERVED_ATTRIBUTES_KEY] = {"plan": plan}
+    return net
 
 
 def describe(

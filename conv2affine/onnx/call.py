@@ -110,8 +110,7 @@ class OnnxCall:
 
     def feeds(self, inputs: Sequence[Any]) -> dict[str, Any]:
         """All its arguments, by their names in its model."""
-        arrays = (inputs[arg.number] if isinstance(arg, Slot) else arg for arg in self.args)
-        return {f"x{number}": array for number, array in enumerate(arrays) if array is not None}
+        return {f"x{number}": array for number, array in enumerate(self.filled(inputs)[0]) if array is not None}
 
     def model(self, feeds: Mapping[str, Any]) -> ModelProto:
         """A model of this node alone: for a bare node, onnx.reference takes the newest opset."""

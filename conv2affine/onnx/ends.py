@@ -43,13 +43,13 @@ def _is_cast(node: Node) -> bool:
 
 def check_floats(network: OnnxNetwork) -> None:
     """Refuse integers among several inputs, which become one vector."""
-    for tensor in network.inputs if len(network.inputs) > 1 else ():
-        if tensor.elem_type not in FLOATS:
-            name = TensorProto.DataType.Name(tensor.elem_type).lower()
-            raise NotImplementedError(
-                f"inputs of a chain must be of type float or double, and {tensor.name} is of {name}; form graph "
-                "takes it"
-            )
+    integers = [tensor for tensor in network.inputs if tensor.elem_type not in FLOATS]
+    if integers and len(network.inputs) > 1:
+        name = TensorProto.DataType.Name(integers[0].elem_type).lower()
+        raise NotImplementedError(
+            f"inputs of a chain must be of type float or double, and {integers[0].name} is of {name}; form graph "
+            "takes it"
+        )
 
 
 def joined(network: OnnxNetwork) -> OnnxNetwork:

@@ -98,6 +98,11 @@ class OnnxNetwork:
     eps: float
 
 
+def one_line(error: Exception) -> str:
+    """The message of an error of onnx or onnxruntime, which have several lines."""
+    return " ".join(str(error).split())
+
+
 def location(node: NodeProto) -> str:
     """The name of a node in messages."""
     return node.name or next(filter(None, node.output), "") or str(node.op_type)

@@ -31,10 +31,10 @@ from conv2affine.onnx.ends import apart, begin_at_casts, box_of, check_floats, j
 from conv2affine.onnx.exporting.exporter import Exporter, gathers
 from conv2affine.onnx.exporting.storage import data_of, named, publish, save
 from conv2affine.onnx.importing.upgrade import MIN_OPSET
-from conv2affine.onnx.model import BOX_KEY, DTYPES, FLOATS, OnnxNetwork, TensorInfo
+from conv2affine.onnx.model import BOX_KEY, DTYPES, FLOATS, OnnxNetwork, TensorInfo, one_line
 from conv2affine.onnx.running.noise import with_noise
 from conv2affine.onnx.running.runner import Run, compare, runner, sample
-from conv2affine.onnx.running.trials import first_mixing, layer_runner
+from conv2affine.onnx.running.trials import batch_refusal, layer_runner
 
 Form = Literal["graph", "mlp"]
 MaxPool = Literal["max", "relu"]
@@ -42,6 +42,7 @@ MAX_BYTES = 2**30
 BATCHES = (1, 3)
 # Unmaintained readers support opsets up to this; every operator that we write is older.
 OPSET = 13
+ADVICE = "choose another dtype or opset"
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A network after all passes: its graph, or its layers in form "mlp"."""
+    """A network after all passes: its graph, or its layers in form "mlp"; and as it was before them."""
 
+    options: Options
+    source: OnnxNetwork
     network: OnnxNetwork
     layers: Sequence[Layer] | None
     plan: NetworkPlan
@@ -89,45 +92,43 @@ class Prepared:
 @np.errstate(all="ignore")
 def prepare(network: OnnxNetwork, options: Options) -> Prepared:
     """Run the passes, and make the plan."""
-    dtype = options.dtype or network.dtype
+    source, dtype = network, options.dtype or network.dtype
     if options.form == "mlp":
         network = begin_at_casts(dataclasses.replace(network, graph=simplify(network.graph)))
         check_floats(network)
         values = zip(network.inputs, network.graph.inputs, strict=True)
-        sample = {tensor.name: value.shape for tensor, value in values}
-        box = box_of(options.box, sample, sum(value.size for value in network.graph.outputs))
+        shapes = {tensor.name: value.shape for tensor, value in values}
+        box = box_of(options.box, shapes, sum(value.size for value in network.graph.outputs))
         dtypes = [DTYPES[tensor.elem_type] for tensor in network.inputs if tensor.elem_type in DTYPES]
         limits = None if box is None else box.rounded(dtype, *dtypes)
         layers = to_layers(simplify(joined(network).graph), dtype, limits)
         plan = dataclasses.replace(describe_layers(layers, dtype, "dense"), box=str(box or ""))
-        return Prepared(network, layers, plan, dtype, box)
+        return Prepared(options, source, network, layers, plan, dtype, box)
     graph = to_pieces(network.graph, options.merge, options.max_pool, dtype)
     plan = describe(graph, dtype, "dense", gather=gathers(graph))
-    return Prepared(dataclasses.replace(network, graph=graph), None, plan, dtype)
+    return Prepared(options, source, dataclasses.replace(network, graph=graph), None, plan, dtype)
 
 
 @np.errstate(all="ignore")
 def run(
     network: OnnxNetwork,
-    original: Callable[[Sequence[str]], Run],
+    run_with: Callable[[Sequence[str]], Run],
     options: Options,
     path: Path | None,
     overwrite: bool,
 ) -> Conversion:
-    """Convert a network; `original` makes the run that the result is compared with, as in `first_mixing`."""
+    """Convert a network; `run_with` makes the run that the result is compared with, as in `batch_refusal`."""
     prepared = prepare(network, options)
-    steps = [node for node in prepared.network.graph.nodes if isinstance(node, Step | Kept) and node.call is not None]
-    steps = [] if prepared.layers else steps
+    nodes = prepared.network.graph.nodes if prepared.layers is None else ()
+    steps = [node for node in nodes if isinstance(node, Step | Kept) and node.call is not None]
     opset = choose_opset(steps, options.opset)
     if refusal := size_refusal(prepared.plan, options.max_bytes):
         raise MemoryError(f"{refusal}\n{prepared.plan}")
-    static = first_mixing(network, steps, original)
+    static = batch_refusal(network, steps, run_with)
     folder = None if path is None else path.parent
     with named(path), tempfile.TemporaryDirectory(prefix=".conv2affine-", dir=folder) as temporary:
         file = Path(temporary) / (path.name if path else "model.onnx")
-        model, difference, bounds = _write(
-            prepared, network.inputs, opset, not static, options.flat, original(()), file
-        )
+        model, difference, bounds = _write(prepared, opset, not static, run_with(()), file)
         is_large = any(map(external_data_helper.uses_external_data, model.graph.initializer))
         load = partial(onnx.load_model, path) if path and is_large else lambda: model
         if path is not None:
@@ -162,16 +163,10 @@ def _since(step: Step | Kept, opset: int) -> int:
 
 
 def _write(
-    prepared: Prepared,
-    inputs: Sequence[TensorInfo],
-    opset: int,
-    is_batched: bool,
-    flat: bool,
-    original: Run,
-    file: Path,
+    prepared: Prepared, opset: int, is_batched: bool, original: Run, file: Path
 ) -> tuple[ModelProto, float, dict[str, Interval]]:
     """Write the model to a file, and compare it with the original."""
-    network, layers = prepared.network, prepared.layers
+    network, layers, flat = prepared.network, prepared.layers, prepared.options.flat
     result = joined(network) if layers is not None and flat else network
     with progress(len(prepared.plan.layers)) as each, data_of(file, prepared.plan.bytes) as data:
         exporter = Exporter(result, prepared.dtype, opset, is_batched, flat, each, data)
@@ -179,19 +174,13 @@ def _write(
     if prepared.box is not None:
         model.metadata_props.add(key=BOX_KEY, value=prepared.box.json())
     save(model, file)
-    wanted, other = f"the result in {prepared.dtype} and opset {opset}", "choose another dtype or opset"
-    try:
-        onnx.checker.check_model(str(file), full_check=True)
-    except (onnx.checker.ValidationError, InferenceError) as error:  # an operator that has no float64, say
-        reason = " ".join(str(error).split())
-        if "unsupported type" in reason:
-            raise NotImplementedError(f"{wanted} must be valid ONNX, and is not: {reason}; {other}") from error
-        raise RuntimeError(f"{wanted} must be valid ONNX, and is not: {reason}; please report this") from error
+    what = f"the result in {prepared.dtype} and opset {opset}"
+    _check_valid(file, what)
     got = runner(file) if data is None else layer_runner(model, file)
 
     def noisy(size: float, run: int) -> Run:
-        other = with_noise(model, size, run, walls=True)
-        return runner(other) if data is None else layer_runner(other, file)
+        moved = with_noise(model, size, run, walls=True)
+        return runner(moved) if data is None else layer_runner(moved, file)
 
     got.noisy = noisy
     separate = got if result is network else apart(got, network)
@@ -199,12 +188,23 @@ def _write(
     floats = {tensor.name: exporter.writer.dtype for tensor in network.inputs if tensor.is_floating}
     differences = [
         compare(original, separate, given, floats, eps, batch if flat else None)
-        for batch, given in _samples(inputs, is_batched, prepared.box)
+        for batch, given in _samples(prepared.source.inputs, is_batched, prepared.box)
     ]
     if got.refusal and not original.refusal:
-        raise NotImplementedError(f"onnxruntime must run {wanted}, and does not: {got.refusal}; {other}")
+        raise NotImplementedError(f"onnxruntime must run {what}, and does not: {got.refusal}; {ADVICE}")
     bounds = {name: interval for name, interval in exporter.bounds.items() if interval is not None}
     return model, max(differences), bounds
+
+
+def _check_valid(file: Path, what: str) -> None:
+    """Refuse a result that is not valid ONNX: an operator may have no float64."""
+    try:
+        onnx.checker.check_model(str(file), full_check=True)
+    except (onnx.checker.ValidationError, InferenceError) as error:
+        rule = f"{what} must be valid ONNX, and is not: {one_line(error)}"
+        if "unsupported type" in rule:
+            raise NotImplementedError(f"{rule}; {ADVICE}") from error
+        raise RuntimeError(f"{rule}; please report this") from error
 
 
 def _samples(

@@ -11,8 +11,9 @@ namespace conv2affine {
 //
 //     pattern p has the runs         runs[first_run[p]] ... runs[first_run[p + 1] - 1]
 //     and the entries                before[p + 1] - before[p] of them
-//     a run has the terms            terms[run.first_term] ... terms[(next run).first_term - 1]; one more run is at the
-//     end
+//     a run has the terms            terms[run.first_term] ... terms[(next run).first_term - 1]
+//
+// After the last run there is an empty one, for its first_term.
 struct AxisTable {
   Regions regions;
   int64_t input, output, kernel;  // sizes

@@ -18,9 +18,10 @@ from torch.testing import assert_close
 from conv2affine import SparseLinear, linear_region, to_linear_network
 from conv2affine.convolution import blocks
 from conv2affine.files import open_network, save_network
-from conv2affine.interop.files import mapped, rows
+from conv2affine.interop.files import mapped
 from conv2affine.network.kinds import FORMS, KINDS
 from conv2affine.network.matrices import rows as matrix_rows
+from conv2affine.network.torch import layers
 from tests.network.models import PIECEWISE, Function, build, samples
 
 
@@ -32,9 +33,9 @@ def path(tmp_path):
 def assert_same_networks(actual, expected):
     """Bit by bit."""
     states = actual.state_dict(), expected.state_dict()
-    layers = [name for name in states[1] if not name.startswith("constant")]
-    assert {name for name in states[0] if not name.startswith("constant")} == {*layers}
-    for name in layers:
+    names = [name for name in states[1] if not name.startswith("constant")]
+    assert {name for name in states[0] if not name.startswith("constant")} == {*names}
+    for name in names:
         assert states[0][name].dtype is states[1][name].dtype
         assert torch.equal(states[0][name], states[1][name])
     assert str(actual.plan) == str(expected.plan)
@@ -49,7 +50,7 @@ def assert_same_networks(actual, expected):
 )
 def test_file_is_the_network(name, layout, path, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK_ENTRIES", 100)
-    monkeypatch.setattr(rows, "BLOCK_BYTES", 2000)
+    monkeypatch.setattr(layers, "CHUNK_BYTES", 2000)
     monkeypatch.setattr(matrix_rows, "BLOCK_ENTRIES", 500)
     monkeypatch.setattr(mapped, "BLOCK_ENTRIES", 500)
     make, shape = PIECEWISE[name]

@@ -15,8 +15,9 @@ from torch.testing import assert_close
 from conv2affine import to_linear_network
 from conv2affine.convolution import blocks, guard
 from conv2affine.files import open_network, save_network
-from conv2affine.interop.files import csr, network, rows, storage
+from conv2affine.interop.files import csr, network, storage
 from conv2affine.network.matrices import rows as matrix_rows
+from conv2affine.network.torch import layers
 from tests.interop.test_network_files import assert_same_networks
 from tests.network.models import Function, samples
 
@@ -26,7 +27,7 @@ def path(tmp_path):
     return tmp_path / "net.h5"
 
 
-def stopped(path, monkeypatch, at, model, x, **options):
+def stopped(path, monkeypatch, at, model, example_inputs, **options):
     """A call of `save_network` that fails at its n-th write."""
     write, left = os.pwrite, [at]
 
@@ -39,7 +40,7 @@ def stopped(path, monkeypatch, at, model, x, **options):
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", failing)
         with pytest.raises(OSError, match="stop"):
-            save_network(path, model, x, **options)
+            save_network(path, model, example_inputs, **options)
     assert not path.exists()
 
 
@@ -57,7 +58,7 @@ def small_network(last=3):
 @pytest.mark.parametrize(("at", "layout"), [*((at, "sparse") for at in (0, 1, 30, 90)), (30, "dense")])
 def test_goes_on_after_a_break(at, layout, path, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK_ENTRIES", 1000)
-    monkeypatch.setattr(rows, "BLOCK_BYTES", 200_000)
+    monkeypatch.setattr(layers, "CHUNK_BYTES", 200_000)
     monkeypatch.setattr(matrix_rows, "BLOCK_ENTRIES", 3000)
     monkeypatch.setattr(storage, "SYNC_BYTES", 1)
     model, x = small_network(), samples(2, 3, 9, 9)
@@ -85,30 +86,34 @@ def test_rows_that_are_written_are_not_made_again(path, monkeypatch):
     assert first + made[0].start == before
 
 
+# What is done to the model, or other arguments.
 OTHERS = {
-    "weight": lambda model, x: (model.requires_grad_(False)[0].weight.mul_(2), {})[1],
-    "running mean": lambda model, x: (model[1].running_mean.add_(1), {})[1],
-    "dilation": lambda model, x: [setattr(model[0], name, (2, 2)) for name in ("dilation", "padding")] and {},
-    "slope": lambda model, x: (setattr(model[2], "negative_slope", 0.3), {})[1],
-    "input size": lambda model, x: {"x": samples(2, 3, 10, 10)},
-    "dtype": lambda model, x: {"dtype": torch.float32},
-    "layout": lambda model, x: {"layout": "dense"},
-    "merge": lambda model, x: {"merge": "never"},
+    "weight": lambda model: model[0].weight.data.mul_(2),
+    "running mean": lambda model: model[1].running_mean.add_(1),
+    "dilation": lambda model: vars(model[0]).update(dilation=(2, 2), padding=(2, 2)),
+    "slope": lambda model: vars(model[2]).update(negative_slope=0.3),
+    "input size": {"example_inputs": samples(2, 3, 10, 10)},
+    "dtype": {"dtype": torch.float32},
+    "layout": {"layout": "dense"},
+    "merge": {"merge": "never"},
 }
 
 
-@pytest.mark.parametrize("change", OTHERS)
+@pytest.mark.parametrize("change", OTHERS.values(), ids=OTHERS)
 def test_parts_of_another_network_are_refused(change, path, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK_ENTRIES", 1000)
     monkeypatch.setattr(storage, "SYNC_BYTES", 1)
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.LeakyReLU(0.2)).double().eval()
-    options = {"x": samples(2, 3, 9, 9), "layout": "sparse"}
-    stopped(path, monkeypatch, 5, model, options["x"], layout="sparse")
+    options = {"example_inputs": samples(2, 3, 9, 9), "layout": "sparse"}
+    stopped(path, monkeypatch, 5, model, **options)
     part = path.with_name("net.h5.part")
     before = part.read_bytes()
-    options |= OTHERS[change](model, options["x"])
+    if isinstance(change, dict):
+        options |= change
+    else:
+        change(model)
     with pytest.raises(ValueError, match=r"net\.h5\.part must be a part of this matrix or network .* delete it"):
-        save_network(path, model, options.pop("x"), **options)
+        save_network(path, model, **options)
     assert part.read_bytes() == before
     with pytest.raises(ValueError, match=r"has \d+ of 648 rows; call save_network again"):
         open_network(part)

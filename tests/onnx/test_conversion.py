@@ -80,19 +80,6 @@ def test_symbolic_batch_keeps_its_name():
     assert [d.dim_param or d.dim_value for d in result.graph.output[0].type.tensor_type.shape.dim] == ["N", 4]
 
 
-@pytest.mark.parametrize(
-    "nodes",
-    ["y = Softmax<axis = 0>(x)", "a = Transpose<perm = [1, 0]>(x)\nb = Reshape(a, s)\ny = Neg(b)", "y = Reshape(x, t)"],
-    ids=["mixes-samples", "moves-across-samples", "fixed-reshape"],
-)
-def test_what_does_not_take_a_batch_is_one_sample(nodes):
-    original = model(nodes, {"x": ("N", 3)}, {"s": np.array([-1, 3]), "t": np.array([3, 1])})
-    result = convert(original)
-    assert difference(original, result.model, inputs(result.model)) < 1e-6
-    if result.is_batched:  # only if it is right
-        assert difference(original, result.model, inputs(result.model, 4)) < 1e-6
-
-
 def test_shapes_of_symbolic_sizes():
     original = model("y = Conv(x, w)", {"x": ("N", 1, "H", "W")}, {"w": random(2, 1, 3, 3)})
     with pytest.raises(ValueError, match=r"input x \(N, 1, H, W\) must have fixed.* --shape x=1,1,32,32, with its"):
@@ -293,12 +280,6 @@ def test_a_wrong_result_is_noticed(monkeypatch):
     monkeypatch.setattr(exporter, "as_array", lambda *args: 1.001 * as_array(*args))
     with pytest.raises(RuntimeError, match="does not equal the original"):
         convert(cnn())
-
-
-def test_without_onnxruntime(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
-    assert runner.runner(cnn()).function.__qualname__.startswith("_reference")
-    assert convert(cnn()).difference < 1e-6
 
 
 def test_memory():

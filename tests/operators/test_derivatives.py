@@ -37,11 +37,6 @@ SMALL = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def calls(case, dtype=torch.float64, rows=None):
     """Each operator with the arguments of a case: (name, arguments)."""
     conv = case.conv(dtype).requires_grad_(False)

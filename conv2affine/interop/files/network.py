@@ -10,7 +10,6 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import fx, nn
-from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 
 from conv2affine.interop.files.datasets import check_digest
 from conv2affine.interop.files.description import FLOATS, describe_network
@@ -23,7 +22,7 @@ from conv2affine.interop.files.storage import Block, Contents, save
 from conv2affine.network.matrices.matrix import Array, Matrix
 from conv2affine.network.passes.merge import Merge
 from conv2affine.network.prepare import check_kept, prepare
-from conv2affine.network.report import describe
+from conv2affine.network.report import describe, with_plan
 from conv2affine.network.torch.exporter import export_torch
 from conv2affine.network.torch.layers import NetworkLayout, dense_layer, finite, layer
 from conv2affine.network.torch.models.intake import ExampleInputs, Model, hold
@@ -173,7 +172,4 @@ def open_network(path: str | os.PathLike[str], *, check: bool = False) -> fx.Gra
         is_sparse = matrix.weight.layout is torch.sparse_csr
         return (MappedLinear if is_sparse else dense_layer)(matrix.weight, rounded)
 
-    net = export_torch(network, lambda each: each, make)
-    net.plan = plan  # type: ignore[assignment]
-    net.meta[_USER_PRESERVED_ATTRIBUTES_KEY] = {"plan": plan}  # for copies
-    return net
+    return with_plan(export_torch(network, lambda each: each, make), plan)

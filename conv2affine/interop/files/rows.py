@@ -20,7 +20,6 @@ from conv2affine.network.matrices.matrix import Matrix
 from conv2affine.network.matrices.rows import by_rows, entries_of, held_entries, row_blocks, take_rows
 from conv2affine.network.torch.layers import row_chunks
 
-BLOCK_BYTES = 2**24  # of a dense layer
 ENTRY_BYTES = 16  # of one in float64, with its column
 
 
@@ -71,8 +70,7 @@ class LayerRows:
         return self._sparse_blocks(first)
 
     def _dense_blocks(self, first: int) -> Iterator[Block]:
-        step = max(1, BLOCK_BYTES // max(1, self.cols * self.dtype.itemsize))
-        for chunk in row_chunks(self.layer.matrix, self.dtype, step, first):
+        for chunk in row_chunks(self.layer.matrix, self.dtype, first):
             yield [(f"{self.group}weight", first * self.cols, chunk.flatten())], first + len(chunk)
             first += len(chunk)
 

@@ -101,7 +101,7 @@ def check(
         shown = ", ".join(f"{name} of {tuple(shape)}" for name, shape in names.items())
         got = ", ".join(str((1, *each.shape[1:])) for each in inputs)
         raise ValueError(f"x must have the inputs of a, which are {shown} for one sample, got {got}")
-    return compare(sides[0], sides[1], given, list(names.values()), join_inputs(inputs))
+    return compare(sides, given, list(names.values()), join_inputs(inputs))
 
 
 def _is_file(model: Any) -> bool:

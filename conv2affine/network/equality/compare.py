@@ -112,12 +112,11 @@ class Comparison:
     __repr__ = __str__
 
 
-def compare(first: Side, second: Side, box: Box | None, shapes: Sequence[Sequence[int]], examples: Array) -> Comparison:
+def compare(sides: tuple[Side, Side], box: Box | None, shapes: Sequence[Sequence[int]], examples: Array) -> Comparison:
     """Compare two networks.
 
     Args:
-        first: The one.
-        second: The other.
+        sides: Those of a and b.
         box: Of inputs; None for all.
         shapes: Of the inputs, for a batch of one sample.
         examples: Inputs (examples, elements) to begin with.
@@ -126,7 +125,6 @@ def compare(first: Side, second: Side, box: Box | None, shapes: Sequence[Sequenc
         ValueError: If they take inputs with other numbers of elements.
         MemoryError: If their matrices need more memory than is left.
     """
-    sides = first, second
     sizes = [side.graph.inputs[0].size for side in sides]
     if sizes[0] != sizes[1]:
         raise ValueError(f"a and b must take the same inputs, and have {sizes[0]} and {sizes[1]} elements of them")
@@ -146,7 +144,7 @@ def compare(first: Side, second: Side, box: Box | None, shapes: Sequence[Sequenc
         found = Found(np.inf, probes[0], True)
     else:
         inside = None if box is None else Interval(box.low, box.high)
-        found = search(*sides, inside, examples, is_exact=not problem, apart=apart[1])
+        found = search(sides, inside, examples, is_exact=not problem, apart=apart[1])
     bound = np.inf if units is None or units.ranges is None else _bound(probes, units)
     bound = np.inf if found.difference > bound else bound  # kernels for which the bound does not hold
     verdict: Verdict = "within" if np.isfinite(bound) else "undecided"
@@ -176,12 +174,14 @@ def _bound(probes: Array, units: Units) -> float:
     One may be what the other is in the box, without the ReLUs that do not bend there: then it has fewer of them, though
     it may carry values by others.
     """
-    least, (a, b), ranges = float(largest_difference(units).max(initial=0)), units.sides, units.ranges
-    fewer = 1 if a.relus < b.relus else -1
-    for turn, settled in ((fewer, (1,)), (-fewer, (0, 1))) if a.relus != b.relus else ():
-        if any(units.apart) and ranges is not None:
-            units = Units((a, b)[::turn], probes, ranges[::turn], settled)
-            least = min(least, float(largest_difference(units).max(initial=0)))
+    least = largest_difference(units)
+    fewer, more = sorted(zip(units.sides, units.ranges or (), strict=True), key=lambda pair: pair[0].relus)
+    if fewer[0].relus == more[0].relus:
+        return least
+    for pairs, settled in (((fewer, more), (1,)), ((more, fewer), (0, 1))):
+        if any(units.apart):
+            units = Units([side for side, _ in pairs], probes, [ranges for _, ranges in pairs], settled)
+            least = min(least, largest_difference(units))
     return least
 
 

@@ -35,9 +35,9 @@ JOINT, WORK = 256, 2**34
 NEARER = 0.75
 
 
-def largest_difference(units: Units) -> Array:
-    """The largest difference of each output of two networks whose units have bounds in a box."""
-    return _Differences(units).of_outputs()
+def largest_difference(units: Units) -> float:
+    """The largest difference of an output of two networks whose units have bounds in a box."""
+    return float(_Differences(units).of_outputs().max(initial=0))
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ Names = tuple[str, ...]
 ROUNDINGS = 64
 
 
-def origin(sides: Sequence[Side], points: Array, apart: Sequence[Value | None] = (None, None)) -> tuple[Names, Names]:
+def origin(sides: Sequence[Side], points: Array, apart: Sequence[Value | None]) -> tuple[Names, Names]:
     """The names of the first pieces of each side that compute what the other does not.
 
     Args:
         sides: Both.
         points: Inputs, some where they differ.
-        apart: The first value of each that is known to differ. Default: the first that has no equal.
+        apart: The first value of each that is known to differ; for None, the first that has no equal.
     """
     unit = max(side.unit for side in sides)
     graphs, values = [side.whole for side in sides], [side.whole_values(points) for side in sides]

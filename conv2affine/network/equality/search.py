@@ -70,25 +70,24 @@ def as_given(points: Array, sides: Sequence[Side], box: Interval | None) -> Arra
 
 @np.errstate(invalid="ignore")  # a network may compute infinities or NaN
 def search(
-    first: Side, second: Side, box: Interval | None, examples: Array, *, is_exact: bool, apart: Value | None = None
+    sides: Sequence[Side], box: Interval | None, examples: Array, *, is_exact: bool, apart: Value | None
 ) -> Found:
     """Look for the input where two networks differ most.
 
     Args:
-        first: The one.
-        second: The other, whose outputs have as many elements.
+        sides: Both, whose outputs have as many elements.
         box: Where to look; None for everywhere.
         examples: Inputs (examples, elements) to begin with.
         is_exact: Whether both can be computed in float64.
         apart: A value of the second that the first does not have: inputs are looked for where it is large.
     """
-    sides = first, second
-    points = as_given(inputs(first.graph.inputs[0].size, box, examples), sides, box)
-    if not first.graph.outputs[0].size:
+    graph = sides[0].graph
+    points = as_given(inputs(graph.inputs[0].size, box, examples), sides, box)
+    if not graph.outputs[0].size:
         return Found(0.0, points[0], False)
     if is_exact:
         if apart is not None:
-            points = np.concatenate([points, _enlarge(second, points, box, apart)])
+            points = np.concatenate([points, _enlarge(sides[1], points, box, apart)])
         points = np.concatenate([points, as_given(_ascend(sides, points, box), sides, box)])
     own = [side.run(points) for side in sides]
     off = distance(*map(torch.from_numpy, own)).nan_to_num(torch.inf, torch.inf).numpy()  # infinite where one is

@@ -14,7 +14,7 @@ from scipy.sparse import csr_array
 
 from conv2affine.network.equality.forms import Mask
 from conv2affine.network.graph import Graph, Kept, Piece, Step, Value
-from conv2affine.network.kinds import KINDS
+from conv2affine.network.kinds import evaluate
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.passes.elementary import elementary
 from conv2affine.network.passes.ends import join_ends
@@ -66,9 +66,10 @@ class Side:
 
         What such a step becomes is sums and differences, none of which the network computes.
         """
-        if node.map.alias is not None or node.output in self._computed:
-            return node.map.alias is not None
-        return all((np.abs(part.data) == 1).all() for part in self.matrices[node].values())
+        if node.map.alias is not None:
+            return True
+        inside = node.output not in self._computed
+        return inside and all((np.abs(part.data) == 1).all() for part in self.matrices[node].values())
 
     @cached_property
     def _computed(self) -> frozenset[Value]:
@@ -155,11 +156,10 @@ class Side:
             if isinstance(node, Kept):
                 values.update(zip(node.outputs, _run_kept(node, values), strict=True))
             elif isinstance(node, Piece):
-                y = node.map.evaluate(values) + np.zeros((len(points), 1))
+                y = evaluate(node, values) + np.zeros((len(points), 1))
                 values[node.output] = _moved(node, y, values)
             else:
-                inputs = [values[value] for value in node.inputs]
-                values[node.outputs[0]] = KINDS[node.kind](*inputs, **node.parameters)
+                values[node.outputs[0]] = evaluate(node, values)
         return values
 
     def output(self, values: Mapping[Value, Array]) -> Array:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from itertools import chain, count
 
 import numpy as np
 import scipy.sparse
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from conv2affine.convolution.guard import check_left
 from conv2affine.convolution.layouts import NAMES, Layout, named_layout
-from conv2affine.network.graph import Graph, Piece
+from conv2affine.network.graph import Graph, Piece, unused
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.passes.ends import slices
 from conv2affine.network.passes.merge import merge
@@ -114,7 +113,8 @@ def _weight(local: LocalMap, points: Array, bias: Array, layout: torch.layout, l
         needed, advice = csr_bytes(*shape, local.entries()[0]), "let the model give fewer outputs"
     else:
         needed, advice = len(points) * outputs * inputs * like.itemsize, 'choose layout="sparse", or fewer points'
-    check_left(f"weight of {outputs} x {inputs} elements for {len(points)} points", needed, advice)
+    number = "one point" if len(points) == 1 else f"{len(points)} points"
+    check_left(f"the {outputs} x {inputs} elements of weight for {number}", needed, advice)
     dense = torch.empty(len(points), *shape, dtype=like.dtype) if layout is torch.strided else None
     blocks = [csr_array((0, inputs))]
     for part, rows in local.rows():
@@ -141,8 +141,7 @@ def _patterns(local: LocalMap, device: torch.device) -> tuple[dict[str, Tensor],
     ties: dict[str, Tensor] = {}
     start = 0
     for step, side in local.sides.items():
-        origin = (*step.origin, step.kind)[0]
-        name = next(name for name in chain([origin], (f"{origin}_{n}" for n in count(1))) if name not in pattern)
+        name = unused((*step.origin, step.kind)[0], pattern.__contains__)
         stop = start + side.is_wall.shape[1]
         at_wall, start = side.by_element(tied[:, start:stop]), stop
         shape = step.outputs[0].shape[step.outputs[0].shape[0] == 1 :]

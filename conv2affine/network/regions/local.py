@@ -176,7 +176,4 @@ def _flat(function: Callable[[Array], Array], x: Array) -> Array:
 
 def _units(part: slice, size: int) -> Array:
     """Rows of the identity, for any point."""
-    units = np.zeros((1, part.stop - part.start, size))
-    index = np.arange(part.start, part.stop)
-    units[0, index - part.start, index] = 1
-    return units
+    return np.eye(part.stop - part.start, size, part.start)[None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import re
 from collections import Counter
@@ -16,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
-from conv2affine.network.graph import Kept, Piece, Step, Value
+from conv2affine.network.graph import Kept, Piece, Step, Value, unused
 from conv2affine.network.matrices.matrix import Array, Matrix, Selection
 from conv2affine.network.torch.importing.call import AtenCall
 from conv2affine.network.torch.importing.importer import TorchNetwork
@@ -229,10 +230,7 @@ class Exporter:
         """A name for a module that is not taken yet."""
         name = re.sub(r"\W+", "_", origin).strip("_") or "layer"
         name = f"_{name}" if name[0].isdigit() or iskeyword(name) or name in ("self", "plan") else name
-        taken, number = name, 1
-        while hasattr(self.root, taken):
-            taken, number = f"{name}_{number}", number + 1
-        return taken
+        return unused(name, functools.partial(hasattr, self.root))
 
 
 SIMPLE: dict[str, Callable[..., Any]] = {

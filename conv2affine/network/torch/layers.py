@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from conv2affine.convolution.build import make_linear
 from conv2affine.convolution.layouts import NAMES
-from conv2affine.convolution.sizes import INT32_MAX, sizes_of
+from conv2affine.convolution.sizes import INT32_MAX, prefers_dense, sizes_of
 from conv2affine.matrix import to_matrix
 from conv2affine.network.matrices.layers import Convolution, Repeated
 from conv2affine.network.matrices.matrix import Array, Matrix, Selection
@@ -21,8 +21,8 @@ from conv2affine.sparse_linear import SparseLinear
 
 NetworkLayout = Literal["auto", "dense", "sparse"] | torch.layout
 LAYOUTS = ("auto", *NAMES, *NAMES.values())
-# Below this a dense matrix is faster, and easier to read.
-SMALL_BYTES = 2**20
+# Dense rows that are made at a time.
+CHUNK_BYTES = 2**24
 # Layers above this are shared by all ranks: each gathers the outputs, which takes longer than a small product.
 SHARED_BYTES = 2**24
 
@@ -39,7 +39,7 @@ def choose_layout(matrix: Matrix | Layer, dtype: torch.dtype, layout: NetworkLay
     """
     if layout == "auto":
         sizes = layout_bytes(matrix, dtype)
-        name = "dense" if sizes["dense"] <= max(SMALL_BYTES, 2 * sizes["sparse"]) else "sparse"
+        name = "dense" if prefers_dense(**sizes) else "sparse"
     else:
         name = next(name for name, same in NAMES.items() if layout in (name, same))
     return "sharded" if ranks > 1 and layout_bytes(matrix, dtype)[name] > SHARED_BYTES else name
@@ -97,9 +97,9 @@ def _weight(matrix: Matrix, dtype: torch.dtype, layout: str) -> Tensor:
     return torch.sparse_csr_tensor(starts, columns, values, csr.shape, check_invariants=False)
 
 
-def row_chunks(matrix: Matrix, dtype: torch.dtype, step: int, first: int = 0) -> Iterator[Tensor]:
+def row_chunks(matrix: Matrix, dtype: torch.dtype, first: int = 0) -> Iterator[Tensor]:
     """The dense weight of a layer from row `first` on, a chunk of rows at a time."""
-    rows = range(first, matrix.shape[0])
+    rows, step = range(first, matrix.shape[0]), max(1, CHUNK_BYTES // max(1, matrix.shape[1] * dtype.itemsize))
     if isinstance(matrix, Convolution):
         weight = matrix.weight.detach().to(dtype)
         chunks = (rows[start : start + step] for start in range(0, len(rows), step))

@@ -14,13 +14,11 @@ from conv2affine.network.graph import Graph, Kept, Piece, Step, runs_on_vectors
 from conv2affine.network.matrices.matrix import Matrix, Selection
 from conv2affine.network.passes.chain import Layer
 from conv2affine.network.proof.forward import Interval
-from conv2affine.network.torch.layers import finite, finite_layer, row_chunks
+from conv2affine.network.torch.layers import CHUNK_BYTES, finite, finite_layer, row_chunks
 from conv2affine.onnx.exporting.storage import external_tensor
 from conv2affine.onnx.exporting.values import Values
 from conv2affine.onnx.exporting.writer import Writer, as_array, write_kept, write_kind, write_selection
 from conv2affine.onnx.model import DTYPES, OnnxNetwork, TensorInfo
-
-CHUNK_BYTES = 2**24
 
 
 def gathers(graph: Graph) -> bool:
@@ -113,8 +111,7 @@ class Exporter:
             weight = writer.constant(f"{origin}.weight", as_array(fc.weight))
             return weight, writer.constant(f"{origin}.bias", as_array(fc.bias))
         name = writer.name(f"{origin}.weight")
-        step = max(1, CHUNK_BYTES // (cols * self.dtype.itemsize))
-        chunks = (as_array(finite(origin, chunk)) for chunk in row_chunks(matrix, self.dtype, step))
+        chunks = (as_array(finite(origin, chunk)) for chunk in row_chunks(matrix, self.dtype))
         writer.initializers.append(external_tensor(writer.data, name, (rows, cols), writer.dtype, chunks))
         return name, writer.constant(f"{origin}.bias", bias)
 

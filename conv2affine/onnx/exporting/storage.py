@@ -56,7 +56,11 @@ def check_target(path: Path, overwrite: bool, *sources: object) -> None:
     if data in there and overwrite and not _has_data_in(path, data):
         raise FileExistsError(f"{data} is there and not the data of {path}; move it, or choose another path")
     if there and not overwrite:
-        raise FileExistsError(f"{there[0]} is there already; overwrite=True, or --force, replaces it")
+        raise _is_there(there[0])
+
+
+def _is_there(path: Path) -> FileExistsError:
+    return FileExistsError(f"{path} is there already; overwrite=True, or --force, replaces it")
 
 
 def _has_data_in(model: Path, data: Path) -> bool:
@@ -131,7 +135,7 @@ def _place(file: Path, path: Path) -> None:
     try:
         os.link(file, path)
     except FileExistsError:
-        raise FileExistsError(f"{path} is there already; overwrite=True, or --force, replaces it") from None
+        raise _is_there(path) from None
     except OSError:  # the file system has no hard links
         path.open("x").close()
         os.replace(file, path)

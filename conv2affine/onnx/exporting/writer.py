@@ -11,7 +11,7 @@ import torch
 from onnx import NodeProto, TensorProto, defs, helper, numpy_helper
 from torch import Tensor
 
-from conv2affine.network.graph import Kept, Slot, Step, runs_on_vectors
+from conv2affine.network.graph import Kept, Slot, Step, runs_on_vectors, unused
 from conv2affine.network.matrices.matrix import Selection
 from conv2affine.onnx.call import OnnxCall
 from conv2affine.onnx.exporting.storage import SMALL, external_tensor
@@ -39,10 +39,7 @@ class Writer:
 
     def name(self, wish: str) -> str:
         """A name that is not taken yet."""
-        wish = re.sub(r"\s+", "_", wish) or "value"
-        name, number = wish, 1
-        while name in self.taken:
-            name, number = f"{wish}_{number}", number + 1
+        name = unused(re.sub(r"\s+", "_", wish) or "value", self.taken.__contains__)
         self.taken.add(name)
         return name
 

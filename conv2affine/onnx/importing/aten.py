@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from onnx import TensorProto, defs, helper
+from onnx import AttributeProto, TensorProto, defs, helper
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -41,7 +41,7 @@ ONNX_NAMES = {
     "bmm": ("MatMul", 13),
     "mish": ("Mish", 18),
 }
-MIN_OPSET = 13  # of the result; their meaning has not changed since
+FIRST_OPSET = 13  # of the result; their meaning has not changed since
 SOFTMAX = {"_softmax": "Softmax", "softmax": "Softmax", "_log_softmax": "LogSoftmax", "log_softmax": "LogSoftmax"}
 
 
@@ -83,7 +83,7 @@ def as_onnx(graph: Graph, wanted: int | None) -> tuple[Graph, int]:
     """
     # One opset for all: a later one only adds to what these operators take.
     kinds = {node.kind for node in graph.nodes if isinstance(node, Kept)}
-    opset = max([MIN_OPSET, wanted or 0, *(first for kind, (_, first) in ONNX_NAMES.items() if kind in kinds)])
+    opset = max([FIRST_OPSET, wanted or 0, *(first for kind, (_, first) in ONNX_NAMES.items() if kind in kinds)])
     return dataclasses.replace(graph, nodes=[_node(node, opset) for node in graph.nodes]), opset
 
 
@@ -110,22 +110,24 @@ def _node(node: Node, opset: int) -> Node:
     if isinstance(node, Step):  # its kind defines it
         return dataclasses.replace(node, call=None)
     name, args, kwargs = node.kind, node.call.args, node.call.kwargs
+    attributes: tuple[AttributeProto, ...] = ()
     if name == "softplus" and args[1:] == (1, 20):  # beta and threshold, which ONNX lacks, at their defaults
         args = args[:1]
     if name in SOFTMAX and len(args) > 1:
-        axis = helper.make_attribute("axis", args[1])
-        call = OnnxCall(SOFTMAX[name], opset, args[:1], (axis,), reason="it is not affine")
+        op_type, attributes = SOFTMAX[name], (helper.make_attribute("axis", args[1]),)
+        args = args[:1]
     elif (
         name in ONNX_NAMES
         and not kwargs
         and all(isinstance(arg, Slot | Tensor | float | int) for arg in args)
         and len(args) <= defs.get_schema(*ONNX_NAMES[name]).max_input
     ):
-        call = OnnxCall(ONNX_NAMES[name][0], opset, tuple(map(_argument, args)), (), reason="it is not affine")
+        op_type = ONNX_NAMES[name][0]
     else:
         raise NotImplementedError(
             f"{', '.join(node.origin)} ({name}) has no ONNX operator here; use torch.onnx.export, and convert the file"
         )
+    call = OnnxCall(op_type, opset, tuple(map(_argument, args)), attributes, reason="it is not affine")
     return dataclasses.replace(node, call=call)
 
 

@@ -15,7 +15,7 @@ from conv2affine.convolution.sizes import readable_bytes
 from conv2affine.network.rules.bends import MASKS
 from conv2affine.onnx.importing.reader import BASE_BYTES, PROTOBUF_BYTES
 from conv2affine.onnx.importing.rules import NEVER_TRUE, find_rule
-from conv2affine.onnx.model import CheckedModel, location
+from conv2affine.onnx.model import CheckedModel, location, one_line
 
 # Constants that hold sizes and axes have fewer elements, and shape inference reads only these.
 SMALL = 1024
@@ -147,8 +147,7 @@ def infer(
             ir_version=model.wide.ir_version,
         )
     except (InferenceError, onnx.checker.ValidationError, onnx.defs.SchemaError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{where} must follow the rules of its operator: {reason}{advice}") from error
+        raise ValueError(f"{where} must follow the rules of its operator: {one_line(error)}{advice}") from error
     if node.op_type == "GroupNormalization":  # of which onnx infers no shape
         return {node.output[0]: types[node.input[0]]}
     return inferred

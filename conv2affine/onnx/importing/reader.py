@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import operator
 import os
@@ -12,10 +13,10 @@ from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, external_data_helper
+from onnx import GraphProto, ModelProto, TensorProto, external_data_helper
 
 from conv2affine.onnx.importing.upgrade import all_nodes, inlined, open_sizes, upgraded, widened
-from conv2affine.onnx.model import CheckedModel, input_info, location
+from conv2affine.onnx.model import CheckedModel, input_info, location, one_line
 
 PROTOBUF_BYTES = 2**31 - 1  # of one protobuf message, of external data, and of all constants and values
 LFS_POINTER = b"version https://git-lfs"
@@ -41,8 +42,7 @@ def read(
         ValueError: If it is not an ONNX model, or breaks its rules; or if a size is missing.
     """
     if isinstance(source, ModelProto):
-        proto = ModelProto()
-        proto.CopyFrom(source)
+        proto = copy.deepcopy(source)
         size = proto.ByteSize()
     elif not isinstance(source, str | os.PathLike):
         raise TypeError(
@@ -63,7 +63,7 @@ def read(
     except UnicodeDecodeError as error:
         raise ValueError(f"names in the model must be text in UTF-8, got {error.object!r:.100}") from error
     except (onnx.checker.ValidationError, RuntimeError) as error:
-        raise ValueError(f"the model must be valid ONNX: {' '.join(str(error).split())}") from error
+        raise ValueError(f"the model must be valid ONNX: {one_line(error)}") from error
     initializers = {tensor.name for tensor in proto.graph.initializer}
     infos = [info for info in proto.graph.input if info.name not in initializers]
     given, names = _shapes(shapes or {}), [info.name for info in infos]
@@ -165,7 +165,7 @@ def _check_text(graph: GraphProto) -> None:
 def _check(proto: ModelProto) -> None:
     """Check a model; inputs and outputs may lack shapes, and outputs types, which the checker asks for."""
     infos = [*proto.graph.input, *proto.graph.output]
-    kept = [(info, TypeProto.FromString(info.type.SerializeToString())) for info in infos]
+    kept = [(info, copy.deepcopy(info.type)) for info in infos]
     for info in proto.graph.output:
         if info.type.WhichOneof("value") is None:
             info.type.tensor_type.elem_type = TensorProto.FLOAT
@@ -194,10 +194,9 @@ def _sort(graph: GraphProto) -> None:
     if all(maker < number for number, made in uses.items() for maker in made):
         return
     try:
-        ready = [nodes[number] for number in TopologicalSorter(uses).static_order()]
+        ready = [copy.deepcopy(nodes[number]) for number in TopologicalSorter(uses).static_order()]
     except CycleError as error:
         names = ", ".join(location(nodes[number]) for number in error.args[1][:3])
         raise ValueError(f"nodes must not depend on their own results, and these do: {names}") from None
-    copies = [NodeProto.FromString(node.SerializeToString()) for node in ready]
     del graph.node[:]
-    graph.node.extend(copies)
+    graph.node.extend(ready)

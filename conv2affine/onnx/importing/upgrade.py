@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from graphlib import CycleError, TopologicalSorter
@@ -13,14 +14,13 @@ from onnx import (
     ModelProto,
     NodeProto,
     TensorProto,
-    TypeProto,
     helper,
     inliner,
     numpy_helper,
     version_converter,
 )
 
-from conv2affine.onnx.model import EPS, HALVES, location
+from conv2affine.onnx.model import EPS, HALVES, location, one_line
 
 MAX_NODES = 1_000_000  # of a model with its functions written out
 MIN_OPSET = 8  # to which older models are converted: the first in which Max broadcasts
@@ -47,7 +47,7 @@ def upgraded(proto: ModelProto) -> ModelProto:
         return proto
     proto.ir_version = max(proto.ir_version, 3)  # the converter takes no older one
     infos = [*proto.graph.input, *proto.graph.output]
-    types = {info.name: TypeProto.FromString(info.type.SerializeToString()) for info in infos}
+    types = {info.name: copy.deepcopy(info.type) for info in infos}
     try:
         onnx.checker.check_model(proto)
         # Broadcasting needs shapes, of one sample; these are inferred from opset 6 on.
@@ -58,10 +58,8 @@ def upgraded(proto: ModelProto) -> ModelProto:
         _align(proto)
         made: ModelProto = version_converter.convert_version(onnx.shape_inference.infer_shapes(proto), MIN_OPSET)
     except Exception as error:  # the converter may raise anything
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"the model's opset ({opset}) must be one that onnx.version_converter converts to {MIN_OPSET}: {reason}"
-        ) from error
+        rule = f"the model's opset ({opset}) must be one that onnx.version_converter converts to {MIN_OPSET}"
+        raise ValueError(f"{rule}: {one_line(error)}") from error
     del made.graph.value_info[:]
     for info in (info for info in (*made.graph.input, *made.graph.output) if info.name in types):
         info.type.CopyFrom(types[info.name])
@@ -126,8 +124,7 @@ def widened(proto: ModelProto) -> tuple[ModelProto, float]:
     found = {type for part, field in _typed(proto) if (type := getattr(part, field)) in HALVES}
     if not found:
         return proto, 0.0
-    wide = ModelProto()
-    wide.CopyFrom(proto)
+    wide = copy.deepcopy(proto)
     for part, field in _typed(wide):
         if getattr(part, field) not in HALVES:
             continue

@@ -55,10 +55,7 @@ def conv_transpose(
         cut = [(i - 1) * a.stride + (a.kernel - 1) * a.dilation + 1 + e - o for a, i, e, o in sizes]
         if min(cut) < 0:
             raise NoRuleError(f"output_shape = {list(context.shape[2:])} is more than the weights reach")
-        window = [
-            axis._replace(padding=_halves(total, auto_pad == "SAME_UPPER"))
-            for axis, total in zip(window, cut, strict=True)
-        ]
+        window = [axis._replace(padding=_halves(total, auto_pad)) for axis, total in zip(window, cut, strict=True)]
     return positions.convolution(context, x, w, b, window, groups=groups, transposed=True, output_padding=extra)
 
 
@@ -206,7 +203,7 @@ def _window(
     if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
         lines = zip(value(x).shape[2:], kernel, stride, dilation, strict=True)
         totals = [max(0, (-(-i // s) - 1) * s + (k - 1) * d + 1 - i) for i, k, s, d in lines]
-        padding = [_halves(total, auto_pad == "SAME_UPPER") for total in totals]
+        padding = [_halves(total, auto_pad) for total in totals]
     elif auto_pad == "VALID":
         padding = [(0, 0)] * axes
     elif auto_pad != "NOTSET":
@@ -214,6 +211,6 @@ def _window(
     return [Axis(*numbers) for numbers in zip(kernel, stride, padding, dilation, strict=True)]
 
 
-def _halves(total: int, larger_last: bool) -> tuple[int, int]:
+def _halves(total: int, auto_pad: str | None) -> tuple[int, int]:
     sides = total // 2, total - total // 2
-    return sides if larger_last else sides[::-1]
+    return sides if auto_pad == "SAME_UPPER" else sides[::-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import numpy as np
@@ -29,8 +30,7 @@ def with_noise(model: ModelProto, size: float, run: int = 0, walls: bool = False
     constants = {tensor.name for tensor in model.graph.initializer}
     given = {value.name for value in model.graph.input} - constants
     reached = set(given)
-    noisy = ModelProto()
-    noisy.CopyFrom(model)
+    noisy = copy.deepcopy(model)
     for type in NOISY:
         for name, number in (("one", 1), ("near", NEAR)):
             array = np.array(number, helper.tensor_dtype_to_np_dtype(type))
@@ -38,8 +38,8 @@ def with_noise(model: ModelProto, size: float, run: int = 0, walls: bool = False
     del noisy.graph.node[:]
     nodes = noisy.graph.node
     for node in model.graph.node:
-        copy = nodes.add()
-        copy.CopyFrom(node)
+        moved = nodes.add()
+        moved.CopyFrom(node)
         if reached.isdisjoint(node.input):
             continue
         reached.update(filter(None, node.output))
@@ -49,15 +49,15 @@ def with_noise(model: ModelProto, size: float, run: int = 0, walls: bool = False
             for names in (still.input, still.output):
                 names[:] = [f"{name}/still" if name in reached - given else name for name in names]
             if node.op_type == "Relu" and node.input[0] not in given and types.get(node.output[0]) in NOISY:
-                copy.output[0] = f"{node.output[0]}/exact"
+                moved.output[0] = f"{node.output[0]}/exact"
                 nodes.extend(_keep(node.input[0], node.output[0], types[node.output[0]]))
                 continue
         for number, name in enumerate(node.output):
             if types.get(name) in NOISY:
-                copy.output[number] = f"{name}/exact"
+                moved.output[number] = f"{name}/exact"
                 by_largest = node.op_type in BY_LARGEST
                 seed = len(nodes) + run // 2 * SEEDS
-                nodes.extend(_move(copy.output[number], name, types[name], size, run, seed, by_largest))
+                nodes.extend(_move(moved.output[number], name, types[name], size, run, seed, by_largest))
     return noisy
 
 

@@ -26,7 +26,7 @@ from conv2affine.network.comparison import (
     tolerance_of,
 )
 from conv2affine.onnx.importing.upgrade import widened
-from conv2affine.onnx.model import HALVES, TensorInfo
+from conv2affine.onnx.model import HALVES, TensorInfo, one_line
 from conv2affine.onnx.reference import evaluator
 from conv2affine.onnx.running.noise import with_noise
 
@@ -88,7 +88,7 @@ def _onnxruntime(model: ModelProto | Path) -> Run:
         source = str(model) if isinstance(model, Path) else model.SerializeToString()
         session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no class of their own: an operator that it lacks, say
-        return Run(_reference(model, MAX_LOOPED), [" ".join(str(error).split())])
+        return Run(_reference(model, MAX_LOOPED), [one_line(error)])
 
     refusals: list[str] = []
 
@@ -96,7 +96,7 @@ def _onnxruntime(model: ModelProto | Path) -> Run:
         try:
             return list(session.run(None, dict(inputs)))
         except Exception as error:  # it takes models that it cannot run, and not all types of inputs
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             try:
                 outputs = _reference(model, MAX_LOOPED)(inputs)
             except RunError:

@@ -7,6 +7,7 @@ inferred shape does, it is refused, as no result could be declared.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ from onnx import ModelProto, NodeProto, TypeProto, ValueInfoProto, external_data
 
 from conv2affine.network.comparison import COARSE, EPS, difference, is_close, scale, tolerance_of
 from conv2affine.network.graph import Kept, Piece, Slot, Step, Value, runs_on_vectors
-from conv2affine.network.kinds import KINDS
+from conv2affine.network.kinds import evaluate
 from conv2affine.onnx.call import OnnxCall, make_info, one_node
 from conv2affine.onnx.model import OnnxNetwork
 from conv2affine.onnx.running.runner import HALF_DTYPES, Run, RunError, as_tensor, disturbed, runner, sample
@@ -75,17 +76,16 @@ def with_outputs(proto: ModelProto, names: Sequence[str]) -> ModelProto:
     """A model with more outputs."""
     if not names:
         return proto
-    model = ModelProto()
-    model.CopyFrom(proto)
+    model = copy.deepcopy(proto)
     model.graph.output.extend(ValueInfoProto(name=name) for name in names)
     return model
 
 
-def first_mixing(network: OnnxNetwork, steps: Sequence[Step | Kept], original: Callable[[Sequence[str]], Run]) -> str:
+def batch_refusal(network: OnnxNetwork, steps: Sequence[Step | Kept], run_with: Callable[[Sequence[str]], Run]) -> str:
     """Why the result cannot take any number of samples; "" if it can.
 
     Every output, and what a kept step takes and returns as tensors, must be the same for a batch as for each sample,
-    along its first axis. `original` makes a run of the model with these values of the file as further outputs.
+    along its first axis. `run_with` makes a run of the model with these values of the file as further outputs.
     """
     if not network.is_batched:
         first = max(tensor.shape[0] if tensor.shape else 1 for tensor in network.inputs)
@@ -101,7 +101,7 @@ def first_mixing(network: OnnxNetwork, steps: Sequence[Step | Kept], original: C
     known = {tensor.name for tensor in (*network.inputs, *network.outputs)}
     names = [name for step in on_tensors for name in step.call.tensors if name not in known]
     names = list(dict.fromkeys(names))
-    run = original(names)
+    run = run_with(names)
     batch = sample(network.inputs, SAMPLES, True)
     try:
         together = run(batch)
@@ -174,10 +174,6 @@ def agrees(nodes: Sequence[Piece | Step], trial: Trial) -> bool:
     vector = x.reshape(1, -1).astype(np.float64)
     values: dict[Value, Any] = defaultdict(lambda: vector)  # what none of them computes is the operator's one input
     for node in nodes:
-        if isinstance(node, Piece):
-            got = node.map.evaluate(values)
-        else:
-            got = KINDS[node.kind](*(values[source] for source in node.inputs), **node.parameters)
-        values[node.outputs[0]] = got
+        got = values[node.outputs[0]] = evaluate(node, values)
     largest = np.abs(expected).max(initial=0)
     return np.allclose(got.ravel(), expected.ravel(), rtol=0, atol=TOLERANCE * float(largest), equal_nan=True)

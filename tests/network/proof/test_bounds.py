@@ -119,14 +119,17 @@ def test_backward_is_no_wider_than_crown(sizes, radius):
 
 
 def test_backward_by_hand():
-    # y = relu(a) - relu(b) with a = x0 + x1, b = x0 - x1 + 1 for |x0|, |x1| <= 1: a in [-2, 2], b in [-1, 3].
-    # Below: relu(a) >= 0, as 2 is not > 2, and relu(b) <= 3/4 b + 3/4; so y >= -3/4 (x0 - x1 + 1) - 3/4 >= -3.
-    # Above: relu(a) <= a / 2 + 1, and relu(b) >= b; so y <= (x0 + x1) / 2 + 1 - x0 + x1 - 1 <= 2.
-    weights = [(np.array([[1.0, 1], [1, -1]]), np.array([0.0, 1])), (np.array([[1.0, -1]]), np.zeros(1))]
-    low, high = found(weights, box(np.zeros(2), 1.0))[-1]
-    np.testing.assert_allclose([low, high], [[-3], [2]], rtol=1e-12)
-    low, high = found(weights, box(np.zeros(2), 1.0), backward=False)[-1]
-    np.testing.assert_allclose([low, high], [[-3], [2]], rtol=1e-12)
+    # a = x0 + x1, b = x0 - x1 + 1 for |x0|, |x1| <= 1: a in [-2, 2], b in [-1, 3]. Their lines:
+    # relu(a) >= 0, as 2 is not > 2, and relu(a) <= a / 2 + 1; relu(b) >= b, and relu(b) <= 3/4 b + 3/4.
+    # relu(a) + relu(b) <= 5/4 x0 - 1/4 x1 + 5/2 <= 4, where forward has 5.
+    # relu(a) - relu(b) >= -3/4 (x0 - x1 + 1) - 3/4 >= -3, and <= (x0 + x1) / 2 + 1 - x0 + x1 - 1 <= 2, as forward.
+    weights = [
+        (np.array([[1.0, 1], [1, -1]]), np.array([0.0, 1])),
+        (np.array([[1.0, 1], [-1, -1], [1, -1]]), np.zeros(3)),
+    ]
+    for backward, most in ((True, 4), (False, 5)):
+        low, high = found(weights, box(np.zeros(2), 1.0), backward=backward)[-1]
+        np.testing.assert_allclose([low, high], [[0, -most, -3], [most, 0, 2]], rtol=1e-12, atol=1e-12)
 
 
 def exact(matrix):

@@ -94,7 +94,7 @@ def test_memory_is_refused_first(monkeypatch):
         region.constraints  # noqa: B018
     monkeypatch.undo()
     monkeypatch.setattr(guard, "memory_left", lambda: 100_000)
-    with pytest.raises(MemoryError, match=r"weight of 128 x 192 elements for 1 points need 196.61 kB.*sparse"):
+    with pytest.raises(MemoryError, match=r"^the 128 x 192 elements of weight for one point need 196.61 kB.*sparse"):
         linear_region(model, x[:1])
 
 

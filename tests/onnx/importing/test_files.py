@@ -208,6 +208,7 @@ def test_batch_norm_without_onnxruntime(opset):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("make", [cnn, lambda: half("float16"), lambda: half("bfloat16")], ids=["float32", *HALVES])
 def test_without_onnxruntime(make, form):
+    assert runner(make()).function.__qualname__.startswith("_reference")
     assert not convert(make(), form=form).kept
 
 
