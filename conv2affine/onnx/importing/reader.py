@@ -85,7 +85,7 @@ def _parse(path: Path) -> tuple[ModelProto, int]:
         raise ValueError(f"source ({str(path)!r}) must be a path that a file can have: {error}") from error
     if size > PROTOBUF_BYTES:
         raise ValueError(f"{path} ({size} bytes) must be at most {PROTOBUF_BYTES} bytes, without its external data")
-    data = _bytes(path, size)
+    data = unpacked(path)
     try:
         proto: ModelProto = ModelProto.FromString(data)
     except DecodeError as error:
@@ -102,11 +102,12 @@ def _parse(path: Path) -> tuple[ModelProto, int]:
     return proto, size + sum(files.values())
 
 
-def _bytes(path: Path, size: int) -> bytes:
+def unpacked(path: Path) -> bytes:
     """The bytes of a file, unpacked if it is a gzip file, as in VNN-COMP."""
     with path.open("rb") as file:
         if file.read(len(GZIP)) != GZIP:
             return path.read_bytes()
+    size = path.stat().st_size
     max_bytes = min(PROTOBUF_BYTES, max(SMALL_FILE, MAX_RATIO * size))
     try:
         with gzip.open(path) as unpacked:
