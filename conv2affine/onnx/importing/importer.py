@@ -33,6 +33,7 @@ from conv2affine.onnx.running.trials import DISPUTED, agrees, run_alone
 # Types of inputs and outputs, which are generated and compared: those that NumPy has.
 TYPES = frozenset(map(helper.np_dtype_to_tensor_dtype, map(np.dtype, "?bBhHiIqQefd")))
 LARGE = 2**16  # elements of constants
+BATCH_NORM_MODE = 14  # the first opset with an attribute for training; before, it is shown by more than one output
 
 
 @np.errstate(all="ignore")  # constants may hold anything; what matters is checked
@@ -82,7 +83,7 @@ class _Importer:
             _check_type(elem_type, f"output {name}")
             if not isinstance(result, Value):
                 if elem_type not in FLOATS:
-                    raise NotImplementedError(f"output {name} must depend on an input, and is a constant")
+                    raise NotImplementedError(f"output {name} must depend on an input, and is a constant; leave it out")
                 result = self.graph.add_piece(AffineMap.constant(result), result.shape, name)
             if not result.size:
                 raise NotImplementedError(f"output {name} must have elements, got shape {result.shape}")
@@ -109,7 +110,7 @@ class _Importer:
             return
         check_node(node)
         args = [self.results[name] for name in node.input]
-        if _is_training(node, args):
+        if _is_training(node, args, self.model.opset):
             raise ValueError(f"{where} {CHANCE}")
         shapes = self.infer(node, args, where)
         call, inputs = OnnxCall.of(node, self.model.opset, args, self.used)
@@ -230,10 +231,14 @@ def _dtype(inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]) -> torch
     return DTYPES[max(types, key=list(DTYPES).index, default=TensorProto.FLOAT)]
 
 
-def _is_training(node: NodeProto, args: list[Any]) -> bool:
+def _is_training(node: NodeProto, args: list[Any], opset: int) -> bool:
     if node.op_type == "Dropout" and len(args) > 2 and args[2] is not None:
         return isinstance(args[2], Value) or bool(np.any(args[2]))
-    return node.op_type == "BatchNormalization" and any(a.name == "training_mode" and a.i for a in node.attribute)
+    if node.op_type != "BatchNormalization":
+        return False
+    if opset < BATCH_NORM_MODE:
+        return len(node.output) > 1
+    return any(a.name == "training_mode" and a.i for a in node.attribute)
 
 
 def _shown(attribute: Any) -> Any:

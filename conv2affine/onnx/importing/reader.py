@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, external_data_helper
 
 from conv2affine.onnx.importing.functions import all_nodes, inlined
-from conv2affine.onnx.importing.upgrade import open_sizes, upgraded, widened
+from conv2affine.onnx.importing.upgrade import name_parts, open_sizes, upgraded, widened
 from conv2affine.onnx.model import CheckedModel, input_info, location
 
 PROTOBUF_BYTES = 2**31 - 1  # of one protobuf message, of external data, and of all constants and values
@@ -59,6 +59,7 @@ def read(
     open_sizes(proto)
     try:
         proto = inlined(upgraded(proto))
+        name_parts(proto.graph)
         _sort(proto.graph)
         _check(proto)
     except UnicodeDecodeError as error:

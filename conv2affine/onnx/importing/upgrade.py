@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import onnx
 from onnx import (
     AttributeProto,
+    GraphProto,
     ModelProto,
     TensorProto,
     TypeProto,
@@ -16,7 +18,7 @@ from onnx import (
     version_converter,
 )
 
-from conv2affine.onnx.importing.functions import all_nodes
+from conv2affine.onnx.importing.functions import all_nodes, taken
 from conv2affine.onnx.model import EPS, HALVES, location
 
 MIN_OPSET = 8  # to which older models are converted: the first in which Max broadcasts
@@ -99,6 +101,15 @@ def open_sizes(proto: ModelProto) -> None:
         for axis, dim in enumerate(info.type.tensor_type.shape.dim):
             if dim.HasField("dim_value") and (dim.dim_value < 0 or (dim.dim_value == 0 and axis == 0)):
                 dim.dim_param = "batch" if axis == 0 else f"{info.name}_{axis}"
+
+
+def name_parts(graph: GraphProto) -> None:
+    """Name the results of Split that are left out: onnxruntime crashes on them."""
+    split = [node for node in graph.node if node.op_type == "Split" and "" in node.output]
+    names = taken(graph) if split else set()
+    unused = (name for number in count() if (name := f"unused_{number}") not in names)
+    for node in split:
+        node.output[:] = [name or next(unused) for name in node.output]
 
 
 def widened(proto: ModelProto) -> tuple[ModelProto, float]:

@@ -106,6 +106,14 @@ def test_old_training_is_refused(op_type):
         convert(old(f"y = {op_type}({args})", {"s": S} if "s" in args else {}, 6))
 
 
+def test_parts_that_are_left_out():
+    """The original ends the process in onnxruntime."""
+    result = convert(model("a, , b = Split<axis = 1>(x)\ny = Sub(b, a)", {"x": ("N", 6)}))
+    x = random(4, 6)
+    [y] = runner(result.model)({"x": x})
+    np.testing.assert_array_equal(y, x[:, 4:] - x[:, :2])
+
+
 def half(kind: str) -> ModelProto:
     elem_type, dtype = HALVES[kind]
     weights = {name: array.astype(dtype) for name, array in WEIGHTS.items()}
