@@ -30,8 +30,8 @@ MAX_WORK, CUBIC = 2**30, 2**10
 RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
 CHANCE = "depends on chance or on its batch; export the model for inference"
 POOLS = ("AveragePool", "LpPool", "MaxPool")
-# Below these opsets, onnx infers no shape of their results.
-INFERRED_FROM = {"GreaterOrEqual": 16, "LessOrEqual": 16}
+# Below these opsets, onnx infers no shape of their results, or refuses integers that exporters write and runtimes take.
+INFERRED_FROM = {"Constant": 9, "GreaterOrEqual": 16, "LessOrEqual": 16}
 # Operators whose result has at most this many numbers per element of their first input, whatever its values.
 BOUNDED = {"NonZero": 8, "Compress": 1, "Unique": 4}
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, external_data_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, external_data_helper
 
 from conv2affine.onnx.importing.functions import all_nodes, inlined
-from conv2affine.onnx.importing.upgrade import name_parts, open_sizes, upgraded, widened
+from conv2affine.onnx.importing.upgrade import check, name_parts, open_sizes, upgraded, widened
 from conv2affine.onnx.model import CheckedModel, input_info, location
 
 PROTOBUF_BYTES = 2**31 - 1  # of one protobuf message, of external data, and of all constants and values
@@ -61,7 +61,7 @@ def read(
         proto = inlined(upgraded(proto))
         name_parts(proto.graph)
         _sort(proto.graph)
-        _check(proto)
+        check(proto)
     except UnicodeDecodeError as error:
         raise ValueError(f"names in the model must be text in UTF-8, got {error.object!r:.100}") from error
     except (onnx.checker.ValidationError, RuntimeError) as error:
@@ -163,21 +163,6 @@ def _check_text(graph: GraphProto) -> None:
     for name in names:
         if not isinstance(name, str):
             raise ValueError(f"names in the model must be text in UTF-8, got {name!r}")
-
-
-def _check(proto: ModelProto) -> None:
-    """Check a model; inputs and outputs may lack shapes, and outputs types, which the checker asks for."""
-    infos = [*proto.graph.input, *proto.graph.output]
-    kept = [(info, TypeProto.FromString(info.type.SerializeToString())) for info in infos]
-    for info in proto.graph.output:
-        if info.type.WhichOneof("value") is None:
-            info.type.tensor_type.elem_type = TensorProto.FLOAT
-    for info in infos:
-        if info.type.HasField("tensor_type"):
-            info.type.tensor_type.shape.SetInParent()
-    onnx.checker.check_model(proto)
-    for info, type in kept:
-        info.type.CopyFrom(type)
 
 
 def _shapes(shapes: object) -> dict[str, tuple[int, ...]]:

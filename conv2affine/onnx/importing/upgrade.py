@@ -47,7 +47,7 @@ def upgraded(proto: ModelProto) -> ModelProto:
     infos = [*proto.graph.input, *proto.graph.output]
     types = {info.name: TypeProto.FromString(info.type.SerializeToString()) for info in infos}
     try:
-        onnx.checker.check_model(proto)
+        check(proto)
         # Broadcasting needs shapes, of one sample; these are inferred from opset 6 on.
         for dim in (dim for info in infos for dim in info.type.tensor_type.shape.dim[:1]):
             dim.dim_value = dim.dim_value or 1
@@ -64,6 +64,21 @@ def upgraded(proto: ModelProto) -> ModelProto:
     for info in (info for info in (*made.graph.input, *made.graph.output) if info.name in types):
         info.type.CopyFrom(types[info.name])
     return made
+
+
+def check(proto: ModelProto) -> None:
+    """Check a model; inputs and outputs may lack shapes, and outputs types, which the checker asks for."""
+    infos = [*proto.graph.input, *proto.graph.output]
+    kept = [(info, TypeProto.FromString(info.type.SerializeToString())) for info in infos]
+    for info in proto.graph.output:
+        if info.type.WhichOneof("value") is None:
+            info.type.tensor_type.elem_type = TensorProto.FLOAT
+    for info in infos:
+        if info.type.HasField("tensor_type"):
+            info.type.tensor_type.shape.SetInParent()
+    onnx.checker.check_model(proto)
+    for info, type in kept:
+        info.type.CopyFrom(type)
 
 
 def _align(proto: ModelProto) -> None:

@@ -99,6 +99,12 @@ def test_old_opset(nodes, function, opset):
     np.testing.assert_allclose(y, function(x), rtol=1e-6)
 
 
+def test_old_output_without_a_shape():
+    original = old("y = Relu(x)", {}, 6)
+    original.graph.output[0].type.tensor_type.ClearField("shape")
+    assert convert(original).is_batched
+
+
 @pytest.mark.parametrize("op_type", ["BatchNormalization", "Dropout"])
 def test_old_training_is_refused(op_type):
     args = "x, s, s, s, s" if op_type == "BatchNormalization" else "x"
