@@ -85,6 +85,11 @@ NODES_REFUSED = {
         NotImplementedError,
         "If node y: subgraphs",
     ),
+    "nan-spreads": (
+        "d = Sub(x, q)\na = Sqrt(d)\nb = Slice(a, k, l, k)\ny = MatMul(b, v)",
+        ValueError,
+        "output 0 does not have the infinities or NaN of the original: .*merge='never'",
+    ),
     "shapes-do-not-fit": ("y = PRelu(x, p)", ValueError, "PRelu node y must follow the rules of its operator"),
     "no-numpy-type": ("y = Cast<to = 8>(x)", NotImplementedError, "output y .* is of string; put a Cast"),
     "empty-result": (
@@ -104,6 +109,9 @@ def test_refused_nodes(nodes, error, message):
         "o": np.array([0]),
         "p": random(2),
         "q": random(3),
+        "k": np.array([1]),
+        "l": np.array([2]),
+        "v": random(1, 2),
     }
     with pytest.raises(error, match=message):
         convert(model(nodes, {"x": (1, 3)}, constants))
