@@ -195,6 +195,7 @@ ONE_SAMPLE = {
         "n = Shape(x)\nz = ConstantOfShape(n)\nv, i = TopK(x, k)\ny = ScatterElements<axis = 1>(z, i, v)",
         r"y \(ScatterElements\) has constants of the shape of one sample",
     ),
+    "written-to-the-first": ("a = ScatterElements<axis = 1>(x, p, u)\ny = Min(a, l)", "a depends for each sample"),
     "elsewhere": (
         "a = Transpose<perm = [1, 0]>(x)\nb = Softmax<axis = 0>(a)\ny = Transpose<perm = [1, 0]>(b)",
         r"a has shape \(6, 3\) for 3 samples, and \(6, 1\) for one",
@@ -205,7 +206,8 @@ ONE_SAMPLE = {
 @pytest.mark.parametrize(("nodes", "reason"), ONE_SAMPLE.values(), ids=ONE_SAMPLE)
 def test_why_a_result_takes_one_sample(nodes, reason):
     constants = {"s": np.array([-1, 3]), "t": np.array([1, 6]), "w": random(3, 4), "c": random(3, 6)}
-    original = model(nodes, {"x": ("N", 6)}, {**constants, "k": np.array([2])})
+    constants |= {"k": np.array([2]), "p": np.array([[0]]), "u": np.float32([[9]]), "l": np.float32(-9)}
+    original = model(nodes, {"x": ("N", 6)}, constants)
     result = convert(original)
     assert not result.is_batched
     assert re.match(reason, result.static)

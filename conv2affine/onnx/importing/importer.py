@@ -33,6 +33,7 @@ from conv2affine.onnx.running.trials import DISPUTED, agrees, run_alone
 # Types of inputs and outputs, which are generated and compared: those that NumPy has.
 TYPES = frozenset(map(helper.np_dtype_to_tensor_dtype, map(np.dtype, "?bBhHiIqQefd")))
 LARGE = 2**16  # elements of constants
+WRITING = ("Scatter", "ScatterElements", "ScatterND")
 BATCH_NORM_MODE = 14  # the first opset with an attribute for training; before, it is shown by more than one output
 
 
@@ -57,6 +58,7 @@ class _Importer:
         self.unsure: set[Value] = set()  # what may be infinite or no number for finite inputs
         self.parameters: set[int] = set()  # addresses of the numbers of the file
         self.largest = torch.finfo(torch.float16 if model.rounding == EPS[TensorProto.FLOAT16] else torch.float32).max
+        self.written: list[str] = []  # names of what is written into at places
         self.budget = Budget(model.size)
         self.used = {*model.outputs, *(name for node in model.proto.graph.node for name in node.input if name)}
 
@@ -100,6 +102,7 @@ class _Importer:
             self.model.opset,
             _dtype(self.model.inputs, outputs),
             max([self.model.rounding, *(EPS[type] for type in types if type in EPS)]) or EPS[TensorProto.FLOAT],
+            tuple(self.written),
         )
 
     def node(self, node: NodeProto) -> None:
@@ -131,6 +134,7 @@ class _Importer:
         if is_sure and node.op_type in NEVER_TRUE and names[0] not in self.model.outputs:
             self.constant(names[0], np.zeros(shapes[0], bool))
             return
+        self.written += names if node.op_type in WRITING else []
         context = Context(self.graph, call, inputs, shapes, self.parameters, location(node))
         before = len(self.graph.nodes)
         made = self.values(context, node, args, is_sure)
