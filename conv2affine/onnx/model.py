@@ -87,6 +87,7 @@ class OnnxNetwork:
         opset: Of the model.
         dtype: In which it computes: float64 if an input or output has that, else the widest type of the inputs.
         eps: Rounding of the coarsest type that it computes in.
+        written: Names in the file of what it writes into at places.
     """
 
     graph: Graph
@@ -96,6 +97,7 @@ class OnnxNetwork:
     opset: int
     dtype: torch.dtype
     eps: float
+    written: tuple[str, ...] = ()
 
 
 def one_line(error: Exception) -> str:

@@ -117,16 +117,6 @@ def test_nodes_in_any_order():
     assert convert(original).difference < 1e-6
 
 
-def test_functions_are_inlined():
-    original = model("y = Twice(x)", {"x": (1, 3)})
-    original.graph.node[0].domain = "mine"
-    body = [helper.make_node("Add", ["a", "a"], ["b"])]
-    opsets = [helper.make_opsetid("", 13)]
-    original.functions.append(helper.make_function("mine", "Twice", ["a"], ["b"], body, opsets))
-    original.opset_import.append(helper.make_opsetid("mine", 1))
-    assert operators(convert(original).model) == ["Gemm"]
-
-
 def test_float64():
     original = model(
         "y = Gemm(x, w)", {"x": ("N", 3)}, {"w": random(3, 4).astype(np.float64)}, types=dict.fromkeys("xy", 11)

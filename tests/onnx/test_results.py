@@ -188,7 +188,7 @@ ONE_SAMPLE = {
     "rows-kept": ("r = Reshape(x, s)\ny = Softmax(r)", "output y has 2 rows for each sample"),
     "numbers-for-each": ("y = Add(x, c)", r"y has shape \(3, 6\) for 3 samples, and \(3, 6\) for one"),
     "fixed-size": ("y = Reshape(x, t)", "it does not run on 3 samples"),
-    "moved-across": ("a = Transpose<perm = [1, 0]>(x)\nb = Reshape(a, u)\ny = Neg(b)", "y depends for each sample"),
+    "moved-across": ("a = Transpose<perm = [1, 0]>(x)\nb = Reshape(a, q)\ny = Neg(b)", "y depends for each sample"),
     "mixed-by-the-last": ("y = Softmax<axis = 0>(x)", "y depends for each sample on the others"),
     "mixed-inside": ("m = ReduceMean<axes = [0]>(x)\na = Sub(x, m)\ny = Add(a, x)", "y depends for each sample"),
     "mixed-in-a-kept-node": ("m = Softmax<axis = 0>(x)\na = Relu(m)\ny = Softmax(a)", "m depends for each sample"),
@@ -196,6 +196,7 @@ ONE_SAMPLE = {
         "n = Shape(x)\nz = ConstantOfShape(n)\nv, i = TopK(x, k)\ny = ScatterElements<axis = 1>(z, i, v)",
         r"y \(ScatterElements\) has constants of the shape of one sample",
     ),
+    "written-to-the-first": ("a = ScatterElements<axis = 1>(x, p, u)\ny = Min(a, l)", "a depends for each sample"),
     "elsewhere": (
         "a = Transpose<perm = [1, 0]>(x)\nb = Softmax<axis = 0>(a)\ny = Transpose<perm = [1, 0]>(b)",
         r"a has shape \(6, 3\) for 3 samples, and \(6, 1\) for one",
@@ -208,11 +209,12 @@ def test_why_a_result_takes_one_sample(nodes, reason):
     constants = {
         "s": np.array([-1, 3]),
         "t": np.array([1, 6]),
-        "u": np.array([-1, 6]),
+        "q": np.array([-1, 6]),
         "w": random(3, 4),
         "c": random(3, 6),
     }
-    original = model(nodes, {"x": ("N", 6)}, {**constants, "k": np.array([2])})
+    constants |= {"k": np.array([2]), "p": np.array([[0]]), "u": np.float32([[9]]), "l": np.float32(-9)}
+    original = model(nodes, {"x": ("N", 6)}, constants)
     result = convert(original)
     assert not result.is_batched
     assert re.match(reason, result.static)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -150,8 +151,14 @@ def test_data_of_others_is_never_replaced(tmp_path):
     data = tmp_path / "out.onnx.data"
     onnx.save_model(cnn(), source, save_as_external_data=True, location=data.name, size_threshold=0)
     kept = data.read_bytes()
-    with pytest.raises(ValueError, match="the source has its data there"):
-        convert(source, target, overwrite=True)
+    packed, link = tmp_path / "in.onnx.gz", tmp_path / "folder" / "in.onnx"
+    packed.write_bytes(gzip.compress(source.read_bytes()))
+    link.parent.mkdir()
+    link.symlink_to(source)
+    for path in (source, packed, link):
+        for replaced in (target, data):
+            with pytest.raises(ValueError, match="the source has its data there"):
+                convert(path, replaced, overwrite=True)
     target.write_text("no model")
     with pytest.raises(FileExistsError, match="not the data of"):
         convert(cnn(), target, overwrite=True)

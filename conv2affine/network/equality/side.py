@@ -209,6 +209,8 @@ def _run_kept(node: Kept, values: Mapping[Value, Array]) -> list[Any]:
         arrays = [values[value][number].reshape(shape) for value, shape in zip(node.inputs, node.shapes, strict=True)]
         try:
             results = [np.asarray(result).reshape(-1) for result in node.call.run(arrays)]
+            if [result.size for result in results] != [value.size for value in node.outputs]:
+                raise ValueError("its results have other shapes")  # as onnx.reference gives for some pools
             rows.append([result.astype(np.float64) if result.dtype.kind == "f" else result for result in results])
         except Exception as error:  # PyTorch and onnx.reference may raise anything
             raise NotExactError(f"{', '.join(node.origin)} does not run in float64: {error}") from error

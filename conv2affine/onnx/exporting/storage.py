@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto, external_data_helper, helper
 
 from conv2affine.network.proof.forward import Interval
+from conv2affine.onnx.importing.reader import unpacked
 
 LARGE = 2**27  # bytes of layers: a model with more has them in a file of their own
 ALIGNMENT = 64
@@ -51,8 +52,9 @@ def check_target(path: Path, overwrite: bool, *sources: object) -> None:
             continue
         if path.exists() and os.path.exists(source) and path.samefile(source):
             raise ValueError(f"{path} must not be {'a file that is read' if number else 'the source itself'}")
-        if data in there and _has_data_in(Path(source), data):
-            raise ValueError(f"{data} must not be replaced: the source has its data there; choose another path")
+        for file in there:
+            if _has_data_in(Path(source), file):
+                raise ValueError(f"{file} must not be replaced: the source has its data there; choose another path")
     if data in there and overwrite and not _has_data_in(path, data):
         raise FileExistsError(f"{data} is there and not the data of {path}; move it, or choose another path")
     if there and not overwrite:
@@ -66,12 +68,12 @@ def _is_there(path: Path) -> FileExistsError:
 def _has_data_in(model: Path, data: Path) -> bool:
     """Whether a file is a model that has its data in another."""
     try:
-        proto = ModelProto.FromString(model.read_bytes())
-    except (OSError, DecodeError):
+        proto = ModelProto.FromString(unpacked(model))
+    except (OSError, ValueError, DecodeError):
         return False
     tensors = external_data_helper._get_all_tensors(proto)
     names = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
-    return any((model.parent / name).resolve() == data.resolve() for name in names)
+    return any((model.resolve().parent / name).resolve() == data.resolve() for name in names)
 
 
 @contextmanager

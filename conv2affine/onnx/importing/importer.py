@@ -33,6 +33,8 @@ from conv2affine.onnx.running.trials import DISPUTED, agrees, run_alone
 # Types of inputs and outputs, which are generated and compared: those that NumPy has.
 TYPES = frozenset(map(helper.np_dtype_to_tensor_dtype, map(np.dtype, "?bBhHiIqQefd")))
 LARGE = 2**16  # elements of constants
+WRITING = ("Scatter", "ScatterElements", "ScatterND")
+BATCH_NORM_MODE = 14  # the first opset with an attribute for training; before, it is shown by more than one output
 
 
 @np.errstate(all="ignore")  # constants may hold anything; what matters is checked
@@ -57,6 +59,7 @@ class _Importer:
         self.made: dict[Any, list[Value]] = {}  # of each node that depends on inputs
         self.parameters: set[int] = set()  # addresses of the numbers of the file
         self.largest = torch.finfo(torch.float16 if model.rounding == EPS[TensorProto.FLOAT16] else torch.float32).max
+        self.written: list[str] = []  # names of what is written into at places
         self.budget = Budget(model.size)
         self.used = {*model.outputs, *(name for node in model.proto.graph.node for name in node.input if name)}
 
@@ -83,7 +86,7 @@ class _Importer:
             _check_type(elem_type, f"output {name}")
             if not isinstance(result, Value):
                 if elem_type not in FLOATS:
-                    raise NotImplementedError(f"output {name} must depend on an input, and is a constant")
+                    raise NotImplementedError(f"output {name} must depend on an input, and is a constant; leave it out")
                 result = self.graph.add_piece(AffineMap.constant(result), result.shape, name)
             if not result.size:
                 raise NotImplementedError(f"output {name} must have elements, got shape {result.shape}")
@@ -100,6 +103,7 @@ class _Importer:
             self.model.opset,
             _dtype(self.model.inputs, outputs),
             max([self.model.rounding, *(EPS[type] for type in types if type in EPS)]) or EPS[TensorProto.FLOAT],
+            tuple(self.written),
         )
 
     def node(self, node: NodeProto) -> None:
@@ -110,7 +114,7 @@ class _Importer:
             return
         check_node(node)
         args = [self.results[name] for name in node.input]
-        if _is_training(node, args):
+        if _is_training(node, args, self.model.opset):
             raise ValueError(f"{where} {CHANCE}")
         shapes = self.infer(node, args, where)
         call, inputs = OnnxCall.of(node, self.model.opset, args, self.used)
@@ -131,6 +135,7 @@ class _Importer:
         if is_sure and node.op_type in NEVER_TRUE and names[0] not in self.model.outputs:
             self.constant(names[0], np.zeros(shapes[0], bool))
             return
+        self.written += names if node.op_type in WRITING else []
         context = Context(self.graph, call, inputs, shapes, self.parameters, location(node))
         before = len(self.graph.nodes)
         # Equal nodes are one, so that rules see that h > 0 is about the h next to it.
@@ -234,10 +239,14 @@ def _dtype(inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]) -> torch
     return DTYPES[max(types, key=list(DTYPES).index, default=TensorProto.FLOAT)]
 
 
-def _is_training(node: NodeProto, args: list[Any]) -> bool:
+def _is_training(node: NodeProto, args: list[Any], opset: int) -> bool:
     if node.op_type == "Dropout" and len(args) > 2 and args[2] is not None:
         return isinstance(args[2], Value) or bool(np.any(args[2]))
-    return node.op_type == "BatchNormalization" and any(a.name == "training_mode" and a.i for a in node.attribute)
+    if node.op_type != "BatchNormalization":
+        return False
+    if opset < BATCH_NORM_MODE:
+        return len(node.output) > 1
+    return any(a.name == "training_mode" and a.i for a in node.attribute)
 
 
 def _shown(attribute: Any) -> Any:

@@ -30,8 +30,8 @@ MAX_WORK, CUBIC = 2**30, 2**10
 RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
 CHANCE = "depends on chance or on its batch; export the model for inference"
 POOLS = ("AveragePool", "LpPool", "MaxPool")
-# Below these opsets, onnx infers no shape of their results.
-INFERRED_FROM = {"GreaterOrEqual": 16, "LessOrEqual": 16}
+# Below these opsets, onnx infers no shape of their results, or refuses integers that exporters write and runtimes take.
+INFERRED_FROM = {"Constant": 9, "GreaterOrEqual": 16, "LessOrEqual": 16}
 # Operators whose result has at most this many numbers per element of their first input, whatever its values.
 BOUNDED = {"NonZero": 8, "Compress": 1, "Unique": 4}
 
@@ -75,13 +75,15 @@ def check_work(node: NodeProto, shape: Sequence[int], where: str) -> None:
 
 
 def check_node(node: NodeProto) -> None:
-    """Refuse an operator that no form keeps: of another domain, with a subgraph, or of random numbers."""
+    """Refuse what no form keeps: operators of other domains or of chance, subgraphs, and sparse tensors."""
     where = f"{node.op_type} node {location(node)}"
     if node.domain not in ("", "ai.onnx"):
         raise NotImplementedError(f"{where}: operators of domain {node.domain} are not supported")
     for attribute in node.attribute:
         if attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
             raise NotImplementedError(f"{where}: subgraphs, as in attribute {attribute.name}, are not supported")
+        if attribute.type == AttributeProto.SPARSE_TENSOR:
+            raise NotImplementedError(f"{where}: {attribute.name} must be written as a dense tensor")
     if node.op_type in RANDOM:
         raise ValueError(f"{where} {CHANCE}")
 

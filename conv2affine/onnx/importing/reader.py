@@ -15,7 +15,8 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, TensorProto, external_data_helper
 
-from conv2affine.onnx.importing.upgrade import all_nodes, inlined, open_sizes, upgraded, widened
+from conv2affine.onnx.importing.functions import all_nodes, inlined
+from conv2affine.onnx.importing.upgrade import check, name_parts, open_sizes, upgraded, widened
 from conv2affine.onnx.model import CheckedModel, input_info, location, one_line
 
 PROTOBUF_BYTES = 2**31 - 1  # of one protobuf message, of external data, and of all constants and values
@@ -58,8 +59,9 @@ def read(
     open_sizes(proto)
     try:
         proto = inlined(upgraded(proto))
+        name_parts(proto.graph)
         _sort(proto.graph)
-        _check(proto)
+        check(proto)
     except UnicodeDecodeError as error:
         raise ValueError(f"names in the model must be text in UTF-8, got {error.object!r:.100}") from error
     except (onnx.checker.ValidationError, RuntimeError) as error:
@@ -85,7 +87,7 @@ def _parse(path: Path) -> tuple[ModelProto, int]:
         raise ValueError(f"source ({str(path)!r}) must be a path that a file can have: {error}") from error
     if size > PROTOBUF_BYTES:
         raise ValueError(f"{path} ({size} bytes) must be at most {PROTOBUF_BYTES} bytes, without its external data")
-    data = _bytes(path, size)
+    data = unpacked(path)
     try:
         proto: ModelProto = ModelProto.FromString(data)
     except DecodeError as error:
@@ -102,11 +104,12 @@ def _parse(path: Path) -> tuple[ModelProto, int]:
     return proto, size + sum(files.values())
 
 
-def _bytes(path: Path, size: int) -> bytes:
+def unpacked(path: Path) -> bytes:
     """The bytes of a file, unpacked if it is a gzip file, as in VNN-COMP."""
     with path.open("rb") as file:
         if file.read(len(GZIP)) != GZIP:
             return path.read_bytes()
+    size = path.stat().st_size
     max_bytes = min(PROTOBUF_BYTES, max(SMALL_FILE, MAX_RATIO * size))
     try:
         with gzip.open(path) as unpacked:
@@ -160,21 +163,6 @@ def _check_text(graph: GraphProto) -> None:
     for name in names:
         if not isinstance(name, str):
             raise ValueError(f"names in the model must be text in UTF-8, got {name!r}")
-
-
-def _check(proto: ModelProto) -> None:
-    """Check a model; inputs and outputs may lack shapes, and outputs types, which the checker asks for."""
-    infos = [*proto.graph.input, *proto.graph.output]
-    kept = [(info, copy.deepcopy(info.type)) for info in infos]
-    for info in proto.graph.output:
-        if info.type.WhichOneof("value") is None:
-            info.type.tensor_type.elem_type = TensorProto.FLOAT
-    for info in infos:
-        if info.type.HasField("tensor_type"):
-            info.type.tensor_type.shape.SetInParent()
-    onnx.checker.check_model(proto)
-    for info, type in kept:
-        info.type.CopyFrom(type)
 
 
 def _shapes(shapes: object) -> dict[str, tuple[int, ...]]:

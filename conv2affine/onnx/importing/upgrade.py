@@ -1,28 +1,26 @@
-"""Brings a model into the form that the importer reads: one opset, no functions, open batch sizes, no half floats."""
+"""Brings a model into the form that the importer reads: one opset, open batch sizes, no half floats."""
 
 from __future__ import annotations
 
 import copy
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from graphlib import CycleError, TopologicalSorter
+from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import onnx
 from onnx import (
     AttributeProto,
+    GraphProto,
     ModelProto,
-    NodeProto,
     TensorProto,
     helper,
-    inliner,
     numpy_helper,
     version_converter,
 )
 
+from conv2affine.onnx.importing.functions import all_nodes, taken
 from conv2affine.onnx.model import EPS, HALVES, location, one_line
 
-MAX_NODES = 1_000_000  # of a model with its functions written out
 MIN_OPSET = 8  # to which older models are converted: the first in which Max broadcasts
 INFERS = 6  # the first opset for which onnx infers all shapes
 ADDS_ONLY = 7  # opset 8 only adds to it: broadcasting to Max, Min, Mean and Sum, attributes to MaxPool
@@ -49,7 +47,7 @@ def upgraded(proto: ModelProto) -> ModelProto:
     infos = [*proto.graph.input, *proto.graph.output]
     types = {info.name: copy.deepcopy(info.type) for info in infos}
     try:
-        onnx.checker.check_model(proto)
+        check(proto)
         # Broadcasting needs shapes, of one sample; these are inferred from opset 6 on.
         for dim in (dim for info in infos for dim in info.type.tensor_type.shape.dim[:1]):
             dim.dim_value = dim.dim_value or 1
@@ -64,6 +62,21 @@ def upgraded(proto: ModelProto) -> ModelProto:
     for info in (info for info in (*made.graph.input, *made.graph.output) if info.name in types):
         info.type.CopyFrom(types[info.name])
     return made
+
+
+def check(proto: ModelProto) -> None:
+    """Check a model; inputs and outputs may lack shapes, and outputs types, which the checker asks for."""
+    infos = [*proto.graph.input, *proto.graph.output]
+    kept = [(info, copy.deepcopy(info.type)) for info in infos]
+    for info in proto.graph.output:
+        if info.type.WhichOneof("value") is None:
+            info.type.tensor_type.elem_type = TensorProto.FLOAT
+    for info in infos:
+        if info.type.HasField("tensor_type"):
+            info.type.tensor_type.shape.SetInParent()
+    onnx.checker.check_model(proto)
+    for info, type in kept:
+        info.type.CopyFrom(type)
 
 
 def _align(proto: ModelProto) -> None:
@@ -103,17 +116,13 @@ def open_sizes(proto: ModelProto) -> None:
                 dim.dim_param = "batch" if axis == 0 else f"{info.name}_{axis}"
 
 
-def inlined(proto: ModelProto) -> ModelProto:
-    """The model with its functions written out.
-
-    Raises:
-        ValueError: If they call themselves, or expand to too many nodes.
-    """
-    if not proto.functions:
-        return proto
-    _check_functions(proto)
-    made: ModelProto = inliner.inline_local_functions(proto)
-    return made
+def name_parts(graph: GraphProto) -> None:
+    """Name the results of Split that are left out: onnxruntime crashes on them."""
+    split = [node for node in graph.node if node.op_type == "Split" and "" in node.output]
+    names = taken(graph) if split else set()
+    unused = (name for number in count() if (name := f"unused_{number}") not in names)
+    for node in split:
+        node.output[:] = [name or next(unused) for name in node.output]
 
 
 def widened(proto: ModelProto) -> tuple[ModelProto, float]:
@@ -145,34 +154,3 @@ def _typed(proto: ModelProto) -> Iterator[tuple[Any, str]]:
             yield attribute.t, "data_type"
         elif attribute.name in TYPE_ATTRIBUTES:
             yield attribute, "i"
-
-
-def _check_functions(proto: ModelProto) -> None:
-    """Raise an error if the functions of a model call themselves, or have too many nodes when written out."""
-    functions = {(function.domain, function.name, function.overload): function for function in proto.functions}
-    called = {
-        key: Counter((node.domain, node.op_type, node.overload) for node in all_nodes(function.node))
-        for key, function in functions.items()
-    }
-    counts: dict[tuple[str, str, str], int] = {}
-    try:
-        for key in TopologicalSorter(
-            {key: [*filter(functions.get, calls)] for key, calls in called.items()}
-        ).static_order():
-            counts[key] = sum(times * counts.get(callee, 1) for callee, times in called[key].items())
-    except CycleError as error:
-        names = ", ".join(name for _, name, _ in error.args[1][:3])
-        raise ValueError(f"functions of the model must not call themselves, and these do: {names}") from None
-    calls = ((node.domain, node.op_type, node.overload) for node in all_nodes(proto.graph.node))
-    total = sum(counts.get(key, 1) for key in calls)
-    if total > MAX_NODES:
-        raise ValueError(f"the model must have at most {MAX_NODES} nodes, and its functions written out have {total}")
-
-
-def all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    """Nodes, and those of their subgraphs."""
-    for node in nodes:
-        yield node
-        for attribute in node.attribute:
-            for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                yield from all_nodes(graph.node)

@@ -17,6 +17,7 @@ from onnx.shape_inference import InferenceError
 from conv2affine.network.comparison import (
     COARSE,
     EPS,
+    INFINITIES,
     OWN_ROUNDINGS,
     RUNS,
     difference,
@@ -179,7 +180,7 @@ def compare(
         flat: The number of samples, if the second model takes and returns vectors.
 
     Raises:
-        ValueError: If the original does not run.
+        ValueError: If the original does not run, or gives infinities or NaN that a layer spreads.
         RuntimeError: If they differ by more than rounding, or if the second does not run.
     """
     eps = max(EPS, eps)
@@ -206,6 +207,12 @@ def compare(
             own = own or list(zip(*disturbed(got, given, COARSE * eps), strict=True))
             own_size = scale(b, map(as_tensor, own[number]), COARSE * eps)
             problem = difference(a, b, allowed + OWN_ROUNDINGS * eps * own_part(own_size, size))
+        if problem == INFINITIES:
+            raise ValueError(
+                f"output {number} does not have the {INFINITIES} of the original: a linear layer spreads those that a "
+                "node gives, as 0 * inf is NaN; give that node only what it is finite for, or try merge='never' "
+                "(--merge never); or if numbers overflow in the layers, pass dtype=torch.float64 (--dtype float64)"
+            )
         if problem:
             raise RuntimeError(
                 f"the result does not equal the original, {problem} in output {number}; please report this"

@@ -85,7 +85,8 @@ def batch_refusal(network: OnnxNetwork, steps: Sequence[Step | Kept], run_with: 
     """Why the result cannot take any number of samples; "" if it can.
 
     Every output, and what a kept step takes and returns as tensors, must be the same for a batch as for each sample,
-    along its first axis. `run_with` makes a run of the model with these values of the file as further outputs.
+    along its first axis; so must what is written at places, as constants may name those of one sample. `run_with` makes
+    a run of the model with these values of the file as further outputs.
     """
     if not network.is_batched:
         first = max(tensor.shape[0] if tensor.shape else 1 for tensor in network.inputs)
@@ -100,7 +101,8 @@ def batch_refusal(network: OnnxNetwork, steps: Sequence[Step | Kept], run_with: 
     outputs = [tensor.name for tensor in network.outputs]
     known = {tensor.name for tensor in (*network.inputs, *network.outputs)}
     names = [name for step in on_tensors for name in step.call.tensors if name not in known]
-    names = list(dict.fromkeys(names))
+    written = [name for name in network.written if name not in known and name not in names]
+    names = [*dict.fromkeys(names), *written]
     run = run_with(names)
     batch = sample(network.inputs, SAMPLES, True)
     try:
@@ -113,6 +115,8 @@ def batch_refusal(network: OnnxNetwork, steps: Sequence[Step | Kept], run_with: 
     results = list(enumerate(zip((*outputs, *names), together, *alone, strict=True)))
     for number, (name, whole, *parts) in (*results[len(outputs) :], *results[: len(outputs)]):  # as they are computed
         shape = parts[0].shape
+        if name in written and whole.shape != (SAMPLES, *shape[1:]):
+            continue  # it has the batch along another axis
         if whole.shape != (SAMPLES * (shape or (1,))[0], *shape[1:]):
             return f"{name} has shape {whole.shape} for {SAMPLES} samples, and {shape} for one"
         if name in outputs and shape[0] != 1:

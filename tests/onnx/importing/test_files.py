@@ -99,11 +99,25 @@ def test_old_opset(nodes, function, opset):
     np.testing.assert_allclose(y, function(x), rtol=1e-6)
 
 
+def test_old_output_without_a_shape():
+    original = old("y = Relu(x)", {}, 6)
+    original.graph.output[0].type.tensor_type.ClearField("shape")
+    assert convert(original).is_batched
+
+
 @pytest.mark.parametrize("op_type", ["BatchNormalization", "Dropout"])
 def test_old_training_is_refused(op_type):
     args = "x, s, s, s, s" if op_type == "BatchNormalization" else "x"
     with pytest.raises(ValueError, match=f"{op_type} node y must be for inference, with is_test = 1"):
         convert(old(f"y = {op_type}({args})", {"s": S} if "s" in args else {}, 6))
+
+
+def test_parts_that_are_left_out():
+    """The original ends the process in onnxruntime."""
+    result = convert(model("a, , b = Split<axis = 1>(x)\ny = Sub(b, a)", {"x": ("N", 6)}))
+    x = random(4, 6)
+    [y] = runner(result.model)({"x": x})
+    np.testing.assert_array_equal(y, x[:, 4:] - x[:, :2])
 
 
 def half(kind: str) -> ModelProto:

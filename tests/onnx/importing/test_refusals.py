@@ -17,6 +17,11 @@ def broken(change) -> ModelProto:
     return original
 
 
+SPARSE = helper.make_sparse_tensor(
+    helper.make_tensor("values", TensorProto.FLOAT, [1], [1.0]),
+    helper.make_tensor("indices", TensorProto.INT64, [1], [0]),
+    [4],
+)
 REFUSED = {
     "empty": (lambda m: m.Clear(), ValueError, "the model must be an ONNX model with outputs, and has none"),
     "cycle": (lambda m: m.graph.node[0].input.__setitem__(0, "y"), ValueError, "must not depend on their own results"),
@@ -44,6 +49,11 @@ REFUSED = {
         ValueError,
         "sizes of input x must be at least 1, got 0",
     ),
+    "sparse-constant": (
+        lambda m: m.graph.node[1].CopyFrom(helper.make_node("Constant", [], ["r"], sparse_value=SPARSE)),
+        NotImplementedError,
+        "Constant node r: sparse_value must be written as a dense tensor",
+    ),
     "no-input": (lambda m: m.graph.node[0].input.__setitem__(0, "z"), ValueError, "z"),
 }
 
@@ -57,6 +67,11 @@ def test_refused(change, error, message):
 NODES_REFUSED = {
     "random": ("n = RandomNormalLike(x)\ny = Add(x, n)", ValueError, "RandomNormalLike node n depends on chance"),
     "dropout-in-training": ("y = Dropout(x, r, t)", ValueError, "Dropout node y depends on chance"),
+    "batch-norm-in-training": (
+        "y, a, b, c, d = BatchNormalization(x, q, q, q, q)",
+        ValueError,
+        "BatchNormalization node y depends on chance or on its batch",
+    ),
     "dynamic-shape": ("i = NonZero(x)\ny = Cast<to = 1>(i)", NotImplementedError, "NonZero node i: the shape of i"),
     "huge": ("y = Expand(x, s)", ValueError, "must have at most 134217728 elements"),
     "sequence": (
@@ -69,6 +84,11 @@ NODES_REFUSED = {
         "else_branch = h () => (float[1, 3] b) { b = Abs(x) }>(t)",
         NotImplementedError,
         "If node y: subgraphs",
+    ),
+    "nan-spreads": (
+        "d = Sub(x, q)\na = Sqrt(d)\nb = Slice(a, k, l, k)\ny = MatMul(b, v)",
+        ValueError,
+        "output 0 does not have the infinities or NaN of the original: .*merge='never'",
     ),
     "shapes-do-not-fit": ("y = PRelu(x, p)", ValueError, "PRelu node y must follow the rules of its operator"),
     "no-numpy-type": ("y = Cast<to = 8>(x)", NotImplementedError, "output y .* is of string; put a Cast"),
@@ -88,6 +108,10 @@ def test_refused_nodes(nodes, error, message):
         "s": np.array([2**40, 3]),
         "o": np.array([0]),
         "p": random(2),
+        "q": random(3),
+        "k": np.array([1]),
+        "l": np.array([2]),
+        "v": random(1, 2),
     }
     with pytest.raises(error, match=message):
         convert(model(nodes, {"x": (1, 3)}, constants))

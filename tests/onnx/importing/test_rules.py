@@ -206,6 +206,12 @@ AFFINE = [
         ("N", 2, 3),
         {"i": ints(0), "m": ints(-1)},
     ),
+    Case(
+        "shape-constant-opset-8",
+        "s = Constant<value = int64[2] {-1, 6}>()\ny = Reshape(x, s)",
+        ("N", 2, 3),
+        opset=8,
+    ),
     Case("transpose", "y = Transpose<perm = [0, 2, 1]>(x)", ("N", 2, 3)),
     Case("transpose-batch", "y = Transpose<perm = [1, 0]>(x)", ("N", 3)),
     Case("concat", "a = Neg(x)\ny = Concat<axis = 1>(x, c, a)", (1, 2, 3), {"c": random(1, 1, 3)}),
