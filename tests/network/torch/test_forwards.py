@@ -59,6 +59,10 @@ ON_BATCHES = {
     "mask": lambda x: (x > 0).any(1).float(),
     "instance-norm": torch.nn.functional.instance_norm,
     "embedding": lambda x: torch.nn.functional.embedding(x.abs().clamp(max=2).long(), SCALES[0][:, None]),
+    "lookup": lambda x: SCALES[0][x.argmax(1)],
+    "lookup-of-pairs": lambda x: torch.eye(4)[x.argmax(2), x.argmin(2)],
+    "search": lambda x: torch.searchsorted(SCALES[0], x).float(),
+    "masks": lambda x: torch.cat([x > 0, (x < 0).roll(1, 2)], 1),
     "bucketize": lambda x: torch.bucketize(x, SCALES[0]).float(),
 }
 
