@@ -96,6 +96,8 @@ KEPT = {
     "cholesky": ("linalg_cholesky", lambda x: torch.linalg.cholesky(square(x) @ square(x).mT), X),
     "lu": ("linalg_lu_factor", lambda x: torch.linalg.lu_factor(square(x))[0], X),
     "determinant": ("_linalg_det", lambda x: torch.linalg.det(square(x)), X),
+    "logarithm-of-a-determinant": ("where", lambda x: torch.logdet(square(x)).nan_to_num(7), X),
+    "solve": ("linalg_solve", lambda x: torch.linalg.solve(square(x), x[..., 5]), X),
     "matrix-power": ("linalg_inv", lambda x: torch.linalg.matrix_power(square(x), -2), X),
 }
 

@@ -29,7 +29,8 @@ ALONG_DIM = {
 }
 # Operators that treat all axes as a batch but the last two.
 OF_MATRICES = re.compile(
-    r"_?linalg_(cholesky|det|eigh?|inv|ldl|lu|matrix_exp|pinv|qr|slogdet|solve|svd)\w*|_cdist_forward|bmm|matmul"
+    r"_?linalg_(cholesky|det|eigh?|inv|ldl|lu|matrix_exp|pinv|qr|slogdet|solve|svd)\w*|cholesky_(inverse|solve)"
+    r"|_cdist_forward|bmm|matmul"
 )
 # Operators that look each element up in a constant, which is this argument.
 LOOKUPS = {"bucketize": 1, "embedding": 0, "index": 0, "searchsorted": 0}
@@ -101,11 +102,13 @@ class AtenCall:
         if name in LOOKUPS:
             return {*map(len, inputs)} == {axes} and self._looks_up(LOOKUPS[name])
         if OF_MATRICES.fullmatch(name):
-            return not self.constants and axes > 2 and {*map(len, inputs)} == {axes}
+            # The vectors or the pivots of a batch of matrices have one axis less.
+            others = [each for each in inputs if "solve" not in name or each != inputs[0][:-1]]
+            return axes > 2 and {*map(len, others)} == {axes} and self._is_for_all(axes)
         if len({len(shape) for shape in (*inputs, *results)}) != 1:
             return False
         if self.is_pointwise:
-            return all(tensor.dim() < axes or len(tensor) == 1 for tensor in self.constants)
+            return self._is_for_all(axes)
         if name == "layer_norm":
             return len(self.args[1]) < axes
         if name == "fake_quantize_per_channel_affine_cachemask":
@@ -113,6 +116,10 @@ class AtenCall:
         if name == "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams":
             return True
         return axes > 2 and BATCHED.fullmatch(name) is not None
+
+    def _is_for_all(self, axes: int) -> bool:
+        """Whether its constant tensors are the same for all samples, where the inputs have this number of axes."""
+        return all(tensor.dim() < axes or (tensor.dim() == axes and len(tensor) == 1) for tensor in self.constants)
 
     def _looks_up(self, place: int) -> bool:
         """Whether this argument is its only constant tensor, and each element is looked up in all of it."""
