@@ -448,3 +448,27 @@ def test_a_relu_that_bends_passes_the_whole_difference(n):
     result = check(first, second, torch.zeros(1, n).double(), box=(-1, 1))
     assert result.difference == pytest.approx(0.01 * n)
     assert 0.01 * n <= result.bound <= 0.01 * n + 1e-6
+
+
+class Categories(nn.Module):
+    """A column of categories and others: it does not run on other categories."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.layer = nn.Embedding(4, 3), nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.layer(torch.cat([self.table(x[:, 0].long()), x[:, 1:]], 1))
+
+
+@pytest.mark.parametrize("box", [None, (0, 3)])
+def test_a_model_of_categories_is_converted_and_compared(box):
+    torch.manual_seed(0)
+    model, x = Categories().eval(), torch.tensor([[0, 0.1, -2], [3, 0.2, 1]])
+    net = conv2affine.to_linear_network(model, x)
+    torch.testing.assert_close(net(x), model(x))
+    assert check(model, net, x, box=box).verdict == "equal"
+    wrong = copy.deepcopy(model)
+    wrong.table.weight.data[2] += 0.1
+    assert check(wrong, net, x, box=box).verdict == "different"
+    assert check(wrong, net, x[:1], box=box).verdict in ("different", "undecided")  # no example has the category
