@@ -6,6 +6,7 @@ import operator
 import re
 from collections import Counter
 from collections.abc import Callable
+from itertools import count
 from keyword import iskeyword
 from typing import Any
 
@@ -20,6 +21,7 @@ from conv2affine.network.graph import Kept, Piece, Step, Value
 from conv2affine.network.matrices.matrix import Array, Matrix, Selection
 from conv2affine.network.torch.importing.call import AtenCall
 from conv2affine.network.torch.importing.importer import TorchNetwork
+from conv2affine.network.torch.models.held import is_taken
 from conv2affine.network.torch.modules import Container, PerSample
 from conv2affine.network.torch.noise import wider
 
@@ -186,7 +188,7 @@ class Exporter:
 
     def buffer(self, root: nn.Module, graph: fx.Graph, tensor: Tensor) -> Node:
         """A constant tensor."""
-        name = f"constant_{sum(1 for _ in root.buffers(recurse=False))}"
+        name = next(name for number in count() if not hasattr(root, name := f"constant_{number}"))
         root.register_buffer(name, tensor.to(self.network.device, self.cast(tensor.dtype), copy=True))
         return graph.get_attr(name)
 
@@ -198,9 +200,8 @@ class Exporter:
                 return self.buffer(root, graph, argument.detach())
             return self.cast(argument) if isinstance(argument, torch.dtype) else argument
 
-        own = (
-            op.exact if self.cast is wider and op.exact else op
-        )  # in float64, no constant is rounded to a narrower dtype
+        # In float64, no constant is rounded to a narrower dtype.
+        own = op.exact if self.cast is wider and op.exact else op
         args, kwargs = map_aggregate(own.filled(inputs), constant)
         return graph.call_function(op.target, args, kwargs)
 
@@ -230,7 +231,7 @@ class Exporter:
         name = re.sub(r"\W+", "_", origin).strip("_") or "layer"
         name = f"_{name}" if name[0].isdigit() or iskeyword(name) or name in ("self", "plan") else name
         taken, number = name, 1
-        while hasattr(self.root, taken):
+        while hasattr(self.root, taken) or is_taken(taken):
             taken, number = f"{name}_{number}", number + 1
         return taken
 

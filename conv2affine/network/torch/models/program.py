@@ -20,7 +20,7 @@ from conv2affine.network.torch.models.advice import reason
 from conv2affine.network.torch.models.assignments import Assignments
 from conv2affine.network.torch.models.choices import Choices
 from conv2affine.network.torch.models.decompositions import decompose
-from conv2affine.network.torch.models.held import Named, Program, class_name
+from conv2affine.network.torch.models.held import Inner, Named, Program, class_name
 from conv2affine.network.torch.models.surroundings import users_device
 
 # What to do, where torch.export fails.
@@ -63,7 +63,7 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], state: frozenset[str] =
             fold_constants(program, state)
             decomposed = decompose(program)
             complex_as_pairs(decomposed)
-            if isinstance(model, Named):
+            if isinstance(model, Inner | Named):
                 _leave_out_wrapper(decomposed)
         except Exception as error:
             what, advice = next(
