@@ -132,9 +132,8 @@ class Exporter:
         else:
             whole = [self.graph.call_method("unflatten", (n, 1, s)) for n, s in zip(inputs, step.shapes, strict=True)]
             name = self.unused((*step.origin, step.kind)[0])
-            self.root.add_module(
-                name, PerSample(self.inner(op, len(inputs)), f"{', '.join(step.origin)} ({step.kind})")
-            )
+            origin = f"{', '.join(step.origin)} ({step.kind})"
+            self.root.add_module(name, PerSample(self.inner(op, len(inputs)), origin))
             result = self.graph.call_module(name, tuple(whole))
             shapes = [(1, *value.shape) for value in step.outputs]
         results = [result]
@@ -208,12 +207,13 @@ class Exporter:
     def inner(self, op: AtenCall, inputs: int) -> fx.GraphModule:
         """A module of one operator."""
         root, graph = nn.Module(), fx.Graph()
-        result: Any = self.call(graph, root, op, [graph.placeholder(f"x{number}") for number in range(inputs)])
-        graph.output(result)
+        graph.output(self.call(graph, root, op, [graph.placeholder(f"x{number}") for number in range(inputs)]))
         return fx.GraphModule(root, graph)
 
     def flat(self, node: Node, shape: tuple[int, ...]) -> Node:
-        """A batch of tensors of shape (1, ...) as one vector per sample."""
+        """A batch of tensors of this shape, with their first axes joined, as one vector per sample."""
+        if shape[0] != 1:
+            node, shape = self.graph.call_method("unflatten", (node, 0, (-1, shape[0]))), (1, *shape)
         if len(shape) == 2:
             return node
         return self.graph.call_method("unsqueeze" if len(shape) == 1 else "flatten", (node, 1))

@@ -92,15 +92,20 @@ class AtenCall:
         return self.is_pointwise and len(set(shapes)) == 1 and not self.constants
 
     def runs_on_batches(self, inputs: Sequence[tuple[int, ...]], results: Sequence[tuple[int, ...]]) -> bool:
-        """Whether it takes a batch of any size as it takes a batch of one, of these shapes."""
+        """Whether it takes a batch of any size as it takes a batch of one, of these shapes.
+
+        Where their first axis is longer, as where a model joins samples and positions, the batch has these together.
+        """
         axes, name = len(inputs[0]), self.target.overloadpacket.__name__
-        if any(shape[:1] != (1,) for shape in (*inputs, *results)):
+        if len(first := {shape[:1] for shape in (*inputs, *results)}) != 1 or not first.isdisjoint([(), (0,)]):
             return False
         if name in ALONG_DIM and self.dims:
             is_known = bool(self.constants) == (name == "index_select")  # its index is for all samples
             return is_known and all(dim % axes for dim in self.dims)
         if name in LOOKUPS:
             return {*map(len, inputs)} == {axes} and self._looks_up(LOOKUPS[name])
+        if name == "_cdist_forward" and axes == 2:  # each row and the rows of a constant
+            return isinstance(self.args[0], Slot) and [tensor.dim() for tensor in self.constants] == [2]
         if OF_MATRICES.fullmatch(name):
             # The vectors or the pivots of a batch of matrices have one axis less.
             others = [each for each in inputs if "solve" not in name or each != inputs[0][:-1]]
@@ -115,7 +120,7 @@ class AtenCall:
             return bool(self.args[3] % axes != 0)
         if name == "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams":
             return True
-        return axes > 2 and BATCHED.fullmatch(name) is not None
+        return axes > 2 and BATCHED.fullmatch(name) is not None and self._is_for_all(axes)
 
     def _is_for_all(self, axes: int) -> bool:
         """Whether its constant tensors are the same for all samples, where the inputs have this number of axes."""
