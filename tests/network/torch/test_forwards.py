@@ -222,3 +222,15 @@ def test_a_quantized_model_is_refused():
     made = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(5, 4)), {nn.Linear})
     with pytest.raises(NotImplementedError, match=r"packed weights, .*; pass the float model that it was made from"):
         to_linear_network(made, X5)
+
+
+def test_distributions_are_not_validated_while_a_model_is_traced():
+    def function(x):
+        normal = torch.distributions.Normal(x, 2 * torch.ones(4))
+        policy = torch.distributions.Categorical(logits=x)
+        return normal.log_prob(x.flip(1)) + normal.entropy(), policy.probs, policy.entropy()
+
+    model, x = Function(function), torch.randn(5, 4)
+    torch.testing.assert_close(to_linear_network(model, x)(x), model(x))
+    with pytest.raises(ValueError, match="to satisfy the constraint"):  # it is again
+        torch.distributions.Normal(x, -1.0)
