@@ -22,13 +22,13 @@ def add_kept(units: Units, number: int, node: Kept, inputs: Sequence[Form]) -> M
     units.read_by_kept[number].extend(inputs)
     shapes, (forms, factor) = _shapes(node), _unscaled(units, node, inputs)
     orders = (forms, forms[::-1]) if node.kind == "mul" and len({*node.shapes}) == 1 else (forms,)
-    for other, known, places in units.kept if number else ():
+    for other, known, places in units.kept:  # of the first side, which may compute the same twice
         if (
             _shapes(other) == shapes
             and is_equal(*(rounded(each.call.meaning, units.coarsest) for each in (node, other)))
             and any(_are_equal(order, known, units.unit) for order in orders)
         ):
-            units.matched[places] = True
+            units.matched[places] |= number == 1
             break
     else:
         places = np.arange(units.count, units.count + sum(value.size for value in node.outputs))

@@ -29,6 +29,7 @@ KEPT = {
     "product": ("mul", lambda x: x * x.flip(1), X),
     "product-broadcast": ("mul", lambda x: x * x.mean((2, 3), keepdim=True), X),
     "softmax": ("_softmax", lambda x: x.softmax(1), X),
+    "softmax-of-its-logarithm": ("_log_softmax", lambda x: x.log_softmax(1).softmax(1), X),
     "layer-norm": ("layer_norm", nn.LayerNorm(6), X),
     "group-norm": ("group_norm", nn.GroupNorm(1, 2), X),
     "instance-norm": ("instance_norm", nn.InstanceNorm2d(2), X),
