@@ -11,7 +11,7 @@ import numpy as np
 
 from conv2affine.network.equality.difference import largest_difference
 from conv2affine.network.equality.origin import Names, origin
-from conv2affine.network.equality.search import Found, as_given, search
+from conv2affine.network.equality.search import Found, as_given, between, search
 from conv2affine.network.equality.side import NotExactError, Side
 from conv2affine.network.equality.units import Units
 from conv2affine.network.matrices.matrix import Array
@@ -20,6 +20,7 @@ from conv2affine.network.proof.forward import Interval
 
 ASSUMPTION = "for sums of products in any order; not for Winograd, FFT or TF32 kernels"
 PROBES = 8
+SCALES = np.tile([[1.0], [0.25]], (PROBES // 2, 1))
 Verdict = Literal["different", "equal", "within", "undecided"]
 
 
@@ -129,15 +130,8 @@ def compare(sides: tuple[Side, Side], box: Box | None, shapes: Sequence[Sequence
     if sizes[0] != sizes[1]:
         raise ValueError(f"a and b must take the same inputs, and have {sizes[0]} and {sizes[1]} elements of them")
     limits = None if box is None else box.rounded(*(dtype for side in sides for dtype in side.dtypes))
-    reach = examples if limits is None else np.stack(limits)
-    scale = max(1.0, float(np.abs(reach).max(initial=0))) * np.tile([[1.0], [0.25]], (PROBES // 2, 1))
-    probes = as_given(scale * np.random.default_rng(0).standard_normal((PROBES, sizes[0])), sides, None)
-    problem, ends = "", [side.graph.outputs[0].size for side in sides]
-    try:
-        for side in sides:
-            side.values(probes)
-    except NotExactError as error:
-        problem = str(error)
+    ends = [side.graph.outputs[0].size for side in sides]
+    probes, problem = _probes(sides, examples, limits)
     units = _matched(sides, probes, limits) if not problem and ends[0] == ends[1] else None
     apart = (None, None) if units is None else units.apart
     if ends[0] != ends[1]:
@@ -157,6 +151,24 @@ def compare(sides: tuple[Side, Side], box: Box | None, shapes: Sequence[Sequence
     parts = np.split(found.point, np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1])
     witness = tuple(part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
     return Comparison(verdict, found.difference, witness, names, bound, problem or _note(sides, box, verdict))
+
+
+def _probes(sides: Sequence[Side], examples: Array, limits: Interval | None) -> tuple[Array, str]:
+    """Random inputs, and why the sides do not run on them in float64, or ""."""
+    random = np.random.default_rng(0)
+    size = PROBES, sides[0].graph.inputs[0].size
+    reach = examples if limits is None else np.stack(limits)
+    anywhere = max(1.0, float(np.abs(reach).max(initial=0))) * random.standard_normal(size) * SCALES
+    problems = []
+    for probes in (as_given(each, sides, None) for each in (anywhere, between(limits, examples, PROBES))):
+        try:
+            for side in sides:
+                side.values(probes)
+        except NotExactError as error:
+            problems.append(str(error))
+        else:
+            return probes, ""
+    return probes, problems[0]
 
 
 def _note(sides: Sequence[Side], box: Box | None, verdict: Verdict) -> str:

@@ -45,22 +45,23 @@ def add_kept(units: Units, number: int, node: Kept, inputs: Sequence[Form]) -> M
     arguments = [unscaled[place] for place in order]
     new = np.arange(units.count, units.count + sum(value.size for value in node.outputs))
     known = Known((meaning, _shapes(node, order)), arguments, [form.keys(units.random) for form in arguments], new)
-    places = _partner(units, known, node.kind == "mul" and len({*node.shapes}) == 1) if number else None
+    # The first side may compute the same twice.
+    places = _partner(units, known, node.kind == "mul" and len({*node.shapes}) == 1, None if number else 1)
     if places is None:
         places = new
         units.count += len(new)
         if number == 0:
             units.kept.append(known)
     else:
-        units.matched[places] = True
+        units.matched[places] |= number == 1
     units.own[number][node.outputs[0]] = places
     parts = np.split(places, np.cumsum([value.size for value in node.outputs])[:-1])
     pairs = zip(node.outputs, parts, strict=True)
     return {value: units.identity(number, value, part).times(factor + np.zeros(value.size)) for value, part in pairs}
 
 
-def _partner(units: Units, own: Known, is_commutative: bool) -> Numbers | None:
-    """The units of the operator of the first side that is the same, the most likely one first."""
+def _partner(units: Units, own: Known, is_commutative: bool, most: int | None) -> Numbers | None:
+    """The units of the operator of the first side that is the same; `most` are compared, the most likely first."""
     same = [other for other in units.kept if is_equal(own.what, other.what)]
     tries = [(other, step) for other in same for step in ((1, -1) if is_commutative else (1,))]
 
@@ -68,7 +69,7 @@ def _partner(units: Units, own: Known, is_commutative: bool) -> Numbers | None:
         other, step = pair
         return sum(float(np.linalg.norm(a - b)) for a, b in zip(own.keys[::step], other.keys, strict=True))
 
-    for other, step in sorted(tries, key=distance):
+    for other, step in sorted(tries, key=distance)[:most]:
         pairs = zip(own.arguments[::step], other.arguments, strict=True)
         if all(a.equals(b, units.unit).all() for a, b in pairs):
             return other.places

@@ -18,6 +18,7 @@ from conv2affine.network.proof.forward import Interval
 # Random inputs without a box, in units of the largest element of the example; and in a box, its corners and the rest.
 SCALES = (1 / 64, 1 / 2, 1, 4)
 EACH = 3
+INSIDE = 32  # more of them, where a network does not run on all of these
 # What is known exactly may differ by this many roundings of everything that is added up.
 EXACT_ROUNDINGS = 8
 STARTS, STEPS = 4, 24
@@ -53,6 +54,14 @@ def inputs(size: int, box: Interval | None, examples: Array) -> Array:
     return np.concatenate([inside, [low, high, low / 2 + high / 2], corners, inner])
 
 
+def between(box: Interval | None, examples: Array, count: int) -> Array:
+    """Random inputs in a box, or between 0 and the examples, for networks that take some numbers only."""
+    random = np.random.default_rng(0)
+    low, high = box or (0.0, examples[random.integers(len(examples), size=count)])
+    inside: Array = low + random.random((count, examples.shape[1])) * (high - low)
+    return inside
+
+
 def as_given(points: Array, sides: Sequence[Side], box: Interval | None) -> Array:
     """Points in the dtypes of all inputs: both networks are given the same numbers."""
     for dtype in sorted({dtype for side in sides for dtype in side.dtypes}, key=lambda each: -torch.finfo(each).eps):
@@ -85,10 +94,37 @@ def search(
     points = as_given(inputs(graph.inputs[0].size, box, examples), sides, box)
     if not graph.outputs[0].size:
         return Found(0.0, points[0], False)
-    if is_exact:
-        if apart is not None:
-            points = np.concatenate([points, _enlarge(sides[1], points, box, apart)])
-        points = np.concatenate([points, as_given(_ascend(sides, points, box), sides, box)])
+    try:
+        return _farthest(sides, _climb(sides, points, box, apart) if is_exact else points, is_exact)
+    except Exception:  # of any kind: lookups and factorisations take some numbers only
+        points = np.concatenate([points, as_given(between(box, examples, INSIDE), sides, box)])
+        taken = points[[_is_taken(sides, point[None], is_exact) for point in points]]
+        if not len(taken):
+            raise
+        return _farthest(sides, taken, is_exact)
+
+
+def _is_taken(sides: Sequence[Side], point: Array, is_exact: bool) -> bool:
+    """Whether both networks run on a point, (1, elements)."""
+    try:
+        for side in sides:
+            side.run(point)
+            if is_exact:
+                side.values(point)
+    except Exception:  # as in `search`
+        return False
+    return True
+
+
+def _climb(sides: Sequence[Side], points: Array, box: Interval | None, apart: Value | None) -> Array:
+    """More points, where what the second has alone is large, and where the outputs differ most."""
+    if apart is not None:
+        points = np.concatenate([points, _enlarge(sides[1], points, box, apart)])
+    return np.concatenate([points, as_given(_ascend(sides, points, box), sides, box)])
+
+
+def _farthest(sides: Sequence[Side], points: Array, is_exact: bool) -> Found:
+    """The point where the outputs differ most."""
     own = [side.run(points) for side in sides]
     off = distance(*map(torch.from_numpy, own)).nan_to_num(torch.inf, torch.inf).numpy()  # infinite where one is
     is_more = _is_more(sides, points, own, off, is_exact)

@@ -134,9 +134,10 @@ class Side:
                     y += (matrix @ values[source].T).T
                     if unit:
                         size += (abs(matrix) @ np.abs(values[source]).T).T
-                if unit and node.map.alias is None:
+                y = _moved(node, y, values)
+                if unit and node.map.alias is None and y.dtype.kind == "f":
                     y += unit * size * random.uniform(-1, 1, y.shape)
-                values[node.output] = _moved(node, y, values)
+                values[node.output] = y
             elif isinstance(node, Kept):
                 values.update(zip(node.outputs, _run_kept(node, values), strict=True))
                 for value in node.outputs if unit else ():

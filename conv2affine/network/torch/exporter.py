@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import operator
 import re
 from collections import Counter
 from collections.abc import Callable
+from itertools import count
 from keyword import iskeyword
 from typing import Any
 
@@ -21,6 +21,7 @@ from conv2affine.network.graph import Kept, Piece, Step, Value, unused
 from conv2affine.network.matrices.matrix import Array, Matrix, Selection
 from conv2affine.network.torch.importing.call import AtenCall
 from conv2affine.network.torch.importing.importer import TorchNetwork
+from conv2affine.network.torch.models.held import is_taken
 from conv2affine.network.torch.modules import Container, PerSample
 from conv2affine.network.torch.noise import wider
 
@@ -131,9 +132,8 @@ class Exporter:
         else:
             whole = [self.graph.call_method("unflatten", (n, 1, s)) for n, s in zip(inputs, step.shapes, strict=True)]
             name = self.unused((*step.origin, step.kind)[0])
-            self.root.add_module(
-                name, PerSample(self.inner(op, len(inputs)), f"{', '.join(step.origin)} ({step.kind})")
-            )
+            origin = f"{', '.join(step.origin)} ({step.kind})"
+            self.root.add_module(name, PerSample(self.inner(op, len(inputs)), origin))
             result = self.graph.call_module(name, tuple(whole))
             shapes = [(1, *value.shape) for value in step.outputs]
         results = [result]
@@ -187,7 +187,7 @@ class Exporter:
 
     def buffer(self, root: nn.Module, graph: fx.Graph, tensor: Tensor) -> Node:
         """A constant tensor."""
-        name = f"constant_{sum(1 for _ in root.buffers(recurse=False))}"
+        name = next(name for number in count() if not hasattr(root, name := f"constant_{number}"))
         root.register_buffer(name, tensor.to(self.network.device, self.cast(tensor.dtype), copy=True))
         return graph.get_attr(name)
 
@@ -199,21 +199,21 @@ class Exporter:
                 return self.buffer(root, graph, argument.detach())
             return self.cast(argument) if isinstance(argument, torch.dtype) else argument
 
-        own = (
-            op.exact if self.cast is wider and op.exact else op
-        )  # in float64, no constant is rounded to a narrower dtype
+        # In float64, no constant is rounded to a narrower dtype.
+        own = op.exact if self.cast is wider and op.exact else op
         args, kwargs = map_aggregate(own.filled(inputs), constant)
         return graph.call_function(op.target, args, kwargs)
 
     def inner(self, op: AtenCall, inputs: int) -> fx.GraphModule:
         """A module of one operator."""
         root, graph = nn.Module(), fx.Graph()
-        result: Any = self.call(graph, root, op, [graph.placeholder(f"x{number}") for number in range(inputs)])
-        graph.output(result)
+        graph.output(self.call(graph, root, op, [graph.placeholder(f"x{number}") for number in range(inputs)]))
         return fx.GraphModule(root, graph)
 
     def flat(self, node: Node, shape: tuple[int, ...]) -> Node:
-        """A batch of tensors of shape (1, ...) as one vector per sample."""
+        """A batch of tensors of this shape, with their first axes joined, as one vector per sample."""
+        if shape[0] != 1:
+            node, shape = self.graph.call_method("unflatten", (node, 0, (-1, shape[0]))), (1, *shape)
         if len(shape) == 2:
             return node
         return self.graph.call_method("unsqueeze" if len(shape) == 1 else "flatten", (node, 1))
@@ -230,7 +230,7 @@ class Exporter:
         """A name for a module that is not taken yet."""
         name = re.sub(r"\W+", "_", origin).strip("_") or "layer"
         name = f"_{name}" if name[0].isdigit() or iskeyword(name) or name in ("self", "plan") else name
-        return unused(name, functools.partial(hasattr, self.root))
+        return unused(name, lambda taken: hasattr(self.root, taken) or is_taken(taken))
 
 
 SIMPLE: dict[str, Callable[..., Any]] = {

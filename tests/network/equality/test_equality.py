@@ -337,3 +337,27 @@ def test_a_pool_to_which_onnx_reference_gives_another_shape():
     nodes = "z = AveragePool<kernel_shape = [2, 2], strides = [1, 2], count_include_pad = 1>(x)\ny = Mul(z, c)"
     file = model_of(nodes, {"x": ("N", 2, 3, 1)}, {"c": np.float32(2)})
     assert onnx.check(file, file).note == "z does not run in float64: its results have other shapes"
+
+
+class Categories(nn.Module):
+    """A column of categories and others: it does not run on other categories."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.layer = nn.Embedding(4, 3), nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.layer(torch.cat([self.table(x[:, 0].long()), x[:, 1:]], 1))
+
+
+@pytest.mark.parametrize("box", [None, (0, 3)])
+def test_a_model_of_categories_is_converted_and_compared(box):
+    torch.manual_seed(0)
+    model, x = Categories().eval(), torch.tensor([[0, 0.1, -2], [3, 0.2, 1]])
+    net = conv2affine.to_linear_network(model, x)
+    torch.testing.assert_close(net(x), model(x))
+    assert check(model, net, x, box=box).verdict == "equal"
+    wrong = copy.deepcopy(model)
+    wrong.table.weight.data[2] += 0.1
+    assert check(wrong, net, x, box=box).verdict == "different"
+    assert check(wrong, net, x[:1], box=box).verdict in ("different", "undecided")  # no example has the category

@@ -52,6 +52,14 @@ ON_BATCHES = {
     "fake-quantise-channels": lambda x: torch.fake_quantize_per_channel_affine(x, *SCALES, 1, -128, 127),
     "matmul": lambda x: x @ x.mT,
     "inverse": lambda x: torch.linalg.inv(x[:, :, :3] + 5 * torch.eye(3)),
+    "solve": lambda x: torch.linalg.solve(x[:, :, :3] + 5 * torch.eye(3), x[:, :, 3]),
+    "solve-for-a-constant": lambda x: torch.linalg.solve(x[:, :, :3] + 5 * torch.eye(3), torch.ones(3, 2)),
+    "cholesky-solve": lambda x: torch.cholesky_solve(x, torch.linalg.cholesky(x @ x.mT + torch.eye(3))),
+    "distances": lambda x: torch.cdist(x, torch.eye(4)),
+    "distances-of-rows": lambda x: torch.cdist(x.flatten(0, 1), torch.eye(4)).unflatten(0, (-1, 3)),
+    "norms-of-rows": lambda x: x.flatten(0, 1).norm(dim=1).unflatten(0, (-1, 3)),
+    "norms-of-rows-first": lambda x: x.transpose(0, 1).norm(dim=2).mT,
+    "pooling-of-frames": lambda x: torch.nn.functional.max_pool1d(x.flatten(0, 1)[:, None] ** 2, 2).view(len(x), -1),
     "determinant": lambda x: torch.linalg.det(x[:, :, :3] + 5 * torch.eye(3)).exp(),
     "norm": lambda x: x.norm(dim=(1, 2)),
     "variance": lambda x: x.var(-1),
@@ -59,6 +67,10 @@ ON_BATCHES = {
     "mask": lambda x: (x > 0).any(1).float(),
     "instance-norm": torch.nn.functional.instance_norm,
     "embedding": lambda x: torch.nn.functional.embedding(x.abs().clamp(max=2).long(), SCALES[0][:, None]),
+    "lookup": lambda x: SCALES[0][x.argmax(1)],
+    "lookup-of-pairs": lambda x: torch.eye(4)[x.argmax(2), x.argmin(2)],
+    "search": lambda x: torch.searchsorted(SCALES[0], x).float(),
+    "masks": lambda x: torch.cat([x > 0, (x < 0).roll(1, 2)], 1),
     "bucketize": lambda x: torch.bucketize(x, SCALES[0]).float(),
 }
 
@@ -210,3 +222,15 @@ def test_a_quantized_model_is_refused():
     made = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(5, 4)), {nn.Linear})
     with pytest.raises(NotImplementedError, match=r"packed weights, .*; pass the float model that it was made from"):
         to_linear_network(made, X5)
+
+
+def test_distributions_are_not_validated_while_a_model_is_traced():
+    def function(x):
+        normal = torch.distributions.Normal(x, 2 * torch.ones(4))
+        policy = torch.distributions.Categorical(logits=x)
+        return normal.log_prob(x.flip(1)) + normal.entropy(), policy.probs, policy.entropy()
+
+    model, x = Function(function), torch.randn(5, 4)
+    torch.testing.assert_close(to_linear_network(model, x)(x), model(x))
+    with pytest.raises(ValueError, match="to satisfy the constraint"):  # it is again
+        torch.distributions.Normal(x, -1.0)

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+import inspect
 import random
 import subprocess
 import sys
@@ -257,3 +258,28 @@ conv2affine.to_matrix(model[0], 6, layout=torch.sparse_csc)
     command = [sys.executable, "-c", "import warnings, torch; warnings.simplefilter('error')" + code]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["graph", "code", "constant_0"])
+@pytest.mark.parametrize(
+    "made", [nn.Parameter, nn.Module.register_buffer, nn.Linear], ids=["parameter", "buffer", "layer"]
+)
+def test_names_that_graph_modules_use(name, made):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            if made is nn.Linear:
+                self.add_module(name, made(4, 4))
+            elif made is nn.Parameter:
+                self.register_parameter(name, made(torch.rand(4) + 1))
+            else:
+                self.register_buffer(name, torch.rand(4) + 1)
+
+        def forward(self, x):
+            own = getattr(self, name)
+            return torch.fmod(own(x) if made is nn.Linear else x, torch.arange(1.0, 5) if made is nn.Linear else own)
+
+    model, x = Model().eval(), torch.randn(2, 4)
+    net = conv2affine.to_linear_network(model, x)
+    torch.testing.assert_close(net(x), model(x))
+    assert [*inspect.signature(net.forward).parameters] == ["x"]

@@ -146,10 +146,18 @@ def test_export(layout, model, x):
     torch.testing.assert_close(program.module()(larger), model(larger))
 
 
-def test_export_of_a_step_that_runs_on_each_sample():
-    model, x = Function(lambda x: x.flatten(0, 1).softmax(1).unflatten(0, (-1, 4))), samples(3, 4, 6)
+@pytest.mark.parametrize(
+    ("function", "own"),
+    [
+        (lambda x: x.transpose(0, 1).softmax(0).transpose(0, 1), ["PerSample"]),
+        (lambda x: x.flatten(0, 1).softmax(1).unflatten(0, (-1, 4)), []),
+    ],
+    ids=["each-sample", "joined-with-positions"],
+)
+def test_export_of_a_step_that_is_kept(function, own):
+    model, x = Function(function), samples(3, 4, 6)
     net = to_linear_network(model, x)
-    assert [type(module).__name__ for module in net.children()] == ["PerSample"]
+    assert [type(module).__name__ for module in net.children()] == own
     program = torch.export.export(net, (x,), dynamic_shapes=[{0: torch.export.Dim("batch")}])
     torch.testing.assert_close(program.module()(samples(5, 4, 6)), model(samples(5, 4, 6)))
 

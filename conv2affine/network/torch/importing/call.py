@@ -22,17 +22,18 @@ BATCHED = re.compile(
 )
 # Operators that treat all axes as a batch but those of their argument `dim`.
 ALONG_DIM = {
-    *("_log_softmax", "_softmax", "amax", "amin", "any", "argmax", "argmin", "cummax", "cummin", "cumprod", "cumsum"),
-    *("flip", "gather", "glu", "kthvalue", "linalg_vector_norm", "log_softmax", "logcumsumexp", "max", "mean"),
-    *("median", "min", "mode", "nanmedian", "prod", "scatter", "scatter_add", "scatter_reduce", "softmax", "sort"),
-    *("sum", "topk", "var", "var_mean"),
+    *("_log_softmax", "_softmax", "amax", "amin", "any", "argmax", "argmin", "cat", "cummax", "cummin", "cumprod"),
+    *("cumsum", "flip", "gather", "glu", "index_select", "kthvalue", "linalg_vector_norm", "log_softmax"),
+    *("logcumsumexp", "max", "mean", "median", "min", "mode", "nanmedian", "prod", "scatter", "scatter_add"),
+    *("scatter_reduce", "softmax", "sort", "sum", "topk", "var", "var_mean"),
 }
 # Operators that treat all axes as a batch but the last two.
 OF_MATRICES = re.compile(
-    r"_?linalg_(cholesky|det|eigh?|inv|ldl|lu|matrix_exp|pinv|qr|slogdet|solve|svd)\w*|_cdist_forward|bmm|matmul"
+    r"_?linalg_(cholesky|det|eigh?|inv|ldl|lu|matrix_exp|pinv|qr|slogdet|solve|svd)\w*|cholesky_(inverse|solve)"
+    r"|_cdist_forward|bmm|matmul"
 )
 # Operators that look each element up in a constant, which is this argument.
-LOOKUPS = {"bucketize": 1, "embedding": 0}
+LOOKUPS = {"bucketize": 1, "embedding": 0, "index": 0, "searchsorted": 0}
 # Pointwise operators that PyTorch does not tag as such. It has no rule of torch.vmap for fake quantisation.
 UNTAGGED = {
     torch.ops.aten._to_copy,
@@ -91,27 +92,48 @@ class AtenCall:
         return self.is_pointwise and len(set(shapes)) == 1 and not self.constants
 
     def runs_on_batches(self, inputs: Sequence[tuple[int, ...]], results: Sequence[tuple[int, ...]]) -> bool:
-        """Whether it takes a batch of any size as it takes a batch of one, of these shapes."""
+        """Whether it takes a batch of any size as it takes a batch of one, of these shapes.
+
+        Where their first axis is longer, as where a model joins samples and positions, the batch has these together.
+        """
         axes, name = len(inputs[0]), self.target.overloadpacket.__name__
-        if any(shape[:1] != (1,) for shape in (*inputs, *results)):
+        if len(first := {shape[:1] for shape in (*inputs, *results)}) != 1 or not first.isdisjoint([(), (0,)]):
             return False
         if name in ALONG_DIM and self.dims:
-            return not self.constants and all(dim % axes for dim in self.dims)
+            is_known = bool(self.constants) == (name == "index_select")  # its index is for all samples
+            return is_known and all(dim % axes for dim in self.dims)
         if name in LOOKUPS:
-            return not isinstance(self.args[LOOKUPS[name]], Slot)
+            return {*map(len, inputs)} == {axes} and self._looks_up(LOOKUPS[name])
+        if name == "_cdist_forward" and axes == 2:  # each row and the rows of a constant
+            return isinstance(self.args[0], Slot) and [tensor.dim() for tensor in self.constants] == [2]
         if OF_MATRICES.fullmatch(name):
-            return not self.constants and axes > 2 and {*map(len, inputs)} == {axes}
+            # The vectors or the pivots of a batch of matrices have one axis less.
+            others = [each for each in inputs if "solve" not in name or each != inputs[0][:-1]]
+            return axes > 2 and {*map(len, others)} == {axes} and self._is_for_all(axes)
         if len({len(shape) for shape in (*inputs, *results)}) != 1:
             return False
         if self.is_pointwise:
-            return all(tensor.dim() < axes or len(tensor) == 1 for tensor in self.constants)
+            return self._is_for_all(axes)
         if name == "layer_norm":
             return len(self.args[1]) < axes
         if name == "fake_quantize_per_channel_affine_cachemask":
             return bool(self.args[3] % axes != 0)
         if name == "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams":
             return True
-        return axes > 2 and BATCHED.fullmatch(name) is not None
+        return axes > 2 and BATCHED.fullmatch(name) is not None and self._is_for_all(axes)
+
+    def _is_for_all(self, axes: int) -> bool:
+        """Whether its constant tensors are the same for all samples, where the inputs have this number of axes."""
+        return all(tensor.dim() < axes or (tensor.dim() == axes and len(tensor) == 1) for tensor in self.constants)
+
+    def _looks_up(self, place: int) -> bool:
+        """Whether this argument is its only constant tensor, and each element is looked up in all of it."""
+        table = self.args[place]
+        if not isinstance(table, Tensor) or len(self.constants) != 1:
+            return False
+        if self.target.overloadpacket is torch.ops.aten.index:
+            return isinstance(self.args[1][0], Slot)
+        return self.target.overloadpacket is not torch.ops.aten.searchsorted or table.dim() == 1
 
     @property
     def meaning(self) -> tuple[Any, ...]:

@@ -8,8 +8,10 @@ from keyword import iskeyword
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
+
+EMPTY = fx.GraphModule(nn.Module(), fx.Graph())
 
 
 class Held(nn.Module):
@@ -70,6 +72,18 @@ class Program(Held):
         return pytree.tree_unflatten(list(inputs), self.structure)
 
 
+class Inner(Held):
+    """Runs a module that has attributes of a name that a graph module cannot have, such as `graph` or `code`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        parameters = inspect.signature(model.forward).parameters.values()
+        super().__init__(model, [each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD])
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """What the model makes of its inputs."""
+        return self.model(*inputs)
+
+
 class Named(Held):
     """Runs a module on tensors by name, in this order: each an argument of that name, or all of them in one dict."""
 
@@ -84,6 +98,11 @@ class Named(Held):
         """What the model makes of its inputs."""
         given = dict(zip(self.order, inputs, strict=True))
         return self.model(given) if self.in_one_dict else self.model(**given)
+
+
+def is_taken(name: str) -> bool:
+    """Whether a graph module has an attribute of this name."""
+    return hasattr(EMPTY, name)
 
 
 def is_argument(name: str) -> bool:

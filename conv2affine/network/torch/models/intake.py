@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from conv2affine.network.torch.models.held import Named, Program, Script, is_argument
+from conv2affine.network.torch.models.held import Held, Inner, Named, Program, Script, is_argument, is_taken
 from conv2affine.network.torch.models.program import tensors, unwrap
 
 Model = nn.Module | ExportedProgram | str | Path
@@ -49,7 +49,8 @@ def hold(model: Model, example_inputs: Any, argument: str = "example_inputs") ->
         model = Program(model)
     inputs = tensors(example_inputs, argument, or_dict=True)
     if not isinstance(example_inputs, Mapping):
-        return model, inputs
+        own = (*model._modules, *model._parameters, *model._buffers)
+        return (Inner(model) if not isinstance(model, Held) and any(map(is_taken, own)) else model), inputs
     names = [*example_inputs]
     if isinstance(model, Program) and set(model.names) != set(names):
         raise ValueError(

@@ -20,8 +20,8 @@ from conv2affine.network.torch.models.advice import reason
 from conv2affine.network.torch.models.assignments import Assignments
 from conv2affine.network.torch.models.choices import Choices
 from conv2affine.network.torch.models.decompositions import decompose
-from conv2affine.network.torch.models.held import Named, Program, class_name
-from conv2affine.network.torch.models.surroundings import users_device
+from conv2affine.network.torch.models.held import Inner, Named, Program, class_name
+from conv2affine.network.torch.models.surroundings import users_device, without_validation
 
 # What to do, where torch.export fails.
 BRANCHES = "compute with tensors alone, without branches on what is in them, such as torch.where(x > 0, a, b)"
@@ -51,7 +51,7 @@ CAUSES = {
 
 def export(model: nn.Module, inputs: tuple[Tensor, ...], state: frozenset[str] = frozenset()) -> ExportedProgram:
     """The operators of a module, as PyTorch traces them; `state` names the buffers that each run replaces."""
-    with warnings.catch_warnings(), torch.no_grad(), users_device(inputs):
+    with warnings.catch_warnings(), torch.no_grad(), users_device(inputs), without_validation():
         warnings.simplefilter("ignore")  # PyTorch's about itself; the result is checked
         try:
             if isinstance(model, Program):  # by itself, its operators keep the names of their modules
@@ -64,7 +64,7 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], state: frozenset[str] =
             decomposed = decompose(program)
             complex_as_pairs(decomposed)
             _join_equal(decomposed)
-            if isinstance(model, Named):
+            if isinstance(model, Inner | Named):
                 _leave_out_wrapper(decomposed)
         except Exception as error:
             what, advice = next(
@@ -79,7 +79,7 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], state: frozenset[str] =
 
 
 def _flat(program: ExportedProgram) -> ExportedProgram:
-    """A program with the operators that `torch.vmap` makes, and those within `torch.no_grad`, as all others."""
+    """A program with the operators that `torch.vmap` makes, those within `torch.no_grad`, and views, as all others."""
     if any("functorch" in getattr(node.target, "__module__", "") for node in program.graph.nodes):
         program = program.run_decompositions({})
     for node in program.graph.nodes:
@@ -93,6 +93,16 @@ def _flat(program: ExportedProgram) -> ExportedProgram:
             )
         for user in list(node.users):
             result = results[user.args[1]]
+            user.replace_all_uses_with(result)
+            program.graph_signature.replace_all_uses(user.name, result.name)
+    for node in program.graph.find_nodes(op="call_function", target=torch.ops.aten.broadcast_tensors.default):
+        for user in list(node.users):  # a constant among them stays one
+            with program.graph.inserting_before(user):
+                sizes = user.meta["val"].shape
+                result = program.graph.call_function(
+                    torch.ops.aten.expand.default, (node.args[0][user.args[1]], [*sizes])
+                )
+            result.meta = dict(user.meta)
             user.replace_all_uses_with(result)
             program.graph_signature.replace_all_uses(user.name, result.name)
     program.graph.eliminate_dead_code()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._guards import detect_fake_mode
 from torch.autograd import forward_ad
+from torch.distributions import Distribution
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -61,6 +62,17 @@ def on_cpu(function: Callable[P, R]) -> Callable[P, R]:
             _users_device.reset(token)
 
     return wrapper
+
+
+@contextmanager
+def without_validation() -> Iterator[None]:
+    """A context in which distributions do not check their arguments: they branch on them, which cannot be traced."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
 
 
 def users_device(inputs: Sequence[Any]) -> Any:

@@ -25,14 +25,20 @@ SCALES = (1 / 64, 1 / 2, 4)
 SAMPLES = 8
 
 
-def samples(inputs: Sequence[Tensor]) -> list[Tensor]:
-    """The first samples of the example, and random ones of several scales, the same in every call."""
+def samples(inputs: Sequence[Tensor], *, inside: bool = False) -> list[Tensor]:
+    """The first samples of the example, and random ones of several scales, the same in every call.
+
+    With `inside`, their elements lie between 0 and those of the example, as a model may take some numbers only.
+    """
     generator = torch.Generator().manual_seed(0)
-    return [torch.cat([x[:SAMPLES].detach(), _random(x, generator)]) for x in inputs]
+    return [torch.cat([x[:SAMPLES].detach(), _random(x, generator, inside)]) for x in inputs]
 
 
-def _random(x: Tensor, generator: torch.Generator) -> Tensor:
+def _random(x: Tensor, generator: torch.Generator, inside: bool) -> Tensor:
     """Random samples like those of x; integers are taken from x, or 0, which is a valid index too."""
+    if x.is_floating_point() and inside:
+        chosen = x[torch.randint(len(x), (len(SCALES),), generator=generator)]
+        return chosen * torch.rand(chosen.shape, generator=generator).to(x)
     if x.is_floating_point():
         largest = torch.cat([x.detach().double().abs().flatten().cpu(), torch.ones(1)]).max()
         sample = torch.randn(len(SCALES), *x.shape[1:], generator=generator, dtype=torch.float64)
