@@ -224,7 +224,9 @@ def test_a_quantized_model_is_refused():
         to_linear_network(made, X5)
 
 
-def test_distributions_are_not_validated_while_a_model_is_traced():
+def test_distributions_are_not_validated_while_a_model_is_traced(monkeypatch):
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)  # torch.compile ends it for a process
+
     def function(x):
         normal = torch.distributions.Normal(x, 2 * torch.ones(4))
         policy = torch.distributions.Categorical(logits=x)
