@@ -16,9 +16,9 @@ import torch
 
 from conv2affine.network.graph import Graph, Kept, Node, Slot, Value
 from conv2affine.network.matrices.affine import AffineMap
-from conv2affine.network.passes.functions import MOVES, RULES
+from conv2affine.network.passes.functions import RULES
 from conv2affine.network.passes.simplify import Rewritten, rewrite
-from conv2affine.network.rules import formulas
+from conv2affine.network.rules import formulas, shapes
 from conv2affine.network.rules.operands import Context, Map, NoRuleError, broadcast, check_finite, through
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -31,6 +31,13 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "mul": np.multiply,
     "matmul": np.matmul,
 }
+
+
+# Operators of ATen and ONNX that move elements: numbers, whole numbers or masks.
+MOVES = (
+    *("alias", "clone", "expand", "flip", "permute", "repeat", "select", "slice", "squeeze", "unsqueeze", "view"),
+    *("Expand", "Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
+)
 
 
 @dataclass(frozen=True)
@@ -78,21 +85,32 @@ class Writer:
         Raises:
             NoRuleError: If there is no rule for the operator with these arguments.
         """
-        rule = RULES.get(self.node.kind)
-        if rule is None or self.node.call.results not in (None, (0,)):  # such as only the mean of a layer norm
+        if self.node.call.results not in (None, (0,)):  # such as only the mean of a layer norm
             raise NoRuleError
         inputs = [
             self.piece(AffineMap.identity(value, value.size), shape)
             for value, shape in zip(self.node.inputs, self.node.shapes, strict=True)
         ]
-        self.context = Context(self.graph, self.node.call, inputs, (self.shape,), frozenset(), self.origin)
-        args, options = self.node.call.filled(inputs)
-        try:
-            result = rule(self, *args, **options)
-        except TypeError as error:  # other arguments
-            raise NoRuleError from error
+        result = self.moved(inputs) if self.node.kind in MOVES else self.applied(inputs)
         value = self.piece(result, self.shape) if isinstance(result, AffineMap) else result
         return self.graph.nodes, value
+
+    def moved(self, inputs: Sequence[Value]) -> Map:
+        """The result of an operator that moves elements."""
+        context = Context(self.graph, self.node.call, inputs, (self.shape,), frozenset(), self.origin)
+        [(map, _)] = shapes.move(context)
+        return map  # type: ignore[no-any-return]
+
+    def applied(self, inputs: Sequence[Value]) -> Any:
+        """The result of any other operator, by its rule."""
+        rule = RULES.get(self.node.kind)
+        if rule is None:
+            raise NoRuleError
+        args, options = self.node.call.filled(inputs)
+        try:
+            return rule(self, *args, **options)
+        except TypeError as error:  # other arguments
+            raise NoRuleError from error
 
     def piece(self, map: Map, shape: Sequence[int]) -> Value:
         """The value of an affine map.

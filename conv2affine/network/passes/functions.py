@@ -18,7 +18,7 @@ import torch
 
 from conv2affine.network.graph import Value
 from conv2affine.network.matrices.affine import AffineMap
-from conv2affine.network.rules import formulas, shapes
+from conv2affine.network.rules import formulas
 from conv2affine.network.rules.moves import follow
 from conv2affine.network.rules.operands import Map, NoRuleError, broadcast, constant, scaled, through, value
 from conv2affine.network.rules.windows import reduce_windows
@@ -223,19 +223,9 @@ def celu(writer: Any, x: Any, alpha: float = 1.0) -> Map:
     return elu(writer, x, alpha, 1.0, 1 / alpha)
 
 
-def move(writer: Any, *args: Any, **options: Any) -> Any:
-    [(map, _)] = shapes.move(writer.context)
-    return map
-
-
 UNARY = (
     *("ceil", "cos", "cosh", "exp", "floor", "log", "reciprocal", "sign", "sin", "sinh", "sqrt", "tan", "tanh"),
     *("acos", "asin", "atan", "erf", "sigmoid"),
-)
-# Of numbers, whole numbers or masks.
-MOVES = (
-    *("alias", "clone", "expand", "flip", "permute", "repeat", "select", "slice", "squeeze", "unsqueeze", "view"),
-    *("Expand", "Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
 )
 SAME: dict[str, Callable[..., Any]] = {"mul": multiply, "div": divide, "pow": power}
 SAME |= {rule.__name__: rule for rule in (gelu, softplus, mish, elu, selu, celu, softmax)}
@@ -245,7 +235,6 @@ RULES: dict[str, Callable[..., Any]] = {
     **{name.capitalize(): _function(name) for name in UNARY},
     **SAME,
     **{name.capitalize(): rule for name, rule in SAME.items()},
-    **dict.fromkeys(MOVES, move),
     "_softmax": softmax,
     **dict.fromkeys(("log_softmax", "_log_softmax", "LogSoftmax"), log_softmax),
     **dict.fromkeys(("matmul", "bmm", "MatMul"), matmul),

@@ -16,9 +16,9 @@ from conv2affine.network.matrices.affine import AffineMap
 from conv2affine.network.rules.operands import Context, NoRuleError, may_overflow, values
 from conv2affine.onnx.call import OnnxCall
 from conv2affine.onnx.importing.inference import (
-    CHANCE,
     Budget,
     batch_advice,
+    check_inference,
     check_node,
     check_size,
     check_work,
@@ -34,7 +34,6 @@ from conv2affine.onnx.running.trials import DISPUTED, agrees, run_alone
 TYPES = frozenset(map(helper.np_dtype_to_tensor_dtype, map(np.dtype, "?bBhHiIqQefd")))
 LARGE = 2**16  # elements of constants
 WRITING = ("Scatter", "ScatterElements", "ScatterND")
-BATCH_NORM_MODE = 14  # the first opset with an attribute for training; before, it is shown by more than one output
 
 
 @np.errstate(all="ignore")  # constants may hold anything; what matters is checked
@@ -114,8 +113,7 @@ class _Importer:
             return
         check_node(node)
         args = [self.results[name] for name in node.input]
-        if _is_training(node, args, self.model.opset):
-            raise ValueError(f"{where} {CHANCE}")
+        check_inference(node, args, self.model.opset)
         shapes = self.infer(node, args, where)
         call, inputs = OnnxCall.of(node, self.model.opset, args, self.used)
         if node.op_type == "Constant" or not inputs or node.op_type in ("Shape", "Size"):
@@ -237,16 +235,6 @@ def _dtype(inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]) -> torch
         return torch.float64
     types = [tensor.elem_type for tensor in inputs if tensor.elem_type in FLOATS]
     return DTYPES[max(types, key=list(DTYPES).index, default=TensorProto.FLOAT)]
-
-
-def _is_training(node: NodeProto, args: list[Any], opset: int) -> bool:
-    if node.op_type == "Dropout" and len(args) > 2 and args[2] is not None:
-        return isinstance(args[2], Value) or bool(np.any(args[2]))
-    if node.op_type != "BatchNormalization":
-        return False
-    if opset < BATCH_NORM_MODE:
-        return len(node.output) > 1
-    return any(a.name == "training_mode" and a.i for a in node.attribute)
 
 
 def _shown(attribute: Any) -> Any:

@@ -12,6 +12,7 @@ from onnx import AttributeProto, NodeProto, TypeProto, helper, numpy_helper, sha
 from onnx.shape_inference import InferenceError
 
 from conv2affine.convolution.sizes import readable_bytes
+from conv2affine.network.graph import Value
 from conv2affine.network.rules.bends import MASKS
 from conv2affine.onnx.importing.reader import BASE_BYTES, PROTOBUF_BYTES
 from conv2affine.onnx.importing.rules import NEVER_TRUE, find_rule
@@ -29,6 +30,8 @@ BYTES_PER_BYTE = 32
 MAX_WORK, CUBIC = 2**30, 2**10
 RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
 CHANCE = "depends on chance or on its batch; export the model for inference"
+# The first opset with an attribute for training; before, more than one output shows it.
+BATCH_NORM_MODE = 14
 POOLS = ("AveragePool", "LpPool", "MaxPool")
 # Below these opsets, onnx infers no shape of their results, or refuses integers that exporters write and runtimes take.
 INFERRED_FROM = {"Constant": 9, "GreaterOrEqual": 16, "LessOrEqual": 16}
@@ -86,6 +89,19 @@ def check_node(node: NodeProto) -> None:
             raise NotImplementedError(f"{where}: {attribute.name} must be written as a dense tensor")
     if node.op_type in RANDOM:
         raise ValueError(f"{where} {CHANCE}")
+
+
+def check_inference(node: NodeProto, args: Sequence[Any], opset: int) -> None:
+    """Refuse a node that is for training, with these arguments."""
+    is_training = False
+    if node.op_type == "Dropout" and len(args) > 2 and args[2] is not None:
+        is_training = isinstance(args[2], Value) or bool(np.any(args[2]))
+    if node.op_type == "BatchNormalization" and opset < BATCH_NORM_MODE:
+        is_training = len(node.output) > 1
+    elif node.op_type == "BatchNormalization":
+        is_training = any(attribute.name == "training_mode" and attribute.i for attribute in node.attribute)
+    if is_training:
+        raise ValueError(f"{node.op_type} node {location(node)} {CHANCE}")
 
 
 def check_rules(model: CheckedModel) -> None:
