@@ -198,6 +198,10 @@ def test_a_constant_that_forward_writes_to_is_the_weight():
 
 
 CAUSES = {
+    "random-numbers": (
+        lambda x: x @ torch.randn(5, 4, generator=torch.Generator().manual_seed(0)),
+        r"forward must use tensors only, and uses torch\._C\.Generator; .* as a buffer",
+    ),
     "selects": (lambda x: scaled(x), "h = torch.where"),
     "least-squares": (lambda x: torch.linalg.lstsq(torch.eye(5).expand(len(x), 5, 5), x[..., None])[0], "linalg.pinv"),
 }

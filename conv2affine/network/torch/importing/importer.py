@@ -24,7 +24,7 @@ from conv2affine.network.torch.importing.arguments import FOR_NUMBERS, NEVER_TRU
 from conv2affine.network.torch.importing.call import AtenCall, operator_name, origin
 from conv2affine.network.torch.importing.casts import begin_at_casts
 from conv2affine.network.torch.importing.constants import SHAPE_ONLY, memory
-from conv2affine.network.torch.importing.refusals import check_chance, check_result, check_state
+from conv2affine.network.torch.importing.refusals import check_chance, check_result, check_state, check_tensor
 from conv2affine.network.torch.models.advice import check_runs
 from conv2affine.network.torch.models.held import Held, make_traceable
 from conv2affine.network.torch.models.program import export, floating_dtypes
@@ -138,11 +138,9 @@ class _Importer:
         spec = self.inputs[node.name]
         if spec.kind is InputKind.USER_INPUT:
             return self.graph.add_input(node.meta["val"].shape, self.names.get(node.name) or node.name)
-        name = spec.target
-        if name is None or spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
-            raise NotImplementedError(f"{node.name} must be a tensor, and is an object")
-        tensor = self.program.state_dict.get(name)
-        return (self.program.constants[name] if tensor is None else tensor).detach()
+        check_tensor(spec)
+        tensor = self.program.state_dict.get(spec.target)
+        return (self.program.constants[spec.target] if tensor is None else tensor).detach()
 
     def output(self, argument: Any) -> Any:
         """A value, or an output that is not a tensor."""

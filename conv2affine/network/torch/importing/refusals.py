@@ -8,10 +8,21 @@ from typing import Any
 import torch
 from torch import fx
 from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, InputSpec
 from torch.utils import _pytree as pytree
 
 from conv2affine.network.torch.importing.call import operator_name, origin
 from conv2affine.network.torch.importing.constants import is_random
+
+
+def check_tensor(spec: InputSpec) -> None:
+    """Refuse what a program takes besides its inputs, and is no tensor."""
+    if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+        return
+    used = getattr(spec.arg, "class_fqn", f"an object of the kind {spec.kind.name.lower()}")
+    raise NotImplementedError(
+        f"forward must use tensors only, and uses {used}; compute what it gives once, and register that as a buffer"
+    )
 
 
 def check_chance(node: fx.Node, args: Any, kwargs: Any) -> None:
