@@ -62,8 +62,18 @@ class Piece:
         return names or (self.output.name,)
 
 
+class _Named:
+    kind: str
+    origin: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Of the module, or node of a file, that it comes from; else that of its kind."""
+        return (*self.origin, self.kind)[0]
+
+
 @dataclass(frozen=True, eq=False)
-class Step:
+class Step(_Named):
     """A piecewise-linear step with a meaning of its own: output = kind(inputs).
 
     Args:
@@ -87,7 +97,7 @@ class Step:
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
+class Kept(_Named):
     """An operator that runs as it is: outputs = call(inputs).
 
     Args:

@@ -130,7 +130,7 @@ class Exporter:
             shapes = [value.shape for value in step.outputs]
         else:
             whole = [self.graph.call_method("unflatten", (n, 1, s)) for n, s in zip(inputs, step.shapes, strict=True)]
-            name = self.unused((*step.origin, step.kind)[0])
+            name = self.unused(step.name)
             self.root.add_module(
                 name, PerSample(self.inner(op, len(inputs)), f"{', '.join(step.origin)} ({step.kind})")
             )

@@ -150,7 +150,7 @@ class Exporter:
 
     def step(self, step: Step | Kept) -> None:
         """A nonlinear step on vectors, or on tensors of its own shape."""
-        values, origin = self.values, (*step.origin, step.kind)[0]
+        values, origin = self.values, step.name
         if isinstance(step, Step) and step.call is None:
             [output] = step.outputs
             x = [values.vector(value) for value in step.inputs]
