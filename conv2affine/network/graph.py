@@ -13,6 +13,7 @@ from math import prod
 from typing import Any
 
 from conv2affine.network.matrices.affine import AffineMap
+from conv2affine.network.matrices.matrix import Selection
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +61,19 @@ class Piece:
         """All modules whose work it does; the name of its output if there are none."""
         names = tuple(dict.fromkeys(name for names in self.origins.values() for name in names))
         return names or (self.output.name,)
+
+    def without_layer(self, *, gathers: bool = False) -> dict[Value, Selection]:
+        """The sources that need no layer: those that are only added, unless the bias needs one.
+
+        With `gathers`, selections are written without a matrix, and the bias is added.
+        """
+        found = {source: m for source, m in self.map.terms.items() if isinstance(m, Selection)}
+        if gathers:
+            return found
+        added = {source: m for source, m in found.items() if m.is_identity}
+        if added and len(added) == len(self.map.terms) and self.map.bias.any():
+            del added[next(iter(added))]
+        return added
 
 
 class _Named:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO
 
@@ -117,17 +118,12 @@ class Exporter:
 
     def piece(self, piece: Piece) -> None:
         """The sum of a layer for each source; a source that is only added needs none."""
+        if not piece.map.terms:  # a constant is a layer of zeros
+            anything = self.network.graph.inputs[0]
+            zeros = Selection(np.full(piece.map.size, -1), anything.size)
+            piece = dataclasses.replace(piece, map=piece.map.plus({anything: zeros}))
         bias: Any = piece.map.bias
-        # A constant is a layer of zeros.
-        anything = self.network.graph.inputs[0]
-        terms = piece.map.terms or {anything: Selection(np.full(len(bias), -1), anything.size)}
-        selected = {
-            source: matrix
-            for source, matrix in terms.items()
-            if isinstance(matrix, Selection) and (self.gathers or matrix.is_identity)
-        }
-        if len(selected) == len(terms) and bias.any() and not self.gathers:
-            del selected[next(iter(selected))]  # the bias needs a layer
+        terms, selected = piece.map.terms, piece.without_layer(gathers=self.gathers)
         wish = self.values.wishes.get(piece.output)
         operands = []
         for source, matrix in terms.items():
