@@ -316,6 +316,21 @@ def test_plan():
     assert len(plan(cnn(), form="mlp").layers) == 4
 
 
+@pytest.mark.parametrize(
+    ("nodes", "layers"),
+    [
+        ("r = Relu(x)\nn = Neg(x)\np = Relu(n)\ns = Add(r, p)\ny = Add(s, one)", ["n", "y"]),
+        ("p = Pad(x, pads, one)\nc = Slice(p, starts, ends)\ny = Relu(c)", ["c"]),
+    ],
+    ids=["bias of a sum", "constant"],
+)
+def test_plan_has_every_layer(nodes, layers):
+    constants = {"one": np.float32(1), "pads": np.array([0, 0, 1, 0]), "starts": np.array([1]), "ends": np.array([2])}
+    result = convert(model(nodes, {"x": (1, 4)}, constants))
+    assert [row.name for row in result.plan.layers] == layers
+    assert operators(result.model).count("Gemm") == len(layers)
+
+
 def test_an_input_may_be_an_output():
     original = model("y = Relu(x)", {"x": ("N", 2, 3)}, outputs=["y", "x"])
     result = convert(original)

@@ -11,7 +11,7 @@ import onnx
 import torch
 from onnx import ModelProto, helper
 
-from conv2affine.network.graph import Graph, Kept, Piece, Step, runs_on_vectors
+from conv2affine.network.graph import Graph, Kept, Node, Piece, Step, runs_on_vectors
 from conv2affine.network.matrices.matrix import Matrix, Selection
 from conv2affine.network.passes.chain import Layer
 from conv2affine.network.proof.forward import Interval
@@ -29,6 +29,19 @@ def gathers(graph: Graph) -> bool:
     Gemm and Relu anyway.
     """
     return any(isinstance(node, Kept) for node in graph.nodes)
+
+
+def with_sources(graph: Graph) -> Graph:
+    """A graph whose constants read its first input, times 0: that has the number of samples."""
+
+    def read(node: Node) -> Node:
+        if not isinstance(node, Piece) or node.map.terms:
+            return node
+        x = graph.inputs[0]
+        zeros = Selection(np.full(node.map.size, -1), x.size)
+        return Piece(node.output, node.map.plus({x: zeros}), {x: node.origin})
+
+    return dataclasses.replace(graph, nodes=[read(node) for node in graph.nodes])
 
 
 class Exporter:
@@ -118,10 +131,6 @@ class Exporter:
 
     def piece(self, piece: Piece) -> None:
         """The sum of a layer for each source; a source that is only added needs none."""
-        if not piece.map.terms:  # a constant is a layer of zeros
-            anything = self.network.graph.inputs[0]
-            zeros = Selection(np.full(piece.map.size, -1), anything.size)
-            piece = dataclasses.replace(piece, map=piece.map.plus({anything: zeros}))
         bias: Any = piece.map.bias
         terms, selected = piece.map.terms, piece.without_layer(gathers=self.gathers)
         wish = self.values.wishes.get(piece.output)
