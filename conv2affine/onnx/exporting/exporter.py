@@ -73,6 +73,8 @@ class Exporter:
         self.writer = Writer(helper.tensor_dtype_to_np_dtype(self.elem_type), opset, names, data)
         self.values = Values(network, self.writer, is_batched, flat)
         self.gathers = gathers(network.graph)
+        inputs = zip(network.graph.inputs, network.inputs, strict=True)
+        self.integers = {value for value, tensor in inputs if not tensor.is_floating}
         self.bounds: dict[str, Interval | None] = {}  # of the layers of a chain, by the names of what they compute
 
     def graph(self) -> ModelProto:
@@ -137,6 +139,8 @@ class Exporter:
         operands = []
         for source, matrix in terms.items():
             x, origin = self.values.vector(source), (piece.origins.get(source) or piece.origin)[0]
+            if source in self.integers and not matrix.nnz:  # a constant
+                x = self.writer.call("Cast", [x], f"{origin}/float", to=self.elem_type)
             if source in selected:
                 for scale in matrix.numbers:
                     finite(origin, torch.from_numpy(scale).to(self.dtype))
