@@ -24,7 +24,7 @@ from conv2affine.convolution.arguments import (
     is_iterable,
     shown,
 )
-from conv2affine.convolution.padding import check_padding_mode, output_size, padding_pairs
+from conv2affine.convolution.padding import check_padding_mode, output_along, padding_pairs, transposed_output_along
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -116,9 +116,11 @@ class Geometry:
         for name, channels in (("in_channels", self.in_channels), ("out_channels", self.out_channels)):
             if channels % self.groups:
                 raise ValueError(f"{name} ({channels}) must be divisible by groups ({self.groups})")
-        store("padding", padding_pairs(padding, self))
-        check_padding_mode(self)
-        store("output_size", output_size(self))
+        store("padding", padding_pairs(padding, self.kernel_size, self.stride, self.dilation, transposed))
+        check_padding_mode(padding_mode, self.input_size, self.padding, self.output_padding, transposed)
+        along = transposed_output_along if transposed else output_along
+        sizes = self.input_size, self.kernel_size, self.stride, self.padding, self.dilation, self.output_padding
+        store("output_size", tuple(along(axis, *each) for axis, each in enumerate(zip(*sizes, strict=True))))
         rows, cols = self.shape
         if rows * cols > INT64_MAX:
             raise ValueError(

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from conv2affine.convolution.arguments import Padding, integers, is_iterable, shown
 
-if TYPE_CHECKING:
-    from conv2affine.convolution.geometry import Geometry
-
 PADDING_MODES = ("zeros", "circular", "reflect", "replicate")
+Numbers = tuple[int, ...]  # one per axis
+Pairs = tuple[tuple[int, int], ...]  # (left, right) per axis
 
 
-def padding_pairs(padding: Padding, geometry: Geometry) -> tuple[tuple[int, int], ...]:
-    """(left, right) per axis, from any form; of the geometry, all but padding and output size is set."""
-    dims = len(geometry.kernel_size)
+def padding_pairs(
+    padding: Padding, kernel_size: Numbers, stride: Numbers, dilation: Numbers, transposed: bool
+) -> Pairs:
+    """Padding in any form as pairs."""
+    dims = len(kernel_size)
     if isinstance(padding, str) and padding == "valid":
         padding = 0
     if isinstance(padding, str) and padding == "same":
-        if geometry.transposed or any(step != 1 for step in geometry.stride):
+        if transposed or any(step != 1 for step in stride):
             raise ValueError(
-                f"padding='same' needs stride 1 and no transposition, got stride {geometry.stride}, "
-                f"transposed={geometry.transposed}; give the padding in numbers"
+                f"padding='same' needs stride 1 and no transposition, got stride {stride}, "
+                f"transposed={transposed}; give the padding in numbers"
             )
-        totals = [d * (k - 1) for d, k in zip(geometry.dilation, geometry.kernel_size, strict=True)]
+        totals = [d * (k - 1) for d, k in zip(dilation, kernel_size, strict=True)]
         # As in PyTorch, the right side gets one more of an odd total.
         return tuple((total // 2, total - total // 2) for total in totals)
     if isinstance(padding, str):
@@ -39,18 +40,19 @@ def padding_pairs(padding: Padding, geometry: Geometry) -> tuple[tuple[int, int]
     return tuple((side, side) for side in integers("padding", padding, dims, at_least=0))
 
 
-def check_padding_mode(geometry: Geometry) -> None:
+def check_padding_mode(
+    mode: Any, input_size: Numbers, padding: Pairs, output_padding: Numbers, transposed: bool
+) -> None:
     """Refuse an unknown padding mode, and padding that does not go with it."""
-    mode = geometry.padding_mode
     if not isinstance(mode, str) or mode not in PADDING_MODES:
         raise ValueError(f"padding_mode ({shown(mode)}) must be one of {PADDING_MODES}")
-    if geometry.transposed and mode != "zeros":
+    if transposed and mode != "zeros":
         raise ValueError(f"padding_mode ({mode!r}) must be 'zeros' in a transposed convolution")
-    if not geometry.transposed and any(geometry.output_padding):
-        raise ValueError(f"output_padding ({geometry.output_padding}) must be 0 unless the convolution is transposed")
+    if not transposed and any(output_padding):
+        raise ValueError(f"output_padding ({output_padding}) must be 0 unless the convolution is transposed")
     # F.pad wraps around at most once, and reflects at most once.
     spare = {"circular": 0, "reflect": 1}.get(mode)
-    for axis, (size, sides) in enumerate(zip(geometry.input_size, geometry.padding, strict=True)):
+    for axis, (size, sides) in enumerate(zip(input_size, padding, strict=True)):
         if spare is not None and max(sides) > size - spare:
             raise ValueError(
                 f"padding {sides} of axis {axis} must be at most {size - spare} on each side with "
@@ -58,15 +60,8 @@ def check_padding_mode(geometry: Geometry) -> None:
             )
 
 
-def output_size(geometry: Geometry) -> tuple[int, ...]:
-    """The output size per axis, refused where it would be empty."""
-    g = geometry
-    axes = zip(g.input_size, g.kernel_size, g.stride, g.padding, g.dilation, g.output_padding, strict=True)
-    along = _transposed_output if g.transposed else _output
-    return tuple(along(axis, *numbers) for axis, numbers in enumerate(axes))
-
-
-def _output(axis: int, size: int, kernel: int, step: int, sides: tuple[int, int], dilation: int, _: int) -> int:
+def output_along(axis: int, size: int, kernel: int, step: int, sides: tuple[int, int], dilation: int, _: int) -> int:
+    """The output size of a convolution along an axis, refused where it would be empty."""
     left, right = sides
     extent, padded = dilation * (kernel - 1) + 1, size + left + right
     if extent > padded:
@@ -78,9 +73,10 @@ def _output(axis: int, size: int, kernel: int, step: int, sides: tuple[int, int]
     return (padded - extent) // step + 1
 
 
-def _transposed_output(
+def transposed_output_along(
     axis: int, size: int, kernel: int, step: int, sides: tuple[int, int], dilation: int, extra: int
 ) -> int:
+    """Likewise of a transposed convolution."""
     left, right = sides
     if extra >= max(step, dilation):
         raise ValueError(

@@ -13,6 +13,7 @@ from math import prod
 from typing import Any
 
 from conv2affine.network.matrices.affine import AffineMap
+from conv2affine.network.matrices.matrix import Selection
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,9 +62,32 @@ class Piece:
         names = tuple(dict.fromkeys(name for names in self.origins.values() for name in names))
         return names or (self.output.name,)
 
+    def without_layer(self, *, gathers: bool = False) -> dict[Value, Selection]:
+        """The sources that need no layer: those that are only added, unless the bias needs one.
+
+        With `gathers`, selections are written without a matrix, and the bias is added.
+        """
+        found = {source: m for source, m in self.map.terms.items() if isinstance(m, Selection)}
+        if gathers:
+            return found
+        added = {source: m for source, m in found.items() if m.is_identity}
+        if added and len(added) == len(self.map.terms) and self.map.bias.any():
+            del added[next(iter(added))]
+        return added
+
+
+class _Named:
+    kind: str
+    origin: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Of the module, or node of a file, that it comes from; else that of its kind."""
+        return (*self.origin, self.kind)[0]
+
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class Step(_Named):
     """A piecewise-linear step with a meaning of its own: output = kind(inputs).
 
     Args:
@@ -87,7 +111,7 @@ class Step:
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
+class Kept(_Named):
     """An operator that runs as it is: outputs = call(inputs).
 
     Args:

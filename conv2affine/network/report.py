@@ -13,7 +13,6 @@ from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 from conv2affine.convolution.sizes import readable_bytes
 from conv2affine.interop.notebook import html_table
 from conv2affine.network.graph import Graph, Kept, Piece
-from conv2affine.network.matrices.matrix import Selection
 from conv2affine.network.passes.chain import Layer
 from conv2affine.network.torch.layers import NetworkLayout, choose_layout, layout_bytes
 
@@ -137,8 +136,9 @@ def describe(
     rows = []
     for node in graph.nodes:
         if isinstance(node, Piece):
+            selected = node.without_layer(gathers=gather)
             for source, matrix in node.map.terms.items():
-                if isinstance(matrix, Selection) and matrix.is_identity and len(node.map.terms) > 1:
+                if source in selected and selected[source].is_identity:
                     continue  # only added
                 name = _names(node.origins[source] or node.origin)
                 kind = "copied" if matrix.copied else "computed"
@@ -146,7 +146,7 @@ def describe(
                 sharing = ranks if chosen == "sharded" else 1
                 if sharing > 1:
                     sizes["sharded"] = -(-sizes["sparse"] // ranks)
-                if gather and isinstance(matrix, Selection):
+                if source in selected:
                     sizes["gather"], chosen = matrix.shape[0] * (8 + dtype.itemsize), "gather"
                 rows.append(Row(name, kind, *matrix.shape, matrix.nnz, tuple(sizes.items()), chosen, sharing))
         else:

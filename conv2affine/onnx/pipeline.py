@@ -28,7 +28,7 @@ from conv2affine.network.proof.forward import Interval
 from conv2affine.network.report import NetworkPlan, describe, describe_layers
 from conv2affine.onnx.conversion import Conversion, size_refusal
 from conv2affine.onnx.ends import apart, begin_at_casts, box_of, check_floats, joined, slices_by_name
-from conv2affine.onnx.exporting.exporter import Exporter, gathers
+from conv2affine.onnx.exporting.exporter import Exporter, gathers, with_sources
 from conv2affine.onnx.exporting.storage import data_of, named, publish, save
 from conv2affine.onnx.importing.upgrade import MIN_OPSET
 from conv2affine.onnx.model import BOX_KEY, DTYPES, FLOATS, OnnxNetwork, TensorInfo, one_line
@@ -104,7 +104,7 @@ def prepare(network: OnnxNetwork, options: Options) -> Prepared:
         layers = to_layers(simplify(joined(network).graph), dtype, limits)
         plan = dataclasses.replace(describe_layers(layers, dtype, "dense"), box=str(box or ""))
         return Prepared(options, source, network, layers, plan, dtype, box)
-    graph = to_pieces(network.graph, options.merge, options.max_pool, dtype)
+    graph = with_sources(to_pieces(network.graph, options.merge, options.max_pool, dtype))
     plan = describe(graph, dtype, "dense", gather=gathers(graph))
     return Prepared(options, source, dataclasses.replace(network, graph=graph), None, plan, dtype)
 

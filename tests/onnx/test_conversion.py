@@ -306,6 +306,32 @@ def test_plan():
     assert len(plan(cnn(), form="mlp").layers) == 4
 
 
+@pytest.mark.parametrize(
+    ("nodes", "layers"),
+    [
+        ("r = Relu(x)\nn = Neg(x)\np = Relu(n)\ns = Add(r, p)\ny = Add(s, one)", ["n", "y"]),
+        ("p = Pad(x, pads, one)\nc = Slice(p, starts, ends)\ny = Relu(c)", ["c"]),
+    ],
+    ids=["bias of a sum", "constant"],
+)
+def test_plan_has_every_layer(nodes, layers):
+    constants = {"one": np.float32(1), "pads": np.array([0, 0, 1, 0]), "starts": np.array([1]), "ends": np.array([2])}
+    result = convert(model(nodes, {"x": (1, 4)}, constants))
+    assert [row.name for row in result.plan.layers] == layers
+    assert operators(result.model).count("Gemm") == len(layers)
+
+
+@pytest.mark.parametrize(("last", "operator"), [("Relu", "Gemm"), ("Sin", "Gather")])
+def test_a_constant_of_a_network_of_integers(last, operator):
+    nodes = f"f = Cast<to = 1>(x)\np = Pad(f, pads, one)\nc = Slice(p, starts, ends, axes)\ny = {last}(c)"
+    numbers = {"pads": [0, 0, 0, 2], "starts": [4], "ends": [6], "axes": [1]}
+    constants = {"one": np.float32(1), **{name: np.array(each) for name, each in numbers.items()}}
+    original = model(nodes, {"x": ("N", 4)}, constants, types={"x": TensorProto.INT64})
+    result = convert(original)
+    assert operators(result.model)[:2] == ["Cast", operator]
+    assert difference(original, result.model, inputs(result.model, 2)) == 0
+
+
 def test_an_input_may_be_an_output():
     original = model("y = Relu(x)", {"x": ("N", 2, 3)}, outputs=["y", "x"])
     result = convert(original)

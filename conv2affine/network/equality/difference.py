@@ -81,7 +81,7 @@ class Joint:
 class _Differences:
     def __init__(self, units: Units) -> None:
         self.units = units
-        first, second = units.rows
+        first, second = units.table.rows
         in_both = first.is_known & second.is_known
         # A unit that one side lacks is taken to be the same there, with weights 0.
         self.largest = np.where(second.is_known, second.largest, first.largest)

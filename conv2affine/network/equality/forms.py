@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array, diags_array, vstack
+from scipy.sparse import csr_array, diags_array
 
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.proof.rounding import DOUBLE, gamma
@@ -107,56 +107,3 @@ def _largest(matrix: csr_array) -> Array:
         return np.zeros(0)
     found: Array = abs(matrix).max(axis=1).toarray().ravel()
     return found
-
-
-class Rows:
-    """What one network computes in each unit, before the ReLU.
-
-    Attributes:
-        is_known: The units that it computes.
-        low: Of their values before the ReLU, for the inputs in question.
-        high: Likewise.
-        largest: The largest absolute values of the units.
-        rank: 1, 2, ... of the ReLUs among them, in their order; 0 of others.
-        entries: How many their rows have.
-    """
-
-    def __init__(self, width: int) -> None:
-        self.is_known = np.zeros(width, bool)
-        self.low, self.high, self.largest = np.zeros(width), np.zeros(width), np.zeros(width)
-        self.rank, self.entries = np.zeros(width, np.int64), np.zeros(width, np.int64)
-        self._forms = [Form(csr_array((1, width)), *[np.zeros(1)] * 3)]
-        self._form, self._row = np.zeros(width, np.int64), np.zeros(width, np.int64)  # where each unit's row is
-
-    @property
-    def by_rank(self) -> Numbers:
-        """The unit of each rank."""
-        units = np.flatnonzero(self.rank)
-        result = np.full(len(units) + 1, -1)
-        result[self.rank[units]] = units
-        return result
-
-    def add(self, units: Numbers, form: Form, low: Array, high: Array) -> None:
-        """More units, which are the ReLUs of a form."""
-        self._form[units], self._row[units] = len(self._forms), np.arange(len(units))
-        self._forms.append(form)
-        self.entries[units] = np.diff(form.matrix.indptr)
-        self.rank[units] = self.rank.max(initial=0) + 1 + np.arange(len(units))
-        self.is_known[units] = True
-        self.low[units], self.high[units], self.largest[units] = low, high, np.maximum(high, 0)
-
-    def __getitem__(self, units: Numbers) -> Form:
-        """The rows of some units: zeros for inputs, and for units that this network does not compute."""
-        order = np.argsort(self._form[units], kind="stable")
-        numbers, starts = np.unique(self._form[units[order]], return_index=True)
-        if len(numbers) < 2:
-            return self._forms[int(numbers.max(initial=0))][self._row[units]]
-        groups = zip(numbers, np.split(order, starts[1:]), strict=True)
-        forms = [self._forms[number][self._row[units[group]]] for number, group in groups]
-        matrix = csr_array(vstack([form.matrix for form in forms], "csr"))
-        vectors = ([getattr(form, name) for form in forms] for name in ("bias", "size", "error"))
-        return Form(matrix, *map(np.concatenate, vectors))[np.argsort(order)]
-
-    def all(self) -> Form:
-        """A row for each unit."""
-        return self[np.arange(len(self.rank))]

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from torch.utils import _pytree as pytree
 
 from conv2affine.network.equality.forms import Form, Numbers
-from conv2affine.network.graph import Kept, Slot, Value, runs_on_vectors
+from conv2affine.network.equality.table import Table
+from conv2affine.network.graph import Kept, Slot, runs_on_vectors
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.passes.elementary import Function
 from conv2affine.network.passes.simplify import is_equal, rounded
-
-if TYPE_CHECKING:
-    from conv2affine.network.equality.units import Units
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,52 +27,74 @@ class Known:
         what: All that determines its results but its arguments.
         arguments: The forms of these.
         keys: Of each argument, what it would be for random units.
-        places: Its units.
+        units: Its results.
     """
 
     what: Any
     arguments: list[Form]
     keys: list[Array]
-    places: Numbers
+    units: Numbers
 
 
-def add_kept(units: Units, number: int, node: Kept, inputs: Sequence[Form]) -> Mapping[Value, Form]:
-    """The outputs of an operator of a side, for its inputs."""
-    units.read_by_kept[number].extend(inputs)
-    unscaled, factor = _unscaled(units, node, inputs)
-    meaning, order = _by_argument(rounded(node.call.meaning, units.coarsest))
-    arguments = [unscaled[place] for place in order]
-    new = np.arange(units.count, units.count + sum(value.size for value in node.outputs))
-    known = Known((meaning, _shapes(node, order)), arguments, [form.keys(units.random) for form in arguments], new)
-    # The first side may compute the same twice.
-    places = _partner(units, known, node.kind == "mul" and len({*node.shapes}) == 1, None if number else 1)
-    if places is None:
-        places = new
-        units.count += len(new)
+class Operators:
+    """The operators of two networks: those of the second are found among those of the first.
+
+    Args:
+        table: Of the units.
+        dtype: The coarsest of the dtypes in which the networks compute.
+    """
+
+    def __init__(self, table: Table, dtype: torch.dtype) -> None:
+        self.table, self.dtype = table, dtype
+        self.first: list[Known] = []
+
+    def add(self, number: int, node: Kept, inputs: Sequence[Form]) -> tuple[Numbers, Any]:
+        """The units of an operator of a side, for its inputs, and by what they are multiplied."""
+        unscaled, factor = self.unscaled(node, inputs)
+        meaning, order = _by_argument(rounded(node.call.meaning, self.dtype))
+        what, arguments = (meaning, _shapes(node, order)), [unscaled[place] for place in order]
+        keys = [form.keys(self.table.random) for form in arguments]
+        is_commutative = node.kind == "mul" and len({*node.shapes}) == 1
+        # The first side may compute the same twice; there, only the most likely is compared.
+        units = self.partner(what, arguments, keys, is_commutative, None if number else 1)
+        if units is not None:
+            self.table.matched[units] |= number == 1
+            return units, factor
+        units = self.table.new(sum(value.size for value in node.outputs))
         if number == 0:
-            units.kept.append(known)
-    else:
-        units.matched[places] |= number == 1
-    units.own[number][node.outputs[0]] = places
-    parts = np.split(places, np.cumsum([value.size for value in node.outputs])[:-1])
-    pairs = zip(node.outputs, parts, strict=True)
-    return {value: units.identity(number, value, part).times(factor + np.zeros(value.size)) for value, part in pairs}
+            self.first.append(Known(what, arguments, keys, units))
+        return units, factor
 
+    def partner(
+        self, what: Any, arguments: list[Form], keys: list[Array], is_commutative: bool, most: int | None
+    ) -> Numbers | None:
+        """The units of the operator of the first side that is the same; `most` are compared, the most likely first."""
+        same = [other for other in self.first if is_equal(what, other.what)]
+        tries = [(other, step) for other in same for step in ((1, -1) if is_commutative else (1,))]
 
-def _partner(units: Units, own: Known, is_commutative: bool, most: int | None) -> Numbers | None:
-    """The units of the operator of the first side that is the same; `most` are compared, the most likely first."""
-    same = [other for other in units.kept if is_equal(own.what, other.what)]
-    tries = [(other, step) for other in same for step in ((1, -1) if is_commutative else (1,))]
+        def distance(pair: tuple[Known, int]) -> float:
+            other, step = pair
+            return sum(float(np.linalg.norm(a - b)) for a, b in zip(keys[::step], other.keys, strict=True))
 
-    def distance(pair: tuple[Known, int]) -> float:
-        other, step = pair
-        return sum(float(np.linalg.norm(a - b)) for a, b in zip(own.keys[::step], other.keys, strict=True))
+        for other, step in sorted(tries, key=distance)[:most]:
+            pairs = zip(arguments[::step], other.arguments, strict=True)
+            if all(a.equals(b, self.table.unit).all() for a, b in pairs):
+                return other.units
+        return None
 
-    for other, step in sorted(tries, key=distance)[:most]:
-        pairs = zip(own.arguments[::step], other.arguments, strict=True)
-        if all(a.equals(b, units.unit).all() for a, b in pairs):
-            return other.places
-    return None
+    def unscaled(self, node: Kept, inputs: Sequence[Form]) -> tuple[list[Form], Any]:
+        """The factors of a product, without what can be taken out of them, and that: (s x) (t y) = s t (x y)."""
+        call, forms = node.call, []
+        factor: Any = 1.0
+        if not isinstance(call, Function) or call.name not in ("mul", "matmul"):
+            return list(inputs), factor
+        for number, form in enumerate(inputs):
+            keys = form.keys(self.table.random).reshape(1 if call.name == "matmul" else len(form.bias), -1)
+            largest = np.take_along_axis(keys, np.abs(keys).argmax(axis=1)[:, None], 1)[:, 0]
+            scale = np.where(largest == 0, 1, np.copysign(np.linalg.norm(keys, axis=1), largest))
+            forms.append(form.times(1 / scale + np.zeros(len(form.bias))))
+            factor = factor * scale ** call.places.count(number)
+        return forms, factor
 
 
 def _by_argument(meaning: Any) -> tuple[Any, list[int]]:
@@ -87,21 +108,6 @@ def _by_argument(meaning: Any) -> tuple[Any, list[int]]:
         return Slot(len(order) - 1)
 
     return pytree.tree_map(numbered, meaning), order
-
-
-def _unscaled(units: Units, node: Kept, inputs: Sequence[Form]) -> tuple[list[Form], Any]:
-    """The factors of a product, without what can be taken out of them, and that: (s x) (t y) = s t (x y)."""
-    call, forms = node.call, []
-    factor: Any = 1.0
-    if not isinstance(call, Function) or call.name not in ("mul", "matmul"):
-        return list(inputs), factor
-    for number, form in enumerate(inputs):
-        keys = form.keys(units.random).reshape(1 if call.name == "matmul" else len(form.bias), -1)
-        largest = np.take_along_axis(keys, np.abs(keys).argmax(axis=1)[:, None], 1)[:, 0]
-        scale = np.where(largest == 0, 1, np.copysign(np.linalg.norm(keys, axis=1), largest))
-        forms.append(form.times(1 / scale + np.zeros(len(form.bias))))
-        factor = factor * scale ** call.places.count(number)
-    return forms, factor
 
 
 def _shapes(node: Kept, order: Sequence[int]) -> list[Any]:

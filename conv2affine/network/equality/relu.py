@@ -2,47 +2,39 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from scipy.sparse import csr_array, diags_array
 
 from conv2affine.network.equality.forms import Form, Mask, Numbers, selected
+from conv2affine.network.equality.table import Match, Table
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.proof.forward import Interval
 
-if TYPE_CHECKING:
-    from conv2affine.network.equality.units import Units
-
-# How far the keys of elements with the same entries may be apart, relative to their size.
-SAME = 1e-9
 # What is left of entries that cancel, relative to their size.
 CANCELLED = 2.0**-48
 # How far the norms of keys may be apart, relative to each other, for a factor of 1.
 UNSCALED = 2.0**-12
 # The share of its range in a box in which an element may bend, and still need no unit.
 HARDLY = 2.0**-10
-Match = tuple[Numbers, Array]  # the unit of each element, or -1, and its sign
 
 
 class Relu:
     """A ReLU whose elements become units, or are found among them."""
 
     def __init__(
-        self, units: Units, number: int, form: Form, probes: Array, interval: Interval, positive: Mask
+        self, table: Table, number: int, form: Form, probes: Array, interval: Interval, positive: Mask
     ) -> None:
-        self.units, self.number, self.rows, self.first = units, number, units.rows[number], units.rows[0]
+        self.table, self.number, self.rows = table, number, table.rows[number]
         self.given = form
         flat, flipped = self.flattened(form)
         self.form, self.flipped = form.where(positive, flat), flipped & ~positive
         self.probes, self.interval = probes * np.where(self.flipped, -1, 1)[:, None], interval
         self.unit, self.factor = np.full(len(probes), -1), np.ones(len(probes))
         self.leads = np.zeros(len(probes), bool)  # the elements that are the first of their unit on this side
-        keys = self.form.keys(units.random)
-        self.norm = np.linalg.norm(keys, axis=1) if units.scaled else np.ones(len(keys))
-        self.keys = keys / np.where(self.norm > 0, self.norm, 1)[:, None]
-        self.zero = self.form.is_sum(units.bends, -1)
-        self.steady: Mask = self.zero | self.form.is_sum(units.bends) | positive
+        self.keys, self.norms = table.keys(self.form)
+        is_relu = self.rows.rank > 0
+        self.zero = self.form.is_sum(is_relu, -1)
+        self.steady: Mask = self.zero | self.form.is_sum(is_relu) | positive
         self.moved = np.where(self.zero, self.form.error, 0)  # what is left out of relu(v)
 
     def flattened(self, form: Form) -> tuple[Form, Mask]:
@@ -109,27 +101,11 @@ class Relu:
         rows = self.open
         rows = rows[match[0][rows] >= 0]
         if len(rows):
-            unit = match[0][rows]
-            factor = self.norm[rows] / self.units.norms[self.number if own else 0, unit]
+            unit, known = match[0][rows], self.rows if own else self.table.rows[0]
+            factor = self.norms[rows] / known.norms[unit]
             factor = np.sign(match[1][rows]) * np.where(np.abs(factor - 1) < UNSCALED, 1, factor)
-            known = (self.rows if own else self.first)[unit]
-            good = self.form[rows].times(1 / factor).equals(known, self.units.unit)
+            good = self.form[rows].times(1 / factor).equals(known[unit], self.table.unit)
             self.take(rows[good], unit[good], factor[good])
-
-    def twins(self) -> Match:
-        """The units of this side, so far, that have the same entries up to the sign."""
-        keys, all_keys = self.keys, self.units.keys[self.number]
-        units = np.flatnonzero(self.units.bends & self.rows.is_known)
-        if not len(units):
-            return np.full(len(keys), -1), np.ones(len(keys))
-        known = all_keys[units, 0]
-        order = np.argsort(np.abs(known))
-        near = SAME * np.abs(keys).max(axis=1)
-        at = np.searchsorted(np.abs(known)[order], np.abs(keys[:, 0]) - near).clip(max=len(units) - 1)
-        found = order[at]
-        sign = np.where(np.sign(known[found]) == np.sign(keys[:, 0]), 1.0, -1.0)
-        is_twin = np.abs(all_keys[units[found]] * sign[:, None] - keys).max(axis=1) <= near
-        return np.where(is_twin, units[found], -1), sign
 
     def pair(self, match: Match, rows: Numbers) -> None:
         """Take the units that are found for these elements, and that this side does not have yet, each once."""
@@ -140,11 +116,8 @@ class Relu:
 
     def add(self, rows: Numbers) -> None:
         """Make new units."""
-        units = self.units
-        unit = np.arange(units.count, units.count + len(rows))
-        units.count += len(rows)
-        units.bends[unit] = True
-        units.probes[unit] = self.probes[rows]
+        unit = self.table.new(len(rows))
+        self.table.probes[unit] = self.probes[rows]
         self.take(rows, unit, np.ones(len(rows)))
 
     def take(self, rows: Numbers, unit: Numbers, factor: Array) -> None:
@@ -153,21 +126,21 @@ class Relu:
         at = at[~self.rows.is_known[unit[at]]]
         rows, unit, factor = rows[at], unit[at], factor[at]
         self.leads[rows] = True
-        self.units.keys[self.number, unit] = self.keys[rows] * np.sign(factor)[:, None]
-        self.units.norms[self.number, unit] = self.norm[rows] / np.abs(factor)
         sign = np.where(self.flipped[rows], -1, 1) / factor
-        ends = [sign * bound[rows] for bound in self.interval]
-        self.rows.add(unit, self.form[rows].times(1 / factor), np.minimum(*ends), np.maximum(*ends))
+        bounds = [sign * bound[rows] for bound in self.interval]
+        ends = Interval(np.minimum(*bounds), np.maximum(*bounds))
+        keys, norms = self.keys[rows] * np.sign(factor)[:, None], self.norms[rows] / np.abs(factor)
+        self.rows.add(unit, self.form[rows].times(1 / factor), ends, keys, norms)
 
     def bent(self) -> Form:
         """The outputs: w where it is steady; |f| u where w is f times that of u, + w if f < 0; + v where flipped."""
         form, factor = self.form, np.abs(self.factor)
         stays = ((self.steady & ~self.zero) | (self.factor < 0)).astype(float)
-        units = diags_array(factor) @ selected(self.unit, self.units.width)
+        units = diags_array(factor) @ selected(self.unit, self.table.width)
         size = stays * form.size + np.where(self.unit >= 0, factor * self.rows.largest[self.unit], 0)
         error: Array = stays * form.error + self.moved
         again = np.flatnonzero((self.unit >= 0) & ~self.leads)
-        if len(again) and self.units.ranges is not None:
+        if len(again) and self.table.has_bounds:
             own, known = self.form[again].times(1 / self.factor[again]), self.rows[self.unit[again]]
             error[again] += factor[again] * (own.gap(known, self.rows.largest) + own.error + known.error)
         bent = Form(csr_array(diags_array(stays) @ form.matrix + units), stays * form.bias, size, error)
@@ -175,14 +148,3 @@ class Relu:
             bent = bent.plus(self.given.times(1.0 * self.flipped))
         bent.matrix.eliminate_zeros()
         return bent
-
-
-def leading(keys: Array, rows: Numbers) -> Numbers:
-    """The first element of each group of elements that have the same entries up to the sign."""
-    if not len(rows):
-        return rows
-    sizes = np.abs(keys[rows, 0])
-    order = np.argsort(sizes, kind="stable")
-    near = SAME * np.abs(keys[rows]).max(axis=1)[order]
-    starts = np.flatnonzero(np.diff(sizes[order], prepend=-np.inf) > near)
-    return np.sort(np.minimum.reduceat(rows[order], starts))

@@ -76,7 +76,7 @@ class Writer:
     """
 
     def __init__(self, node: Kept, dtype: torch.dtype) -> None:
-        self.node, self.dtype, self.graph, self.origin = node, dtype, Graph(), (*node.origin, node.kind)[0]
+        self.node, self.dtype, self.graph, self.origin = node, dtype, Graph(), node.name
         self.shape = node.outputs[0].shape
 
     def write(self) -> tuple[list[Node], Value]:

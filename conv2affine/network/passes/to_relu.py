@@ -41,7 +41,7 @@ def to_relu(graph: Graph, dtype: torch.dtype, kinds: Container[str] | None = Non
             sizes[node.output] = _size(node.map, sizes)
         if not isinstance(node, Step) or node.kind == "relu" or (kinds is not None and node.kind not in kinds):
             return None
-        part, origin = Graph(), (*node.origin, node.kind)[0]
+        part, origin = Graph(), node.name
         writer = _Writer(part, origin, largest, sizes)
         result = RULES[node.kind](writer, *map(_identity, node.inputs), **node.parameters)
         value = part.add_piece(result, node.outputs[0].shape, origin)

@@ -141,7 +141,7 @@ def _patterns(local: LocalMap, device: torch.device) -> tuple[dict[str, Tensor],
     ties: dict[str, Tensor] = {}
     start = 0
     for step, side in local.sides.items():
-        name = unused((*step.origin, step.kind)[0], pattern.__contains__)
+        name = unused(step.name, pattern.__contains__)
         stop = start + side.is_wall.shape[1]
         at_wall, start = side.by_element(tied[:, start:stop]), stop
         shape = step.outputs[0].shape[step.outputs[0].shape[0] == 1 :]

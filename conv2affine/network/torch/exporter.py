@@ -18,7 +18,7 @@ from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
 from conv2affine.network.graph import Kept, Piece, Step, Value, unused
-from conv2affine.network.matrices.matrix import Array, Matrix, Selection
+from conv2affine.network.matrices.matrix import Array, Matrix
 from conv2affine.network.torch.importing.call import AtenCall
 from conv2affine.network.torch.importing.importer import TorchNetwork
 from conv2affine.network.torch.models.held import is_taken
@@ -87,17 +87,13 @@ class Exporter:
 
     def piece(self, piece: Piece) -> Node:
         """The sum of a layer for each source; a source that is only added needs none."""
-        terms = list(piece.map.terms.items())
-        if not terms:
+        if not piece.map.terms:
             return self.constant(torch.from_numpy(piece.map.bias[None]).to(self.cast(self.network.dtype)))
         bias = piece.map.bias if piece.map.bias.any() else None
-        layers = [not (isinstance(matrix, Selection) and matrix.is_identity) for _, matrix in terms]
-        if bias is not None and not any(layers):
-            layers[0] = True
-        operands = []
-        for (source, matrix), has_layer in zip(terms, layers, strict=True):
+        added, operands = piece.without_layer(), []
+        for source, matrix in piece.map.terms.items():
             node = self.nodes[source]
-            if has_layer:
+            if source not in added:
                 node = self.layer(piece.origins.get(source) or piece.origin, node, matrix, bias)
                 bias = None
             operands.append(node)
@@ -131,7 +127,7 @@ class Exporter:
             shapes = [value.shape for value in step.outputs]
         else:
             whole = [self.graph.call_method("unflatten", (n, 1, s)) for n, s in zip(inputs, step.shapes, strict=True)]
-            name = self.unused((*step.origin, step.kind)[0])
+            name = self.unused(step.name)
             origin = f"{', '.join(step.origin)} ({step.kind})"
             self.root.add_module(name, PerSample(self.inner(op, len(inputs)), origin))
             result = self.graph.call_module(name, tuple(whole))

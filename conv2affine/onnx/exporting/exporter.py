@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO
 
@@ -10,7 +11,7 @@ import onnx
 import torch
 from onnx import ModelProto, helper
 
-from conv2affine.network.graph import Graph, Kept, Piece, Step, runs_on_vectors
+from conv2affine.network.graph import Graph, Kept, Node, Piece, Step, runs_on_vectors
 from conv2affine.network.matrices.matrix import Matrix, Selection
 from conv2affine.network.passes.chain import Layer
 from conv2affine.network.proof.forward import Interval
@@ -28,6 +29,19 @@ def gathers(graph: Graph) -> bool:
     Gemm and Relu anyway.
     """
     return any(isinstance(node, Kept) for node in graph.nodes)
+
+
+def with_sources(graph: Graph) -> Graph:
+    """A graph whose constants read its first input, times 0: that has the number of samples."""
+
+    def read(node: Node) -> Node:
+        if not isinstance(node, Piece) or node.map.terms:
+            return node
+        x = graph.inputs[0]
+        zeros = Selection(np.full(node.map.size, -1), x.size)
+        return Piece(node.output, node.map.plus({x: zeros}), {x: node.origin})
+
+    return dataclasses.replace(graph, nodes=[read(node) for node in graph.nodes])
 
 
 class Exporter:
@@ -59,6 +73,8 @@ class Exporter:
         self.writer = Writer(helper.tensor_dtype_to_np_dtype(self.elem_type), opset, names, data)
         self.values = Values(network, self.writer, is_batched, flat)
         self.gathers = gathers(network.graph)
+        inputs = zip(network.graph.inputs, network.inputs, strict=True)
+        self.integers = {value for value, tensor in inputs if not tensor.is_floating}
         self.bounds: dict[str, Interval | None] = {}  # of the layers of a chain, by the names of what they compute
 
     def graph(self) -> ModelProto:
@@ -118,20 +134,13 @@ class Exporter:
     def piece(self, piece: Piece) -> None:
         """The sum of a layer for each source; a source that is only added needs none."""
         bias: Any = piece.map.bias
-        # A constant is a layer of zeros.
-        anything = self.network.graph.inputs[0]
-        terms = piece.map.terms or {anything: Selection(np.full(len(bias), -1), anything.size)}
-        selected = {
-            source: matrix
-            for source, matrix in terms.items()
-            if isinstance(matrix, Selection) and (self.gathers or matrix.is_identity)
-        }
-        if len(selected) == len(terms) and bias.any() and not self.gathers:
-            del selected[next(iter(selected))]  # the bias needs a layer
+        terms, selected = piece.map.terms, piece.without_layer(gathers=self.gathers)
         wish = self.values.wishes.get(piece.output)
         operands = []
         for source, matrix in terms.items():
             x, origin = self.values.vector(source), (piece.origins.get(source) or piece.origin)[0]
+            if source in self.integers and not matrix.nnz:  # a constant
+                x = self.writer.call("Cast", [x], f"{origin}/float", to=self.elem_type)
             if source in selected:
                 for scale in matrix.numbers:
                     finite(origin, torch.from_numpy(scale).to(self.dtype))
@@ -150,7 +159,7 @@ class Exporter:
 
     def step(self, step: Step | Kept) -> None:
         """A nonlinear step on vectors, or on tensors of its own shape."""
-        values, origin = self.values, (*step.origin, step.kind)[0]
+        values, origin = self.values, step.name
         if isinstance(step, Step) and step.call is None:
             [output] = step.outputs
             x = [values.vector(value) for value in step.inputs]

@@ -298,7 +298,9 @@ def test_wrapped(wrap, model, x):
 # Plans and memory
 
 
-def test_plan_is_that_of_the_result(model, x):
+@pytest.mark.parametrize("function", [None, lambda x: x.relu() + (-x).relu() + 1], ids=["modules", "bias of a sum"])
+def test_plan_is_that_of_the_result(function, model, x):
+    model = Function(function) if function else model
     plan = conv2affine.plan(model, x)
     assert isinstance(plan, NetworkPlan)
     assert str(plan) == str(to_linear_network(model, x).plan)
