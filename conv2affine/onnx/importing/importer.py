@@ -197,7 +197,7 @@ class _Importer:
                 reason = "the runtime computes it differently"
             except NoRuleError as error:
                 reason = str(error) or "no rule covers it with these inputs"
-            except ValueError as error:  # of NumPy, for shapes that do not fit
+            except (IndexError, ValueError) as error:  # of Python and NumPy, for axes and shapes that do not fit
                 raise ValueError(f"{where} must follow the rules of its operator: {error}") from error
         if any(size == 0 for shape in context.shapes for size in shape):
             shapes = ", ".join(map(str, context.shapes))

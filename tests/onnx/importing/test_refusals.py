@@ -91,6 +91,7 @@ NODES_REFUSED = {
         "output 0 does not have the infinities or NaN of the original: .*merge='never'",
     ),
     "shapes-do-not-fit": ("y = PRelu(x, p)", ValueError, "PRelu node y must follow the rules of its operator"),
+    "no-such-axis": ("y = ScatterElements<axis = 5>(x, at, x)", ValueError, "node y must follow .*index out of range"),
     "no-numpy-type": ("y = Cast<to = 8>(x)", NotImplementedError, "output y .* is of string; put a Cast"),
     "empty-result": (
         "y = Sigmoid(z)\nz = Slice(x, o, o)",
@@ -107,6 +108,7 @@ def test_refused_nodes(nodes, error, message):
         "t": np.array(True),
         "s": np.array([2**40, 3]),
         "o": np.array([0]),
+        "at": np.array([[0, 0, 0]]),
         "p": random(2),
         "q": random(3),
         "k": np.array([1]),
