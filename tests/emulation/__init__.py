@@ -14,11 +14,15 @@ from torch._C import DispatchKey, DispatchKeySet
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC, HEADERS, TORCH = ROOT / "csrc", ROOT / "tests" / "emulation", Path(torch.__file__).parent
-HOST = ("convolution.cpp", "regions.cpp", "rows.cpp", "storage.cpp", "sums.cpp", "taps.cpp")
+# Those of the library, so that one that is missing there is missing here.
+CMAKE = (CSRC / "cuda" / "CMakeLists.txt").read_text()
+SOURCES = [
+    (CSRC / "cuda" / name).resolve() for name in CMAKE.partition("(conv2affine_cuda SHARED")[2].split(")")[0].split()
+]
 # Two units of compilation, as torch's headers are most of the work; the kernels see none of them.
 UNITS = {
-    "kernels": sorted(CSRC.glob("cuda/*.cu")),
-    "host": [*sorted(CSRC.glob("cuda/*.cpp")), *(CSRC / name for name in HOST)],
+    "kernels": [source for source in SOURCES if source.suffix == ".cu"],
+    "host": [source for source in SOURCES if source.suffix == ".cpp"],
 }
 INCLUDES = [f"-I{HEADERS}", f"-I{CSRC}"]
 TORCH_INCLUDES = [f"-isystem{TORCH}/include", f"-isystem{TORCH}/include/torch/csrc/api/include"]
@@ -51,7 +55,7 @@ def build() -> Path:
 
         objects = list(pool.map(compile, UNITS))
         linked = Path(directory, library.name)
-        libraries = [f"-L{TORCH}/lib", "-ltorch_cpu", "-lc10"]
+        libraries = [f"-L{TORCH}/lib", "-ltorch_cpu", "-lc10", "-Wl,--no-undefined"]
         subprocess.run([compiler, *FLAGS, "-shared", *objects, *libraries, "-o", linked], check=True)
         return linked.rename(library)
 
