@@ -60,6 +60,7 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], state: frozenset[str] =
                 with Choices(model, inputs), Assignments():
                     program = torch.export.export(model, inputs)
             program = _flat(program)
+            _align_solves(program)
             fold_constants(program, state)
             decomposed = decompose(program)
             complex_as_pairs(decomposed)
@@ -107,6 +108,20 @@ def _flat(program: ExportedProgram) -> ExportedProgram:
             program.graph_signature.replace_all_uses(user.name, result.name)
     program.graph.eliminate_dead_code()
     return program
+
+
+def _align_solves(program: ExportedProgram) -> None:
+    """Give right-hand sides of `linalg.solve` as many axes as the matrices: with fewer, some batches make them vectors.
+
+    For A of (3, 3, 3), a B of (3, 3) is three vectors, and for any other number of samples one matrix.
+    """
+    for node in program.graph.find_nodes(op="call_function", target=torch.ops.aten.linalg_solve.default):
+        matrix, other = (each.meta["val"] for each in node.args[:2])
+        if 1 < other.dim() == matrix.dim() - 1 and other.shape != matrix.shape[:-1]:
+            with program.graph.inserting_before(node):
+                aligned = program.graph.call_function(torch.ops.aten.unsqueeze.default, (node.args[1], 0))
+            aligned.meta = {**node.meta, "val": other.unsqueeze(0)}
+            node.update_arg(1, aligned)
 
 
 def _join_equal(program: ExportedProgram) -> None:
