@@ -197,6 +197,14 @@ ONE_SAMPLE = {
         r"y \(ScatterElements\) has constants of the shape of one sample",
     ),
     "written-to-the-first": ("a = ScatterElements<axis = 1>(x, p, u)\ny = Min(a, l)", "a depends for each sample"),
+    "written-to-the-first-column": (
+        "d = Transpose<perm = [1, 0]>(x)\na = ScatterElements(d, p, u)\nb = Transpose<perm = [1, 0]>(a)\ny = Min(b, l)",
+        "a depends for each sample",
+    ),
+    "written-to-the-first-of-all": (
+        "f = Reshape(x, e)\na = ScatterElements(f, g, h)\nb = Reshape(a, q)\ny = Min(b, l)",
+        "a depends for each sample",
+    ),
     "elsewhere": (
         "a = Transpose<perm = [1, 0]>(x)\nb = Softmax<axis = 0>(a)\ny = Transpose<perm = [1, 0]>(b)",
         r"a has shape \(6, 3\) for 3 samples, and \(6, 1\) for one",
@@ -214,6 +222,7 @@ def test_why_a_result_takes_one_sample(nodes, reason):
         "c": random(3, 6),
     }
     constants |= {"k": np.array([2]), "p": np.array([[0]]), "u": np.float32([[9]]), "l": np.float32(-9)}
+    constants |= {"e": np.array([-1]), "g": np.array([0]), "h": np.float32([9])}
     original = model(nodes, {"x": ("N", 6)}, constants)
     result = convert(original)
     assert not result.is_batched
