@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from conv2affine.network.comparison import RUNS, distance, tolerance_of
 from conv2affine.network.equality.forms import Mask
-from conv2affine.network.equality.side import Side
+from conv2affine.network.equality.side import NotExactError, NotTakenError, Side
 from conv2affine.network.graph import Value
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.proof.forward import Interval
@@ -96,24 +97,21 @@ def search(
         return Found(0.0, points[0], False)
     try:
         return _farthest(sides, _climb(sides, points, box, apart) if is_exact else points, is_exact)
-    except Exception:  # of any kind: lookups and factorisations take some numbers only
+    except (NotExactError, NotTakenError) as error:  # lookups and factorisations take some numbers only
         points = np.concatenate([points, as_given(between(box, examples, INSIDE), sides, box)])
-        taken = points[[_is_taken(sides, point[None], is_exact) for point in points]]
-        if not len(taken):
-            raise
-        return _farthest(sides, taken, is_exact)
+        found = [each for point in points if (each := _found_at(sides, point, is_exact))]
+        if not found:
+            raise ValueError(
+                f"no input was found on which a and b both run; pass a box, or a spec, of such inputs: {error}"
+            ) from error
+        return max(found, key=lambda each: (each.is_more, each.difference))
 
 
-def _is_taken(sides: Sequence[Side], point: Array, is_exact: bool) -> bool:
-    """Whether both networks run on a point, (1, elements)."""
-    try:
-        for side in sides:
-            side.run(point)
-            if is_exact:
-                side.values(point)
-    except Exception:  # as in `search`
-        return False
-    return True
+def _found_at(sides: Sequence[Side], point: Array, is_exact: bool) -> Found | None:
+    """The difference at a point, if both networks run on it."""
+    with suppress(NotExactError, NotTakenError):
+        return _farthest(sides, point[None], is_exact)
+    return None
 
 
 def _climb(sides: Sequence[Side], points: Array, box: Interval | None, apart: Value | None) -> Array:
