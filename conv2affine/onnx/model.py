@@ -100,7 +100,7 @@ class OnnxNetwork:
     written: tuple[str, ...] = ()
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """The message of an error of onnx or onnxruntime, which have several lines."""
     return " ".join(str(error).split())
 
