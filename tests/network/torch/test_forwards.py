@@ -85,9 +85,10 @@ def test_kept_operators_run_on_batches(function, capfd):
     assert "batching rule" not in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("solve", [torch.linalg.solve, lambda *args, **left: torch.linalg.solve_ex(*args, **left)[0]])
 @pytest.mark.parametrize("left", [True, False])
-def test_a_constant_to_solve_for_is_a_matrix_in_every_batch(left):
-    model = Function(lambda x: torch.linalg.solve(x + 5 * torch.eye(3), torch.ones(3, 3).tril(), left=left))
+def test_a_constant_to_solve_for_is_a_matrix_in_every_batch(solve, left):
+    model = Function(lambda x: solve(x + 5 * torch.eye(3), torch.ones(3, 3).tril(), left=left))
     x = torch.randn(3, 3, 3)  # for this number of samples PyTorch takes it as vectors
     net = to_linear_network(model, x[:1])
     torch.testing.assert_close(net(x), torch.cat([model(sample[None]) for sample in x]))

@@ -23,6 +23,7 @@ from conv2affine.network.torch.models.decompositions import decompose
 from conv2affine.network.torch.models.held import Inner, Named, Program, class_name
 from conv2affine.network.torch.models.surroundings import users_device, without_validation
 
+SOLVES = (torch.ops.aten.linalg_solve, torch.ops.aten.linalg_solve_ex, torch.ops.aten._linalg_solve_ex)
 # What to do, where torch.export fails.
 BRANCHES = "compute with tensors alone, without branches on what is in them, such as torch.where(x > 0, a, b)"
 CAUSES = {
@@ -115,7 +116,9 @@ def _align_solves(program: ExportedProgram) -> None:
 
     For A of (3, 3, 3), a B of (3, 3) is three vectors, and for any other number of samples one matrix.
     """
-    for node in program.graph.find_nodes(op="call_function", target=torch.ops.aten.linalg_solve.default):
+    for node in program.graph.nodes:
+        if getattr(node.target, "overloadpacket", None) not in SOLVES:
+            continue
         matrix, other = (each.meta["val"] for each in node.args[:2])
         if 1 < other.dim() == matrix.dim() - 1 and other.shape != matrix.shape[:-1]:
             with program.graph.inserting_before(node):
