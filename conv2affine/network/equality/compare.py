@@ -159,7 +159,7 @@ def _probes(sides: Sequence[Side], examples: Array, limits: Interval | None) -> 
     size = PROBES, sides[0].graph.inputs[0].size
     reach = examples if limits is None else np.stack(limits)
     anywhere = max(1.0, float(np.abs(reach).max(initial=0))) * random.standard_normal(size) * SCALES
-    for probes in (as_given(each, sides, None) for each in (anywhere, between(limits, examples, PROBES))):
+    for probes in (as_given(each, sides, None) for each in (anywhere, *between(limits, examples, PROBES))):
         try:
             for side in sides:
                 side.values(probes)

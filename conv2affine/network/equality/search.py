@@ -55,12 +55,15 @@ def inputs(size: int, box: Interval | None, examples: Array) -> Array:
     return np.concatenate([inside, [low, high, low / 2 + high / 2], corners, inner])
 
 
-def between(box: Interval | None, examples: Array, count: int) -> Array:
-    """Random inputs in a box, or between 0 and the examples, for networks that take some numbers only."""
+def between(box: Interval | None, examples: Array, count: int) -> list[Array]:
+    """Random inputs in a box, or between 0 and the examples, for networks that take some numbers only.
+
+    These first, and then some where all elements of an input have the same part of them, which leaves matrices positive
+    definite.
+    """
     random = np.random.default_rng(0)
     low, high = box or (0.0, examples[random.integers(len(examples), size=count)])
-    inside: Array = low + random.random((count, examples.shape[1])) * (high - low)
-    return inside
+    return [low + random.random((count, parts)) * (high - low) for parts in (examples.shape[1], 1)]
 
 
 def as_given(points: Array, sides: Sequence[Side], box: Interval | None) -> Array:
@@ -98,7 +101,7 @@ def search(
     try:
         return _farthest(sides, _climb(sides, points, box, apart) if is_exact else points, is_exact)
     except (NotExactError, NotTakenError) as error:  # lookups and factorisations take some numbers only
-        points = np.concatenate([points, as_given(between(box, examples, INSIDE), sides, box)])
+        points = np.concatenate([points, *(as_given(each, sides, box) for each in between(box, examples, INSIDE))])
         found = [each for point in points if (each := _found_at(sides, point, is_exact))]
         if not found:
             raise ValueError(

@@ -363,6 +363,15 @@ def test_a_model_of_categories_is_converted_and_compared(box):
     assert check(wrong, net, x[:1], box=box).verdict in ("different", "undecided")  # no example has the category
 
 
+def test_a_model_of_positive_definite_matrices_is_converted_and_compared():
+    x = (torch.eye(4) + 0.5).expand(2, 4, 4).contiguous()
+    model = Function(lambda x: torch.linalg.cholesky(x).exp())
+    net = conv2affine.to_linear_network(model, x)
+    torch.testing.assert_close(net(x), model(x))
+    assert check(model, net, x).verdict == "equal"
+    assert check(model, Function(lambda x: 1.1 * model(x)), x).verdict == "different"
+
+
 def test_a_step_that_fails_where_its_input_is_rounded_is_left_out():
     table = torch.arange(5.0)[:, None]
     model = Function(lambda x: table[torch.ceil(x[:, 0] / 2).long()])

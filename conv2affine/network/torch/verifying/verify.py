@@ -73,9 +73,8 @@ def verify(
     dtypes = {network.dtype: dtype}
     eps = max(EPS, *(torch.finfo(each).eps for each in (dtype, *network.dtypes)))
     with unchanged(model), torch.no_grad():
-        inputs, expected = _first_run(
-            model, [inputs] if only else [samples(inputs), samples(inputs, inside=True)], flat
-        )
+        batches = [inputs] if only else [samples(inputs), samples(inputs, "elements"), samples(inputs, "samples")]
+        inputs, expected = _first_run(model, batches, flat)
         taken = [x.to(each) for x, each in zip(inputs, network.input_dtypes, strict=True)]
         own = [x.to(dtypes.get(x.dtype, x.dtype)) for x in taken]
         result = Apart(result, expected) if flat else result
