@@ -81,7 +81,7 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], state: frozenset[str] =
 
 
 def _flat(program: ExportedProgram) -> ExportedProgram:
-    """A program with the operators that `torch.vmap` makes, those within `torch.no_grad`, and views, as all others."""
+    """A program with plain operators for what `torch.vmap`, `torch.no_grad` and `torch.broadcast_tensors` make."""
     if any("functorch" in getattr(node.target, "__module__", "") for node in program.graph.nodes):
         program = program.run_decompositions({})
     for node in program.graph.nodes:
