@@ -86,6 +86,7 @@ def batch_refusal(network: OnnxNetwork, steps: Sequence[Step | Kept], run_with: 
 
     Every output, and what a kept step takes and returns as tensors, must be the same for a batch as for each sample,
     along its first axis; so must what is written at places, along any axis, as constants may name those of one sample.
+    And what is selected or reduced must have more elements for a batch: else it is of one sample, or of all together.
     `run_with` makes a run of the model with these values of the file as further outputs.
     """
     if not network.is_batched:
@@ -100,9 +101,8 @@ def batch_refusal(network: OnnxNetwork, steps: Sequence[Step | Kept], run_with: 
             return f"{', '.join(step.origin)} ({step.kind}) does not have the batch along its first axis"
     outputs = [tensor.name for tensor in network.outputs]
     known = {tensor.name for tensor in (*network.inputs, *network.outputs)}
-    names = [name for step in on_tensors for name in step.call.tensors if name not in known]
-    written = [name for name in network.written if name not in known and name not in names]
-    names = [*dict.fromkeys(names), *written]
+    kept = [name for step in on_tensors for name in step.call.tensors]
+    names = [name for name in dict.fromkeys((*kept, *network.written, *network.selected)) if name not in known]
     run = run_with(names)
     batch = sample(network.inputs, SAMPLES, True)
     try:
@@ -115,7 +115,10 @@ def batch_refusal(network: OnnxNetwork, steps: Sequence[Step | Kept], run_with: 
     results = list(enumerate(zip((*outputs, *names), together, *alone, strict=True)))
     for number, (name, whole, *parts) in (*results[len(outputs) :], *results[: len(outputs)]):  # as they are computed
         shape = parts[0].shape
-        axes = range(len(shape))[: None if name in written else 1]
+        has_batch_first = name in outputs or name in kept
+        if not has_batch_first and name not in network.written and whole.shape != shape:
+            continue  # it is selected or reduced, and not along the batch
+        axes = range(len(shape))[: 1 if has_batch_first else None]
         longer = [axis for axis in axes if whole.shape == (*shape[:axis], SAMPLES * shape[axis], *shape[axis + 1 :])]
         if not longer:
             return f"{name} has shape {whole.shape} for {SAMPLES} samples, and {shape} for one"
