@@ -71,6 +71,7 @@ ON_BATCHES = {
     "lookup-of-pairs": lambda x: torch.eye(4)[x.argmax(2), x.argmin(2)],
     "search": lambda x: torch.searchsorted(SCALES[0], x).float(),
     "masks": lambda x: torch.cat([x > 0, (x < 0).roll(1, 2)], 1),
+    "padded-masks": lambda x: torch.nn.functional.pad(x > 0, (1, 2, 0, 1), value=True).float(),
     "bucketize": lambda x: torch.bucketize(x, SCALES[0]).float(),
 }
 
