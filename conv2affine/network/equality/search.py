@@ -19,7 +19,7 @@ from conv2affine.network.proof.forward import Interval
 # Random inputs without a box, in units of the largest element of the example; and in a box, its corners and the rest.
 SCALES = (1 / 64, 1 / 2, 1, 4)
 EACH = 3
-INSIDE = 32  # more of them, where a network does not run on all of these
+INSIDE = 16  # more of each kind, where a network does not run on all of these
 # What is known exactly may differ by this many roundings of everything that is added up.
 EXACT_ROUNDINGS = 8
 STARTS, STEPS = 4, 24
