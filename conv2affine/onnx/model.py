@@ -88,6 +88,7 @@ class OnnxNetwork:
         dtype: In which it computes: float64 if an input or output has that, else the widest type of the inputs.
         eps: Rounding of the coarsest type that it computes in.
         written: Names in the file of what it writes into at places.
+        selected: Names in the file of what it selects or reduces.
     """
 
     graph: Graph
@@ -98,9 +99,10 @@ class OnnxNetwork:
     dtype: torch.dtype
     eps: float
     written: tuple[str, ...] = ()
+    selected: tuple[str, ...] = ()
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """The message of an error of onnx or onnxruntime, which have several lines."""
     return " ".join(str(error).split())
 

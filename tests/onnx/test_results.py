@@ -190,13 +190,32 @@ ONE_SAMPLE = {
     "fixed-size": ("y = Reshape(x, t)", "it does not run on 3 samples"),
     "moved-across": ("a = Transpose<perm = [1, 0]>(x)\nb = Reshape(a, q)\ny = Neg(b)", "y depends for each sample"),
     "mixed-by-the-last": ("y = Softmax<axis = 0>(x)", "y depends for each sample on the others"),
-    "mixed-inside": ("m = ReduceMean<axes = [0]>(x)\na = Sub(x, m)\ny = Add(a, x)", "y depends for each sample"),
+    "mixed-inside": (
+        "m = ReduceMean<axes = [0]>(x)\na = Sub(x, m)\ny = Add(a, x)",
+        r"m has shape \(1, 6\) for 3 samples",
+    ),
     "mixed-in-a-kept-node": ("m = Softmax<axis = 0>(x)\na = Relu(m)\ny = Softmax(a)", "m depends for each sample"),
     "constant-of-the-shape-of-a-batch": (
         "n = Shape(x)\nz = ConstantOfShape(n)\nv, i = TopK(x, k)\ny = ScatterElements<axis = 1>(z, i, v)",
         r"y \(ScatterElements\) has constants of the shape of one sample",
     ),
     "written-to-the-first": ("a = ScatterElements<axis = 1>(x, p, u)\ny = Min(a, l)", "a depends for each sample"),
+    "written-to-the-first-column": (
+        "d = Transpose<perm = [1, 0]>(x)\na = ScatterElements(d, p, u)\nb = Transpose<perm = [1, 0]>(a)\ny = Min(b, l)",
+        "a depends for each sample",
+    ),
+    "written-to-the-first-of-all": (
+        "f = Reshape(x, e)\na = ScatterElements(f, g, h)\nb = Reshape(a, q)\ny = Min(b, l)",
+        "a depends for each sample",
+    ),
+    "reads-the-first": (
+        "a = Gather(x, g)\nb = Sub(a, o)\nd = Relu(b)\ny = Add(x, d)",
+        r"a has shape \(1, 6\) for 3 samples, and \(1, 6\) for one",
+    ),
+    "adds-all": (
+        "a = ReduceSum(x, g)\nb = Sub(a, o)\nd = Relu(b)\ny = Add(x, d)",
+        r"a has shape \(1, 6\) for 3 samples",
+    ),
     "elsewhere": (
         "a = Transpose<perm = [1, 0]>(x)\nb = Softmax<axis = 0>(a)\ny = Transpose<perm = [1, 0]>(b)",
         r"a has shape \(6, 3\) for 3 samples, and \(6, 1\) for one",
@@ -214,6 +233,7 @@ def test_why_a_result_takes_one_sample(nodes, reason):
         "c": random(3, 6),
     }
     constants |= {"k": np.array([2]), "p": np.array([[0]]), "u": np.float32([[9]]), "l": np.float32(-9)}
+    constants |= {"e": np.array([-1]), "g": np.array([0]), "h": np.float32([9]), "o": np.float32(1e3)}
     original = model(nodes, {"x": ("N", 6)}, constants)
     result = convert(original)
     assert not result.is_batched

@@ -24,9 +24,9 @@ class Known:
     """An operator of the first side.
 
     Args:
-        what: All that determines its results but its arguments.
-        arguments: The forms of these.
-        keys: Of each argument, what it would be for random units.
+        what: All that determines its results, except for its arguments.
+        arguments: Their forms.
+        keys: The elements of each argument for random units.
         units: Its results.
     """
 
@@ -66,9 +66,9 @@ class Operators:
         return units, factor
 
     def partner(
-        self, what: Any, arguments: list[Form], keys: list[Array], is_commutative: bool, most: int | None
+        self, what: Any, arguments: list[Form], keys: list[Array], is_commutative: bool, max_tries: int | None
     ) -> Numbers | None:
-        """The units of the operator of the first side that is the same; `most` are compared, the most likely first."""
+        """The units of the same operator of the first side; at most `max_tries` are compared, the most likely first."""
         same = [other for other in self.first if is_equal(what, other.what)]
         tries = [(other, step) for other in same for step in ((1, -1) if is_commutative else (1,))]
 
@@ -76,7 +76,7 @@ class Operators:
             other, step = pair
             return sum(float(np.linalg.norm(a - b)) for a, b in zip(keys[::step], other.keys, strict=True))
 
-        for other, step in sorted(tries, key=distance)[:most]:
+        for other, step in sorted(tries, key=distance)[:max_tries]:
             pairs = zip(arguments[::step], other.arguments, strict=True)
             if all(a.equals(b, self.table.unit).all() for a, b in pairs):
                 return other.units
@@ -98,7 +98,10 @@ class Operators:
 
 
 def _by_argument(meaning: Any) -> tuple[Any, list[int]]:
-    """What an operator does, and the number of the input of each argument: those that are equal need not be one."""
+    """What an operator does, with its arguments numbered in order, and which input each of them is.
+
+    So `f(h, h)` is equal to `f(h, g)` where g is computed as h is.
+    """
     order: list[int] = []
 
     def numbered(leaf: Any) -> Any:

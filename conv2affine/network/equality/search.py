@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from conv2affine.network.comparison import RUNS, distance, tolerance_of
 from conv2affine.network.equality.forms import Mask
-from conv2affine.network.equality.side import Side
+from conv2affine.network.equality.side import NotExactError, NotTakenError, Side
 from conv2affine.network.graph import Value
 from conv2affine.network.matrices.matrix import Array
 from conv2affine.network.proof.forward import Interval
@@ -18,7 +19,7 @@ from conv2affine.network.proof.forward import Interval
 # Random inputs without a box, in units of the largest element of the example; and in a box, its corners and the rest.
 SCALES = (1 / 64, 1 / 2, 1, 4)
 EACH = 3
-INSIDE = 32  # more of them, where a network does not run on all of these
+INSIDE = 16  # more of each kind, where a network does not run on all of these
 # What is known exactly may differ by this many roundings of everything that is added up.
 EXACT_ROUNDINGS = 8
 STARTS, STEPS = 4, 24
@@ -54,12 +55,15 @@ def inputs(size: int, box: Interval | None, examples: Array) -> Array:
     return np.concatenate([inside, [low, high, low / 2 + high / 2], corners, inner])
 
 
-def between(box: Interval | None, examples: Array, count: int) -> Array:
-    """Random inputs in a box, or between 0 and the examples, for networks that take some numbers only."""
+def between(box: Interval | None, examples: Array, count: int) -> list[Array]:
+    """Random inputs in a box, or between 0 and the examples, for networks that take some numbers only.
+
+    These first, and then some where all elements of an input have the same part of them, which leaves matrices positive
+    definite.
+    """
     random = np.random.default_rng(0)
     low, high = box or (0.0, examples[random.integers(len(examples), size=count)])
-    inside: Array = low + random.random((count, examples.shape[1])) * (high - low)
-    return inside
+    return [low + random.random((count, parts)) * (high - low) for parts in (examples.shape[1], 1)]
 
 
 def as_given(points: Array, sides: Sequence[Side], box: Interval | None) -> Array:
@@ -96,24 +100,21 @@ def search(
         return Found(0.0, points[0], False)
     try:
         return _farthest(sides, _climb(sides, points, box, apart) if is_exact else points, is_exact)
-    except Exception:  # of any kind: lookups and factorisations take some numbers only
-        points = np.concatenate([points, as_given(between(box, examples, INSIDE), sides, box)])
-        taken = points[[_is_taken(sides, point[None], is_exact) for point in points]]
-        if not len(taken):
-            raise
-        return _farthest(sides, taken, is_exact)
+    except (NotExactError, NotTakenError) as error:  # lookups and factorisations take some numbers only
+        points = np.concatenate([points, *(as_given(each, sides, box) for each in between(box, examples, INSIDE))])
+        found = [each for point in points if (each := _found_at(sides, point, is_exact))]
+        if not found:
+            raise ValueError(
+                f"no input was found on which a and b both run; pass a box, or a spec, of such inputs: {error}"
+            ) from error
+        return max(found, key=lambda each: (each.is_more, each.difference))
 
 
-def _is_taken(sides: Sequence[Side], point: Array, is_exact: bool) -> bool:
-    """Whether both networks run on a point, (1, elements)."""
-    try:
-        for side in sides:
-            side.run(point)
-            if is_exact:
-                side.values(point)
-    except Exception:  # as in `search`
-        return False
-    return True
+def _found_at(sides: Sequence[Side], point: Array, is_exact: bool) -> Found | None:
+    """The difference at a point, if both networks run on it."""
+    with suppress(NotExactError, NotTakenError):
+        return _farthest(sides, point[None], is_exact)
+    return None
 
 
 def _climb(sides: Sequence[Side], points: Array, box: Interval | None, apart: Value | None) -> Array:

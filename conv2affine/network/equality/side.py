@@ -28,7 +28,11 @@ LEAST_UNIT = 2.0**-46
 
 
 class NotExactError(RuntimeError):
-    """An operator does not run in float64."""
+    """An operator does not run in float64, or not on these inputs."""
+
+
+class NotTakenError(RuntimeError):
+    """A network does not run on these inputs."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,10 @@ class Side:
 
     def run(self, points: Array) -> Array:
         """The outputs (points, outputs) in its own dtype."""
-        return np.stack([self.own(point) for point in points])
+        try:
+            return np.stack([self.own(point) for point in points])
+        except Exception as error:  # a network may raise anything
+            raise NotTakenError(f"{type(error).__name__}: {error}") from error
 
     @np.errstate(all="ignore")
     def values(self, points: Array, unit: float = 0.0, seed: int = 0) -> dict[Value, Array]:
@@ -214,5 +221,7 @@ def _run_kept(node: Kept, values: Mapping[Value, Array]) -> list[Any]:
                 raise ValueError("its results have other shapes")  # as onnx.reference gives for some pools
             rows.append([result.astype(np.float64) if result.dtype.kind == "f" else result for result in results])
         except Exception as error:  # PyTorch and onnx.reference may raise anything
-            raise NotExactError(f"{', '.join(node.origin)} does not run in float64: {error}") from error
+            raise NotExactError(
+                f"{', '.join(node.origin)} does not run in float64 on the inputs tried: {error}"
+            ) from error
     return [np.stack(column) for column in zip(*rows, strict=True)]

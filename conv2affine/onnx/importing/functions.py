@@ -7,6 +7,9 @@ from collections.abc import Iterable, Iterator
 from graphlib import CycleError, TopologicalSorter
 
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, defs
+from onnx.checker import check_function
+
+from conv2affine.onnx.model import one_line
 
 MAX_NODES = 1_000_000  # of a model with its functions written out
 Key = tuple[str, str, str]
@@ -18,6 +21,7 @@ def inlined(proto: ModelProto) -> ModelProto:
     Raises:
         ValueError: If they call themselves, have the name of an operator, or expand to too many nodes; or if they are
             of another opset than the model, or are called with too many arguments.
+        onnx.checker.ValidationError: If one breaks the rules of ONNX.
     """
     if not proto.functions:
         return proto
@@ -25,12 +29,15 @@ def inlined(proto: ModelProto) -> ModelProto:
     from onnx_ir.passes.common import InlinePass
 
     _check_functions(proto)
-    model = from_proto(proto)
     try:
+        model = from_proto(proto)
         InlinePass()(model)  # onnx.inliner ignores the defaults of attributes
-    except ValueError as error:
-        raise ValueError(f"functions of the model must be ones that onnx_ir writes out: {error}") from error
-    made: ModelProto = to_proto(model)
+        made: ModelProto = to_proto(model)
+    except Exception as error:  # of any kind, and only the first in the chain says what is wrong
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise ValueError(f"functions of the model must be ones that onnx_ir writes out: {one_line(cause)}") from error
     return made
 
 
@@ -40,15 +47,19 @@ def _key(named: NodeProto | FunctionProto) -> Key:
 
 
 def _check_functions(proto: ModelProto) -> None:
-    """Raise an error if functions call themselves, are not unique, or have too many nodes when written out."""
+    """Raise an error if functions are broken, call themselves, are not unique, or have too many nodes written out."""
     functions = {_key(function): function for function in proto.functions}
     if len(functions) < len(proto.functions):
         raise ValueError("functions of the model must differ in their domain, name or overload, and some do not")
-    for domain, name, _ in functions:
+    for (domain, name, _), function in functions.items():
         if not domain and defs.has(name):
             raise ValueError(
                 f"function {name} must not have the name of an operator: runtimes differ in which they take"
             )
+        check_function(function)
+        made = {*function.input, *(output for node in function.node for output in node.output)}
+        for output in {*function.output} - made:
+            raise ValueError(f"function {name} must make all its outputs, and does not make {output}")
     called = {key: Counter(map(_key, all_nodes(function.node))) for key, function in functions.items()}
     counts: dict[Key, int] = {}
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from math import prod
 from typing import Any
@@ -34,6 +35,7 @@ from conv2affine.onnx.running.trials import DISPUTED, agrees, run_alone
 TYPES = frozenset(map(helper.np_dtype_to_tensor_dtype, map(np.dtype, "?bBhHiIqQefd")))
 LARGE = 2**16  # elements of constants
 WRITING = ("Scatter", "ScatterElements", "ScatterND")
+SELECTING = re.compile("Gather.*|Slice|Split|Reduce.*|Arg.*")
 
 
 @np.errstate(all="ignore")  # constants may hold anything; what matters is checked
@@ -59,6 +61,7 @@ class _Importer:
         self.parameters: set[int] = set()  # addresses of the numbers of the file
         self.largest = torch.finfo(torch.float16 if model.rounding == EPS[TensorProto.FLOAT16] else torch.float32).max
         self.written: list[str] = []  # names of what is written into at places
+        self.selected: list[str] = []  # and of what is selected or reduced
         self.budget = Budget(model.size)
         self.used = {*model.outputs, *(name for node in model.proto.graph.node for name in node.input if name)}
 
@@ -103,6 +106,7 @@ class _Importer:
             _dtype(self.model.inputs, outputs),
             max([self.model.rounding, *(EPS[type] for type in types if type in EPS)]) or EPS[TensorProto.FLOAT],
             tuple(self.written),
+            tuple(self.selected),
         )
 
     def node(self, node: NodeProto) -> None:
@@ -134,6 +138,7 @@ class _Importer:
             self.constant(names[0], np.zeros(shapes[0], bool))
             return
         self.written += names if node.op_type in WRITING else []
+        self.selected += names if SELECTING.fullmatch(node.op_type) else []
         context = Context(self.graph, call, inputs, shapes, self.parameters, location(node))
         before = len(self.graph.nodes)
         # Equal nodes are one, so that rules see that h > 0 is about the h next to it.

@@ -85,8 +85,9 @@ def batch_refusal(network: OnnxNetwork, steps: Sequence[Step | Kept], run_with: 
     """Why the result cannot take any number of samples; "" if it can.
 
     Every output, and what a kept step takes and returns as tensors, must be the same for a batch as for each sample,
-    along its first axis; so must what is written at places, as constants may name those of one sample. `run_with` makes
-    a run of the model with these values of the file as further outputs.
+    along its first axis; so must what is written at places, along any axis, as constants may name those of one sample.
+    And what is selected or reduced must have more elements for a batch: else it is of one sample, or of all together.
+    `run_with` makes a run of the model with these values of the file as further outputs.
     """
     if not network.is_batched:
         first = max(tensor.shape[0] if tensor.shape else 1 for tensor in network.inputs)
@@ -100,9 +101,8 @@ def batch_refusal(network: OnnxNetwork, steps: Sequence[Step | Kept], run_with: 
             return f"{', '.join(step.origin)} ({step.kind}) does not have the batch along its first axis"
     outputs = [tensor.name for tensor in network.outputs]
     known = {tensor.name for tensor in (*network.inputs, *network.outputs)}
-    names = [name for step in on_tensors for name in step.call.tensors if name not in known]
-    written = [name for name in network.written if name not in known and name not in names]
-    names = [*dict.fromkeys(names), *written]
+    kept = [name for step in on_tensors for name in step.call.tensors]
+    names = [name for name in dict.fromkeys((*kept, *network.written, *network.selected)) if name not in known]
     run = run_with(names)
     batch = sample(network.inputs, SAMPLES, True)
     try:
@@ -115,24 +115,32 @@ def batch_refusal(network: OnnxNetwork, steps: Sequence[Step | Kept], run_with: 
     results = list(enumerate(zip((*outputs, *names), together, *alone, strict=True)))
     for number, (name, whole, *parts) in (*results[len(outputs) :], *results[: len(outputs)]):  # as they are computed
         shape = parts[0].shape
-        if name in written and whole.shape != (SAMPLES, *shape[1:]):
-            continue  # it has the batch along another axis
-        if whole.shape != (SAMPLES * (shape or (1,))[0], *shape[1:]):
+        has_batch_first = name in outputs or name in kept
+        if not has_batch_first and name not in network.written and whole.shape != shape:
+            continue  # it is selected or reduced, and not along the batch
+        axes = range(len(shape))[: 1 if has_batch_first else None]
+        longer = [axis for axis in axes if whole.shape == (*shape[:axis], SAMPLES * shape[axis], *shape[axis + 1 :])]
+        if not longer:
             return f"{name} has shape {whole.shape} for {SAMPLES} samples, and {shape} for one"
         if name in outputs and shape[0] != 1:
             return f"output {name} has {shape[0]} rows for each sample"
-        a, b = as_tensor(whole), as_tensor(np.concatenate(parts))
-        if torch.equal(a, b) or (a.is_floating_point() and is_close(a, b, tolerance_of(eps))):
-            continue
-        # What is left where sums cancel is small beside what noise makes of it.
-        size = scale(a, map(as_tensor, noisy()[number]), COARSE * eps)
-        if difference(a, b, tolerance_of(eps) * size):
+        if not _is_same(number, whole, np.concatenate(parts, longer[0]), eps, noisy):
             return f"{name} depends for each sample on the others"
     values = batch | {name: whole for _, (name, whole, *_) in results}
     for step in on_tensors:
         if step.call.inputs and not _runs(step.call, values):
             return f"{', '.join(step.origin)} ({step.kind}) has constants of the shape of one sample"
     return ""
+
+
+def _is_same(number: int, whole: Any, joined: Any, eps: float, noisy: Callable[[], Sequence[Any]]) -> bool:
+    """Whether the value of this number is for a batch what it is for its samples, up to rounding."""
+    a, b = as_tensor(whole), as_tensor(joined)
+    if torch.equal(a, b) or (a.is_floating_point() and is_close(a, b, tolerance_of(eps))):
+        return True
+    # What is left where sums cancel is small beside what noise makes of it.
+    size = scale(a, map(as_tensor, noisy()[number]), COARSE * eps)
+    return not difference(a, b, tolerance_of(eps) * size)
 
 
 def _runs(call: OnnxCall, values: Mapping[str, Any]) -> bool:

@@ -336,7 +336,7 @@ def test_a_conversion_with_a_certificate(tmp_path):
 def test_a_pool_to_which_onnx_reference_gives_another_shape():
     nodes = "z = AveragePool<kernel_shape = [2, 2], strides = [1, 2], count_include_pad = 1>(x)\ny = Mul(z, c)"
     file = model_of(nodes, {"x": ("N", 2, 3, 1)}, {"c": np.float32(2)})
-    assert onnx.check(file, file).note == "z does not run in float64: its results have other shapes"
+    assert onnx.check(file, file).note == "z does not run in float64 on the inputs tried: its results have other shapes"
 
 
 class Categories(nn.Module):
@@ -361,3 +361,23 @@ def test_a_model_of_categories_is_converted_and_compared(box):
     wrong.table.weight.data[2] += 0.1
     assert check(wrong, net, x, box=box).verdict == "different"
     assert check(wrong, net, x[:1], box=box).verdict in ("different", "undecided")  # no example has the category
+
+
+def test_a_model_of_positive_definite_matrices_is_converted_and_compared():
+    x = (torch.eye(4) + 0.5).expand(2, 4, 4).contiguous()
+    model = Function(lambda x: torch.linalg.cholesky(x).exp())
+    net = conv2affine.to_linear_network(model, x)
+    torch.testing.assert_close(net(x), model(x))
+    assert check(model, net, x).verdict == "equal"
+    assert check(model, Function(lambda x: 1.1 * model(x)), x).verdict == "different"
+
+
+def test_a_step_that_fails_where_its_input_is_rounded_is_left_out():
+    table = torch.arange(5.0)[:, None]
+    model = Function(lambda x: table[torch.ceil(x[:, 0] / 2).long()])
+    other = Function(lambda x: table[torch.ceil(x[:, 0] / 4 + x[:, 0] / 4).long()])
+    x = torch.tensor([[8.0], [0], [4]])  # a little more than 8 / 2 is no place in the table
+    assert check(model, other, x).verdict == "equal"
+    assert check(model, Function(lambda x: 1.5 * other(x)), x).verdict != "equal"
+    with pytest.raises(ValueError, match="no input was found on which a and b both run; pass a box"):
+        check(model, other, x, box=(50, 80))

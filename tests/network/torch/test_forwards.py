@@ -71,6 +71,7 @@ ON_BATCHES = {
     "lookup-of-pairs": lambda x: torch.eye(4)[x.argmax(2), x.argmin(2)],
     "search": lambda x: torch.searchsorted(SCALES[0], x).float(),
     "masks": lambda x: torch.cat([x > 0, (x < 0).roll(1, 2)], 1),
+    "padded-masks": lambda x: torch.nn.functional.pad(x > 0, (1, 2, 0, 1), value=True).float(),
     "bucketize": lambda x: torch.bucketize(x, SCALES[0]).float(),
 }
 
@@ -85,11 +86,20 @@ def test_kept_operators_run_on_batches(function, capfd):
     assert "batching rule" not in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("solve", [torch.linalg.solve, lambda *args, **left: torch.linalg.solve_ex(*args, **left)[0]])
+@pytest.mark.parametrize("left", [True, False])
+def test_a_constant_to_solve_for_is_a_matrix_in_every_batch(solve, left):
+    model = Function(lambda x: solve(x + 5 * torch.eye(3), torch.ones(3, 3).tril(), left=left))
+    x = torch.randn(3, 3, 3)  # for this number of samples PyTorch takes it as vectors
+    net = to_linear_network(model, x[:1])
+    torch.testing.assert_close(net(x), torch.cat([model(sample[None]) for sample in x]))
+
+
 def test_an_operator_that_does_not_run_in_float64_is_named():
     model, x = Function(ON_BATCHES["fake-quantise-channels"]), torch.randn(2, 3, 4)
     result = check(model, to_linear_network(model, x), x)
     assert result.verdict == "undecided"
-    assert "fake_quantize_per_channel_affine_cachemask does not run in float64" in result.note
+    assert "fake_quantize_per_channel_affine_cachemask does not run in float64 on the inputs tried" in result.note
 
 
 def test_a_bilinear_layer_of_two_values_is_a_layer_and_a_product(capfd):

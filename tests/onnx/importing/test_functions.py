@@ -60,6 +60,21 @@ REFUSED = {
         "call themselves",
     ),
     "twice": ("y = my.f(x)", SOFT % 15 + SOFT % 15, "must differ in their domain, name or overload"),
+    "unknown-name": (
+        "y = my.f(x)",
+        '<domain: "my", opset_import: ["" : 15]> f (a) => (b) { b = Neg(c) }',
+        "valid ONNX: Nodes in a function must be topologically sorted, however input 'c' of node",
+    ),
+    "no-output": (
+        "y = my.f(x)",
+        '<domain: "my", opset_import: ["" : 15]> f (a) => (b) { c = Neg(a) }',
+        "function f must make all its outputs, and does not make b",
+    ),
+    "same-result-twice": (
+        "y = my.leaky(x) \n y = my.leaky(x)",
+        LEAKY,
+        "onnx_ir writes out: Output 'y' is redeclared",
+    ),
     "inputs": ("y = my.leaky(x, x)", LEAKY, "my::leaky.* has 2 inputs but function defines at most 1"),
 }
 

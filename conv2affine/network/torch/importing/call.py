@@ -116,6 +116,8 @@ class AtenCall:
             return self._is_for_all(axes)
         if name == "layer_norm":
             return len(self.args[1]) < axes
+        if name == "pad":  # two numbers for each axis, from the last on
+            return len(self.args[1]) < 2 * axes
         if name == "fake_quantize_per_channel_affine_cachemask":
             return bool(self.args[3] % axes != 0)
         if name == "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams":

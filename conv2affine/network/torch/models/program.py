@@ -23,6 +23,7 @@ from conv2affine.network.torch.models.decompositions import decompose
 from conv2affine.network.torch.models.held import Inner, Named, Program, class_name
 from conv2affine.network.torch.models.surroundings import users_device, without_validation
 
+SOLVES = (torch.ops.aten.linalg_solve, torch.ops.aten.linalg_solve_ex, torch.ops.aten._linalg_solve_ex)
 # What to do, where torch.export fails.
 BRANCHES = "compute with tensors alone, without branches on what is in them, such as torch.where(x > 0, a, b)"
 CAUSES = {
@@ -60,6 +61,7 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], state: frozenset[str] =
                 with Choices(model, inputs), Assignments():
                     program = torch.export.export(model, inputs)
             program = _flat(program)
+            _align_solves(program)
             fold_constants(program, state)
             decomposed = decompose(program)
             complex_as_pairs(decomposed)
@@ -79,7 +81,7 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], state: frozenset[str] =
 
 
 def _flat(program: ExportedProgram) -> ExportedProgram:
-    """A program with the operators that `torch.vmap` makes, those within `torch.no_grad`, and views, as all others."""
+    """A program with plain operators for what `torch.vmap`, `torch.no_grad` and `torch.broadcast_tensors` make."""
     if any("functorch" in getattr(node.target, "__module__", "") for node in program.graph.nodes):
         program = program.run_decompositions({})
     for node in program.graph.nodes:
@@ -107,6 +109,22 @@ def _flat(program: ExportedProgram) -> ExportedProgram:
             program.graph_signature.replace_all_uses(user.name, result.name)
     program.graph.eliminate_dead_code()
     return program
+
+
+def _align_solves(program: ExportedProgram) -> None:
+    """Give right-hand sides of `linalg.solve` as many axes as the matrices: with fewer, some batches make them vectors.
+
+    For A of (3, 3, 3), a B of (3, 3) is three vectors, and for any other number of samples one matrix.
+    """
+    for node in program.graph.nodes:
+        if getattr(node.target, "overloadpacket", None) not in SOLVES:
+            continue
+        matrix, other = (each.meta["val"] for each in node.args[:2])
+        if 1 < other.dim() == matrix.dim() - 1 and other.shape != matrix.shape[:-1]:
+            with program.graph.inserting_before(node):
+                aligned = program.graph.call_function(torch.ops.aten.unsqueeze.default, (node.args[1], 0))
+            aligned.meta = {**node.meta, "val": other.unsqueeze(0)}
+            node.update_arg(1, aligned)
 
 
 def _join_equal(program: ExportedProgram) -> None:

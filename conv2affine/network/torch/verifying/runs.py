@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -25,20 +25,22 @@ SCALES = (1 / 64, 1 / 2, 4)
 SAMPLES = 8
 
 
-def samples(inputs: Sequence[Tensor], *, inside: bool = False) -> list[Tensor]:
+def samples(inputs: Sequence[Tensor], shrunk: Literal["", "elements", "samples"] = "") -> list[Tensor]:
     """The first samples of the example, and random ones of several scales, the same in every call.
 
-    With `inside`, their elements lie between 0 and those of the example, as a model may take some numbers only.
+    A model may take some numbers only: with `shrunk`, the random samples are those of the example times factors between
+    0 and 1, one for each of the elements, or of the samples, as a positive definite matrix stays one.
     """
     generator = torch.Generator().manual_seed(0)
-    return [torch.cat([x[:SAMPLES].detach(), _random(x, generator, inside)]) for x in inputs]
+    return [torch.cat([x[:SAMPLES].detach(), _random(x, generator, shrunk)]) for x in inputs]
 
 
-def _random(x: Tensor, generator: torch.Generator, inside: bool) -> Tensor:
+def _random(x: Tensor, generator: torch.Generator, shrunk: str) -> Tensor:
     """Random samples like those of x; integers are taken from x, or 0, which is a valid index too."""
-    if x.is_floating_point() and inside:
+    if x.is_floating_point() and shrunk:
         chosen = x[torch.randint(len(x), (len(SCALES),), generator=generator)]
-        return chosen * torch.rand(chosen.shape, generator=generator).to(x)
+        shape = chosen.shape if shrunk == "elements" else (len(chosen), *[1] * (x.dim() - 1))
+        return chosen * torch.rand(shape, generator=generator).to(x)
     if x.is_floating_point():
         largest = torch.cat([x.detach().double().abs().flatten().cpu(), torch.ones(1)]).max()
         sample = torch.randn(len(SCALES), *x.shape[1:], generator=generator, dtype=torch.float64)

@@ -70,18 +70,11 @@ def verify(
             sample, has infinities that linear layers spread, or does not repeat its results.
         RuntimeError: If the results differ by more than rounding.
     """
-    inputs, given = (inputs if only else samples(inputs)), inputs
     dtypes = {network.dtype: dtype}
     eps = max(EPS, *(torch.finfo(each).eps for each in (dtype, *network.dtypes)))
     with unchanged(model), torch.no_grad():
-        try:
-            expected = run(model, inputs, flat)
-        except Exception as error:
-            inputs = given if only else samples(given, inside=True)
-            try:
-                expected = run(model, inputs, flat)
-            except Exception:
-                raise no_batch(len(inputs[0]), error) from error
+        batches = [inputs] if only else [samples(inputs), samples(inputs, "elements"), samples(inputs, "samples")]
+        inputs, expected = _first_run(model, batches, flat)
         taken = [x.to(each) for x, each in zip(inputs, network.input_dtypes, strict=True)]
         own = [x.to(dtypes.get(x.dtype, x.dtype)) for x in taken]
         result = Apart(result, expected) if flat else result
@@ -110,6 +103,17 @@ def verify(
                 in_double = [(a, a.to(b.dtype) if isinstance(a, Tensor) else b, *wide) for a, b, *wide in outputs]
                 is_rough = not _first_problem(limits, in_double, scales, capped)
             _refuse(model, inputs, expected, *found, tolerance_of(eps), flat, dtype if is_rough else None)
+
+
+def _first_run(model: nn.Module, batches: Sequence[Sequence[Tensor]], flat: bool) -> tuple[Sequence[Tensor], list[Any]]:
+    """The first batch that the model takes, and its outputs."""
+    errors = []
+    for batch in batches:
+        try:
+            return batch, run(model, batch, flat)
+        except Exception as error:  # a model may raise anything
+            errors.append(error)
+    raise no_batch(len(batches[0][0]), errors[0]) from errors[0]
 
 
 def _capped(own: Sequence[Any], scales: Sequence[Any]) -> list[Any]:
