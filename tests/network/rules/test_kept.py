@@ -120,7 +120,7 @@ def test_kept(name):
 
 # What runs by torch.vmap for each sample is another operator than the model's, where no rule of `elementary` covers it.
 UNDECIDED = {
-    *("infinite-padding", "infinite-weight", "infinities-where-nothing-is-put", "multilabel-margin"),
+    *("infinite-weight", "infinities-where-nothing-is-put", "multilabel-margin"),
     *("gather-of-a-constant", "pooling-with-indices", "scatter-product"),
 }
 
