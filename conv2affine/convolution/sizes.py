@@ -99,9 +99,9 @@ def sizes_of(layout: torch.layout, rows: int, cols: int, nnz: int, dtype: torch.
 
 
 def prefers_dense(dense: int, sparse: int) -> bool:
-    """Whether a dense matrix of so many bytes is small, or hardly larger than the sparse one.
+    """Whether a matrix is better dense than sparse, by its bytes in both layouts: if it is small, or not much larger.
 
-    Products with a sparse matrix take longer per byte, and longer to start; and a small matrix is easier to read.
+    A product with a sparse matrix takes longer per byte, and longer to start; a small matrix is also easier to read.
     """
     return dense <= max(SMALL_BYTES, 2 * sparse)
 

@@ -20,7 +20,7 @@ from conv2affine.network.proof.forward import Interval
 
 ASSUMPTION = "for sums of products in any order; not for Winograd, FFT or TF32 kernels"
 PROBES = 8
-SCALES = np.tile([[1.0], [0.25]], (PROBES // 2, 1))
+SCALES = np.tile([[1.0], [0.25]], (PROBES // 2, 1))  # of the probes, relative to the largest element of the example
 Verdict = Literal["different", "equal", "within", "undecided"]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from itertools import count
 from typing import Any
 
 import onnx
@@ -18,6 +17,7 @@ from onnx import (
     version_converter,
 )
 
+from conv2affine.network.graph import unused
 from conv2affine.onnx.importing.functions import all_nodes, taken
 from conv2affine.onnx.model import EPS, HALVES, location, one_line
 
@@ -120,9 +120,10 @@ def name_parts(graph: GraphProto) -> None:
     """Name the results of Split that are left out: onnxruntime crashes on them."""
     split = [node for node in graph.node if node.op_type == "Split" and "" in node.output]
     names = taken(graph) if split else set()
-    unused = (name for number in count() if (name := f"unused_{number}") not in names)
     for node in split:
-        node.output[:] = [name or next(unused) for name in node.output]
+        for number, name in enumerate(node.output):
+            node.output[number] = name or unused("unused", names.__contains__)
+            names.add(node.output[number])
 
 
 def widened(proto: ModelProto) -> tuple[ModelProto, float]:
